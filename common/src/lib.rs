@@ -1,1 +1,11 @@
-//! What every part of netfs shares.
+//! What every part of netfs shares: identifiers, attributes, the wire messages and their codec.
+//!
+//! Nothing in here knows FUSE, and nothing but `net` opens a socket.
+
+pub mod attr;
+pub mod codec;
+pub mod errno;
+pub mod id;
+pub mod map;
+pub mod name;
+pub mod wire;

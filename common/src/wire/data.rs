@@ -1,0 +1,117 @@
+//! Calls to a data server. Payload travels beside the message, never through the codec.
+
+use bincode::{Decode, Encode};
+
+use crate::errno::Errno;
+use crate::id::{ChunkId, Epoch, GroupId, InstanceId};
+
+/// The most payload of one call, in bytes.
+pub const MAX_PAYLOAD: u64 = 8 << 20;
+
+/// A call.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Request {
+    /// The placement group of the chunks named in `op`.
+    pub group: GroupId,
+    /// The epoch of the chain that the caller knows.
+    pub epoch: Epoch,
+    /// What to do.
+    pub op: Op,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Op {
+    /// Store the payload at `offset` of the chunk. Answered by [`Reply::Written`].
+    Write {
+        /// The chunk.
+        chunk: ChunkId,
+        /// First byte in the chunk.
+        offset: u64,
+    },
+    /// Answered by [`Reply::Read`] with `len` bytes of payload; holes read as zeros.
+    Read {
+        /// The chunk.
+        chunk: ChunkId,
+        /// First byte in the chunk.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// Make a range a hole. Answered by [`Reply::Written`].
+    Punch {
+        /// The chunk.
+        chunk: ChunkId,
+        /// First byte in the chunk.
+        offset: u64,
+        /// Number of bytes; `u64::MAX` for all that follows.
+        len: u64,
+    },
+    /// Remove the chunks of a file's contents from `first.index` on. Answered by [`Reply::Written`].
+    Delete {
+        /// The first chunk to go.
+        first: ChunkId,
+    },
+    /// Copy within this server; holes are copied as holes. Answered by [`Reply::Written`].
+    Copy {
+        /// From this chunk.
+        source: ChunkId,
+        /// First byte there.
+        source_offset: u64,
+        /// To this chunk.
+        target: ChunkId,
+        /// First byte there.
+        target_offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
+    /// Where a chunk has data. Answered by [`Reply::Extents`].
+    Extents {
+        /// The chunk.
+        chunk: ChunkId,
+    },
+    /// Bring everything acknowledged so far to stable storage. Answered by [`Reply::Flushed`].
+    Flush,
+    /// Answered by [`Reply::Usage`].
+    Usage,
+}
+
+/// An answer.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Reply {
+    /// The change is visible to everybody, and durable after a [`Op::Flush`] that answers with the same verifier.
+    Written {
+        /// This life of the server.
+        verifier: InstanceId,
+        /// By how many bytes the allocated data grew (or shrank).
+        allocated: i64,
+    },
+    /// The payload follows.
+    Read,
+    /// `(offset, length)` of data within the chunk, ascending, not touching.
+    Extents(Vec<(u64, u64)>),
+    /// All that was acknowledged under this verifier is durable.
+    Flushed {
+        /// This life of the server.
+        verifier: InstanceId,
+    },
+    /// Space of the server in bytes.
+    Usage(Usage),
+    /// The epoch is not the server's: fetch the map again.
+    StaleEpoch(Epoch),
+    /// Nothing was done.
+    Failed(Errno),
+}
+
+/// Space of a data server in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Usage {
+    /// Capacity for data.
+    pub capacity: u64,
+    /// What can still be written.
+    pub free: u64,
+    /// Live data.
+    pub live: u64,
+    /// Chunks held.
+    pub chunks: u64,
+}

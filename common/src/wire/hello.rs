@@ -1,0 +1,70 @@
+//! The first exchange on every connection.
+
+use bincode::{Decode, Encode};
+
+use crate::id::{ClusterId, InstanceId, SessionId};
+use crate::map::ClusterMap;
+
+/// Which kind of connection the caller wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Role {
+    /// Metadata calls of a mounted client, in its session.
+    Meta,
+    /// Bulk data.
+    Data,
+    /// An administrator's question ([`crate::wire::meta::Request::Status`]): no session, no volume.
+    Admin,
+}
+
+/// What the caller says first.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Hello {
+    /// Lowest and highest protocol version that the caller speaks.
+    pub protocol: (u32, u32),
+    /// Feature bits; none are defined yet, unknown ones are ignored.
+    pub features: u64,
+    /// Kind of connection.
+    pub role: Role,
+    /// The volume to work on; empty for an administrator.
+    pub volume: String,
+    /// The caller's session, the same on all its connections.
+    pub session: SessionId,
+    /// This life of the caller.
+    pub instance: InstanceId,
+    /// Host and mount point, for people.
+    pub client: String,
+}
+
+/// What the server answers.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct HelloReply {
+    /// The protocol version to speak.
+    pub protocol: u32,
+    /// Feature bits of the server.
+    pub features: u64,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// This life of the server; the write verifier of a data server.
+    pub instance: InstanceId,
+    /// Facts about the volume; only on metadata connections of a session.
+    pub volume: Option<VolumeInfo>,
+}
+
+/// What a client needs to know of its volume.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct VolumeInfo {
+    /// A random number that never changes; also the `fsid`.
+    pub id: u64,
+    /// The largest file that is kept in its inode, in bytes.
+    pub inline_limit: u32,
+    /// Where the chunks are.
+    pub map: ClusterMap,
+    /// The session was known already: a reconnect, and not a new session in place of one that
+    /// has ended.
+    pub resumed: bool,
+    /// No other session uses the volume: the client may keep everything cached until
+    /// [`crate::wire::meta::Push::Share`].
+    pub exclusive: bool,
+    /// For how long the session lives without a sign of life, in milliseconds.
+    pub term_ms: u32,
+}
