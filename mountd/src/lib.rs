@@ -1,1 +1,4 @@
 //! The client of netfs.
+
+pub mod fuse;
+pub mod vfs;
