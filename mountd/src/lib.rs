@@ -1,1 +1,3 @@
 //! The client of netfs.
+
+pub mod vfs;
