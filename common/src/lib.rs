@@ -1,1 +1,3 @@
 //! What every part of netfs shares.
+
+pub mod tls;
