@@ -1,3 +1,4 @@
 //! What every part of netfs shares.
 
+pub mod net;
 pub mod tls;
