@@ -8,4 +8,6 @@ pub mod errno;
 pub mod id;
 pub mod map;
 pub mod name;
+pub mod net;
+pub mod tls;
 pub mod wire;
