@@ -1,4 +1,6 @@
 //! What every part of netfs shares.
 
+pub mod config;
 pub mod net;
+pub mod telemetry;
 pub mod tls;
