@@ -1,4 +1,5 @@
 //! The client of netfs.
 
+pub mod cli;
 pub mod fuse;
 pub mod vfs;

@@ -68,10 +68,8 @@ async fn ask(dialer: &Dialer, server: &ServerAddr) -> Result<Status, String> {
 
 async fn question(link: &Link) -> Result<Status, String> {
     let request = codec::encode(&Request::Status).map_err(|e| e.to_string())?;
-    let answer = link
-        .call(request.into(), Instant::now() + PATIENCE)
-        .await
-        .map_err(|e| explain(&e))?;
+    let answer =
+        link.call(request.into(), Instant::now() + PATIENCE).await.map_err(|e| explain(&e))?;
     match codec::decode::<Reply>(&answer).map_err(|e| e.to_string())? {
         Ok(Response::Status(status)) => Ok(status),
         Ok(_) => Err("it answered another question".into()),
@@ -83,10 +81,14 @@ async fn question(link: &Link) -> Result<Status, String> {
 pub(super) fn explain(error: &CallError) -> String {
     match error {
         CallError::Unreachable { address, .. } => {
-            format!("nothing answers at {address}: is the server running, and UDP open to that port?")
+            format!(
+                "nothing answers at {address}: is the server running, and UDP open to that port?"
+            )
         }
         CallError::Untrusted(why) => {
-            format!("one side does not accept the other's certificate ({why}): both must be of the same cluster")
+            format!(
+                "one side does not accept the other's certificate ({why}): both must be of the same cluster"
+            )
         }
         CallError::Refused { text, .. } => text.to_string(),
         other => other.to_string(),

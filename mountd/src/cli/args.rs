@@ -39,8 +39,8 @@ pub(super) enum Command {
 /// Where the client's certificate comes from.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(super) struct IdentityArgs {
-    /// Directory with the client's ca.pem, cert.pem and key.pem [default: /etc/netfs/client, or
-    /// ~/.config/netfs/client for users other than root]
+    /// Directory with the client's ca.pem, cert.pem and key.pem [default: /etc/netfs/tls, or
+    /// ~/.config/netfs/tls for users other than root]
     #[arg(long, value_name = "DIR", conflicts_with_all = ["ca", "cert", "key"])]
     pub(super) identity: Option<PathBuf>,
     /// The cluster's authority, with --cert and --key in place of --identity
@@ -61,7 +61,7 @@ pub(super) struct IdentityArgs {
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = super::options::HELP)]
 pub(super) struct MountArgs {
-    /// What to mount: SERVER[:PORT]/VOLUME, for example files.example.org/home or [::1]:7440/home
+    /// What to mount: SERVER[:PORT]/VOLUME, for example files.example.org/home or [::1]:7400/home
     #[arg(value_name = "SERVER[:PORT]/VOLUME")]
     pub(super) source: String,
     /// An empty directory
@@ -168,7 +168,12 @@ pub(super) enum PkiCommand {
         #[arg(value_name = "OUT")]
         out: PathBuf,
         /// Issue it to the server of this name
-        #[arg(long, value_name = "NAME", required_unless_present = "client", conflicts_with = "client")]
+        #[arg(
+            long,
+            value_name = "NAME",
+            required_unless_present = "client",
+            conflicts_with = "client"
+        )]
         server: Option<String>,
         /// Issue it to the client of this name
         #[arg(long, value_name = "NAME")]
@@ -205,7 +210,14 @@ mod tests {
     #[test]
     fn a_mount_as_mount_8_asks_for_it() {
         let args = Args::try_parse_from([
-            "netfs", "mount", "host/vol", "/mnt", "-o", "ro,nosuid", "-o", "soft",
+            "netfs",
+            "mount",
+            "host/vol",
+            "/mnt",
+            "-o",
+            "ro,nosuid",
+            "-o",
+            "soft",
         ])
         .unwrap();
         let Command::Mount(m) = args.command else { panic!("not a mount") };
@@ -215,8 +227,7 @@ mod tests {
 
     #[test]
     fn a_certificate_is_named_in_one_way() {
-        let both =
-            ["netfs", "mount", "h/v", "/mnt", "--identity", "d", "--ca", "c", "--cert", "x"];
+        let both = ["netfs", "mount", "h/v", "/mnt", "--identity", "d", "--ca", "c", "--cert", "x"];
         assert!(Args::try_parse_from(both).is_err());
     }
 

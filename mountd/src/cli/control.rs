@@ -67,7 +67,8 @@ impl Control {
     }
 
     fn listen(path: PathBuf, answers: impl Answers) -> Result<Control, CliError> {
-        let failed = |error| CliError::Private { what: "control socket", path: path.clone(), error };
+        let failed =
+            |error| CliError::Private { what: "control socket", path: path.clone(), error };
         match fs::remove_file(&path) {
             // The mount point is free, so whoever owned the socket is gone.
             Ok(()) => {}

@@ -32,9 +32,9 @@ fn home() -> PathBuf {
 /// The usual place of the client's certificate.
 pub(super) fn identity() -> PathBuf {
     if is_root() {
-        return "/etc/netfs/client".into();
+        return "/etc/netfs/tls".into();
     }
-    from_env("XDG_CONFIG_HOME").unwrap_or_else(|| home().join(".config")).join("netfs/client")
+    from_env("XDG_CONFIG_HOME").unwrap_or_else(|| home().join(".config")).join("netfs/tls")
 }
 
 /// The usual place of the client's settings.
@@ -92,7 +92,9 @@ pub(super) fn socket_of(target: &Path) -> PathBuf {
 
 /// FNV-1a: the same on every build, which the hashes of the standard library do not promise.
 fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Makes a directory, and those above it that are missing, for its owner only.

@@ -19,16 +19,16 @@ pub enum CliError {
     #[error(transparent)]
     Option(#[from] OptionError),
     /// The mount point does not exist.
-    #[error("mount point {} does not exist: create it with `mkdir -p {0}`", .0.display())]
+    #[error("mount point {path} does not exist: create it with `mkdir -p {path}`", path = .0.display())]
     NoMountPoint(PathBuf),
     /// The mount point is a file.
-    #[error("mount point {} is not a directory", .0.display())]
+    #[error("mount point {path} is not a directory", path = .0.display())]
     NotADirectory(PathBuf),
     /// The mount point has something in it.
-    #[error("mount point {} is not empty, and the mount would hide what is in it: choose an empty directory", .0.display())]
+    #[error("mount point {path} is not empty, and the mount would hide what is in it: choose an empty directory", path = .0.display())]
     NotEmpty(PathBuf),
     /// Something is mounted there.
-    #[error("{source_} is mounted on {} already: `netfs umount {}` first, or choose another directory", target.display(), target.display())]
+    #[error("{source_} is mounted on {path} already: `netfs umount {path}` first, or choose another directory", path = target.display())]
     AlreadyMounted {
         /// The mount point.
         target: PathBuf,
@@ -36,19 +36,19 @@ pub enum CliError {
         source_: String,
     },
     /// A mount whose daemon is gone.
-    #[error("the mount on {} is dead, its daemon is gone (\"Transport endpoint is not connected\"): clean it up with `netfs umount -l {}`", .0.display(), .0.display())]
+    #[error("the mount on {path} is dead, its daemon is gone (\"Transport endpoint is not connected\"): clean it up with `netfs umount -l {path}`", path = .0.display())]
     Corpse(PathBuf),
     /// The mount point cannot be looked at.
-    #[error("mount point {} cannot be used: {1}", .0.display())]
+    #[error("mount point {path} cannot be used: {1}", path = .0.display())]
     MountPoint(PathBuf, io::Error),
     /// Nothing is mounted there.
-    #[error("nothing is mounted on {}", .0.display())]
+    #[error("nothing is mounted on {path}", path = .0.display())]
     NotMounted(PathBuf),
     /// Another file system is mounted there.
-    #[error("{} is a mount of type {1}, not one of netfs: use `umount`", .0.display())]
+    #[error("{path} is a mount of type {1}, not one of netfs: use `umount`", path = .0.display())]
     NotOurs(PathBuf, String),
     /// Somebody uses the mount.
-    #[error("{} is busy{users}: end these programs, or `netfs umount -l {}` to detach it now and let them finish", target.display(), target.display())]
+    #[error("{path} is busy{users}: end these programs, or `netfs umount -l {path}` to detach it now and let them finish", path = target.display())]
     Busy {
         /// The mount point.
         target: PathBuf,
@@ -56,16 +56,16 @@ pub enum CliError {
         users: String,
     },
     /// Unmounting failed.
-    #[error("{} cannot be unmounted: {1}", .0.display())]
+    #[error("{path} cannot be unmounted: {1}", path = .0.display())]
     Umount(PathBuf, io::Error),
     /// What was buffered could not be written.
-    #[error("{} is not unmounted, because what programs wrote could not be stored: {1}; `netfs umount -f {}` unmounts and gives it up", .0.display(), .0.display())]
+    #[error("{path} is not unmounted, because what programs wrote could not be stored: {1}; `netfs umount -f {path}` unmounts and gives it up", path = .0.display())]
     Unflushed(PathBuf, String),
     /// It was unmounted, but not everything was stored.
-    #[error("{} is unmounted, but {1}", .0.display())]
+    #[error("{path} is unmounted, but {1}", path = .0.display())]
     LostData(PathBuf, String),
     /// The daemon still runs.
-    #[error("{} is unmounted, but its daemon (process {1}) is still busy storing what was written", .0.display())]
+    #[error("{path} is unmounted, but its daemon (process {1}) is still busy storing what was written", path = .0.display())]
     StillRunning(PathBuf, u32),
     /// Mounting failed.
     #[error(transparent)]
@@ -92,14 +92,17 @@ pub enum CliError {
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// No certificate was named and none is in a usual place.
-    #[error("no client certificate: name its directory with --identity DIR (it holds ca.pem, cert.pem, key.pem; `netfs pki issue` makes one), or put it into {}", .0.display())]
+    #[error("no client certificate: name its directory with --identity DIR (it holds ca.pem, cert.pem, key.pem; `netfs pki issue` makes one), or put it into {path}", path = .0.display())]
     NoIdentity(PathBuf),
     /// A certificate is named in part.
     #[error("--ca, --cert and --key go together: {0} is missing")]
     PartialIdentity(&'static str),
     /// The configuration file.
-    #[error("{0}")]
-    Config(String),
+    #[error(transparent)]
+    Config(#[from] netfs_common::config::ConfigError),
+    /// Logging.
+    #[error(transparent)]
+    Telemetry(#[from] netfs_common::telemetry::TelemetryError),
     /// The state directory of `netfs dev`.
     #[error(transparent)]
     State(#[from] super::state::StateError),

@@ -1,8 +1,8 @@
 //! Which certificate the client shows.
 
-use std::path::PathBuf;
-
+use netfs_common::config::TlsConfig;
 use netfs_common::tls::Identity;
+use netfs_common::tls::pki::{CA_FILE, CERT_FILE, KEY_FILE};
 
 use super::args::IdentityArgs;
 use super::dirs;
@@ -12,8 +12,7 @@ use super::options::MountOptions;
 impl IdentityArgs {
     /// These, or what the mount options say instead.
     pub(super) fn or(self, options: &MountOptions) -> IdentityArgs {
-        let given = [&self.identity, &self.ca, &self.cert, &self.key].iter().any(|p| p.is_some());
-        if given {
+        if !self.is_empty() {
             return self;
         }
         IdentityArgs {
@@ -24,29 +23,38 @@ impl IdentityArgs {
         }
     }
 
-    /// Whether nothing is named.
-    pub(super) fn is_empty(&self) -> bool {
+    fn is_empty(&self) -> bool {
         [&self.identity, &self.ca, &self.cert, &self.key].iter().all(|p| p.is_none())
+    }
+
+    /// Where the certificate is, by these, else by the configuration, else in the usual place.
+    pub(super) fn locate(&self, configured: &TlsConfig) -> Result<TlsConfig, CliError> {
+        if !self.is_empty() && self.identity.is_none() {
+            for (path, name) in [(&self.ca, "--ca"), (&self.cert, "--cert"), (&self.key, "--key")] {
+                if path.is_none() {
+                    return Err(CliError::PartialIdentity(name));
+                }
+            }
+        }
+        if let (Some(ca), Some(cert), Some(key)) = (&self.ca, &self.cert, &self.key) {
+            return Ok(TlsConfig { ca: ca.clone(), cert: cert.clone(), key: key.clone() });
+        }
+        let by_default = TlsConfig::default();
+        let usual = dirs::identity();
+        let dir = match &self.identity {
+            Some(dir) => dir,
+            None if configured.cert != by_default.cert || configured.key != by_default.key => {
+                return Ok(configured.clone());
+            }
+            None if !usual.join(CERT_FILE).exists() => return Err(CliError::NoIdentity(usual)),
+            None => &usual,
+        };
+        Ok(TlsConfig { ca: dir.join(CA_FILE), cert: dir.join(CERT_FILE), key: dir.join(KEY_FILE) })
     }
 
     /// Loads and checks the certificate.
     pub(super) fn load(&self) -> Result<Identity, CliError> {
-        if let Some(dir) = &self.identity {
-            return Ok(Identity::load_dir(dir)?);
-        }
-        if self.is_empty() {
-            let usual = dirs::identity();
-            if !usual.exists() {
-                return Err(CliError::NoIdentity(usual));
-            }
-            return Ok(Identity::load_dir(&usual)?);
-        }
-        let need = |path: &Option<PathBuf>, name| {
-            path.clone().ok_or(CliError::PartialIdentity(name))
-        };
-        let (ca, cert, key) =
-            (need(&self.ca, "--ca")?, need(&self.cert, "--cert")?, need(&self.key, "--key")?);
-        Ok(Identity::load(&ca, &cert, &key)?)
+        Ok(self.locate(&TlsConfig::default())?.load()?)
     }
 }
 
@@ -77,11 +85,15 @@ mod tests {
     }
 
     #[test]
-    fn flags_come_before_mount_options() {
+    fn flags_come_before_mount_options_and_those_before_the_configuration() {
         let options = MountOptions { identity: Some("/from/o".into()), ..Default::default() };
-        let args = IdentityArgs::default().or(&options);
-        assert_eq!(args.identity, Some("/from/o".into()));
+        let by_options = IdentityArgs::default().or(&options);
+        assert_eq!(by_options.identity, Some("/from/o".into()));
         let flag = IdentityArgs { identity: Some("/flag".into()), ..Default::default() };
-        assert_eq!(flag.or(&options).identity, Some("/flag".into()));
+        let configured = TlsConfig { cert: "/configured".into(), ..Default::default() };
+        let located = flag.or(&options).locate(&configured).unwrap();
+        assert_eq!(located.cert, std::path::Path::new("/flag/cert.pem"));
+        let located = IdentityArgs::default().locate(&configured).unwrap();
+        assert_eq!(located.cert, configured.cert);
     }
 }

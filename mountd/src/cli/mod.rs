@@ -2,18 +2,19 @@
 
 mod admin;
 mod args;
+mod connect;
 mod control;
 mod daemon;
 mod dev;
 mod dirs;
 mod error;
 mod identity;
-mod log;
 mod mount;
 mod mountpoint;
 mod options;
 mod pki;
 mod serve;
+mod settings;
 mod source;
 mod state;
 mod status;

@@ -1,7 +1,6 @@
 //! Mount options (`-o`).
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use crate::fuse::MountFlags;
 
@@ -15,14 +14,13 @@ Mount options (-o):
   hard                     calls wait for a server that cannot be reached, and can be killed [default]
   soft                     calls fail with ETIMEDOUT after the time of timeo=
   timeo=TIME               how long `soft` waits: 30s, 500ms, or a number in tenths of a second as
-                           for NFS [default: 30s]
+                           for NFS [default: 60s]
   allow_other              other users may use the mount [default for root]
   noallow_other            they may not
   readahead=SIZE           how far the kernel reads ahead, for root [default: 8M]
-  max_background=N         requests that the kernel sends ahead [default: 128]
-  cache=SIZE               memory for cached data [default: from the configuration]
-  dirty=SIZE               memory for written data that no server has yet [default: from the
-                           configuration]
+  cache=SIZE               memory for data read ahead [default: 64M]
+  dirty=SIZE               memory for written data that no server has yet [default: 64M]
+  SECTION.KEY=VALUE        any setting of the configuration file, such as net.max_mtu=1452
   identity=DIR, ca=FILE, cert=FILE, key=FILE, config=FILE, log=FILE
                            as the flags of the same name, for /etc/fstab
   subtype=NAME, nosubtype  the type is shown as fuse.NAME, or plain fuse [default: netfs]
@@ -31,12 +29,6 @@ Mount options (-o):
                            are for mount(8) and systemd, and accepted
 SIZE is a number of bytes, or one with K, M or G behind it.";
 
-/// Reads no further ahead than this: more would only be read to be dropped.
-const MAX_READAHEAD_BYTES: u64 = 1 << 30;
-
-/// The largest cache that can be asked for; beyond it the number is a mistake.
-const MAX_CACHE_BYTES: u64 = 1 << 44;
-
 /// What `-o` says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MountOptions {
@@ -44,12 +36,6 @@ pub(super) struct MountOptions {
     /// As given, for a remount.
     pub(super) words: Vec<String>,
     pub(super) allow_other: Option<bool>,
-    pub(super) soft: bool,
-    pub(super) timeout: Duration,
-    pub(super) readahead_bytes: u64,
-    pub(super) max_background: u16,
-    pub(super) cache_bytes: Option<u64>,
-    pub(super) dirty_bytes: Option<u64>,
     pub(super) identity: Option<PathBuf>,
     pub(super) ca: Option<PathBuf>,
     pub(super) cert: Option<PathBuf>,
@@ -58,6 +44,8 @@ pub(super) struct MountOptions {
     pub(super) log: Option<PathBuf>,
     pub(super) subtype: Option<String>,
     pub(super) remount: bool,
+    /// Settings of the configuration, as `section.key=value`.
+    pub(super) settings: Vec<String>,
 }
 
 impl Default for MountOptions {
@@ -66,12 +54,6 @@ impl Default for MountOptions {
             flags: MountFlags::default(),
             words: Vec::new(),
             allow_other: None,
-            soft: false,
-            timeout: Duration::from_secs(30),
-            readahead_bytes: 8 << 20,
-            max_background: 128,
-            cache_bytes: None,
-            dirty_bytes: None,
             identity: None,
             ca: None,
             cert: None,
@@ -80,6 +62,7 @@ impl Default for MountOptions {
             log: None,
             subtype: Some("netfs".into()),
             remount: false,
+            settings: Vec::new(),
         }
     }
 }
@@ -107,8 +90,22 @@ pub enum OptionError {
 
 /// Words for `mount(8)`, `systemd` and `/etc/fstab`, which mean nothing here.
 const FOR_OTHERS: &[&str] = &[
-    "_netdev", "nofail", "auto", "noauto", "user", "nouser", "users", "owner", "group", "defaults",
-    "default_permissions", "loud", "silent", "iversion", "noiversion", "nomand",
+    "_netdev",
+    "nofail",
+    "auto",
+    "noauto",
+    "user",
+    "nouser",
+    "users",
+    "owner",
+    "group",
+    "defaults",
+    "default_permissions",
+    "loud",
+    "silent",
+    "iversion",
+    "noiversion",
+    "nomand",
 ];
 
 impl MountOptions {
@@ -137,12 +134,15 @@ impl MountOptions {
             wanted,
         };
         let path = || needed().map(|v| Some(PathBuf::from(v)));
-        const SIZE: &str = "a size: a number of bytes, or one with K, M or G behind it";
+        let sized = || {
+            let wanted = "a size: a number of bytes, or one with K, M or G behind it";
+            size(needed()?).ok_or_else(|| wrong(wanted))
+        };
         match (key, value) {
             ("allow_other", None) => self.allow_other = Some(true),
             ("noallow_other", None) => self.allow_other = Some(false),
-            ("soft", None) => self.soft = true,
-            ("hard", None) => self.soft = false,
+            ("soft", None) => self.set("mount.on_outage", "error"),
+            ("hard", None) => self.set("mount.on_outage", "wait"),
             ("remount", None) => self.remount = true,
             ("nosubtype", None) => self.subtype = None,
             ("subtype", _) => {
@@ -155,28 +155,13 @@ impl MountOptions {
             }
             ("timeo", _) => {
                 let wanted = "a time: 30s, 500ms, 2m, or a number in tenths of a second";
-                self.timeout = time(needed()?).ok_or_else(|| wrong(wanted))?;
+                let time = time_ms(needed()?).ok_or_else(|| wrong(wanted))?;
+                self.set("mount.outage_timeout_ms", time);
             }
-            ("readahead", _) => {
-                let bytes = size(needed()?).ok_or_else(|| wrong(SIZE))?;
-                if bytes > MAX_READAHEAD_BYTES {
-                    return Err(wrong("at most 1G"));
-                }
-                self.readahead_bytes = bytes;
-            }
-            ("max_background", _) => {
-                let n = needed()?.parse().ok().filter(|n| *n > 0);
-                self.max_background = n.ok_or_else(|| wrong("a number from 1 to 65535"))?;
-            }
-            ("cache" | "dirty", _) => {
-                let bytes = size(needed()?).ok_or_else(|| wrong(SIZE))?;
-                if !(1..=MAX_CACHE_BYTES).contains(&bytes) {
-                    return Err(wrong("between 1 byte and 16384G"));
-                }
-                let field =
-                    if key == "cache" { &mut self.cache_bytes } else { &mut self.dirty_bytes };
-                *field = Some(bytes);
-            }
+            ("readahead", _) => self.set("mount.read_ahead_kb", sized()? >> 10),
+            ("cache", _) => self.set("cache.read_bytes", sized()?),
+            ("dirty", _) => self.set("cache.dirty_bytes", sized()?),
+            (k, Some(_)) if k.contains('.') => self.settings.push(word.to_string()),
             ("identity", _) => self.identity = path()?,
             ("ca", _) => self.ca = path()?,
             ("cert", _) => self.cert = path()?,
@@ -186,6 +171,12 @@ impl MountOptions {
             _ => return Err(OptionError::Unknown(word.to_string())),
         }
         Ok(())
+    }
+}
+
+impl MountOptions {
+    fn set(&mut self, key: &str, value: impl std::fmt::Display) {
+        self.settings.push(format!("{key}={value}"));
     }
 }
 
@@ -204,8 +195,8 @@ fn size(text: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
-/// `30s`, `500ms`, `2m`; a bare number counts tenths of a second. Nothing above a day.
-fn time(text: &str) -> Option<Duration> {
+/// `30s`, `500ms`, `2m` in milliseconds; a bare number counts tenths of a second. At most a day.
+fn time_ms(text: &str) -> Option<u64> {
     let (digits, unit_ms) = if let Some(d) = text.strip_suffix("ms") {
         (d, 1)
     } else if let Some(d) = text.strip_suffix('s') {
@@ -216,7 +207,7 @@ fn time(text: &str) -> Option<Duration> {
         (text, 100)
     };
     let ms = digits.parse::<u64>().ok()?.checked_mul(unit_ms)?;
-    (1..=86_400_000).contains(&ms).then(|| Duration::from_millis(ms))
+    (1..=86_400_000).contains(&ms).then_some(ms)
 }
 
 #[cfg(test)]
@@ -231,7 +222,6 @@ mod tests {
     fn later_options_win_across_several_flags() {
         let o = MountOptions::parse(&["ro,soft".into(), "rw,hard".into()]).unwrap();
         assert!(!o.flags.read_only());
-        assert!(!o.soft);
         assert_eq!(o.words, ["ro", "soft", "rw", "hard"]);
     }
 
@@ -249,13 +239,16 @@ mod tests {
         assert_eq!(o.flags, MountFlags::default());
     }
 
+    fn setting(option: &str) -> String {
+        parse(option).unwrap().settings.join(" ")
+    }
+
     #[test]
     fn times_have_units() {
-        let secs = |t| parse(t).unwrap().timeout.as_millis();
-        assert_eq!(secs("timeo=600"), 60_000);
-        assert_eq!(secs("timeo=5s"), 5_000);
-        assert_eq!(secs("timeo=250ms"), 250);
-        assert_eq!(secs("timeo=2m"), 120_000);
+        assert_eq!(setting("timeo=600"), "mount.outage_timeout_ms=60000");
+        assert_eq!(setting("timeo=5s"), "mount.outage_timeout_ms=5000");
+        assert_eq!(setting("timeo=250ms"), "mount.outage_timeout_ms=250");
+        assert_eq!(setting("timeo=2m"), "mount.outage_timeout_ms=120000");
         for bad in ["timeo=0", "timeo=x", "timeo=-1s", "timeo=99999999999s", "timeo=1d"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
@@ -263,12 +256,18 @@ mod tests {
 
     #[test]
     fn sizes_have_units() {
-        assert_eq!(parse("readahead=16M").unwrap().readahead_bytes, 16 << 20);
-        assert_eq!(parse("cache=2g").unwrap().cache_bytes, Some(2 << 30));
-        assert_eq!(parse("dirty=4096").unwrap().dirty_bytes, Some(4096));
-        for bad in ["readahead=2G", "cache=0", "cache=x", "cache=99999999999999999999", "dirty=M"] {
+        assert_eq!(setting("readahead=16M"), "mount.read_ahead_kb=16384");
+        assert_eq!(setting("cache=2g"), format!("cache.read_bytes={}", 2u64 << 30));
+        assert_eq!(setting("dirty=4096"), "cache.dirty_bytes=4096");
+        for bad in ["readahead=x", "cache=99999999999999999999", "dirty=M", "cache=-1"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn settings_pass_through() {
+        assert_eq!(setting("net.max_mtu=1452"), "net.max_mtu=1452");
+        assert_eq!(setting("soft,hard"), "mount.on_outage=error mount.on_outage=wait");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The UDP port of a metadata server, unless another is named.
-pub(super) const DEFAULT_PORT: u16 = 7440;
+pub(super) const DEFAULT_PORT: u16 = 7400;
 
 /// The longest name of a volume, in bytes; servers take no longer one.
 const MAX_VOLUME: usize = 64;
@@ -28,13 +28,19 @@ pub(super) struct Source {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SourceError {
     /// There is no slash.
-    #[error("`{0}` does not name a volume: write SERVER[:PORT]/VOLUME, for example files.example.org/home")]
+    #[error(
+        "`{0}` does not name a volume: write SERVER[:PORT]/VOLUME, for example files.example.org/home"
+    )]
     NoVolume(String),
     /// The volume is not a name.
-    #[error("`{0}` is not the name of a volume: it must have 1 to 64 bytes, no `/` and no control characters")]
+    #[error(
+        "`{0}` is not the name of a volume: it must have 1 to 64 bytes, no `/` and no control characters"
+    )]
     Volume(String),
     /// The server is not a name or an address.
-    #[error("`{0}` is not a server: write NAME, ADDRESS or [IPV6-ADDRESS], then :PORT if it is not {DEFAULT_PORT}")]
+    #[error(
+        "`{0}` is not a server: write NAME, ADDRESS or [IPV6-ADDRESS], then :PORT if it is not {DEFAULT_PORT}"
+    )]
     Server(String),
     /// The port is not a number.
     #[error("`{0}` is not a port: it must be a number from 1 to 65535")]
@@ -113,10 +119,10 @@ mod tests {
 
     #[test]
     fn names_and_addresses_with_and_without_a_port() {
-        assert_eq!(ok("host/vol"), ("host:7440".into(), "vol".into()));
+        assert_eq!(ok("host/vol"), ("host:7400".into(), "vol".into()));
         assert_eq!(ok("host.example.org:99/v"), ("host.example.org:99".into(), "v".into()));
         assert_eq!(ok("10.0.0.1:1/v"), ("10.0.0.1:1".into(), "v".into()));
-        assert_eq!(ok("[::1]/v"), ("[::1]:7440".into(), "v".into()));
+        assert_eq!(ok("[::1]/v"), ("[::1]:7400".into(), "v".into()));
         assert_eq!(ok("[fe80::2]:5/v"), ("[fe80::2]:5".into(), "v".into()));
     }
 

@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 use netfs_common::tls::pki::{self, IssueOptions, Leaf};
 use netfs_common::tls::{Identity, TlsError};
 
+use super::dirs;
+
 /// The version of the layout. One that this build does not know is never touched.
 const VERSION: u32 = 1;
 
@@ -27,19 +29,19 @@ const MARKER: &str = "netfs-dev";
 #[derive(Debug, thiserror::Error)]
 pub enum StateError {
     /// Something else is in there.
-    #[error("{} is not a state directory of `netfs dev` and not empty: choose another with --dir", .0.display())]
+    #[error("{path} is not a state directory of `netfs dev` and not empty: choose another with --dir", path = .0.display())]
     Foreign(PathBuf),
     /// It was written by a newer program.
-    #[error("{} has layout version {1}, and this program knows up to {VERSION}: use the newer netfs that wrote it, or another --dir", .0.display())]
+    #[error("{path} has layout version {1}, and this program knows up to {VERSION}: use the newer netfs that wrote it, or another --dir", path = .0.display())]
     Newer(PathBuf, u32),
     /// The marker cannot be understood.
-    #[error("{} is damaged ({1}): restore it from a backup, or begin anew with another --dir", .0.display())]
+    #[error("{path} is damaged ({1}): restore it from a backup, or begin anew with another --dir", path = .0.display())]
     Corrupt(PathBuf, String),
     /// Another one runs.
-    #[error("{} is in use by another `netfs dev`{1}: stop that one, or choose another --dir", .0.display())]
+    #[error("{path} is in use by another `netfs dev`{1}: stop that one, or choose another --dir", path = .0.display())]
     InUse(PathBuf, String),
     /// The directory cannot be made or read.
-    #[error("state directory {} cannot be used: {1}", .0.display())]
+    #[error("state directory {path} cannot be used: {1}", path = .0.display())]
     Io(PathBuf, io::Error),
     /// Certificates could not be made or read.
     #[error(transparent)]
@@ -63,7 +65,9 @@ impl State {
                 return Err(failed(io::Error::from_raw_os_error(libc::ENOTDIR)));
             }
             Ok(_) => check_marker(dir)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => super::dirs::make_private(dir).map_err(failed)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                dirs::make_private(dir).map_err(failed)?
+            }
             Err(e) => return Err(failed(e)),
         }
         let lock = lock(dir)?;
@@ -95,7 +99,9 @@ impl State {
         let server = Leaf::Server { name: "dev".into(), names: vec!["localhost".into()] };
         let client = Leaf::Client { name: "dev".into() };
         for (leaf, out) in [(server, self.server()), (client, self.identity())] {
-            if Identity::load_dir(&out).is_err() {
+            // Also after a new authority was made.
+            let same = |a: &Path| fs::read(a).ok() == fs::read(ca.join(pki::CA_FILE)).ok();
+            if Identity::load_dir(&out).is_err() || !same(&out.join(pki::CA_FILE)) {
                 let options = IssueOptions { overwrite: true, ..IssueOptions::default() };
                 pki::issue(&ca, &leaf, &out, &options)?;
             }
@@ -152,10 +158,8 @@ fn check_marker(dir: &Path) -> Result<(), StateError> {
         StateError::Corrupt(dir.to_path_buf(), format!("its file {MARKER} cannot be understood"))
     };
     let text = std::str::from_utf8(&text).map_err(|_| corrupt())?;
-    let version: u32 = text
-        .strip_prefix("netfs-dev ")
-        .and_then(|v| v.trim().parse().ok())
-        .ok_or_else(corrupt)?;
+    let version: u32 =
+        text.strip_prefix("netfs-dev ").and_then(|v| v.trim().parse().ok()).ok_or_else(corrupt)?;
     match version {
         VERSION => Ok(()),
         v if v > VERSION => Err(StateError::Newer(dir.to_path_buf(), v)),
@@ -274,6 +278,8 @@ mod tests {
         fs::remove_file(state.identity().join("key.pem")).unwrap();
         fs::remove_file(state.path("pki").join("ca.pem")).unwrap();
         drop(state);
-        assert!(State::open(&path).is_ok());
+        let state = State::open(&path).unwrap();
+        let cluster = |dir: PathBuf| Identity::load_dir(&dir).unwrap().peer().cluster;
+        assert_eq!(cluster(state.identity()), cluster(state.server()));
     }
 }

@@ -19,8 +19,8 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), CliError> {
     }
     let mounts = mountinfo::all().map_err(CliError::system("/proc/self/mountinfo"))?;
     if let Some(target) = &args.target {
-        let target = mountinfo::resolve(target)
-            .map_err(|e| CliError::MountPoint(target.clone(), e))?;
+        let target =
+            mountinfo::resolve(target).map_err(|e| CliError::MountPoint(target.clone(), e))?;
         let Some(mount) = mounts.iter().rev().find(|m| m.target == target) else {
             return Err(CliError::NotMounted(target));
         };

@@ -295,9 +295,7 @@ fn receive_descriptor(socket: &UnixStream) -> io::Result<OwnedFd> {
     let fits = |h: &&libc::cmsghdr| {
         // SAFETY: computes a size, touches no memory.
         let least = unsafe { libc::CMSG_LEN(size_of::<RawFd>() as u32) } as usize;
-        h.cmsg_level == libc::SOL_SOCKET
-            && h.cmsg_type == libc::SCM_RIGHTS
-            && h.cmsg_len >= least
+        h.cmsg_level == libc::SOL_SOCKET && h.cmsg_type == libc::SCM_RIGHTS && h.cmsg_len >= least
     };
     let header = header.filter(fits).ok_or(io::ErrorKind::InvalidData)?;
     // SAFETY: the header was checked to carry a descriptor; it was received just now, so that

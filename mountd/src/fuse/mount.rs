@@ -21,10 +21,6 @@ use super::mountinfo;
 use super::notice::NoticeQueue;
 use crate::vfs::Vfs;
 
-/// Event loops. A second one keeps a long copy of one request from delaying the next; more were
-/// measured to cost more than they bring.
-const EVENT_LOOPS: usize = 2;
-
 /// For how long a new mount may take to answer its first request.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
@@ -41,6 +37,9 @@ pub struct MountSpec {
     pub flags: MountFlags,
     /// Users other than the one who mounts may use it.
     pub allow_other: bool,
+    /// Threads that take requests from the kernel. A second one keeps a long copy of one request
+    /// from delaying the next; more were measured to cost more than they bring.
+    pub event_loops: usize,
     /// Requests that the kernel sends ahead, such as reads that nobody waits for yet.
     pub max_background: u16,
     /// How far the kernel reads ahead. More than 128 KiB takes root.
@@ -99,7 +98,7 @@ impl Mounted {
         let mut config = Config::default();
         // fuser turns others away by this; the kernel has done so already.
         config.acl = SessionACL::All;
-        config.n_threads = Some(EVENT_LOOPS);
+        config.n_threads = Some(spec.event_loops.max(1));
         config.clone_fd = true;
         let session = Session::from_fd(adapter, fd, SessionACL::All, config)
             .map_err(|e| undo(MountError::Session(e)))?;
