@@ -1,3 +1,5 @@
 //! The client of netfs.
 
+pub mod session;
 pub mod vfs;
+pub mod writeback;
