@@ -8,18 +8,16 @@ use netfs_common::codec;
 use netfs_common::config::NetConfig;
 use netfs_common::map::DataServer;
 use netfs_common::net::{Bulk, CallError, Dialer as Endpoint, Limits, Link, NetMetrics};
-use netfs_common::tls::{Identity, TlsError};
+use netfs_common::tls::Identity;
 use netfs_common::wire::meta::{PushReply, Reply, Request};
 use netfs_common::wire::{Hello, HelloReply, data};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::session::{
-    Answer, DataLink, DialError, Dialer, LinkError, MetaLink, PushCall,
-};
+use crate::session::{Answer, DataLink, DialError, Dialer, LinkError, MetaLink, PushCall};
 
 /// Connects to the servers of one cluster with one certificate.
 pub struct QuicDialer {
-    tls: Arc<rustls::ClientConfig>,
+    identity: Identity,
     limits: Limits,
     metrics: NetMetrics,
     /// The metadata server's addresses, `host:port`, tried in turn.
@@ -36,25 +34,21 @@ impl std::fmt::Debug for QuicDialer {
 
 impl QuicDialer {
     /// Prepares to connect.
-    ///
-    /// # Errors
-    /// When the certificate cannot be used.
     pub fn new(
-        identity: &Identity,
+        identity: Identity,
         net: &NetConfig,
         meta: Vec<String>,
         metrics: NetMetrics,
-    ) -> Result<QuicDialer, TlsError> {
-        let tls = identity.client_config()?;
-        let limits = net.limits();
-        Ok(QuicDialer { tls, limits, metrics, meta, endpoint: OnceLock::new() })
+    ) -> QuicDialer {
+        QuicDialer { identity, limits: net.limits(), metrics, meta, endpoint: OnceLock::new() }
     }
 
     fn endpoint(&self) -> Result<&Endpoint, DialError> {
         if let Some(endpoint) = self.endpoint.get() {
             return Ok(endpoint);
         }
-        let made = Endpoint::new(self.tls.clone(), self.limits.clone(), self.metrics.clone())
+        let tls = self.identity.client_config().map_err(|e| DialError::Refused(e.to_string()))?;
+        let made = Endpoint::new(tls, self.limits.clone(), self.metrics.clone())
             .map_err(|e| DialError::Unreachable(format!("no socket to connect from: {e}")))?;
         // Of two that are made at the same time one is used.
         Ok(self.endpoint.get_or_init(|| made))
@@ -133,7 +127,8 @@ impl Dialer for QuicDialer {
         Box::pin(async move {
             let endpoint = self.endpoint()?;
             let hello = codec::encode(&hello).map_err(refused)?;
-            let handler = Arc::new(move |link: Link, push: Bytes| answer(link, push, pushes.clone()));
+            let handler =
+                Arc::new(move |link: Link, push: Bytes| answer(link, push, pushes.clone()));
             let (link, words) =
                 try_all(&self.meta, |a| endpoint.link(a, &hello, handler.clone())).await?;
             let reply: HelloReply = codec::decode(&words).map_err(refused)?;

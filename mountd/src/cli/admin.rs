@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use netfs_common::codec;
 use netfs_common::id::{InstanceId, SessionId};
-use netfs_common::net::{CallError, Dialer, Limits, Link, NetMetrics};
+use netfs_common::net::{Dialer, Limits, Link, NetMetrics};
 use netfs_common::wire::meta::{Reply, Request, Response, Status};
 use netfs_common::wire::{Hello, PROTOCOL, Role};
 
 use super::args::IdentityArgs;
 use super::error::CliError;
 use super::source::ServerAddr;
+use crate::dial::explain;
 
 /// How long the server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -56,42 +57,26 @@ async fn ask(dialer: &Dialer, server: &ServerAddr) -> Result<Status, String> {
     for address in addresses {
         match dialer.link(address, &hello, handler.clone()).await {
             Ok((link, _)) => {
-                let answer = question(&link).await;
+                let answer = question(&link, &address.to_string()).await;
                 link.close();
                 return answer;
             }
-            Err(e) => last = explain(&e),
+            Err(e) => last = explain(&address.to_string(), &e),
         }
     }
     Err(last)
 }
 
-async fn question(link: &Link) -> Result<Status, String> {
+async fn question(link: &Link, address: &str) -> Result<Status, String> {
     let request = codec::encode(&Request::Status).map_err(|e| e.to_string())?;
-    let answer =
-        link.call(request.into(), Instant::now() + PATIENCE).await.map_err(|e| explain(&e))?;
+    let answer = link
+        .call(request.into(), Instant::now() + PATIENCE)
+        .await
+        .map_err(|e| explain(address, &e))?;
     match codec::decode::<Reply>(&answer).map_err(|e| e.to_string())? {
         Ok(Response::Status(status)) => Ok(status),
         Ok(_) => Err("it answered another question".into()),
         Err(e) => Err(format!("it refused to answer ({e})")),
-    }
-}
-
-/// What a failed call means to a person.
-pub(super) fn explain(error: &CallError) -> String {
-    match error {
-        CallError::Unreachable { address, .. } => {
-            format!(
-                "nothing answers at {address}: is the server running, and UDP open to that port?"
-            )
-        }
-        CallError::Untrusted(why) => {
-            format!(
-                "one side does not accept the other's certificate ({why}): both must be of the same cluster"
-            )
-        }
-        CallError::Refused { text, .. } => text.to_string(),
-        other => other.to_string(),
     }
 }
 
