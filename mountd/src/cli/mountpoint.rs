@@ -3,14 +3,30 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use super::error::CliError;
 use crate::fuse::mountinfo;
 use crate::fuse::{Unmount, unmount};
 
-/// How a mount whose daemon is gone answers.
-pub(super) fn is_dead(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED))
+/// How long a mount may take to show that it lives.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
+
+/// Whether the daemon of a mount is gone. A mount that only takes long is not dead.
+fn is_dead(target: &Path) -> bool {
+    let (tx, rx) = mpsc::channel();
+    let path = target.to_path_buf();
+    // A thread, because nothing else ends a wait for a mount. A listing, because the kernel may
+    // know the attributes.
+    let asked = thread::Builder::new().name("netfs-probe".into()).spawn(move || {
+        let gone =
+            |e: io::Error| matches!(e.raw_os_error(), Some(libc::ENOTCONN | libc::ECONNABORTED));
+        // Nobody listens when it took too long.
+        let _ = tx.send(fs::read_dir(path).is_err_and(gone));
+    });
+    asked.is_ok() && rx.recv_timeout(SIGN_OF_LIFE).unwrap_or(false)
 }
 
 /// Checks a mount point and returns it as an absolute path without symbolic links.
@@ -25,7 +41,7 @@ pub(super) fn check(path: &Path) -> Result<PathBuf, CliError> {
     let target = mountinfo::resolve(path).map_err(failed)?;
     // From the table first: to ask a mount that hangs would hang.
     if let Some(m) = mountinfo::at(&target).map_err(CliError::system("/proc/self/mountinfo"))? {
-        let dead = m.is_fuse() && fs::metadata(&target).is_err_and(|e| is_dead(&e));
+        let dead = m.is_fuse() && is_dead(&target);
         if !dead {
             return Err(CliError::AlreadyMounted { target, source_: m.source });
         }
