@@ -43,6 +43,13 @@ impl QuicDialer {
         QuicDialer { identity, limits: net.limits(), metrics, meta, endpoint: OnceLock::new() }
     }
 
+    /// Waits until the servers know that all connections have ended.
+    pub async fn wait_idle(&self) {
+        if let Some(endpoint) = self.endpoint.get() {
+            endpoint.wait_idle().await;
+        }
+    }
+
     fn endpoint(&self) -> Result<&Endpoint, DialError> {
         if let Some(endpoint) = self.endpoint.get() {
             return Ok(endpoint);

@@ -10,7 +10,8 @@ use super::daemon::{self, Background};
 use super::error::{CliError, one_line};
 use super::options::MountOptions;
 use super::source::Source;
-use super::{connect, dirs, mountpoint, serve, settings};
+use super::connect::Connection;
+use super::{dirs, mountpoint, serve, settings};
 use crate::fuse::{MountSpec, mountinfo, remount};
 
 /// Mounts, in the background unless asked otherwise.
@@ -73,8 +74,8 @@ impl Mount {
     }
 
     fn serve(self, ready: impl FnOnce() -> Result<(), CliError>) -> Result<(), CliError> {
-        let vfs = connect::connect(&self.source, &self.config, &self.spec)?;
-        serve::serve(vfs, &self.spec, ready)
+        let connection = Connection::open(&self.source, &self.config, &self.spec)?;
+        serve::serve(&connection, &self.spec, ready)
     }
 }
 

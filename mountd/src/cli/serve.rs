@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
+use super::connect::Connection;
 use super::control::{Answers, Control, OK};
 use super::error::CliError;
 use super::users;
@@ -60,6 +61,10 @@ impl Answers for Facts {
         let _ = writeln!(text, "{} on {}", self.source, self.target);
         let _ = writeln!(text, "  version:    {}", env!("CARGO_PKG_VERSION"));
         let _ = writeln!(text, "  process:    {}", std::process::id());
+        let server = if stats.connected { "connected" } else { "cannot be reached" };
+        let _ = writeln!(text, "  server:     {server}");
+        let sharing = if stats.exclusive { "this mount alone" } else { "shared with others" };
+        let _ = writeln!(text, "  in use by:  {sharing}");
         let _ = writeln!(text, "  mounted:    {} s", self.since.elapsed().as_secs());
         let _ = writeln!(text, "  unsent:     {} bytes", stats.dirty_bytes);
         let _ = writeln!(text, "  inodes:     {}", stats.inodes);
@@ -83,7 +88,7 @@ impl Answers for Facts {
 ///
 /// SIGINT and SIGTERM unmount; a second one gives up what is still buffered.
 pub(super) fn serve(
-    vfs: Arc<Vfs>,
+    connection: &Connection,
     spec: &MountSpec,
     ready: impl FnOnce() -> Result<(), CliError>,
 ) -> Result<(), CliError> {
@@ -93,11 +98,12 @@ pub(super) fn serve(
         .map_err(CliError::system("starting the runtime"))?;
     // Before the mount is there, so that no signal can leave it behind.
     let mut signals = runtime.block_on(async { Signals::new() })?;
+    let vfs = connection.vfs.clone();
     let abandoned = Arc::new(Abandoned::default());
     let mut mounted = match Mounted::mount(vfs.clone(), spec) {
         Ok(mounted) => mounted,
         Err(e) => {
-            runtime.block_on(vfs.shutdown());
+            runtime.block_on(connection.close());
             return Err(e.into());
         }
     };
@@ -115,13 +121,13 @@ pub(super) fn serve(
             if let Err(e) = unmount(&spec.target, Unmount::Lazy) {
                 tracing::error!(error = %e, "the mount could not be taken away again");
             }
-            runtime.block_on(vfs.shutdown());
+            runtime.block_on(connection.close());
             return Err(e);
         }
     };
     let outcome = runtime.block_on(async {
         until_gone(&vfs, &mut mounted, &mut signals, &abandoned).await;
-        store(&vfs, &mut signals, &abandoned).await
+        store(connection, &mut signals, &abandoned).await
     });
     match outcome {
         Ok(()) => {
@@ -205,9 +211,10 @@ fn report_end(result: std::io::Result<()>) {
 
 /// Stores what is buffered and says goodbye, unless it was given up. An error says what was lost.
 async fn store(vfs: &Arc<Vfs>, signals: &mut Signals, abandoned: &Abandoned) -> Result<(), String> {
+    let vfs = &connection.vfs;
     let finish = async {
         let result = vfs.syncfs().await;
-        vfs.shutdown().await;
+        connection.close().await;
         result
     };
     let given_up = || {

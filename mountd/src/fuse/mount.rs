@@ -102,7 +102,7 @@ impl Mounted {
         config.clone_fd = true;
         let session = Session::from_fd(adapter, fd, SessionACL::All, config)
             .map_err(|e| undo(MountError::Session(e)))?;
-        let known = Box::new(Vec::new);
+        let known = Box::new(move || vfs.known_inodes());
         notices.start(session.notifier(), known).map_err(|e| undo(MountError::Thread(e)))?;
         let (tx, ended) = oneshot::channel();
         let closing = notices.clone();
