@@ -73,8 +73,7 @@ fn a_server_that_is_not_there_is_named() {
     // Bound and silent: nobody else can answer there.
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let server = silent.local_addr().unwrap().to_string();
-    let text =
-        failure(&["mount", &format!("{server}/v"), &mnt, "--identity", &me, "--foreground"]);
+    let text = failure(&["mount", &format!("{server}/v"), &mnt, "--identity", &me, "--foreground"]);
     assert!(text.contains(&server) && text.contains("nothing answers"), "{text}");
     let text = failure(&["status", "--server", &server, "--identity", &me]);
     assert!(text.contains(&server) && text.contains("nothing answers"), "{text}");

@@ -93,8 +93,7 @@ fn data_is_written_read_cut_and_sparse() {
 fn an_unlinked_file_lives_while_it_is_open() {
     let dev = Dev::start();
     let path = dev.mountpoint().join("gone");
-    let mut file =
-        OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
     file.write_all(b"still here").unwrap();
     fs::remove_file(&path).unwrap();
     assert_eq!(file.metadata().unwrap().nlink(), 0);

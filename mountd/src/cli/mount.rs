@@ -6,11 +6,11 @@ use netfs_common::config::ClientConfig;
 use netfs_common::telemetry;
 
 use super::args::MountArgs;
+use super::connect::Connection;
 use super::daemon::{self, Background};
 use super::error::{CliError, one_line};
 use super::options::MountOptions;
 use super::source::Source;
-use super::connect::Connection;
 use super::{dirs, mountpoint, serve, settings};
 use crate::fuse::{MountSpec, mountinfo, remount};
 

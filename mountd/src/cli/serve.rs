@@ -210,7 +210,11 @@ fn report_end(result: std::io::Result<()>) {
 }
 
 /// Stores what is buffered and says goodbye, unless it was given up. An error says what was lost.
-async fn store(vfs: &Arc<Vfs>, signals: &mut Signals, abandoned: &Abandoned) -> Result<(), String> {
+async fn store(
+    connection: &Connection,
+    signals: &mut Signals,
+    abandoned: &Abandoned,
+) -> Result<(), String> {
     let vfs = &connection.vfs;
     let finish = async {
         let result = vfs.syncfs().await;
