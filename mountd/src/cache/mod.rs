@@ -19,7 +19,7 @@ mod table;
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -28,6 +28,7 @@ use netfs_common::id::Ino;
 use netfs_common::name::Name;
 
 use crate::session::lock;
+use crate::vfs::KernelCache;
 use contents::Contents;
 pub use node::{FailLog, File, Gates, Mark, Node, State};
 pub use table::Table;
@@ -37,7 +38,7 @@ pub use table::Table;
 pub struct Limits {
     /// Inodes whose attributes are kept, besides those in use. About 400 bytes each.
     pub nodes: usize,
-    /// Names, absent ones included. About 150 bytes each.
+    /// Names, absent ones included. About 150 bytes each. The kernel keeps no others.
     pub names: usize,
     /// Bytes of inline files.
     pub contents: usize,
@@ -47,7 +48,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { nodes: 64 << 10, names: 64 << 10, contents: 16 << 20, xattrs: 4096 }
+        Limits { nodes: 64 << 10, names: 96 << 10, contents: 16 << 20, xattrs: 4096 }
     }
 }
 
@@ -64,7 +65,6 @@ pub struct Ticket {
 type XattrKey = (Ino, Vec<u8>);
 
 /// All caches of a mount.
-#[derive(Debug)]
 pub struct Cache {
     /// The inodes.
     pub table: Table,
@@ -75,6 +75,13 @@ pub struct Cache {
     xattrs: Mutex<LruCache<XattrKey, Option<Vec<u8>>>>,
     exclusive: AtomicBool,
     epoch: AtomicU64,
+    kernel: OnceLock<Arc<dyn KernelCache>>,
+}
+
+impl std::fmt::Debug for Cache {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").field("exclusive", &self.exclusive).finish_non_exhaustive()
+    }
 }
 
 fn at_least_one(n: usize) -> NonZeroUsize {
@@ -92,7 +99,15 @@ impl Cache {
             xattrs: Mutex::new(LruCache::new(at_least_one(limits.xattrs))),
             exclusive: AtomicBool::new(exclusive),
             epoch: AtomicU64::new(0),
+            kernel: OnceLock::new(),
         }
+    }
+
+    /// Names the kernel. Every name that it may keep is in the cache of names as well, so that
+    /// all can be taken back: a name that is evicted here is taken back from there.
+    pub fn set_kernel(&self, kernel: Arc<dyn KernelCache>) {
+        // Set once at mount; a second kernel does not exist.
+        let _ = self.kernel.set(kernel);
     }
 
     /// Nobody else uses the volume.
@@ -120,9 +135,25 @@ impl Cache {
                 attr.version = 0;
             }
         }
-        lock(&self.names).clear();
         lock(&self.contents).clear();
         lock(&self.xattrs).clear();
+        let mut names = lock(&self.names);
+        if let Some(kernel) = self.kernel.get() {
+            for ((parent, name), _) in names.iter() {
+                kernel.inval_entry(*parent, name);
+            }
+            for ino in self.table.referenced() {
+                kernel.inval_data(ino, 0, 0);
+            }
+        }
+        names.clear();
+    }
+
+    /// A directory was made by this client: nothing is in it.
+    pub fn made_empty(&self, ticket: Ticket, dir: &Node) {
+        let mut state = dir.state();
+        state.complete =
+            self.exclusive() && self.epoch.load(Ordering::SeqCst) == ticket.epoch && state.valid;
     }
 
     /// Takes in attributes, and the inline data that came with them. Returns the node.
@@ -200,13 +231,15 @@ impl Cache {
         names.pop(&(dir.ino, name.clone()));
     }
 
-    /// What a lookup has found, if it is still true.
-    pub fn learn_name(&self, ticket: Ticket, dir: &Node, name: &Name, ino: Option<Ino>) {
+    /// What a lookup has found, if it is still true. Whether it is, and may be kept.
+    pub fn learn_name(&self, ticket: Ticket, dir: &Node, name: &Name, ino: Option<Ino>) -> bool {
         let mut names = lock(&self.names);
-        if self.fresh(ticket, dir) {
+        let fresh = self.fresh(ticket, dir);
+        if fresh {
             names.put((dir.ino, name.clone()), ino);
             self.shrink(names);
         }
+        fresh
     }
 
     /// The ticket's question is as good as if it were asked now.
@@ -220,8 +253,11 @@ impl Cache {
     fn shrink(&self, mut names: std::sync::MutexGuard<'_, LruCache<(Ino, Name), Option<Ino>>>) {
         let mut parents = Vec::new();
         while names.len() > self.name_limit
-            && let Some(((parent, _), target)) = names.pop_lru()
+            && let Some(((parent, name), target)) = names.pop_lru()
         {
+            if let Some(kernel) = self.kernel.get() {
+                kernel.inval_entry(parent, &name);
+            }
             if target.is_some() {
                 parents.push(parent);
             }

@@ -201,7 +201,7 @@ impl Writeback {
         place: impl FnOnce(u64) -> u64,
     ) -> u64 {
         let len = content.len();
-        let (start, queue, pump) = self.edit(node, |state| {
+        let (start, queue, pump, kick) = self.edit(node, |state| {
             let start = place(state.size());
             let inline = state.is_inline();
             let time = now();
@@ -212,7 +212,8 @@ impl Writeback {
             // Sequential writes fill a window at its end.
             let filled = (start + len).is_multiple_of(WINDOW) || len >= WINDOW;
             let pump = filled && !inline && !std::mem::replace(&mut file.pumping, filled);
-            (start, queue, pump)
+            // Too much to stay inline: a pass moves it to chunks.
+            (start, queue, pump, filled && inline)
         });
         if queue {
             self.enqueue(Arc::clone(node), self.limits.age);
@@ -220,10 +221,34 @@ impl Writeback {
         if pump {
             self.spawn_pump(Arc::clone(node));
         }
+        if kick {
+            self.kick(node);
+        }
         if self.pending() > self.limits.dirty / 2 {
             self.wake.notify_one();
         }
         start
+    }
+
+    /// Data has been copied within the servers up to `end`; it is to be reported.
+    pub fn note_copied(
+        &self,
+        node: &Arc<Node>,
+        end: u64,
+        allocated: i64,
+        time: netfs_common::attr::Timestamp,
+    ) {
+        let queue = self.edit(node, |state| {
+            let file = state.file();
+            file.unreported = true;
+            file.end = file.end.max(end);
+            file.allocated += allocated;
+            (file.mtime, file.ctime) = (Some(time), Some(time));
+            !std::mem::replace(&mut file.queued, true)
+        });
+        if queue {
+            self.enqueue(Arc::clone(node), self.limits.age);
+        }
     }
 
     fn enqueue(&self, node: Arc<Node>, after: Duration) {
