@@ -103,7 +103,9 @@ impl Vfs {
             if let Some(file) = &mut state.file
                 && file.mtime.is_some()
             {
-                (file.mtime, file.ctime) = (Some(mtime), Some(ctime));
+                let idle = file.dirty.is_empty() && file.flying.is_empty() && !file.unreported;
+                let times = if idle { (None, None) } else { (Some(mtime), Some(ctime)) };
+                (file.mtime, file.ctime) = times;
             }
         });
     }

@@ -47,15 +47,16 @@ impl Writeback {
     /// Sends the whole inline data with what is dirty laid over it.
     pub(super) async fn write_inline(&self, node: &Arc<Node>, sync: bool) -> Result<(), Errno> {
         let _meta = node.gates().meta.lock().await;
+        let era = node.state().era;
         let base = match self.inline_base(node).await {
             Ok(base) => base,
             // Looked at again with what is known now.
             Err(Errno::ESTALE) if !node.state().is_inline() => return Ok(()),
-            Err(e) => return self.inline_failed(node, e),
+            Err(e) => return self.inline_failed(node, e, era),
         };
         let limit = u64::from(self.session.volume().inline_limit);
         let ticket = self.cache.ticket(node);
-        let Some((op, time, era)) = self.edit(node, |state| compose(state, &base, limit)) else {
+        let Some((op, time)) = self.edit(node, |state| compose(state, &base, limit)) else {
             return Ok(());
         };
         let (data, mtime) = match &op {
@@ -81,13 +82,17 @@ impl Writeback {
                 node.gates().progress.notify_waiters();
                 Ok(())
             }
-            Err(e) => self.inline_failed(node, e),
+            Err(e) => self.inline_failed(node, e, era),
         }
     }
 
-    fn inline_failed(&self, node: &Arc<Node>, e: Errno) -> Result<(), Errno> {
+    fn inline_failed(&self, node: &Arc<Node>, e: Errno, era: u64) -> Result<(), Errno> {
         let e = if e == Errno::ESTALE { Errno::EIO } else { e };
         self.edit(node, |state| {
+            if state.era != era {
+                // Given up meanwhile, and told.
+                return;
+            }
             state.failed.add(e);
             let file = state.file();
             file.flying.clear();
@@ -108,10 +113,11 @@ impl Writeback {
     /// lets the server drop its copy once the chunk is durable.
     pub(super) async fn convert(&self, node: &Arc<Node>) -> Result<(), Errno> {
         let _meta = node.gates().meta.lock().await;
+        let era = node.state().era;
         let base = match self.inline_base(node).await {
             Ok(base) => base,
             Err(Errno::ESTALE) if !node.state().is_inline() => return Ok(()),
-            Err(e) => return self.inline_failed(node, e),
+            Err(e) => return self.inline_failed(node, e, era),
         };
         self.edit(node, |state| {
             if !state.is_inline() {
@@ -133,8 +139,8 @@ fn compose(
     state: &mut State,
     base: &Bytes,
     limit: u64,
-) -> Option<(Op, netfs_common::attr::Timestamp, u64)> {
-    let (inline, size, era) = (state.is_inline(), state.size(), state.era);
+) -> Option<(Op, netfs_common::attr::Timestamp)> {
+    let (inline, size) = (state.is_inline(), state.size());
     let (ino, generation) = state.attr.as_ref().map(|a| (a.ino, a.generation))?;
     let file = state.file.as_mut()?;
     let end = file.dirty.data_end();
@@ -153,5 +159,5 @@ fn compose(
     file.flying = std::mem::take(&mut file.dirty);
     let mtime = file.mtime.unwrap_or_else(now);
     let time = file.ctime.unwrap_or(mtime);
-    Some((Op::WriteInline { ino, generation, data, size, mtime }, time, era))
+    Some((Op::WriteInline { ino, generation, data, size, mtime }, time))
 }
