@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::connect::Connection;
 use super::control::{Answers, Control, OK};
+use super::daemon;
 use super::error::CliError;
 use super::users;
 use crate::fuse::{MountSpec, Mounted, Unmount, unmount};
@@ -166,7 +167,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
-            _ = self.hang_up.recv() => {}
+            _ = self.hang_up.recv() => daemon::silence(),
         }
     }
 }
@@ -189,7 +190,7 @@ async fn until_gone(
         Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
         Err(e) => tracing::warn!(error = %e, "cannot unmount {}", target.display()),
     }
-    eprintln!(
+    complain!(
         "netfs: {} is busy{}: detaching it after storing what was written",
         target.display(),
         users::of(&target)
