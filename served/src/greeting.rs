@@ -68,7 +68,11 @@ pub fn refuse(incoming: Incoming, refusal: &Refusal) {
 ///
 /// # Errors
 /// Why it has to be refused.
-pub fn open(incoming: &Incoming, cluster: ClusterId, server: &'static str) -> Result<Hello, Refusal> {
+pub fn open(
+    incoming: &Incoming,
+    cluster: ClusterId,
+    server: &'static str,
+) -> Result<Hello, Refusal> {
     let hello: Hello =
         codec::decode(incoming.hello()).map_err(|e| Refusal::Malformed(e.to_string()))?;
     check(&hello, incoming.kind(), server)?;
@@ -161,9 +165,6 @@ mod tests {
     #[test]
     fn a_session_of_zero_is_refused() {
         let none = Hello { session: SessionId(0), ..hello(Role::Meta) };
-        assert!(matches!(
-            check(&none, ConnectionKind::Metadata, META),
-            Err(Refusal::Malformed(_))
-        ));
+        assert!(matches!(check(&none, ConnectionKind::Metadata, META), Err(Refusal::Malformed(_))));
     }
 }

@@ -44,7 +44,11 @@ impl<E: Send + 'static + From<io::Error>> ServerThread<E> {
     ///
     /// # Errors
     /// What `begin` says, or that there can be no thread.
-    pub fn start<T, Begin, Work>(name: &str, blocking_threads: usize, begin: Begin) -> Result<(T, Self), E>
+    pub fn start<T, Begin, Work>(
+        name: &str,
+        blocking_threads: usize,
+        begin: Begin,
+    ) -> Result<(T, Self), E>
     where
         T: Send + 'static,
         Begin: AsyncFnOnce(StopSignal) -> Result<(T, Work), E> + Send + 'static,
