@@ -2,5 +2,6 @@
 
 pub mod cluster;
 pub mod data;
+mod flusher;
 pub mod greeting;
 pub mod thread;

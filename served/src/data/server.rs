@@ -8,7 +8,6 @@
 
 mod chunks;
 mod fault;
-mod flusher;
 mod handler;
 mod metrics;
 mod upkeep;
@@ -24,6 +23,7 @@ use netfs_common::net::{EndpointError, Incoming, Limits, NetMetrics, Server};
 use netfs_common::tls::{Identity, TlsError};
 
 use crate::data::store::{SegmentStore, StoreConfig, StoreError};
+use crate::flusher::Flusher;
 use crate::greeting;
 use crate::thread::{Ending, ServerThread, StopSignal};
 
@@ -31,7 +31,6 @@ pub use metrics::DataMetrics;
 pub use upkeep::UpkeepConfig;
 
 use chunks::Chunks;
-use flusher::Flusher;
 use handler::{Handler, Peer};
 use upkeep::Upkeep;
 
@@ -179,8 +178,16 @@ async fn serve(
     mut stop: StopSignal,
 ) -> Result<(), DataError> {
     let cluster = ClusterId(options.identity.peer().cluster);
+    let (flushed, metrics) = (store.clone(), options.metrics.clone());
+    let flusher = Flusher::start(options.flush_interval, move || {
+        metrics.flushes.inc();
+        flushed.flush().map_err(|error| {
+            metrics.store_failed(&error);
+            fault::errno(&error)
+        })
+    });
     let handler = Arc::new(Handler {
-        flusher: Flusher::start(store.clone(), options.flush_interval, options.metrics.clone()),
+        flusher,
         chunks: Arc::new(Chunks::new(store.clone(), options.store.max_chunk_bytes)),
         instance,
         metrics: options.metrics.clone(),

@@ -11,10 +11,10 @@ use netfs_common::wire::data::{MAX_PAYLOAD, Op, Reply, Request, Usage};
 
 use super::chunks::Chunks;
 use super::fault;
-use super::flusher::Flusher;
 use super::metrics::{DataMetrics, OpLabel};
 use crate::cluster;
 use crate::data::store::StoreError;
+use crate::flusher::Flusher;
 
 /// Reads and writes up to this size are done on the server's own thread: they take less time than
 /// handing them to another one (some 10 µs) costs.
