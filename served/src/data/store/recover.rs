@@ -317,7 +317,7 @@ impl<'a> Replay<'a> {
 
     fn replay_segment(&mut self, s: &SegmentFile) -> Result<Verdict, StoreError> {
         let from = self.scan_from(s.id);
-        if from > s.len {
+        if from > s.len && from > FIRST_RECORD {
             // The snapshot was made durable after this part of the log, so the disk lost it.
             self.damaged(s.id, s.len, from, "the file is too short");
             return Ok(Verdict::GoOn);
