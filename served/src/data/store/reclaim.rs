@@ -20,8 +20,8 @@ use super::format::{
 use super::key::ChunkKey;
 use super::log::{Draft, Space};
 use super::scan::{Item, Scanner};
+use super::segment_store::SegmentStore;
 use super::state::{SegmentInfo, State};
-use super::store::SegmentStore;
 use super::sync::{lock, read, write};
 
 /// What one step of reclamation did.
