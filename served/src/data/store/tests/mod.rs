@@ -2,6 +2,7 @@
 
 mod faults;
 mod fixture;
+mod measure;
 mod model;
 mod operations;
 mod rot;
