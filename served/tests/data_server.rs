@@ -38,7 +38,10 @@ async fn what_is_written_is_read_back_after_a_restart_under_another_verifier() {
     assert_eq!(client.read(chunk(2, 0), 0, 4 << 20).await, big);
     let punch = Op::Punch { chunk: chunk(2, 0), offset: 1 << 20, len: u64::MAX };
     let (reply, _) = client.call(chunk(2, 0), punch, Bytes::new()).await;
-    assert!(matches!(reply, Reply::Written { allocated, .. } if allocated == -(3 << 20)), "{reply:?}");
+    assert!(
+        matches!(reply, Reply::Written { allocated, .. } if allocated == -(3 << 20)),
+        "{reply:?}"
+    );
     let (reply, _) =
         client.call(chunk(2, 0), Op::Extents { chunk: chunk(2, 0) }, Bytes::new()).await;
     assert_eq!(reply, Reply::Extents(vec![(0, 1 << 20)]));

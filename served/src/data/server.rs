@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use netfs_common::codec;
 use netfs_common::id::{ClusterId, InstanceId};
-use netfs_common::net::{EndpointError, Incoming, Limits, NetMetrics, Server};
+use netfs_common::net::{CallError, EndpointError, Incoming, Limits, NetMetrics, Server};
 use netfs_common::tls::{Identity, TlsError};
 
 use crate::data::store::{SegmentStore, StoreConfig, StoreError};
@@ -234,9 +234,14 @@ async fn welcome(incoming: Incoming, handler: Arc<Handler>, cluster: ClusterId) 
     let peer = Arc::new(Peer::new(handler));
     match incoming.welcome_bulk(&words, peer.clone()).await {
         Ok(connection) => {
-            peer.connected(connection.clone());
             tracing::info!(%address, %certificate, client = %hello.client, session = %hello.session, "data client connected");
-            let reason = connection.closed().await;
+            let reason = tokio::select! {
+                reason = connection.closed() => reason,
+                () = peer.nonsense() => {
+                    connection.close();
+                    CallError::Protocol("it talked nonsense".into())
+                }
+            };
             tracing::info!(%address, session = %hello.session, %reason, "data client gone");
         }
         Err(error) => tracing::info!(%address, %error, "client lost before its welcome"),

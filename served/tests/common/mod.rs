@@ -43,7 +43,8 @@ pub fn make_pki(dir: &Path) -> Pki {
 }
 
 pub fn dialer(identity: &Identity) -> Dialer {
-    Dialer::new(identity.client_config().unwrap(), Limits::default(), NetMetrics::default()).unwrap()
+    Dialer::new(identity.client_config().unwrap(), Limits::default(), NetMetrics::default())
+        .unwrap()
 }
 
 pub fn hello(role: Role, volume: &str, session: u64) -> Hello {
@@ -73,7 +74,11 @@ impl DataClient {
         Ok(DataClient { bulk, welcome: codec::decode(&welcome).unwrap(), map })
     }
 
-    pub async fn raw(&self, request: &Request, payload: Bytes) -> Result<(Reply, Bytes), CallError> {
+    pub async fn raw(
+        &self,
+        request: &Request,
+        payload: Bytes,
+    ) -> Result<(Reply, Bytes), CallError> {
         let header = codec::encode(request).unwrap();
         let answer = self.bulk.call(header.into(), payload, Instant::now() + PATIENCE).await?;
         Ok((codec::decode(&answer.header).unwrap(), answer.payload.into_bytes()))

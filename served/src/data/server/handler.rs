@@ -1,13 +1,15 @@
 //! Answering the calls of one client.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::InstanceId;
-use netfs_common::net::{BulkHandler, BulkMessage, BulkPeer, BulkReplyFuture, Payload};
+use netfs_common::net::{BulkHandler, BulkMessage, BulkReplyFuture, Payload};
 use netfs_common::wire::data::{MAX_PAYLOAD, Op, Reply, Request, Usage};
+
+use tokio::sync::Notify;
 
 use super::chunks::Chunks;
 use super::fault;
@@ -33,18 +35,17 @@ pub(super) struct Handler {
 #[derive(Debug)]
 pub(super) struct Peer {
     handler: Arc<Handler>,
-    connection: OnceLock<BulkPeer>,
+    nonsense: Notify,
 }
 
 impl Peer {
     pub(super) fn new(handler: Arc<Handler>) -> Peer {
-        Peer { handler, connection: OnceLock::new() }
+        Peer { handler, nonsense: Notify::new() }
     }
 
-    /// Its connection, to be closed if it talks nonsense.
-    pub(super) fn connected(&self, connection: BulkPeer) {
-        // There is one connection for a peer, so this happens once.
-        let _ = self.connection.set(connection);
+    /// Waits until it sends what nobody understands; its connection is of no use then.
+    pub(super) async fn nonsense(&self) {
+        self.nonsense.notified().await;
     }
 }
 
@@ -55,9 +56,7 @@ impl BulkHandler for Peer {
             Err(error) => {
                 self.handler.metrics.malformed.inc();
                 tracing::warn!(%error, "malformed data call; connection closed");
-                if let Some(connection) = self.connection.get() {
-                    connection.close();
-                }
+                self.nonsense.notify_one();
                 Box::pin(std::future::ready(message_of(Reply::Failed(Errno::EPROTO), Bytes::new())))
             }
         }
