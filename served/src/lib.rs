@@ -1,1 +1,3 @@
 //! The servers of netfs.
+
+pub mod meta;
