@@ -77,9 +77,7 @@ impl Http {
 
 async fn show_metrics(State(shared): State<Shared>) -> Response {
     match shared.metrics.encode() {
-        Ok(text) => {
-            ([(header::CONTENT_TYPE, shared.metrics.content_type())], text).into_response()
-        }
+        Ok(text) => ([(header::CONTENT_TYPE, shared.metrics.content_type())], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

@@ -35,7 +35,7 @@ use netfs_common::net::{Dialer, EndpointError, Incoming, Limits, NetMetrics, Ser
 use netfs_common::telemetry::CallMetrics;
 use netfs_common::tls::{Identity, TlsError};
 use netfs_common::wire::hello::VolumeInfo;
-use netfs_common::wire::meta::Status;
+use netfs_common::wire::meta::{Reply, Response, Status};
 use netfs_common::wire::{Hello, HelloReply, Role};
 
 use crate::cluster;
@@ -43,7 +43,7 @@ use crate::greeting::{self, Refusal};
 use crate::meta::engine::EngineConfig;
 use crate::thread::{Ending, ServerThread, StopSignal};
 
-use client::{Admin, Client};
+use client::{Admin, Client, Member};
 use data_link::DataLink;
 use volume::Volume;
 use volumes::VolumeError;
@@ -313,7 +313,7 @@ async fn member(incoming: Incoming, hello: Hello, shared: Arc<Shared>) -> Result
         resumed = joined.resumed, alone = joined.exclusive, "client connected"
     );
     let client = Client::new(shared, volume.clone(), session, hello.client);
-    let link = incoming.welcome_link(&words, Arc::new(client)).await?;
+    let link = incoming.welcome_link(&words, Arc::new(Member(client))).await?;
     let connection = volume.connected(session, link.clone());
     let reason = link.closed().await;
     volume.disconnected(session, connection);
@@ -333,11 +333,15 @@ impl Shared {
         })
     }
 
-    fn status(&self) -> Status {
-        Status {
+    async fn status(&self) -> Reply {
+        let mut volumes = Vec::with_capacity(self.volumes.len());
+        for volume in self.volumes.values() {
+            volumes.push(volume.status().await?);
+        }
+        Ok(Response::Status(Status {
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_secs: self.started.elapsed().as_secs(),
-            volumes: Vec::new(),
-        }
+            volumes,
+        }))
     }
 }

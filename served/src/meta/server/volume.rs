@@ -13,13 +13,13 @@ use netfs_common::wire::Hello;
 use netfs_common::wire::meta::{Mutation, Op, Reply, Request, Response, StatFs, VolumeStatus};
 use tokio::time::Instant;
 
+use super::MetaOptions;
 use super::client::Client;
 use super::data_link::DataLink;
 use super::deletions;
 use super::members::{LinkId, Members};
 use super::trims::Trims;
 use super::volumes::VolumeError;
-use super::MetaOptions;
 use crate::flusher::Flusher;
 use crate::greeting::Refusal;
 use crate::meta::command::{Action, Command, Settings};
@@ -73,9 +73,7 @@ impl Volume {
         let sessions = engine.sessions().map_err(failed)?;
         let known = sessions.into_iter().map(|(id, s)| (id, s.description)).collect();
         let flushed = engine.clone();
-        let flusher = Flusher::start(options.flush_interval, move || {
-            flushed.flush(flushed.last())
-        });
+        let flusher = Flusher::start(options.flush_interval, move || flushed.flush(flushed.last()));
         let volume = Arc::new(Volume {
             members: Members::new(options.term, known),
             trims: Trims::default(),
@@ -222,10 +220,9 @@ impl Volume {
         self.flush_to(self.engine.last()).await.map_err(failed)?;
         let engine = self.engine.clone();
         match tokio::task::spawn_blocking(move || engine.checkpoint()).await {
-            Ok(result) => result.map_err(|source| VolumeError::Engine {
-                name: self.name.clone(),
-                source,
-            }),
+            Ok(result) => {
+                result.map_err(|source| VolumeError::Engine { name: self.name.clone(), source })
+            }
             Err(error) => {
                 tracing::error!(%error, "the last checkpoint has panicked");
                 Err(failed(Errno::EIO))
@@ -334,14 +331,18 @@ impl Volume {
 
     /// Begins all cuts that are not known yet.
     fn begin_trims(self: &Arc<Self>) -> Result<(), Errno> {
-        let from = self.next_trim.load(Ordering::Relaxed);
-        for (id, trim) in self.engine.pending_trims_from(from)? {
-            self.next_trim.fetch_max(id + 1, Ordering::Relaxed);
-            if self.trims.begin(trim.ino, id) {
-                tokio::spawn(self.clone().trim(id, trim));
+        loop {
+            let found = self.engine.pending_trims_from(self.next_trim.load(Ordering::Relaxed))?;
+            if found.is_empty() {
+                return Ok(());
+            }
+            for (id, trim) in found {
+                self.next_trim.fetch_max(id + 1, Ordering::Relaxed);
+                if self.trims.begin(trim.ino, id) {
+                    tokio::spawn(self.clone().trim(id, trim));
+                }
             }
         }
-        Ok(())
     }
 
     /// Has a file cut by the data servers, however long that takes.

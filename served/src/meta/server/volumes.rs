@@ -24,7 +24,9 @@ const MAX_VOLUMES: u64 = 1 << (64 - INODE_BITS);
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
     /// A name that a volume cannot have.
-    #[error("\"{0}\" cannot be a volume: names have 1 to 64 letters, digits and - _ . and do not begin with a dot")]
+    #[error(
+        "\"{0}\" cannot be a volume: names have 1 to 64 letters, digits and - _ . and do not begin with a dot"
+    )]
     BadName(String),
     /// There is one already.
     #[error("there is a volume \"{0}\" already")]
@@ -209,7 +211,8 @@ mod tests {
 
     #[test]
     fn names_that_are_no_single_folder_are_refused() {
-        for name in ["", ".", "..", "a/b", "../x", ".hidden", "ä", "NEXT_VOLUME", &"x".repeat(65)] {
+        for name in ["", ".", "..", "a/b", "../x", ".hidden", "ä", "NEXT_VOLUME", &"x".repeat(65)]
+        {
             assert!(matches!(check_name(name), Err(VolumeError::BadName(_))), "{name}");
         }
         assert!(check_name("Volume_1.2-3").is_ok());
