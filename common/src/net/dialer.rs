@@ -64,6 +64,11 @@ impl Dialer {
         Ok((Bulk::start(greeted, &self.limits, self.metrics.clone()), words))
     }
 
+    /// Ends all connections at once.
+    pub fn close(&self) {
+        self.endpoint.close(CloseCode::Done.to_var_int(), b"");
+    }
+
     /// Waits until the ends of all connections have been announced, for at most the farewell of a
     /// process that is about to exit.
     pub async fn wait_idle(&self) {

@@ -101,9 +101,6 @@ pub(super) struct DevArgs {
     /// Where everything is kept [default: ~/.local/share/netfs/dev, or /var/lib/netfs/dev for root]
     #[arg(long, value_name = "STATE")]
     pub(super) dir: Option<PathBuf>,
-    /// UDP port of the server on 127.0.0.1 [default: the one of last time, or one that is free]
-    #[arg(long, value_name = "PORT")]
-    pub(super) port: Option<u16>,
     /// Mount options, separated by commas; may be repeated
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub(super) options: Vec<String>,

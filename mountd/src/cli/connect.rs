@@ -8,6 +8,7 @@ use std::time::Duration;
 use netfs_common::config::{ClientConfig, OutagePolicy};
 use netfs_common::net::NetMetrics;
 
+use super::burial::Note;
 use super::error::CliError;
 use super::source::Source;
 use crate::dial::QuicDialer;
@@ -21,6 +22,7 @@ const FAREWELL: Duration = Duration::from_secs(1);
 pub(super) struct Connection {
     pub(super) vfs: Arc<Vfs>,
     dialer: Arc<QuicDialer>,
+    note: Arc<Option<Note>>,
 }
 
 impl Connection {
@@ -42,6 +44,8 @@ impl Connection {
             NetMetrics::default(),
         ));
         let options = options(source, config, spec);
+        let note = Arc::new(Note::take(&spec.target, &source.volume)?);
+        let buried = note.clone();
         let (tx, rx) = mpsc::sync_channel(1);
         let dialing = dialer.clone();
         // One thread drives all connections and tasks: measured, that halves the time of a call.
@@ -54,6 +58,9 @@ impl Connection {
                 }
             };
             runtime.block_on(async move {
+                if let Some(note) = &*buried {
+                    note.bury(&*dialing).await;
+                }
                 let started = Vfs::start(dialing, options).await.map_err(|e| e.to_string());
                 let up = started.is_ok();
                 // The receiver waits until it has got this.
@@ -73,13 +80,20 @@ impl Connection {
             Ok(Err(why)) => return Err(failed(why)),
             Err(_) => return Err(failed("the connecting thread died".into())),
         };
-        Ok(Connection { vfs, dialer })
+        if let Some(Err(e)) = note.as_ref().as_ref().map(|n| n.write(vfs.session_id())) {
+            // It only costs waiting, after a crash.
+            tracing::warn!(error = %e, "the session is not noted");
+        }
+        Ok(Connection { vfs, dialer, note })
     }
 
     /// Ends the session; everything that had to be stored is.
     pub(super) async fn close(&self) {
         self.vfs.shutdown().await;
-        let farewell = tokio::time::timeout(FAREWELL, self.dialer.wait_idle());
+        if let Some(Err(e)) = self.note.as_ref().as_ref().map(Note::clear) {
+            tracing::warn!(error = %e, "the note of the session stays");
+        }
+        let farewell = tokio::time::timeout(FAREWELL, self.dialer.close());
         if farewell.await.is_err() {
             tracing::debug!("the servers did not answer the goodbye");
         }

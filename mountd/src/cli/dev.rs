@@ -2,17 +2,18 @@
 
 use std::path::Path;
 
-use netfs_common::telemetry;
+use netfs_common::config::TlsConfig;
+use netfs_common::telemetry::{self, Metrics};
 use netfs_common::tls::pki::{CA_FILE, CERT_FILE, KEY_FILE};
+use netfs_served::embedded::{self, Embedded, EmbeddedOptions};
 
 use super::args::DevArgs;
 use super::connect::Connection;
-use super::embedded::{Embedded, VOLUME};
 use super::error::CliError;
 use super::options::MountOptions;
 use super::source::Source;
-use super::state::State;
 use super::{daemon, dirs, mount, mountpoint, serve, settings};
+use crate::fuse::MountSpec;
 
 /// Runs until the mount is gone; then everything is on disk.
 pub(super) fn run(args: DevArgs) -> Result<(), CliError> {
@@ -20,18 +21,18 @@ pub(super) fn run(args: DevArgs) -> Result<(), CliError> {
     let mut config = settings::load(args.config, &options)?;
     let target = mountpoint::check(&args.target)?;
     let dir = daemon::absolute(args.dir.unwrap_or_else(dirs::dev_state))?;
-    let state = State::open(&dir)?;
     telemetry::init(&config.log)?;
-    let servers = Embedded::start(&state, args.port)?;
-    let name = format!("{}/{VOLUME}", servers.address());
-    let source: Source = name.parse()?;
-    let identity = state.identity();
-    config.tls.ca = identity.join(CA_FILE);
-    config.tls.cert = identity.join(CERT_FILE);
-    config.tls.key = identity.join(KEY_FILE);
+    let servers = embedded::start(&dir, &EmbeddedOptions { metrics: Some(Metrics::global()) })?;
+    config.tls = identity(&dir);
+    let name = format!("{}/{}", servers.meta_addr(), servers.volume());
     let spec = mount::spec(name, target, &options, &config);
-    let served = Connection::open(&source, &config, &spec)
-        .and_then(|c| serve::serve(&c, &spec, || welcome(&spec.source, &spec.target, &dir)));
+    let served = spec.source.parse::<Source>().map_err(CliError::from).and_then(|source| {
+        let connection = Connection::open(&source, &config, &spec)?;
+        serve::serve(&connection, &spec, || {
+            welcome(&servers, &spec, &dir);
+            Ok(())
+        })
+    });
     // Whatever happened to the mount: what reached the servers is kept.
     let stopped = servers.stop();
     served?;
@@ -40,13 +41,24 @@ pub(super) fn run(args: DevArgs) -> Result<(), CliError> {
     Ok(())
 }
 
+/// The client's certificate in a state directory.
+fn identity(state: &Path) -> TlsConfig {
+    let dir = embedded::client_identity_dir(state);
+    TlsConfig { ca: dir.join(CA_FILE), cert: dir.join(CERT_FILE), key: dir.join(KEY_FILE) }
+}
+
 /// Says where things are and how to go on.
-fn welcome(source: &str, target: &Path, state: &Path) -> Result<(), CliError> {
-    let (target, state) = (target.display(), state.display());
-    say!("Ready: {target} is mounted; its files are kept in {state}.");
-    say!("Try it:          cp -r /etc/skel {target}/ && ls -la {target}");
-    say!("How it does:     netfs status");
-    say!("A second mount:  netfs mount {source} DIRECTORY --identity {state}/identity");
-    say!("Stop:            Ctrl-C here, or: netfs umount {target}");
-    Ok(())
+fn welcome(servers: &Embedded, spec: &MountSpec, state: &Path) {
+    let target = spec.target.display();
+    let identity = embedded::client_identity_dir(state);
+    say!("Ready: {target} is mounted; its files are kept in {}.", state.display());
+    say!("Try it:        cp -r /etc/skel {target}/ && ls -la {target}");
+    say!("How it does:   netfs status");
+    say!(
+        "Its server:    netfs status --server {} --identity {}",
+        servers.meta_addr(),
+        identity.display()
+    );
+    say!("Mount it too:  netfs mount {} DIRECTORY --identity {}", spec.source, identity.display());
+    say!("Stop:          Ctrl-C here, or: netfs umount {target}");
 }

@@ -103,12 +103,9 @@ pub enum CliError {
     /// Logging.
     #[error(transparent)]
     Telemetry(#[from] netfs_common::telemetry::TelemetryError),
-    /// The state directory of `netfs dev`.
-    #[error(transparent)]
-    State(#[from] super::state::StateError),
-    /// The embedded servers did not start.
-    #[error("the embedded server did not start: {0}")]
-    Server(String),
+    /// The servers of `netfs dev`, or their state directory.
+    #[error("netfs dev: {0}")]
+    Embedded(#[from] netfs_served::embedded::EmbeddedError),
     /// The daemon died without a word.
     #[error("the mount daemon died before the mount was ready ({status}); its log is {}", log.display())]
     DaemonDied {
@@ -117,17 +114,6 @@ pub enum CliError {
         /// Its log.
         log: PathBuf,
     },
-    /// The port asked for.
-    #[error("UDP port {port} on 127.0.0.1 cannot be used ({error}): choose another with --port, or leave --port out")]
-    Port {
-        /// The port.
-        port: u16,
-        /// Why.
-        error: io::Error,
-    },
-    /// The embedded servers could not bring everything to stable storage.
-    #[error("the embedded server did not stop in order: {0}")]
-    ServerStop(String),
     /// What the daemon said about its failure, complete.
     #[error("{0}")]
     Daemon(String),

@@ -19,12 +19,12 @@ macro_rules! complain {
 
 mod admin;
 mod args;
+mod burial;
 mod connect;
 mod control;
 mod daemon;
 mod dev;
 mod dirs;
-mod embedded;
 mod error;
 mod identity;
 mod mount;
@@ -34,7 +34,6 @@ mod pki;
 mod serve;
 mod settings;
 mod source;
-mod state;
 mod status;
 mod umount;
 mod users;

@@ -195,6 +195,11 @@ impl Session {
         self.bulk.stop();
     }
 
+    /// Its identifier.
+    pub fn id(&self) -> SessionId {
+        self.config.session
+    }
+
     /// Asks for the volume's description anew, the cluster map with it. It comes with the first
     /// exchange of a connection, so that a new connection is what it takes.
     pub fn refresh(&self) {

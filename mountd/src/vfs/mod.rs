@@ -190,6 +190,11 @@ impl Vfs {
         self.session.volume()
     }
 
+    /// The session with the metadata server.
+    pub fn session_id(&self) -> SessionId {
+        self.session.id()
+    }
+
     /// What the client is doing.
     pub fn stats(&self) -> Stats {
         Stats {

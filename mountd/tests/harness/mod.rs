@@ -55,16 +55,19 @@ impl Dev {
     }
 
     pub fn identity(&self) -> String {
-        self.state("identity").to_str().unwrap().to_string()
+        self.state("identity/client").to_str().unwrap().to_string()
     }
 
+    /// Where the metadata server listens.
     pub fn address(&self) -> String {
-        fs::read_to_string(self.state("address")).unwrap().trim().to_string()
+        let text = fs::read_to_string(self.state("servers.toml")).unwrap();
+        let line = text.lines().find(|l| l.starts_with("meta")).unwrap();
+        line.split('"').nth(1).unwrap().to_string()
     }
 
     /// What a second client mounts.
     pub fn source(&self) -> String {
-        format!("{}/main", self.address())
+        format!("{}/dev", self.address())
     }
 
     fn command(&self, args: &[&str]) -> std::process::Output {

@@ -1,0 +1,165 @@
+//! The session of a daemon that died.
+//!
+//! A server keeps the session of a client that vanished for its whole term, because it may come back;
+//! until then others who want the volume wait. But who mounts where a daemon died knows that it
+//! will not. So each daemon notes its session in a file that it holds locked: if the lock can be
+//! had, its owner is dead, and its session can be ended.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::SystemTime;
+
+use netfs_common::id::{InstanceId, OpSeq, SessionId};
+use netfs_common::wire::meta::{Mutation, Op, Request};
+use netfs_common::wire::{Hello, PROTOCOL, Role};
+use tokio::sync::mpsc;
+
+use super::dirs;
+use super::error::CliError;
+use crate::session::Dialer;
+
+/// A number that no change of a session reaches, so that it comes after all of them.
+const LAST: OpSeq = OpSeq(u64::MAX);
+
+/// The note of this daemon's session.
+#[derive(Debug)]
+pub(super) struct Note {
+    file: Mutex<File>,
+    volume: String,
+    /// The session of the daemon that was here before and died.
+    dead: Option<SessionId>,
+}
+
+impl Note {
+    /// Takes the note of a mount point. `None` while a daemon that was detached from it still lives:
+    /// then there is no note, and nothing is taken for dead.
+    pub(super) fn take(target: &Path, volume: &str) -> Result<Option<Note>, CliError> {
+        dirs::private(&dirs::runtime(), "runtime directory")?;
+        let path = dirs::socket_of(target).with_extension("session");
+        Note::open(&path, volume).map_err(|error| CliError::Private {
+            what: "session note",
+            path,
+            error,
+        })
+    }
+
+    fn open(path: &PathBuf, volume: &str) -> io::Result<Option<Note>> {
+        let mut options = OpenOptions::new();
+        let mut file =
+            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(e)) => return Err(e),
+        }
+        let mut text = String::new();
+        // What cannot be understood names no session.
+        let dead = match file.read_to_string(&mut text) {
+            Ok(_) => parse(&text, volume),
+            Err(_) => None,
+        };
+        Ok(Some(Note { file: Mutex::new(file), volume: volume.to_string(), dead }))
+    }
+
+    /// Ends the session of the daemon that died here. Without success others wait for its term.
+    pub(super) async fn bury(&self, dialer: &dyn Dialer) {
+        let Some(session) = self.dead else { return };
+        match end(dialer, &self.volume, session).await {
+            Ok(()) => tracing::info!(%session, "ended the session of the daemon that died here"),
+            Err(why) => tracing::info!(%session, why, "the session of a dead daemon stays"),
+        }
+    }
+
+    /// Notes the session of this daemon.
+    pub(super) fn write(&self, session: SessionId) -> io::Result<()> {
+        self.replace(&format!("{:x} {}\n", session.0, self.volume))
+    }
+
+    /// The session has ended in order.
+    pub(super) fn clear(&self) -> io::Result<()> {
+        self.replace("")
+    }
+
+    fn replace(&self, text: &str) -> io::Result<()> {
+        let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        file.set_len(0)?;
+        file.rewind()?;
+        file.write_all(text.as_bytes())
+    }
+}
+
+/// The session in a note, if it is one of the volume.
+fn parse(text: &str, volume: &str) -> Option<SessionId> {
+    let (id, of) = text.strip_suffix('\n')?.split_once(' ')?;
+    let id = u64::from_str_radix(id, 16).ok()?;
+    (of == volume).then_some(SessionId(id))
+}
+
+async fn end(dialer: &dyn Dialer, volume: &str, session: SessionId) -> Result<(), String> {
+    let hello = Hello {
+        protocol: (PROTOCOL, PROTOCOL),
+        features: 0,
+        role: Role::Meta,
+        volume: volume.to_string(),
+        session,
+        instance: InstanceId(0),
+        client: "the end of a dead daemon's session".into(),
+    };
+    // Nothing is asked of a session that ends.
+    let (pushes, _) = mpsc::channel(1);
+    let (_, link) = dialer.meta(hello, pushes).await.map_err(|e| e.to_string())?;
+    let mutation = Mutation {
+        seq: LAST,
+        answered: OpSeq(LAST.0 - 1),
+        time: SystemTime::now().into(),
+        sync: false,
+        op: Op::EndSession,
+    };
+    let reply = link.call(Request::Mutate(mutation)).await;
+    link.close();
+    match reply {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(e)) => Err(e.to_string()),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_session_of_a_dead_owner_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("note");
+        let note = Note::open(&path, "vol").unwrap().unwrap();
+        assert_eq!(note.dead, None);
+        note.write(SessionId(0xabc)).unwrap();
+        assert!(Note::open(&path, "vol").unwrap().is_none(), "its owner lives");
+        drop(note);
+        assert_eq!(Note::open(&path, "other").unwrap().unwrap().dead, None);
+        assert_eq!(Note::open(&path, "vol").unwrap().unwrap().dead, Some(SessionId(0xabc)));
+    }
+
+    #[test]
+    fn an_orderly_end_leaves_nothing_to_bury() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("note");
+        let note = Note::open(&path, "vol").unwrap().unwrap();
+        note.write(SessionId(5)).unwrap();
+        note.clear().unwrap();
+        drop(note);
+        assert_eq!(Note::open(&path, "vol").unwrap().unwrap().dead, None);
+    }
+
+    #[test]
+    fn garbage_names_no_session() {
+        for text in ["", "\n", "5", "5 vol", "x vol\n", "5  vol\n"] {
+            assert_eq!(parse(text, "vol"), None, "{text:?}");
+        }
+        assert_eq!(parse("5 vol\n", "vol"), Some(SessionId(5)));
+    }
+}
