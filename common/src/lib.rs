@@ -1,4 +1,5 @@
-//! What every part of netfs shares: identifiers, attributes, the wire messages and their codec.
+//! What every part of netfs shares: identifiers, attributes, the wire messages and their codec, the network,
+//! identities, configuration and telemetry.
 //!
 //! Nothing in here knows FUSE, and nothing but `net` opens a socket.
 
@@ -8,4 +9,6 @@ pub mod errno;
 pub mod id;
 pub mod map;
 pub mod name;
+pub mod net;
+pub mod tls;
 pub mod wire;
