@@ -1,1 +1,2 @@
 //! The servers of netfs.
+pub mod data;

@@ -1,0 +1,2 @@
+//! What a data server does: it keeps chunks.
+pub mod store;

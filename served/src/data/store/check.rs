@@ -1,0 +1,200 @@
+//! Verifying a store that nobody has open, without changing anything.
+
+use std::path::Path;
+
+use super::disk::{Access, Disk, RealDisk};
+use super::error::StoreError;
+use super::format::{
+    FIRST_RECORD, Kind, LogPos, RECORD_HEADER_LEN, SegmentId, SegmentSeed, StoreId, segment_name,
+};
+use super::index::Index;
+use super::recover::{self, Recovered, RecoveryReport};
+use super::scan::{Item, Scanner, verify_payload};
+use super::state::State;
+use super::store::{SegmentStore, read_store_id};
+
+/// Faults listed in a report; more are counted only.
+const FAULTS_MAX: usize = 1000;
+
+/// What an offline check found.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub struct CheckReport {
+    /// Segment files.
+    pub segments: u64,
+    /// Records verified.
+    pub records: u64,
+    /// Chunks that hold data.
+    pub chunks: u64,
+    /// Bytes of chunks.
+    pub live_bytes: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// What opening the store would find.
+    pub recovery: RecoveryReport,
+    /// Whether the index from the snapshot equals the one from the log alone; `None`: there is no snapshot.
+    pub snapshot_agrees: Option<bool>,
+    /// Faults, one line each; the first 1000.
+    pub faults: Vec<String>,
+    /// How many there are.
+    pub fault_count: u64,
+}
+
+impl CheckReport {
+    /// Whether nothing is wrong. An unflushed end of the log is not wrong.
+    pub fn is_clean(&self) -> bool {
+        self.fault_count == 0
+    }
+
+    fn fault(&mut self, text: String) {
+        self.fault_count += 1;
+        if self.faults.len() < FAULTS_MAX {
+            self.faults.push(text);
+        }
+    }
+}
+
+impl SegmentStore {
+    /// Verifies every record of the store in `dir`, and that the index can be rebuilt from them. Changes nothing.
+    pub fn check(dir: &Path) -> Result<CheckReport, StoreError> {
+        let disk = RealDisk::open(dir, Access::Read)?;
+        check_disk(&disk, dir)
+    }
+}
+
+pub(super) fn check_disk(disk: &dyn Disk, shown_dir: &Path) -> Result<CheckReport, StoreError> {
+    let Some(id) = read_store_id(disk)? else {
+        let names = disk.list().map_err(StoreError::io("list", shown_dir.display().to_string()))?;
+        let found = names.into_iter().next().unwrap_or_else(|| "nothing".into());
+        return Err(StoreError::NotAStore { dir: shown_dir.to_owned(), found });
+    };
+    let opened = recover::recover(disk, id)?;
+    let mut report = CheckReport { recovery: opened.report.clone(), ..CheckReport::default() };
+    describe(&mut report, &opened.report);
+    if opened.report.snapshot_used {
+        let rebuilt = recover::rebuild(disk, id, opened.evidence)?;
+        let agrees = compare(&mut report, &opened.state.index, &rebuilt.state.index);
+        report.snapshot_agrees = Some(agrees);
+    }
+    for segment in recover::segment_ids(disk)? {
+        verify_segment(disk, id, segment, &opened, &mut report)?;
+    }
+    report.chunks = opened.state.index.chunks();
+    report.live_bytes = opened.state.segments.values().map(|s| s.live).sum();
+    for (key, extents) in opened.state.index.iter() {
+        for e in extents.0.iter().filter(|e| e.is_bad()) {
+            report.fault(format!(
+                "chunk {key} has lost bytes {}..{} to an earlier disk fault",
+                e.offset,
+                e.end()
+            ));
+        }
+    }
+    Ok(report)
+}
+
+fn describe(report: &mut CheckReport, recovery: &RecoveryReport) {
+    if let Some(why) = &recovery.snapshot_fault {
+        report.fault(format!("the index snapshot cannot be used: {why}"));
+    }
+    for d in &recovery.damage {
+        report.fault(format!(
+            "{} is damaged at {}..{}: {}",
+            segment_name(d.segment),
+            d.from,
+            d.to,
+            d.why
+        ));
+    }
+    for id in &recovery.missing_segments {
+        report.fault(format!("{} is missing", segment_name(*id)));
+    }
+    if recovery.records_lost > 0 {
+        report.fault(format!("{} flushed records are lost", recovery.records_lost));
+    }
+}
+
+/// Whether two indexes say the same.
+fn compare(report: &mut CheckReport, snapshot: &Index, rebuilt: &Index) -> bool {
+    let mut agrees = true;
+    let mut left = snapshot.iter().peekable();
+    let mut right = rebuilt.iter().peekable();
+    loop {
+        let (key, same) = match (left.peek(), right.peek()) {
+            (None, None) => return agrees,
+            (Some((l, a)), Some((r, b))) if l == r => {
+                let (mut a, mut b) = ((*a).clone(), (*b).clone());
+                a.normalise();
+                b.normalise();
+                (*l, a == b)
+            }
+            (Some((l, _)), right) if right.is_none_or(|(r, _)| l < r) => (*l, false),
+            (_, Some((r, _))) => (*r, false),
+            (Some((l, _)), None) => (*l, false),
+        };
+        if !same {
+            agrees = false;
+            report.fault(format!("chunk {key} differs between the index snapshot and the log"));
+        }
+        left.next_if(|(l, _)| *l == key);
+        right.next_if(|(r, _)| *r == key);
+    }
+}
+
+fn verify_segment(
+    disk: &dyn Disk,
+    store: StoreId,
+    segment: SegmentId,
+    opened: &Recovered,
+    report: &mut CheckReport,
+) -> Result<(), StoreError> {
+    report.segments += 1;
+    // What lies behind the log's end is no part of it.
+    let Some(info) = opened.state.segments.get(&segment) else { return Ok(()) };
+    let name = segment_name(segment);
+    let file = disk.open(&name).map_err(StoreError::io("open", &name))?;
+    let end = info.len.min(file.len().map_err(StoreError::io("examine", &name))?);
+    let mut scanner =
+        Scanner::new(file.as_ref(), segment, SegmentSeed::new(store, segment), FIRST_RECORD, end);
+    while let Some(item) = scanner.next()? {
+        match item {
+            Item::Record { at, header } => {
+                report.records += 1;
+                let lost = verify_payload(file.as_ref(), at, &header)
+                    .map_err(StoreError::io("read", &name))?;
+                for (offset, len) in lost {
+                    let place = LogPos { segment, at: at as u32 + RECORD_HEADER_LEN as u32 };
+                    let live = is_live(&opened.state, &header.key, place, offset, len);
+                    let kind = if header.kind == Kind::Write && live { "live" } else { "dead" };
+                    let (key, to) = (header.key, offset + len);
+                    report.fault(format!(
+                        "{name} at {at}: {kind} bytes {offset}..{to} of chunk {key} are damaged"
+                    ));
+                }
+            }
+            Item::Damage { from, to, .. } => {
+                let known = opened
+                    .report
+                    .damage
+                    .iter()
+                    .any(|d| d.segment == segment && d.from <= from && d.to >= to);
+                if !known {
+                    report.fault(format!(
+                        "{name} is damaged at {from}..{to}: no record can be understood"
+                    ));
+                }
+            }
+        }
+    }
+    report.bytes += end;
+    Ok(())
+}
+
+fn is_live(
+    state: &State,
+    key: &super::key::ChunkKey,
+    place: LogPos,
+    offset: u32,
+    len: u32,
+) -> bool {
+    state.lookup(key, offset, offset + len).iter().any(|e| e.at == place)
+}

@@ -1,0 +1,80 @@
+//! The file operations that the store needs, and nothing more: a real directory implements them, and so does the
+//! tests' model of a disk that loses power.
+
+mod real;
+#[cfg(test)]
+pub(super) mod sim;
+
+use std::io::{self, IoSlice};
+use std::sync::Arc;
+
+pub(super) use real::{Access, RealDisk};
+
+/// One directory of files.
+pub(super) trait Disk: Send + Sync {
+    /// Names of all files.
+    fn list(&self) -> io::Result<Vec<String>>;
+    /// Opens an existing file.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Creates a file; one that exists is emptied.
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    fn remove(&self, name: &str) -> io::Result<()>;
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Makes creations, removals and renames durable.
+    fn sync_dir(&self) -> io::Result<()>;
+    fn space(&self) -> io::Result<Space>;
+}
+
+/// One open file. All methods may be called from several threads.
+pub(super) trait DiskFile: Send + Sync {
+    /// Writes some prefix of `data` and says how much.
+    fn write_at(&self, data: &[IoSlice<'_>], position: u64) -> io::Result<usize>;
+    /// Reads some bytes and says how many; 0 at the end of the file.
+    fn read_at(&self, out: &mut [u8], position: u64) -> io::Result<usize>;
+    fn len(&self) -> io::Result<u64>;
+    fn set_len(&self, len: u64) -> io::Result<()>;
+    /// `fdatasync`: the data and the length are on stable storage when it returns.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// Room on the file system.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Space {
+    pub(super) capacity_bytes: u64,
+    pub(super) free_bytes: u64,
+}
+
+/// Writes all of `data`, however often the file accepts only a part.
+pub(super) fn write_all(
+    file: &dyn DiskFile,
+    mut data: &mut [IoSlice<'_>],
+    mut position: u64,
+) -> io::Result<()> {
+    IoSlice::advance_slices(&mut data, 0);
+    while !data.is_empty() {
+        match file.write_at(data, position) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(done) => {
+                position += done as u64;
+                IoSlice::advance_slices(&mut data, done);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Reads until `out` is full or the file ends; says how much was read.
+pub(super) fn read_full(file: &dyn DiskFile, out: &mut [u8], position: u64) -> io::Result<usize> {
+    let mut done = 0;
+    while done < out.len() {
+        match file.read_at(&mut out[done..], position + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
+}

@@ -1,0 +1,150 @@
+//! A directory of the local file system.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, IoSlice};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::{Disk, DiskFile, Space};
+use crate::data::store::error::StoreError;
+use crate::data::store::format::LOCK_FILE;
+
+/// The most slices that Linux takes in one call.
+const IOV_MAX: usize = 1024;
+
+/// A locked directory; the lock ends with the value.
+pub(in crate::data::store) struct RealDisk {
+    dir: PathBuf,
+    access: Access,
+    /// Holds the lock for as long as it is open. `None`: a read-only look at a store that has no lock file.
+    _lock: Option<File>,
+}
+
+/// What the opener may do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::data::store) enum Access {
+    /// Look only. Fails while somebody writes.
+    Read,
+    /// Write; there is one writer. Creates the directory.
+    Write,
+}
+
+impl RealDisk {
+    pub(in crate::data::store) fn open(dir: &Path, access: Access) -> Result<Self, StoreError> {
+        let shown = || dir.display().to_string();
+        if access == Access::Write {
+            std::fs::create_dir_all(dir).map_err(StoreError::io("create directory", shown()))?;
+        } else if !dir.is_dir() {
+            return Err(StoreError::BadFile {
+                file: shown(),
+                why: "there is no such directory".into(),
+            });
+        }
+        let path = dir.join(LOCK_FILE);
+        let opened = match access {
+            Access::Write => {
+                OpenOptions::new().write(true).create(true).truncate(false).open(&path)
+            }
+            Access::Read => File::open(&path),
+        };
+        let lock = match opened {
+            Ok(lock) => lock,
+            Err(e) if access == Access::Read && e.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self { dir: dir.to_owned(), access, _lock: None });
+            }
+            Err(e) => return Err(StoreError::io("open", path.display().to_string())(e)),
+        };
+        let locked = match access {
+            Access::Write => lock.try_lock(),
+            Access::Read => lock.try_lock_shared(),
+        };
+        match locked {
+            Ok(()) => Ok(Self { dir: dir.to_owned(), access, _lock: Some(lock) }),
+            Err(TryLockError::WouldBlock) => Err(StoreError::InUse(dir.to_owned())),
+            Err(TryLockError::Error(e)) => {
+                Err(StoreError::io("lock", path.display().to_string())(e))
+            }
+        }
+    }
+}
+
+impl Disk for RealDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        std::fs::read_dir(&self.dir)?
+            .map(|e| Ok(e?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let write = self.access == Access::Write;
+        Ok(Arc::new(RealFile(
+            OpenOptions::new().read(true).write(write).open(self.dir.join(name))?,
+        )))
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true);
+        Ok(Arc::new(RealFile(options.open(self.dir.join(name))?)))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.dir.join(name))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.dir.join(from), self.dir.join(to))
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
+    }
+
+    fn space(&self) -> io::Result<Space> {
+        let path = CString::new(self.dir.as_os_str().as_bytes())?;
+        // SAFETY: an all-zero statvfs is a valid value of this plain C structure.
+        let mut out: libc::statvfs = unsafe { std::mem::zeroed() };
+        // SAFETY: `path` is a terminated string and `out` a structure that the call may fill, both alive during it.
+        if unsafe { libc::statvfs(path.as_ptr(), &mut out) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Space {
+            capacity_bytes: out.f_blocks * out.f_frsize,
+            free_bytes: out.f_bavail * out.f_frsize,
+        })
+    }
+}
+
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn write_at(&self, data: &[IoSlice<'_>], position: u64) -> io::Result<usize> {
+        let position = i64::try_from(position).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let count = data.len().min(IOV_MAX) as libc::c_int;
+        // SAFETY: IoSlice is guaranteed to have the layout of iovec, and the first `count` of them are borrowed
+        // for the duration of the call.
+        let done =
+            unsafe { libc::pwritev(self.0.as_raw_fd(), data.as_ptr().cast(), count, position) };
+        usize::try_from(done).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn read_at(&self, out: &mut [u8], position: u64) -> io::Result<usize> {
+        FileExt::read_at(&self.0, out, position)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}

@@ -1,0 +1,128 @@
+//! Where the bytes of one chunk are.
+
+use super::format::LogPos;
+
+/// A range of a chunk that is in one record. 24 bytes, because there is one for each record that lives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Extent {
+    /// First byte, in the chunk.
+    pub(super) offset: u32,
+    pub(super) len: u32,
+    /// Where the record's payload begins; for lost bytes, where the `Bad` record is.
+    pub(super) at: LogPos,
+    /// The range of the whole record: blocks are cut by it. A length of 0 stands for lost bytes.
+    pub(super) record_offset: u32,
+    pub(super) record_len: u32,
+}
+
+impl Extent {
+    pub(super) fn end(&self) -> u32 {
+        self.offset + self.len
+    }
+
+    pub(super) fn is_bad(&self) -> bool {
+        self.record_len == 0
+    }
+
+    /// The part within `offset..end`, which must overlap.
+    pub(super) fn clip(mut self, offset: u32, end: u32) -> Self {
+        let (from, to) = (self.offset.max(offset), self.end().min(end));
+        self.offset = from;
+        self.len = to - from;
+        self
+    }
+}
+
+/// The extents of one chunk: sorted, not overlapping, never empty ones.
+#[derive(Clone, Default, PartialEq, Eq, Debug)]
+pub(super) struct Extents(pub(super) Vec<Extent>);
+
+impl Extents {
+    /// Those that overlap the range.
+    pub(super) fn range(&self, offset: u32, end: u32) -> &[Extent] {
+        let from = self.0.partition_point(|e| e.end() <= offset);
+        let to = self.0.partition_point(|e| e.offset < end);
+        &self.0[from..to.max(from)]
+    }
+
+    /// Puts `new` over what was there, and tells `freed` of every piece that it hides.
+    pub(super) fn put(&mut self, new: Extent, freed: impl FnMut(Extent)) {
+        self.replace(new.offset, new.end(), Some(new), None, freed);
+    }
+
+    /// Makes a hole. With `before`, only what was written before that place goes.
+    pub(super) fn punch(
+        &mut self,
+        offset: u32,
+        end: u32,
+        before: Option<LogPos>,
+        freed: impl FnMut(Extent),
+    ) {
+        self.replace(offset, end, None, before, freed);
+    }
+
+    fn replace(
+        &mut self,
+        offset: u32,
+        end: u32,
+        new: Option<Extent>,
+        before: Option<LogPos>,
+        mut freed: impl FnMut(Extent),
+    ) {
+        let from = self.0.partition_point(|e| e.end() <= offset);
+        let to = self.0.partition_point(|e| e.offset < end).max(from);
+        if from == to {
+            if let Some(new) = new {
+                if self.0.capacity() == 0 {
+                    self.0.reserve_exact(1);
+                }
+                self.0.insert(from, new);
+            }
+            return;
+        }
+        let mut kept = Vec::with_capacity(to - from + 2);
+        let mut new = new;
+        for e in &self.0[from..to] {
+            if before.is_some_and(|limit| e.at >= limit) {
+                kept.push(*e);
+                continue;
+            }
+            freed(e.clip(offset, end));
+            if e.offset < offset {
+                kept.push(e.clip(e.offset, offset));
+            }
+            kept.extend(new.take());
+            if e.end() > end {
+                kept.push(e.clip(end, e.end()));
+            }
+        }
+        self.0.splice(from..to, kept);
+    }
+
+    /// The data ranges as offset and length, neighbours joined.
+    pub(super) fn ranges(&self) -> Vec<(u64, u64)> {
+        let mut out: Vec<(u64, u64)> = Vec::new();
+        for e in &self.0 {
+            match out.last_mut() {
+                Some((offset, len)) if *offset + *len == u64::from(e.offset) => {
+                    *len += u64::from(e.len)
+                }
+                _ => out.push((u64::from(e.offset), u64::from(e.len))),
+            }
+        }
+        out
+    }
+
+    /// Joins neighbouring pieces of the same record, so that equal content compares equal.
+    pub(super) fn normalise(&mut self) {
+        self.0.dedup_by(|b, a| {
+            let same = a.end() == b.offset
+                && a.at == b.at
+                && (a.record_offset, a.record_len) == (b.record_offset, b.record_len);
+            if same {
+                a.len += b.len;
+            }
+            same
+        });
+    }
+}

@@ -1,0 +1,400 @@
+//! The end of the log: appending records, closing segments, and making them durable.
+
+use std::io::IoSlice;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, OnceLock};
+
+use super::config::StoreConfig;
+use super::disk::{Disk, DiskFile, write_all};
+use super::error::StoreError;
+use super::format::{
+    FIRST_RECORD, HeaderBlock, Kind, LogPos, RECORD_ALIGN, RecordHeader, SEGMENT_MAGIC, SegmentId,
+    SegmentSeed, StoreId, segment_name,
+};
+use super::key::ChunkKey;
+use super::sync::{lock, wait};
+
+/// How often the file system is asked for its free space, in bytes appended.
+const SPACE_REFRESH_BYTES: u64 = 16 << 20;
+
+/// Who appends: only new data has to leave the reserve alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Space {
+    /// New data.
+    Keep,
+    /// Deletions, and moves that make room.
+    UseReserve,
+}
+
+/// A record before it has a place.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Draft {
+    pub(super) kind: Kind,
+    pub(super) key: ChunkKey,
+    pub(super) offset: u32,
+    pub(super) len: u32,
+    pub(super) as_of: Option<LogPos>,
+}
+
+impl Draft {
+    pub(super) fn note(kind: Kind, ino: u64) -> Self {
+        let key = ChunkKey { ino, generation: 0, index: 0 };
+        Self { kind, key, offset: 0, len: 0, as_of: None }
+    }
+
+    pub(super) fn range(kind: Kind, key: ChunkKey, offset: u32, len: u32) -> Self {
+        Self { kind, key, offset, len, as_of: None }
+    }
+
+    fn header(&self, seq: u64, durable: u64) -> RecordHeader {
+        RecordHeader {
+            kind: self.kind,
+            key: self.key,
+            offset: self.offset,
+            len: self.len,
+            seq,
+            durable,
+            version: 0,
+            as_of: self.as_of,
+        }
+    }
+}
+
+/// A segment that was appended to.
+#[derive(Clone)]
+struct OpenSegment {
+    id: SegmentId,
+    file: Arc<dyn DiskFile>,
+    seed: SegmentSeed,
+    len: u64,
+}
+
+/// The end of the log. Guarded by [`Log::tail`]; appending is the one thing that happens under that lock.
+pub(super) struct Tail {
+    current: OpenSegment,
+    next_segment: SegmentId,
+    next_seq: u64,
+    /// Sequence number of the last record that a flush has to cover.
+    last_wanted: u64,
+    /// Closed segments that no flush has covered yet.
+    unflushed: Vec<OpenSegment>,
+    /// A segment file was created since the directory was flushed.
+    dir_dirty: bool,
+    /// Bytes of all segment files.
+    total_bytes: u64,
+    /// Bytes that may be appended before the reserve is touched, as of the last look.
+    budget: u64,
+    appended_since_look: u64,
+    appended_since_checkpoint: u64,
+}
+
+impl Tail {
+    pub(super) fn position(&self) -> (SegmentId, u64) {
+        (self.current.id, self.current.len)
+    }
+
+    pub(super) fn last_seq(&self) -> u64 {
+        self.next_seq - 1
+    }
+
+    pub(super) fn next_segment(&self) -> SegmentId {
+        self.next_segment
+    }
+
+    pub(super) fn unflushed_segments(&self) -> usize {
+        self.unflushed.len()
+    }
+
+    pub(super) fn appended_since_checkpoint(&mut self) -> &mut u64 {
+        &mut self.appended_since_checkpoint
+    }
+
+    /// A segment file was removed.
+    pub(super) fn forget_bytes(&mut self, bytes: u64) {
+        self.total_bytes = self.total_bytes.saturating_sub(bytes);
+        self.appended_since_look = SPACE_REFRESH_BYTES;
+    }
+}
+
+#[derive(Default)]
+struct Round {
+    running: bool,
+}
+
+/// The log. Locks in order: `round`, `tail`; the state's lock comes after both.
+pub(super) struct Log {
+    disk: Arc<dyn Disk>,
+    store: StoreId,
+    config: StoreConfig,
+    pub(super) tail: Mutex<Tail>,
+    round: Mutex<Round>,
+    round_over: Condvar,
+    /// All records up to this one are on stable storage.
+    durable: AtomicU64,
+    /// The first storage failure. After a failed `fsync` nobody knows what the disk holds, so nothing is written again.
+    poison: OnceLock<String>,
+}
+
+/// Where the log goes on after recovery.
+pub(super) struct Resume {
+    /// The newest segment, if it can be appended to.
+    pub(super) segment: Option<(SegmentId, u64)>,
+    pub(super) next_segment: SegmentId,
+    pub(super) next_seq: u64,
+    pub(super) total_bytes: u64,
+}
+
+impl Log {
+    /// Continues a log of which everything is durable.
+    pub(super) fn resume(
+        disk: Arc<dyn Disk>,
+        store: StoreId,
+        config: StoreConfig,
+        resume: Resume,
+    ) -> Result<Self, StoreError> {
+        let Resume { segment, mut next_segment, next_seq, mut total_bytes } = resume;
+        let current = match segment {
+            Some((id, len)) => {
+                let name = segment_name(id);
+                let file = disk.open(&name).map_err(StoreError::io("open", &name))?;
+                OpenSegment { id, file, seed: SegmentSeed::new(store, id), len }
+            }
+            None => {
+                let fresh = create_segment(disk.as_ref(), store, next_segment, next_seq)?;
+                next_segment += 1;
+                total_bytes += FIRST_RECORD;
+                fresh
+            }
+        };
+        let tail = Tail {
+            current,
+            next_segment,
+            next_seq,
+            last_wanted: next_seq - 1,
+            unflushed: Vec::new(),
+            dir_dirty: true,
+            total_bytes,
+            budget: 0,
+            appended_since_look: SPACE_REFRESH_BYTES,
+            appended_since_checkpoint: 0,
+        };
+        Ok(Self {
+            disk,
+            store,
+            config,
+            tail: Mutex::new(tail),
+            round: Mutex::new(Round::default()),
+            round_over: Condvar::new(),
+            durable: AtomicU64::new(next_seq - 1),
+            poison: OnceLock::new(),
+        })
+    }
+
+    pub(super) fn durable(&self) -> u64 {
+        self.durable.load(Ordering::Acquire)
+    }
+
+    pub(super) fn check_poison(&self) -> Result<(), StoreError> {
+        self.poison.get().map_or(Ok(()), |why| Err(StoreError::Poisoned(why.clone())))
+    }
+
+    /// Closes the store for writing, and returns the reason.
+    pub(super) fn poison(&self, error: StoreError) -> StoreError {
+        // Only the first failure is the cause; what follows are its consequences.
+        self.poison.get_or_init(|| error.to_string());
+        error
+    }
+
+    /// Appends one record; `payload` is its stored form. Nothing has happened if it fails.
+    pub(super) fn append(
+        &self,
+        tail: &mut Tail,
+        draft: &Draft,
+        payload: &[IoSlice<'_>],
+        space: Space,
+    ) -> Result<(LogPos, RecordHeader), StoreError> {
+        self.check_poison()?;
+        let header = draft.header(tail.next_seq, self.durable());
+        let footprint = header.footprint();
+        self.admit(tail, footprint, space)?;
+        if tail.current.len > FIRST_RECORD
+            && tail.current.len + footprint > self.config.segment_bytes
+        {
+            self.roll(tail)?;
+        }
+        let at = tail.current.len;
+        let encoded = header.encode(tail.current.seed, at);
+        let padding = [0; RECORD_ALIGN as usize];
+        let unpadded = encoded.len() as u64 + u64::from(header.stored());
+        let mut slices = Vec::with_capacity(payload.len() + 2);
+        slices.push(IoSlice::new(&encoded));
+        slices.extend_from_slice(payload);
+        slices.push(IoSlice::new(&padding[..(footprint - unpadded) as usize]));
+        if let Err(e) = write_all(tail.current.file.as_ref(), &mut slices, at) {
+            return Err(self.failed_append(tail, e, footprint));
+        }
+        tail.current.len += footprint;
+        tail.total_bytes += footprint;
+        tail.budget = tail.budget.saturating_sub(footprint);
+        tail.appended_since_look += footprint;
+        tail.appended_since_checkpoint += footprint;
+        tail.next_seq += 1;
+        if header.kind != Kind::Mark {
+            tail.last_wanted = header.seq;
+        }
+        Ok((LogPos { segment: tail.current.id, at: at as u32 }, header))
+    }
+
+    /// Takes back a partial record, so that the next one finds its place clean.
+    fn failed_append(&self, tail: &mut Tail, e: std::io::Error, footprint: u64) -> StoreError {
+        let name = segment_name(tail.current.id);
+        let full = matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT));
+        let undone = tail.current.file.set_len(tail.current.len);
+        tail.appended_since_look = SPACE_REFRESH_BYTES;
+        match undone {
+            Ok(()) if full => StoreError::NoSpace { needed: footprint, free: 0 },
+            Ok(()) => self.poison(StoreError::io("write", name)(e)),
+            Err(e) => self.poison(StoreError::io("truncate", name)(e)),
+        }
+    }
+
+    /// Refuses what would touch the reserve.
+    fn admit(&self, tail: &mut Tail, needed: u64, space: Space) -> Result<(), StoreError> {
+        if space == Space::UseReserve {
+            return Ok(());
+        }
+        if tail.budget < needed || tail.appended_since_look >= SPACE_REFRESH_BYTES {
+            let found = self.disk.space().map_err(StoreError::io("examine", "the file system"))?;
+            tail.budget = self.beyond_reserve(found.free_bytes, tail.total_bytes);
+            tail.appended_since_look = 0;
+        }
+        if tail.budget < needed {
+            return Err(StoreError::NoSpace { needed, free: tail.budget });
+        }
+        Ok(())
+    }
+
+    fn beyond_reserve(&self, free_bytes: u64, total_bytes: u64) -> u64 {
+        let limit = self.config.capacity_limit_bytes.unwrap_or(u64::MAX);
+        free_bytes.min(limit.saturating_sub(total_bytes)).saturating_sub(self.config.reserve_bytes)
+    }
+
+    /// Capacity for this store, and what of it is free beyond the reserve.
+    pub(super) fn space(&self) -> Result<(u64, u64), StoreError> {
+        let total = lock(&self.tail).total_bytes;
+        let found = self.disk.space().map_err(StoreError::io("examine", "the file system"))?;
+        let limit = self.config.capacity_limit_bytes.unwrap_or(u64::MAX);
+        let capacity = found.capacity_bytes.min(limit).saturating_sub(self.config.reserve_bytes);
+        Ok((capacity, self.beyond_reserve(found.free_bytes, total)))
+    }
+
+    /// Closes the current segment and begins the next. Nothing has happened if it fails for want of space.
+    pub(super) fn roll(&self, tail: &mut Tail) -> Result<(), StoreError> {
+        self.check_poison()?;
+        let id = tail.next_segment;
+        let fresh = match create_segment(self.disk.as_ref(), self.store, id, tail.next_seq) {
+            Ok(fresh) => fresh,
+            Err(StoreError::Io { op, file, source }) => {
+                // A half-made segment must not be taken for a part of the log.
+                let removed = self.disk.remove(&segment_name(id));
+                let gone = match removed {
+                    Ok(()) => true,
+                    Err(e) => e.kind() == std::io::ErrorKind::NotFound,
+                };
+                if gone && matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
+                    return Err(StoreError::NoSpace { needed: FIRST_RECORD, free: 0 });
+                }
+                return Err(self.poison(StoreError::Io { op, file, source }));
+            }
+            Err(e) => return Err(self.poison(e)),
+        };
+        tail.next_segment += 1;
+        tail.dir_dirty = true;
+        tail.total_bytes += FIRST_RECORD;
+        let closed = std::mem::replace(&mut tail.current, fresh);
+        tail.unflushed.push(closed);
+        Ok(())
+    }
+
+    /// Returns when all that was appended before the call is on stable storage. Callers at the same time share the work.
+    /// `applied` is told of a record that the flush itself appends.
+    pub(super) fn flush(&self, applied: &dyn Fn(LogPos, &RecordHeader)) -> Result<(), StoreError> {
+        let target = lock(&self.tail).last_wanted;
+        self.flush_to(target, applied)
+    }
+
+    /// Returns when the log up to a sequence number is on stable storage.
+    pub(super) fn flush_to(
+        &self,
+        target: u64,
+        applied: &dyn Fn(LogPos, &RecordHeader),
+    ) -> Result<(), StoreError> {
+        loop {
+            self.check_poison()?;
+            if self.durable() >= target {
+                return Ok(());
+            }
+            let mut round = lock(&self.round);
+            if round.running {
+                drop(wait(&self.round_over, round));
+                continue;
+            }
+            if self.durable() >= target {
+                return Ok(());
+            }
+            round.running = true;
+            drop(round);
+            let result = self.flush_round(applied);
+            lock(&self.round).running = false;
+            self.round_over.notify_all();
+            result?;
+        }
+    }
+
+    fn flush_round(&self, applied: &dyn Fn(LogPos, &RecordHeader)) -> Result<(), StoreError> {
+        let (segments, dir_dirty, seq) = {
+            let mut tail = lock(&self.tail);
+            let mut segments = tail.unflushed.clone();
+            segments.push(tail.current.clone());
+            (segments, std::mem::take(&mut tail.dir_dirty), tail.last_seq())
+        };
+        for s in &segments {
+            s.file
+                .sync()
+                .map_err(|e| self.poison(StoreError::io("flush", segment_name(s.id))(e)))?;
+        }
+        if dir_dirty {
+            self.disk
+                .sync_dir()
+                .map_err(|e| self.poison(StoreError::io("flush", "the store's directory")(e)))?;
+        }
+        let mut tail = lock(&self.tail);
+        tail.unflushed.retain(|u| !segments.iter().any(|s| s.id == u.id && s.len == u.len));
+        self.durable.fetch_max(seq, Ordering::AcqRel);
+        if tail.last_seq() == seq {
+            // Nobody has appended since, so no record says yet that these are durable. Recovery can tell damage from
+            // an unflushed end only if one does.
+            match self.append(&mut tail, &Draft::note(Kind::Mark, 0), &[], Space::UseReserve) {
+                Ok((at, header)) => applied(at, &header),
+                Err(StoreError::NoSpace { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn create_segment(
+    disk: &dyn Disk,
+    store: StoreId,
+    id: SegmentId,
+    first_seq: u64,
+) -> Result<OpenSegment, StoreError> {
+    let name = segment_name(id);
+    let file = disk.create(&name).map_err(StoreError::io("create", &name))?;
+    let block = HeaderBlock { magic: SEGMENT_MAGIC, store, segment: id, first_seq }.encode();
+    write_all(file.as_ref(), &mut [IoSlice::new(&block)], 0)
+        .map_err(StoreError::io("write", &name))?;
+    Ok(OpenSegment { id, file, seed: SegmentSeed::new(store, id), len: FIRST_RECORD })
+}

@@ -1,0 +1,49 @@
+//! The segment store: chunks on a local disk, in append-only segments of checksummed records.
+//!
+//! - Every change is one record, appended to **the log** ([`format`](self) of the records: `format.rs`; appending: `log.rs`).
+//! - **The index** says where each byte of each chunk is (`index.rs`, `extent.rs`). It is in memory, and can always be rebuilt
+//!   from the log (`recover.rs`); a snapshot of it makes that quick (`snapshot.rs`).
+//! - A range that was deleted has a **tombstone** in the log for as long as an older segment may hold what it hides.
+//! - Space is won back by moving what lives out of the emptiest segment (`reclaim.rs`, which says why that is safe).
+//! - Nothing is returned unverified (`read.rs`), and `scrub.rs` looks for damage before somebody needs the data.
+//! - All file operations go through a small trait (`disk/`), so that tests can cut the power at any of them.
+//!
+//! The store is synchronous and may be called from any number of threads. After a failed write or flush of the disk
+//! it refuses every further change: nobody knows then what the disk holds, and only a restart finds out.
+//!
+//! Memory: an extent of 24 bytes per record that lives, and 30 to 100 bytes per chunk. For data that was written
+//! sequentially in records of a MiB that is about 45 bytes per MiB; in records of 64 KiB about 400.
+
+mod check;
+mod config;
+mod disk;
+mod error;
+mod extent;
+mod format;
+mod index;
+mod key;
+mod log;
+mod payload;
+mod read;
+mod reclaim;
+mod recover;
+mod scan;
+mod scrub;
+mod snapshot;
+mod state;
+mod store;
+mod sync;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+pub use check::CheckReport;
+pub use config::StoreConfig;
+pub use error::StoreError;
+pub use format::{FORMAT_VERSION, MAX_CHUNK_BYTES};
+pub use key::ChunkKey;
+pub use reclaim::Reclaimed;
+pub use recover::{CutTail, Damage, RecoveryReport};
+pub use scrub::{BadRange, ScrubCursor, ScrubStep};
+pub use store::{ChunkInfo, SegmentStore, Usage};

@@ -1,0 +1,150 @@
+//! Reading, which always verifies.
+
+use std::io;
+
+use super::disk::read_full;
+use super::error::StoreError;
+use super::extent::Extent;
+use super::format::{BLOCK, CRC_LEN, ChunkSeed, block_at, get_u32, segment_name};
+use super::key::ChunkKey;
+use super::scan::is_medium_error;
+use super::store::SegmentStore;
+use super::sync::read;
+
+/// Blocks that are read at a time.
+const STEP_BLOCKS: u32 = 64;
+/// How often a read may find its segment reclaimed under it. Each time a whole segment was moved meanwhile.
+const MOVED_MAX: u32 = 64;
+
+/// Why extents could not be read.
+pub(super) enum ReadFault {
+    /// The segment's file is gone: look again where the data is.
+    Gone(Extent),
+    Failed(StoreError),
+}
+
+impl From<StoreError> for ReadFault {
+    fn from(e: StoreError) -> Self {
+        Self::Failed(e)
+    }
+}
+
+pub(super) fn corrupt(key: ChunkKey, offset: u32, len: u32, why: impl Into<String>) -> StoreError {
+    StoreError::Corrupt { key, offset: u64::from(offset), len: u64::from(len), why: why.into() }
+}
+
+impl SegmentStore {
+    /// Reads a range of a chunk; holes, and what lies behind the end, read as zeros. Fails rather than return
+    /// bytes that are not those that were written.
+    pub fn read(&self, key: ChunkKey, offset: u64, len: u64) -> Result<Vec<u8>, StoreError> {
+        let (offset, len) = self.check_range(offset, len)?;
+        let mut out = vec![0; len as usize];
+        self.read_into(key, offset, &mut out)?;
+        Ok(out)
+    }
+
+    /// Fills `out`, which must be zeros. Returns the extents that it came from.
+    pub(super) fn read_into(
+        &self,
+        key: ChunkKey,
+        offset: u32,
+        out: &mut [u8],
+    ) -> Result<Vec<Extent>, StoreError> {
+        let end = offset + out.len() as u32;
+        let mut extents = read(&self.state).lookup(&key, offset, end);
+        for _ in 0..MOVED_MAX {
+            let gone = match self.read_extents(key, offset, &extents, out) {
+                Ok(()) => return Ok(extents),
+                Err(ReadFault::Failed(e)) => return Err(e),
+                Err(ReadFault::Gone(extent)) => extent,
+            };
+            let now = read(&self.state).lookup(&key, offset, end);
+            if now == extents {
+                let why = format!("{} is missing", segment_name(gone.at.segment));
+                return Err(corrupt(key, gone.offset, gone.len, why));
+            }
+            extents = now;
+            out.fill(0);
+        }
+        Err(StoreError::io("read", "a chunk")(io::Error::other(
+            "its segments were reclaimed faster than it was read",
+        )))
+    }
+
+    /// Reads these extents into their places in `out`, which begins at `offset` of the chunk.
+    pub(super) fn read_extents(
+        &self,
+        key: ChunkKey,
+        offset: u32,
+        extents: &[Extent],
+        out: &mut [u8],
+    ) -> Result<(), ReadFault> {
+        let seed = ChunkSeed::new(&key);
+        let mut buf = Vec::new();
+        for e in extents {
+            let start = (e.offset - offset) as usize;
+            self.read_extent(key, seed, e, &mut out[start..start + e.len as usize], &mut buf)?;
+        }
+        Ok(())
+    }
+
+    fn read_extent(
+        &self,
+        key: ChunkKey,
+        seed: ChunkSeed,
+        e: &Extent,
+        out: &mut [u8],
+        buf: &mut Vec<u8>,
+    ) -> Result<(), ReadFault> {
+        if e.is_bad() {
+            return Err(corrupt(key, e.offset, e.len, "it was lost to a disk fault").into());
+        }
+        let name = || segment_name(e.at.segment);
+        let file = match self.segment_file(e.at.segment) {
+            Ok(file) => file,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(ReadFault::Gone(*e)),
+            Err(err) => return Err(StoreError::io("open", name())(err).into()),
+        };
+        let mut from = e.offset;
+        while from < e.end() {
+            let to = (from / BLOCK * BLOCK + STEP_BLOCKS * BLOCK).min(e.end());
+            let first = block_at(e.record_offset, e.record_len, from);
+            let last = block_at(e.record_offset, e.record_len, to - 1);
+            buf.resize((last.at + last.len + CRC_LEN - first.at) as usize, 0);
+            let got = match read_full(file.as_ref(), buf, u64::from(e.at.at) + u64::from(first.at))
+            {
+                Ok(n) => n,
+                Err(err) if is_medium_error(&err) => {
+                    return Err(corrupt(
+                        key,
+                        from,
+                        to - from,
+                        format!("{} cannot be read: {err}", name()),
+                    )
+                    .into());
+                }
+                Err(err) => return Err(StoreError::io("read", name())(err).into()),
+            };
+            let mut x = from;
+            while x < to {
+                let block = block_at(e.record_offset, e.record_len, x);
+                let at = (block.at - first.at) as usize;
+                let crc_at = at + block.len as usize;
+                let sound = crc_at + CRC_LEN as usize <= got
+                    && seed.crc(block.offset, &buf[at..crc_at]) == get_u32(buf, crc_at);
+                let end = (block.offset + block.len).min(to);
+                if !sound {
+                    let why = format!("checksum mismatch in {} at {}", name(), e.at.at + block.at);
+                    return Err(corrupt(key, x, end - x, why).into());
+                }
+                let skip = at + (x - block.offset) as usize;
+                let part = (end - x) as usize;
+                let target = (x - e.offset) as usize;
+                out[target..target + part].copy_from_slice(&buf[skip..skip + part]);
+                x = end;
+            }
+            from = to;
+        }
+        Ok(())
+    }
+}

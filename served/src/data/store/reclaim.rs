@@ -1,0 +1,318 @@
+//! Winning back the space of what was overwritten and deleted: the emptiest segment's live data is appended to the
+//! log again, and when that is durable, its file is removed.
+//!
+//! Why nothing comes back or gets lost, whatever crashes in between:
+//!
+//! - Moved data is an ordinary, newer write. It is appended only if the index still points to the original, under
+//!   the lock that orders all records; so a deletion is either before it, and nothing is moved, or after it, and hides it too.
+//! - A tombstone in the segment is appended again while any older segment may hold what it hides. The copy
+//!   carries its first position and hides only what was written before that.
+//! - `Retire` tells recovery that the segment's file may be missing, and that what an older snapshot says about
+//!   it is void. It is appended again until a newer snapshot is durable.
+//! - The file is removed after a flush of all that, and the removal is durable before the next segment is looked at:
+//!   otherwise an older segment could return whose tombstone was dropped because it was gone.
+
+use super::error::StoreError;
+use super::extent::Extent;
+use super::format::{
+    BLOCK, Kind, LogPos, RECORD_HEADER_LEN, RecordHeader, SegmentId, SegmentSeed, segment_name,
+};
+use super::key::ChunkKey;
+use super::log::{Draft, Space};
+use super::scan::{Item, Scanner};
+use super::state::{SegmentInfo, State};
+use super::store::SegmentStore;
+use super::sync::{lock, read, write};
+
+/// What one step of reclamation did.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Reclaimed {
+    /// Bytes of live data that were moved.
+    pub moved_bytes: u64,
+    /// Bytes of segment files that were removed.
+    pub freed_bytes: u64,
+    /// There is nothing worth reclaiming at the moment.
+    pub idle: bool,
+}
+
+/// The segment under reclamation.
+#[derive(Clone, Copy, Debug)]
+struct Job {
+    victim: SegmentId,
+    at: u64,
+}
+
+/// What the reclaimer remembers between steps.
+#[derive(Default, Debug)]
+pub(super) struct Reclaimer {
+    job: Option<Job>,
+}
+
+/// How badly room is needed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Need {
+    Normal,
+    Full,
+}
+
+impl SegmentStore {
+    /// Does one bounded piece of reclamation, or of a checkpoint that is due. To be called in a loop, with pauses as the
+    /// load allows, and for longer when it was [`idle`](Reclaimed::idle).
+    pub fn reclaim_step(&self) -> Result<Reclaimed, StoreError> {
+        let mut reclaimer = lock(&self.reclaimer);
+        self.log.check_poison()?;
+        if self.checkpoint_due() {
+            match self.checkpoint_while_locked() {
+                Ok(()) | Err(StoreError::NoSpace { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let (_, free) = self.log.space()?;
+        let need = if free < 4 * self.config.segment_bytes { Need::Full } else { Need::Normal };
+        self.step(&mut reclaimer, need)
+    }
+
+    /// Reclaims a segment because a write found no room. `false`: there is nothing to reclaim.
+    pub(super) fn make_room(&self) -> Result<bool, StoreError> {
+        let mut reclaimer = lock(&self.reclaimer);
+        loop {
+            let done = self.step(&mut reclaimer, Need::Full)?;
+            if done.freed_bytes > 0 || done.idle {
+                return Ok(done.freed_bytes > 0);
+            }
+        }
+    }
+
+    fn step(&self, reclaimer: &mut Reclaimer, need: Need) -> Result<Reclaimed, StoreError> {
+        let Some(mut job) =
+            reclaimer.job.take().map_or_else(|| self.pick(need), |job| Ok(Some(job)))?
+        else {
+            return Ok(Reclaimed { idle: true, ..Reclaimed::default() });
+        };
+        let mut done = Reclaimed::default();
+        match self.work(&mut job, &mut done) {
+            Ok(true) => {}
+            // Unfinished, or failed in a way that may pass: go on from here the next time.
+            Ok(false) => reclaimer.job = Some(job),
+            Err(e) => {
+                reclaimer.job = Some(job);
+                return Err(e);
+            }
+        }
+        Ok(done)
+    }
+
+    /// Chooses the segment that gives most for the least copying.
+    fn pick(&self, need: Need) -> Result<Option<Job>, StoreError> {
+        let threshold = match need {
+            Need::Normal => self.config.reclaim_dead_percent,
+            Need::Full => self.config.reclaim_dead_percent_when_full,
+        };
+        let (current, _) = lock(&self.log.tail).position();
+        let (best, roll) = {
+            let state = read(&self.state);
+            let mut best: Option<(u64, SegmentId)> = None;
+            let mut roll = false;
+            let mut older_may_hide = state.unaccounted > 0;
+            for (id, info) in &state.segments {
+                let gain = info.reclaimable() + if older_may_hide { 0 } else { info.tombs };
+                older_may_hide |= info.dead() > 0 || info.damaged;
+                let percent = gain * 100 / info.len.max(1);
+                if *id == current {
+                    let large = info.len
+                        >= self.config.segment_bytes / if need == Need::Full { 16 } else { 4 };
+                    roll = large && percent >= 50 && info.data + info.tombs > 0;
+                } else if percent >= u64::from(threshold)
+                    && best.is_none_or(|(most, _)| percent > most)
+                {
+                    best = Some((percent, *id));
+                }
+            }
+            (best.map(|(_, id)| id), roll)
+        };
+        let victim = match best {
+            Some(id) => id,
+            None if roll => {
+                let mut tail = lock(&self.log.tail);
+                if tail.position().0 == current {
+                    self.log.roll(&mut tail)?;
+                }
+                current
+            }
+            None => return Ok(None),
+        };
+        // Its tombstones may hide what is durable only if they are durable too, wherever they go.
+        self.flush()?;
+        Ok(Some(Job { victim, at: Self::EMPTY_SEGMENT }))
+    }
+
+    /// Goes on with a job; whether it is finished.
+    fn work(&self, job: &mut Job, done: &mut Reclaimed) -> Result<bool, StoreError> {
+        let victim = job.victim;
+        let Some(info) = read(&self.state).segments.get(&victim).copied() else { return Ok(true) };
+        let name = segment_name(victim);
+        let file = self.segment_file(victim).map_err(StoreError::io("open", &name))?;
+        let end = info.len.min(file.len().map_err(StoreError::io("examine", &name))?);
+        let mut scanner = Scanner::new(file.as_ref(), victim, self.seed(victim), job.at, end);
+        let from = job.at;
+        while let Some(item) = scanner.next()? {
+            if let Item::Record { at, header } = item {
+                self.move_record(LogPos { segment: victim, at: at as u32 }, &header, done)?;
+            }
+            job.at = scanner.position();
+            if done.moved_bytes >= self.config.step_bytes
+                || job.at - from >= 8 * self.config.step_bytes
+            {
+                return Ok(false);
+            }
+        }
+        self.finish(victim, &info, done)?;
+        Ok(true)
+    }
+
+    fn move_record(
+        &self,
+        at: LogPos,
+        h: &RecordHeader,
+        done: &mut Reclaimed,
+    ) -> Result<(), StoreError> {
+        match h.kind {
+            Kind::Write | Kind::Bad => {
+                let header_len = if h.kind == Kind::Write { RECORD_HEADER_LEN as u32 } else { 0 };
+                let place = LogPos { segment: at.segment, at: at.at + header_len };
+                self.move_live(&h.key, h.offset, h.offset + h.len, |e| e.at == place, done)
+            }
+            Kind::Punch | Kind::Delete => self.move_tombstone(at, h),
+            Kind::Retire
+                if self.snapshot_seq.load(std::sync::atomic::Ordering::Acquire) < h.seq =>
+            {
+                self.commit(&Draft::note(Kind::Retire, h.key.ino), &[], Space::UseReserve, None)
+                    .map(drop)
+            }
+            Kind::Retire | Kind::Mark => Ok(()),
+        }
+    }
+
+    fn move_tombstone(&self, at: LogPos, h: &RecordHeader) -> Result<(), StoreError> {
+        let first = h.as_of.unwrap_or(at);
+        let mut tail = lock(&self.log.tail);
+        let needed = {
+            let state = read(&self.state);
+            let older =
+                |id: SegmentId| id < first.segment || (h.as_of.is_some() && id == first.segment);
+            let mut others =
+                state.segments.iter().filter(|(id, _)| **id != at.segment && older(**id));
+            state.unaccounted > 0 || others.any(|(_, info)| info.may_hide(h.key.ino))
+        };
+        if needed {
+            let draft =
+                Draft { as_of: Some(first), ..Draft::range(h.kind, h.key, h.offset, h.len) };
+            let (at, header) = self.log.append(&mut tail, &draft, &[], Space::UseReserve)?;
+            write(&self.state).apply_moved_tombstone(at, &header);
+        }
+        Ok(())
+    }
+
+    /// Moves what lives in a range of a chunk and is in the segment to be emptied.
+    fn move_live(
+        &self,
+        key: &ChunkKey,
+        from: u32,
+        to: u32,
+        is_there: impl Fn(&Extent) -> bool,
+        done: &mut Reclaimed,
+    ) -> Result<(), StoreError> {
+        loop {
+            let mut pieces = read(&self.state).lookup(key, from, to);
+            pieces.retain(&is_there);
+            let mut changed = false;
+            for piece in pieces {
+                changed |= !self.move_piece(key, piece)?;
+                done.moved_bytes += u64::from(piece.len);
+            }
+            if !changed {
+                return Ok(());
+            }
+        }
+    }
+
+    /// `false`: it has changed meanwhile.
+    fn move_piece(&self, key: &ChunkKey, piece: Extent) -> Result<bool, StoreError> {
+        if !piece.is_bad() {
+            match self.rewrite(*key, piece.offset, piece.end(), &[piece], Space::UseReserve) {
+                Err(StoreError::Corrupt { .. }) => {}
+                other => return other,
+            }
+        }
+        // Block by block, because some of it is lost.
+        let mut from = piece.offset;
+        while from < piece.end() {
+            let to = if piece.is_bad() {
+                piece.end()
+            } else {
+                (from / BLOCK * BLOCK + BLOCK).min(piece.end())
+            };
+            if !self.move_block(key, piece.clip(from, to))? {
+                return Ok(false);
+            }
+            from = to;
+        }
+        Ok(true)
+    }
+
+    /// Moves what can be read; leaves a note in place of what is lost, so that it never reads as something else.
+    fn move_block(&self, key: &ChunkKey, part: Extent) -> Result<bool, StoreError> {
+        if !part.is_bad() {
+            match self.rewrite(*key, part.offset, part.end(), &[part], Space::UseReserve) {
+                Err(StoreError::Corrupt { .. }) => {}
+                other => return other,
+            }
+        }
+        let draft = Draft::range(Kind::Bad, *key, part.offset, part.len);
+        Ok(self.commit(&draft, &[], Space::UseReserve, Some(&[part]))?.is_some())
+    }
+
+    /// All has moved: removes the segment.
+    fn finish(
+        &self,
+        victim: SegmentId,
+        info: &SegmentInfo,
+        done: &mut Reclaimed,
+    ) -> Result<(), StoreError> {
+        let left = read(&self.state).segments.get(&victim).map_or(0, |info| info.live);
+        if left > 0 || info.damaged {
+            // Records that can no longer be understood may still hold readable blocks.
+            self.move_by_index(victim, done)?;
+        }
+        self.commit(&Draft::note(Kind::Retire, u64::from(victim)), &[], Space::UseReserve, None)?;
+        self.flush()?;
+        let name = segment_name(victim);
+        self.disk.remove(&name).map_err(|e| self.log.poison(StoreError::io("remove", &name)(e)))?;
+        self.disk
+            .sync_dir()
+            .map_err(|e| self.log.poison(StoreError::io("flush", "the store's directory")(e)))?;
+        self.forget_file(victim);
+        lock(&self.log.tail).forget_bytes(info.len);
+        write(&self.state).segments.remove(&victim);
+        done.freed_bytes += info.len;
+        Ok(())
+    }
+
+    fn move_by_index(&self, victim: SegmentId, done: &mut Reclaimed) -> Result<(), StoreError> {
+        let found = extents_in(&read(&self.state), victim);
+        for (key, e) in found {
+            self.move_live(&key, e.offset, e.end(), |e| e.at.segment == victim, done)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn seed(&self, segment: SegmentId) -> SegmentSeed {
+        SegmentSeed::new(self.id(), segment)
+    }
+}
+
+fn extents_in(state: &State, segment: SegmentId) -> Vec<(ChunkKey, Extent)> {
+    let all =
+        state.index.iter().flat_map(|(key, extents)| extents.0.iter().map(move |e| (key, *e)));
+    all.filter(|(_, e)| e.at.segment == segment).collect()
+}

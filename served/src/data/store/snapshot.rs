@@ -1,0 +1,272 @@
+//! A copy of the index on disk, so that opening need not read the whole log. Always dispensable: a damaged one is
+//! ignored and the index rebuilt.
+//!
+//! Layout: frames of up to about 1 MiB, each `length u32, CRC-32 of (store id, frame number u64, payload) u32, payload`;
+//! a frame of length 0 ends the file. The payload is one stream of little endian numbers, in which an item
+//! never crosses a frame:
+//!
+//! - `magic "NETFSIDX", version u32, last sequence number u64, tail segment u32, tail length u64, next segment u32`,
+//! - `segment count u32`, per segment `number u32, flags u32 (1: damaged), length u64, data u64, tombstones u64,
+//!   first seq u64, last seq u64, least inode u64, greatest inode u64`,
+//! - `chunk count u64`, per chunk `inode u64, generation u32, index u64, extent count u32`, per extent `offset u32, len
+//!   u32, segment u32, position u32, record offset u32, record length u32`.
+//!
+//! It changes by raising the version; a program ignores a snapshot of any other version and rebuilds.
+
+use std::io::IoSlice;
+
+use super::disk::{DiskFile, read_full, write_all};
+use super::error::StoreError;
+use super::extent::{Extent, Extents};
+use super::format::{LogPos, MAX_CHUNK_BYTES, SegmentId, StoreId, get_u32};
+use super::key::ChunkKey;
+use super::state::{SegmentInfo, State};
+
+pub(super) const SNAPSHOT_FILE: &str = "index.snap";
+pub(super) const SNAPSHOT_TEMP: &str = "index.tmp";
+const MAGIC: &[u8; 8] = b"NETFSIDX";
+const VERSION: u32 = 1;
+const FRAME_FULL: usize = 1 << 20;
+const FRAME_MAX: usize = FRAME_FULL + (64 << 10);
+
+/// Where in the log a snapshot was taken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct SnapshotPoint {
+    /// Sequence number of the last record that is in it.
+    pub(super) seq: u64,
+    /// The newest segment, and its length.
+    pub(super) tail: SegmentId,
+    pub(super) tail_len: u64,
+    pub(super) next_segment: SegmentId,
+}
+
+/// A loaded snapshot.
+pub(super) struct Snapshot {
+    pub(super) point: SnapshotPoint,
+    pub(super) state: State,
+}
+
+fn frame_crc(store: StoreId, number: u64, payload: &[u8]) -> u32 {
+    let mut h = crc32fast::Hasher::new();
+    h.update(&store.0);
+    h.update(&number.to_le_bytes());
+    h.update(payload);
+    h.finalize()
+}
+
+struct Writer<'a> {
+    file: &'a dyn DiskFile,
+    store: StoreId,
+    at: u64,
+    frame: u64,
+    buf: Vec<u8>,
+}
+
+impl Writer<'_> {
+    fn u32(&mut self, v: u32) {
+        self.buf.extend_from_slice(&v.to_le_bytes());
+    }
+
+    fn u64(&mut self, v: u64) {
+        self.buf.extend_from_slice(&v.to_le_bytes());
+    }
+
+    fn frame(&mut self) -> Result<(), StoreError> {
+        let len = self.buf.len() as u32;
+        let crc = frame_crc(self.store, self.frame, &self.buf);
+        let (len, crc) = (len.to_le_bytes(), crc.to_le_bytes());
+        let mut slices = [IoSlice::new(&len), IoSlice::new(&crc), IoSlice::new(&self.buf)];
+        write_all(self.file, &mut slices, self.at)
+            .map_err(StoreError::io("write", SNAPSHOT_TEMP))?;
+        self.at += 8 + self.buf.len() as u64;
+        self.frame += 1;
+        self.buf.clear();
+        Ok(())
+    }
+
+    fn end_item(&mut self) -> Result<(), StoreError> {
+        if self.buf.len() >= FRAME_FULL { self.frame() } else { Ok(()) }
+    }
+}
+
+/// Writes a snapshot of `state`; the caller makes it durable.
+pub(super) fn write(
+    file: &dyn DiskFile,
+    store: StoreId,
+    point: &SnapshotPoint,
+    state: &State,
+) -> Result<(), StoreError> {
+    let mut w = Writer { file, store, at: 0, frame: 0, buf: Vec::with_capacity(FRAME_MAX) };
+    w.buf.extend_from_slice(MAGIC);
+    w.u32(VERSION);
+    w.u64(point.seq);
+    w.u32(point.tail);
+    w.u64(point.tail_len);
+    w.u32(point.next_segment);
+    w.u32(state.segments.len() as u32);
+    w.end_item()?;
+    for (id, s) in &state.segments {
+        w.u32(*id);
+        w.u32(u32::from(s.damaged));
+        for v in [s.len, s.data, s.tombs, s.first_seq, s.last_seq, s.min_ino, s.max_ino] {
+            w.u64(v);
+        }
+        w.end_item()?;
+    }
+    w.u64(state.index.chunks());
+    w.end_item()?;
+    for (key, extents) in state.index.iter() {
+        w.u64(key.ino);
+        w.u32(key.generation);
+        w.u64(key.index);
+        w.u32(extents.0.len() as u32);
+        w.end_item()?;
+        for e in &extents.0 {
+            for v in [e.offset, e.len, e.at.segment, e.at.at, e.record_offset, e.record_len] {
+                w.u32(v);
+            }
+            w.end_item()?;
+        }
+    }
+    if !w.buf.is_empty() {
+        w.frame()?;
+    }
+    w.frame()
+}
+
+struct Reader<'a> {
+    file: &'a dyn DiskFile,
+    store: StoreId,
+    at: u64,
+    frame: u64,
+    buf: Vec<u8>,
+    used: usize,
+}
+
+/// Why a snapshot is of no use.
+type Unusable = &'static str;
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], Unusable> {
+        if self.used == self.buf.len() {
+            self.load()?;
+        }
+        let part = self.buf.get(self.used..self.used + N).ok_or("it ends within an item")?;
+        let mut out = [0; N];
+        out.copy_from_slice(part);
+        self.used += N;
+        Ok(out)
+    }
+
+    fn u32(&mut self) -> Result<u32, Unusable> {
+        Ok(u32::from_le_bytes(self.take()?))
+    }
+
+    fn u64(&mut self) -> Result<u64, Unusable> {
+        Ok(u64::from_le_bytes(self.take()?))
+    }
+
+    /// Reads the next frame; an empty one is an error here, because the caller expects more.
+    fn load(&mut self) -> Result<(), Unusable> {
+        let len = self.read_frame()?;
+        if len == 0 { Err("it ends early") } else { Ok(()) }
+    }
+
+    fn read_frame(&mut self) -> Result<usize, Unusable> {
+        let mut head = [0; 8];
+        if read_full(self.file, &mut head, self.at).map_err(|_| "it cannot be read")? != 8 {
+            return Err("it is cut short");
+        }
+        let len = get_u32(&head, 0) as usize;
+        if len > FRAME_MAX {
+            return Err("a frame has an impossible length");
+        }
+        self.buf.resize(len, 0);
+        if read_full(self.file, &mut self.buf, self.at + 8).map_err(|_| "it cannot be read")? != len
+        {
+            return Err("it is cut short");
+        }
+        if frame_crc(self.store, self.frame, &self.buf) != get_u32(&head, 4) {
+            return Err("a checksum does not match");
+        }
+        self.at += 8 + len as u64;
+        self.frame += 1;
+        self.used = 0;
+        Ok(len)
+    }
+
+    fn segment(&mut self) -> Result<(SegmentId, SegmentInfo), Unusable> {
+        let (id, flags) = (self.u32()?, self.u32()?);
+        let (len, data, tombs) = (self.u64()?, self.u64()?, self.u64()?);
+        let (first_seq, last_seq) = (self.u64()?, self.u64()?);
+        let (min_ino, max_ino) = (self.u64()?, self.u64()?);
+        let damaged = flags & 1 != 0;
+        Ok((
+            id,
+            SegmentInfo {
+                len,
+                data,
+                live: 0,
+                tombs,
+                first_seq,
+                last_seq,
+                min_ino,
+                max_ino,
+                damaged,
+            },
+        ))
+    }
+
+    fn chunk(&mut self) -> Result<(ChunkKey, Extents), Unusable> {
+        let key = ChunkKey { ino: self.u64()?, generation: self.u32()?, index: self.u64()? };
+        let count = self.u32()?;
+        let mut extents = Vec::with_capacity(count.min(4096) as usize);
+        let mut free_from = 0;
+        for _ in 0..count {
+            let (offset, len) = (self.u32()?, self.u32()?);
+            let at = LogPos { segment: self.u32()?, at: self.u32()? };
+            let (record_offset, record_len) = (self.u32()?, self.u32()?);
+            let end = u64::from(offset) + u64::from(len);
+            let in_record = record_len == 0
+                || (offset >= record_offset
+                    && end <= u64::from(record_offset) + u64::from(record_len));
+            if len == 0 || u64::from(offset) < free_from || end > MAX_CHUNK_BYTES || !in_record {
+                return Err("an extent is impossible");
+            }
+            free_from = end;
+            extents.push(Extent { offset, len, at, record_offset, record_len });
+        }
+        if extents.is_empty() { Err("a chunk is empty") } else { Ok((key, Extents(extents))) }
+    }
+}
+
+/// Reads a snapshot, or says why it cannot be used.
+pub(super) fn read(file: &dyn DiskFile, store: StoreId) -> Result<Snapshot, Unusable> {
+    let mut r = Reader { file, store, at: 0, frame: 0, buf: Vec::new(), used: 0 };
+    if r.take::<8>()? != *MAGIC {
+        return Err("it is not an index snapshot");
+    }
+    if r.u32()? != VERSION {
+        return Err("it is of another version");
+    }
+    let point =
+        SnapshotPoint { seq: r.u64()?, tail: r.u32()?, tail_len: r.u64()?, next_segment: r.u32()? };
+    let mut state = State::default();
+    for _ in 0..r.u32()? {
+        let (id, info) = r.segment()?;
+        state.segments.insert(id, info);
+    }
+    let mut last = None;
+    for _ in 0..r.u64()? {
+        let (key, extents) = r.chunk()?;
+        if last.is_some_and(|last| last >= key) {
+            return Err("its chunks are out of order");
+        }
+        last = Some(key);
+        state.index.update(&key, |e| *e = extents);
+    }
+    if r.used != r.buf.len() || r.read_frame()? != 0 {
+        return Err("it has more than it says");
+    }
+    Ok(Snapshot { point, state })
+}

@@ -1,0 +1,186 @@
+//! What the log says so far: the index, and the account of each segment. One function applies a record, when it is
+//! appended and when it is replayed, so that both give the same.
+
+use std::collections::BTreeMap;
+
+use super::extent::Extent;
+use super::format::{FIRST_RECORD, Kind, LogPos, RECORD_HEADER_LEN, RecordHeader, SegmentId};
+use super::index::{Detached, Index};
+use super::key::ChunkKey;
+
+/// The account of one segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct SegmentInfo {
+    /// Length of the file up to the end of its last record.
+    pub(super) len: u64,
+    /// Bytes of chunks in its records.
+    pub(super) data: u64,
+    /// Those of them that the index points to. May be too high for a moment, never too low.
+    pub(super) live: u64,
+    /// Bytes taken by tombstones.
+    pub(super) tombs: u64,
+    pub(super) first_seq: u64,
+    pub(super) last_seq: u64,
+    /// Inodes with data in it are within this range.
+    pub(super) min_ino: u64,
+    pub(super) max_ino: u64,
+    /// Some of it cannot be read as records.
+    pub(super) damaged: bool,
+}
+
+impl SegmentInfo {
+    pub(super) fn new(first_seq: u64) -> Self {
+        Self {
+            len: FIRST_RECORD,
+            data: 0,
+            live: 0,
+            tombs: 0,
+            first_seq,
+            last_seq: first_seq - 1,
+            min_ino: u64::MAX,
+            max_ino: 0,
+            damaged: false,
+        }
+    }
+
+    pub(super) fn dead(&self) -> u64 {
+        self.data.saturating_sub(self.live)
+    }
+
+    /// Bytes of the file that moving its live data out would win, tombstones aside.
+    pub(super) fn reclaimable(&self) -> u64 {
+        let records = self.len.saturating_sub(FIRST_RECORD + self.tombs);
+        if self.data == 0 {
+            return records;
+        }
+        (u128::from(records) * u128::from(self.dead()) / u128::from(self.data)) as u64
+    }
+
+    /// Whether it may hold something of this inode that a tombstone hides.
+    pub(super) fn may_hide(&self, ino: u64) -> bool {
+        self.damaged || (self.dead() > 0 && self.min_ino <= ino && ino <= self.max_ino)
+    }
+}
+
+/// The index and the segments.
+#[derive(Default, Debug)]
+pub(super) struct State {
+    pub(super) index: Index,
+    pub(super) segments: BTreeMap<SegmentId, SegmentInfo>,
+    /// Deletions that have left the index and are still counted as live in their segments.
+    pub(super) unaccounted: u64,
+}
+
+impl State {
+    /// Applies the record at `at`. Chunks that a `Delete` took out are returned: to be given to [`Self::account`].
+    pub(super) fn apply(&mut self, at: LogPos, h: &RecordHeader) -> Option<Detached> {
+        let info = self.segments.entry(at.segment).or_insert_with(|| SegmentInfo::new(h.seq));
+        info.len = u64::from(at.at) + h.footprint();
+        info.last_seq = h.seq;
+        let end = h.offset + h.len;
+        match h.kind {
+            Kind::Write | Kind::Bad => {
+                let bytes = u64::from(h.len);
+                info.data += bytes;
+                info.live += bytes;
+                info.min_ino = info.min_ino.min(h.key.ino);
+                info.max_ino = info.max_ino.max(h.key.ino);
+                let extent = new_extent(at, h);
+                self.change(&h.key, |extents, freed| extents.put(extent, freed));
+            }
+            Kind::Punch => {
+                info.tombs += h.footprint();
+                self.change(&h.key, |extents, freed| extents.punch(h.offset, end, h.as_of, freed));
+            }
+            Kind::Delete => {
+                info.tombs += h.footprint();
+                return self.apply_delete(h);
+            }
+            Kind::Mark | Kind::Retire => {}
+        }
+        None
+    }
+
+    /// Accounts for a moved tombstone, which changes nothing in an index that has seen it before.
+    pub(super) fn apply_moved_tombstone(&mut self, at: LogPos, h: &RecordHeader) {
+        let info = self.segments.entry(at.segment).or_insert_with(|| SegmentInfo::new(h.seq));
+        info.len = u64::from(at.at) + h.footprint();
+        info.last_seq = h.seq;
+        info.tombs += h.footprint();
+    }
+
+    fn apply_delete(&mut self, h: &RecordHeader) -> Option<Detached> {
+        let Some(limit) = h.as_of else {
+            let out = self.index.detach(h.key.file(), h.key.index);
+            self.unaccounted += 1;
+            return Some(out);
+        };
+        for key in self.index.keys_of(h.key.file(), h.key.index) {
+            self.change(&key, |extents, freed| extents.punch(0, u32::MAX, Some(limit), freed));
+        }
+        None
+    }
+
+    fn change(
+        &mut self,
+        key: &ChunkKey,
+        change: impl FnOnce(&mut super::extent::Extents, &mut dyn FnMut(Extent)),
+    ) {
+        let segments = &mut self.segments;
+        let mut freed = |e: Extent| {
+            if let Some(info) = segments.get_mut(&e.at.segment) {
+                info.live = info.live.saturating_sub(u64::from(e.len));
+            }
+        };
+        self.index.update(key, |extents| change(extents, &mut freed));
+    }
+
+    /// Takes the sum of [`tally`] off the segments: the second half of a deletion.
+    pub(super) fn account(&mut self, freed: &BTreeMap<SegmentId, u64>) {
+        for (segment, bytes) in freed {
+            if let Some(info) = self.segments.get_mut(segment) {
+                info.live = info.live.saturating_sub(*bytes);
+            }
+        }
+        self.unaccounted -= 1;
+    }
+
+    /// The extents that overlap a range, cut to it.
+    pub(super) fn lookup(&self, key: &ChunkKey, offset: u32, end: u32) -> Vec<Extent> {
+        let Some(extents) = self.index.get(key) else { return Vec::new() };
+        extents.range(offset, end).iter().map(|e| e.clip(offset, end)).collect()
+    }
+
+    /// Counts what lives in each segment anew.
+    pub(super) fn recount(&mut self) {
+        for info in self.segments.values_mut() {
+            info.live = 0;
+        }
+        for e in self.index.iter().flat_map(|(_, extents)| &extents.0) {
+            if let Some(info) = self.segments.get_mut(&e.at.segment) {
+                info.live += u64::from(e.len);
+            }
+        }
+    }
+}
+
+/// Bytes per segment that these chunks held.
+pub(super) fn tally(gone: &Detached) -> BTreeMap<SegmentId, u64> {
+    let mut out = BTreeMap::new();
+    for e in gone.extents() {
+        *out.entry(e.at.segment).or_default() += u64::from(e.len);
+    }
+    out
+}
+
+fn new_extent(at: LogPos, h: &RecordHeader) -> Extent {
+    let bad = h.kind == Kind::Bad;
+    let payload = if bad { at.at } else { at.at + RECORD_HEADER_LEN as u32 };
+    Extent {
+        offset: h.offset,
+        len: h.len,
+        at: LogPos { segment: at.segment, at: payload },
+        record_offset: h.offset,
+        record_len: if bad { 0 } else { h.len },
+    }
+}

@@ -1,0 +1,349 @@
+//! Opening, closing, and what all operations share.
+
+use std::io;
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, RwLock};
+
+use lru::LruCache;
+
+use super::config::StoreConfig;
+use super::disk::{Access, Disk, DiskFile, RealDisk, read_full, write_all};
+use super::error::StoreError;
+use super::extent::Extent;
+use super::format::{
+    FIRST_RECORD, HEADER_BLOCK_LEN, HeaderBlock, LOCK_FILE, STORE_FILE, STORE_MAGIC, STORE_TEMP,
+    SegmentId, StoreId, segment_name,
+};
+use super::key::ChunkKey;
+use super::log::{Draft, Log, Resume, Space};
+use super::reclaim::Reclaimer;
+use super::recover::{self, Recovered, RecoveryReport};
+use super::snapshot::{self, SNAPSHOT_FILE, SNAPSHOT_TEMP, SnapshotPoint};
+use super::state::{State, tally};
+use super::sync::{lock, read, write};
+
+/// Chunks on a local disk. See the [module](super) for how.
+///
+/// Locks, in the order in which they are taken: `reclaimer`, the log's, `state`, `files`.
+pub struct SegmentStore {
+    pub(super) disk: Arc<dyn Disk>,
+    id: StoreId,
+    pub(super) config: StoreConfig,
+    pub(super) log: Log,
+    pub(super) state: RwLock<State>,
+    /// Segments open for reading. Opened under the lock, so that a removed one cannot come back.
+    files: Mutex<LruCache<SegmentId, Arc<dyn DiskFile>>>,
+    pub(super) reclaimer: Mutex<Reclaimer>,
+    /// The log up to this sequence number is in the snapshot on disk.
+    pub(super) snapshot_seq: AtomicU64,
+}
+
+/// Figures for `statfs` and for metrics.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Usage {
+    /// What the store could hold, the reserve not counted.
+    pub capacity_bytes: u64,
+    /// What can be appended now. What is dead comes on top, as soon as it is reclaimed.
+    pub free_bytes: u64,
+    /// Bytes of chunks.
+    pub live_bytes: u64,
+    /// Bytes of segment files that reclamation could win.
+    pub dead_bytes: u64,
+    /// Chunks that hold data.
+    pub chunks: u64,
+    /// Segment files.
+    pub segments: u64,
+}
+
+/// One chunk in a listing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChunkInfo {
+    /// Its name.
+    pub key: ChunkKey,
+    /// Bytes that are not holes.
+    pub allocated_bytes: u64,
+    /// End of its last data.
+    pub end: u64,
+}
+
+pub(super) fn read_store_id(disk: &dyn Disk) -> Result<Option<StoreId>, StoreError> {
+    let file = match disk.open(STORE_FILE) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) => return Err(StoreError::io("open", STORE_FILE)(e)),
+    };
+    let mut block = [0; HEADER_BLOCK_LEN];
+    let got =
+        read_full(file.as_ref(), &mut block, 0).map_err(StoreError::io("read", STORE_FILE))?;
+    let header = if got == block.len() {
+        HeaderBlock::decode(&block, STORE_MAGIC, STORE_FILE)?
+    } else {
+        None
+    };
+    let why = || {
+        "it is damaged; restore it from a backup, or its first 64 bytes from any other copy"
+            .to_owned()
+    };
+    let header =
+        header.ok_or_else(|| StoreError::BadFile { file: STORE_FILE.into(), why: why() })?;
+    Ok(Some(header.store))
+}
+
+fn create_store(disk: &dyn Disk, shown_dir: &Path, id: StoreId) -> Result<(), StoreError> {
+    let names = disk.list().map_err(StoreError::io("list", shown_dir.display().to_string()))?;
+    if let Some(found) =
+        names.into_iter().find(|n| n != LOCK_FILE && n != STORE_TEMP && n != "lost+found")
+    {
+        return Err(StoreError::NotAStore { dir: shown_dir.to_owned(), found });
+    }
+    let file = disk.create(STORE_TEMP).map_err(StoreError::io("create", STORE_TEMP))?;
+    let block = HeaderBlock { magic: STORE_MAGIC, store: id, segment: 0, first_seq: 0 }.encode();
+    write_all(file.as_ref(), &mut [io::IoSlice::new(&block)], 0)
+        .map_err(StoreError::io("write", STORE_TEMP))?;
+    file.sync().map_err(StoreError::io("flush", STORE_TEMP))?;
+    disk.rename(STORE_TEMP, STORE_FILE).map_err(StoreError::io("rename", STORE_TEMP))?;
+    disk.sync_dir().map_err(StoreError::io("flush", shown_dir.display().to_string()))
+}
+
+impl SegmentStore {
+    /// Opens the store in `dir`, or makes one where there is nothing yet.
+    ///
+    /// When it returns, everything that was found is durable, and damage to what had been flushed is in the report.
+    pub fn open(dir: &Path, config: StoreConfig) -> Result<(Self, RecoveryReport), StoreError> {
+        config.validate()?;
+        let disk = RealDisk::open(dir, Access::Write)?;
+        let mut fresh = [0; 16];
+        getrandom::fill(&mut fresh).map_err(|e| StoreError::io("make", "a store id")(e.into()))?;
+        Self::open_on(Arc::new(disk), dir, config, StoreId(fresh))
+    }
+
+    /// Opens the store on a disk; `fresh` becomes its id if it has to be made.
+    pub(super) fn open_on(
+        disk: Arc<dyn Disk>,
+        shown_dir: &Path,
+        config: StoreConfig,
+        fresh: StoreId,
+    ) -> Result<(Self, RecoveryReport), StoreError> {
+        config.validate()?;
+        let found = read_store_id(disk.as_ref())?;
+        let id = match found {
+            Some(id) => id,
+            None => {
+                create_store(disk.as_ref(), shown_dir, fresh)?;
+                fresh
+            }
+        };
+        let Recovered { mut state, plan, mut report, next_seq, next_segment, .. } =
+            recover::recover(disk.as_ref(), id)?;
+        report.created = found.is_none();
+        recover::carry_out(disk.as_ref(), &mut state, &plan)?;
+        let newest = state.segments.last_key_value();
+        let usable = newest.filter(|(_, s)| !s.damaged && s.len < config.segment_bytes);
+        let resume = Resume {
+            segment: usable.map(|(id, s)| (*id, s.len)),
+            next_segment,
+            next_seq,
+            total_bytes: state.segments.values().map(|s| s.len).sum(),
+        };
+        let log = Log::resume(disk.clone(), id, config.clone(), resume)?;
+        let open_files = NonZeroUsize::new(config.max_open_segments).unwrap_or(NonZeroUsize::MIN);
+        let store = Self {
+            disk,
+            id,
+            config,
+            log,
+            state: RwLock::new(state),
+            files: Mutex::new(LruCache::new(open_files)),
+            reclaimer: Mutex::new(Reclaimer::default()),
+            snapshot_seq: AtomicU64::new(0),
+        };
+        // Without room for a snapshot the old one, or the log, has to do: a full store must open to be emptied.
+        match store.checkpoint() {
+            Ok(()) | Err(StoreError::NoSpace { .. }) => Ok((store, report)),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Takes a snapshot and closes the store. Dropping it instead loses nothing that was flushed.
+    pub fn close(self) -> Result<(), StoreError> {
+        match self.checkpoint() {
+            Err(StoreError::NoSpace { .. }) => self.flush(),
+            other => other,
+        }
+    }
+
+    /// Returns when everything written before the call is on stable storage. Callers at the same time share the work.
+    pub fn flush(&self) -> Result<(), StoreError> {
+        self.log.flush(&|at, header| {
+            write(&self.state).apply(at, header);
+        })
+    }
+
+    fn flush_to(&self, seq: u64) -> Result<(), StoreError> {
+        self.log.flush_to(seq, &|at, header| {
+            write(&self.state).apply(at, header);
+        })
+    }
+
+    /// Writes an index snapshot, so that the next opening reads only what is appended from now on.
+    pub fn checkpoint(&self) -> Result<(), StoreError> {
+        // A segment that goes away between the snapshot and its becoming durable would be missed later.
+        let _no_reclamation = lock(&self.reclaimer);
+        self.checkpoint_while_locked()
+    }
+
+    /// The caller holds `reclaimer`.
+    pub(super) fn checkpoint_while_locked(&self) -> Result<(), StoreError> {
+        self.flush()?;
+        let (file, point) = self.write_snapshot().map_err(|e| self.snapshot_failed(e))?;
+        // The snapshot must not become durable before the log that it speaks of.
+        self.flush_to(point.seq)?;
+        file.sync().map_err(|e| self.snapshot_failed(StoreError::io("flush", SNAPSHOT_TEMP)(e)))?;
+        self.disk
+            .rename(SNAPSHOT_TEMP, SNAPSHOT_FILE)
+            .map_err(|e| self.log.poison(StoreError::io("rename", SNAPSHOT_TEMP)(e)))?;
+        self.disk
+            .sync_dir()
+            .map_err(|e| self.log.poison(StoreError::io("flush", "the store's directory")(e)))?;
+        self.snapshot_seq.store(point.seq, Ordering::Release);
+        Ok(())
+    }
+
+    /// Writes all but its durability. Appending stops meanwhile, reading does not.
+    fn write_snapshot(&self) -> Result<(Arc<dyn DiskFile>, SnapshotPoint), StoreError> {
+        let file =
+            self.disk.create(SNAPSHOT_TEMP).map_err(StoreError::io("create", SNAPSHOT_TEMP))?;
+        let mut tail = lock(&self.log.tail);
+        let (segment, tail_len) = tail.position();
+        let point = SnapshotPoint {
+            seq: tail.last_seq(),
+            tail: segment,
+            tail_len,
+            next_segment: tail.next_segment(),
+        };
+        snapshot::write(file.as_ref(), self.id, &point, &read(&self.state))?;
+        *tail.appended_since_checkpoint() = 0;
+        Ok((file, point))
+    }
+
+    /// A snapshot is dispensable, so a full disk is no reason to stop; any other failure is.
+    fn snapshot_failed(&self, error: StoreError) -> StoreError {
+        match error {
+            StoreError::Io { ref source, .. }
+                if matches!(source.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) =>
+            {
+                match self.disk.remove(SNAPSHOT_TEMP) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                        self.log.poison(StoreError::io("remove", SNAPSHOT_TEMP)(e))
+                    }
+                    _ => StoreError::NoSpace { needed: 0, free: 0 },
+                }
+            }
+            error => self.log.poison(error),
+        }
+    }
+
+    /// Whether enough was appended that a checkpoint is worth its cost. Reclamation takes one by itself then.
+    pub fn checkpoint_due(&self) -> bool {
+        *lock(&self.log.tail).appended_since_checkpoint() >= self.config.checkpoint_bytes
+    }
+
+    /// Figures for `statfs` and for metrics.
+    pub fn usage(&self) -> Result<Usage, StoreError> {
+        let (capacity_bytes, free_bytes) = self.log.space()?;
+        let state = read(&self.state);
+        Ok(Usage {
+            capacity_bytes,
+            free_bytes,
+            live_bytes: state.segments.values().map(|s| s.live).sum(),
+            dead_bytes: state.segments.values().map(|s| s.reclaimable()).sum(),
+            chunks: state.index.chunks(),
+            segments: state.segments.len() as u64,
+        })
+    }
+
+    /// Chunks that hold data, from a key on, in order.
+    pub fn list(&self, from: ChunkKey, limit: usize) -> Vec<ChunkInfo> {
+        let state = read(&self.state);
+        let info = |(key, extents): (ChunkKey, &super::extent::Extents)| ChunkInfo {
+            key,
+            allocated_bytes: extents.0.iter().map(|e| u64::from(e.len)).sum(),
+            end: extents.0.last().map_or(0, |e| u64::from(e.end())),
+        };
+        state.index.iter_from(from).take(limit).map(info).collect()
+    }
+
+    /// Bytes of a chunk that are not holes.
+    pub fn allocated_bytes(&self, key: ChunkKey) -> u64 {
+        let state = read(&self.state);
+        state.index.get(&key).map_or(0, |extents| extents.0.iter().map(|e| u64::from(e.len)).sum())
+    }
+
+    /// The data ranges of a chunk as offset and length, sorted, neighbours joined.
+    pub fn extents(&self, key: ChunkKey) -> Vec<(u64, u64)> {
+        read(&self.state).index.get(&key).map(super::extent::Extents::ranges).unwrap_or_default()
+    }
+
+    pub(super) fn check_range(&self, offset: u64, len: u64) -> Result<(u32, u32), StoreError> {
+        let max = self.config.max_chunk_bytes;
+        let inside = offset.checked_add(len).is_some_and(|end| end <= max);
+        match (u32::try_from(offset), u32::try_from(len)) {
+            (Ok(offset), Ok(len)) if inside => Ok((offset, len)),
+            _ => Err(StoreError::OutOfRange { offset, len, max }),
+        }
+    }
+
+    /// Appends a record and applies it. With `only_if`, only while the range is exactly that; `false` if it is not.
+    pub(super) fn commit(
+        &self,
+        draft: &Draft,
+        payload: &[io::IoSlice<'_>],
+        space: Space,
+        only_if: Option<&[Extent]>,
+    ) -> Result<Option<u64>, StoreError> {
+        let mut tail = lock(&self.log.tail);
+        if let Some(expected) = only_if
+            && read(&self.state).lookup(&draft.key, draft.offset, draft.offset + draft.len)
+                != expected
+        {
+            return Ok(None);
+        }
+        let (at, header) = self.log.append(&mut tail, draft, payload, space)?;
+        let gone = write(&self.state).apply(at, &header);
+        drop(tail);
+        let Some(gone) = gone else { return Ok(Some(0)) };
+        let freed = tally(&gone);
+        write(&self.state).account(&freed);
+        Ok(Some(gone.chunks()))
+    }
+
+    /// The segment's file; `NotFound` if it is gone.
+    pub(super) fn segment_file(&self, id: SegmentId) -> io::Result<Arc<dyn DiskFile>> {
+        let mut files = lock(&self.files);
+        if let Some(file) = files.get(&id) {
+            return Ok(file.clone());
+        }
+        let file = self.disk.open(&segment_name(id))?;
+        files.put(id, file.clone());
+        Ok(file)
+    }
+
+    pub(super) fn forget_file(&self, id: SegmentId) {
+        lock(&self.files).pop(&id);
+    }
+
+    pub(super) fn id(&self) -> StoreId {
+        self.id
+    }
+
+    /// The length of a segment without records.
+    pub(super) const EMPTY_SEGMENT: u64 = FIRST_RECORD;
+}
+
+impl std::fmt::Debug for SegmentStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SegmentStore").field("id", &self.id).finish_non_exhaustive()
+    }
+}

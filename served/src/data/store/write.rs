@@ -1,0 +1,180 @@
+//! Writing, punching, deleting, copying.
+
+use super::error::StoreError;
+use super::extent::Extent;
+use super::format::{BLOCK, Kind};
+use super::key::{ChunkKey, FileKey};
+use super::log::{Draft, Space};
+use super::payload::Payload;
+use super::read::ReadFault;
+use super::store::SegmentStore;
+use super::sync::{lock, read};
+
+/// Fragmentation is counted, and mended, by windows of this size.
+const WINDOW: u32 = 1 << 20;
+/// How often a write tries again after room was made; another writer may take the room each time.
+const ROOM_TRIES: u32 = 16;
+
+impl SegmentStore {
+    /// Writes `data`, in one record, to `offset` of a chunk. When it returns, readers see it and it survives the end of the
+    /// process; after the next [`flush`](Self::flush) also that of the machine.
+    pub fn write<B: AsRef<[u8]>>(
+        &self,
+        key: ChunkKey,
+        offset: u64,
+        data: &[B],
+    ) -> Result<(), StoreError> {
+        let total = data.iter().map(|d| d.as_ref().len() as u64).sum();
+        let (offset, len) = self.check_range(offset, total)?;
+        if len == 0 {
+            return self.log.check_poison();
+        }
+        let payload = Payload::new(&key, offset, len, data.iter().map(AsRef::as_ref));
+        let slices = payload.slices();
+        let draft = Draft::range(Kind::Write, key, offset, len);
+        self.with_room(|| self.commit(&draft, &slices, Space::Keep, None))?;
+        self.after_write(key, offset, len)
+    }
+
+    /// Makes a range of a chunk a hole. Also how a chunk is truncated.
+    pub fn punch(&self, key: ChunkKey, offset: u64, len: u64) -> Result<(), StoreError> {
+        let (offset, len) = self.check_range(offset, len)?;
+        self.log.check_poison()?;
+        self.punch_unless_hole(key, offset, len)
+    }
+
+    fn punch_unless_hole(&self, key: ChunkKey, offset: u32, len: u32) -> Result<(), StoreError> {
+        // What is a hole already needs no record: whatever made it one is in the log and outlives what it hides.
+        if len == 0 || read(&self.state).lookup(&key, offset, offset + len).is_empty() {
+            return Ok(());
+        }
+        self.commit(&Draft::range(Kind::Punch, key, offset, len), &[], Space::UseReserve, None)?;
+        Ok(())
+    }
+
+    /// Deletes all chunks of a file from an index on: one record, however large the file. Returns how many there were.
+    pub fn delete_chunks(
+        &self,
+        ino: u64,
+        generation: u32,
+        from_index: u64,
+    ) -> Result<u64, StoreError> {
+        self.log.check_poison()?;
+        let file = FileKey { ino, generation };
+        if !read(&self.state).index.has_any(file, from_index) {
+            return Ok(0);
+        }
+        let draft = Draft::range(Kind::Delete, file.chunk(from_index), 0, 0);
+        Ok(self.commit(&draft, &[], Space::UseReserve, None)?.unwrap_or(0))
+    }
+
+    /// Copies a range of one chunk into another, or within one; holes become holes.
+    pub fn copy(
+        &self,
+        from: ChunkKey,
+        from_offset: u64,
+        to: ChunkKey,
+        to_offset: u64,
+        len: u64,
+    ) -> Result<(), StoreError> {
+        let (from_offset, _) = self.check_range(from_offset, len)?;
+        let (to_offset, len) = self.check_range(to_offset, len)?;
+        let mut data = vec![0; len as usize];
+        let extents = self.read_into(from, from_offset, &mut data)?;
+        // All is read before the first change, because the ranges may overlap.
+        let mut done = 0;
+        for (start, end) in runs(&extents, 0) {
+            let (start, end) = (start - from_offset, end - from_offset);
+            self.punch_unless_hole(to, to_offset + done, start - done)?;
+            self.write(to, u64::from(to_offset + start), &[&data[start as usize..end as usize]])?;
+            done = end;
+        }
+        self.punch_unless_hole(to, to_offset + done, len - done)
+    }
+
+    /// Tries again after making room, as long as there is some to be made.
+    fn with_room<T>(&self, attempt: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+        for _ in 0..ROOM_TRIES {
+            match attempt() {
+                Err(StoreError::NoSpace { needed, free }) => {
+                    if !self.make_room()? {
+                        return Err(StoreError::NoSpace { needed, free });
+                    }
+                }
+                other => return other,
+            }
+        }
+        attempt()
+    }
+
+    /// What a write owes to the bounds: no chunk in too many pieces, not too much unflushed.
+    fn after_write(&self, key: ChunkKey, offset: u32, len: u32) -> Result<(), StoreError> {
+        let last = (offset + len - 1) / WINDOW;
+        for window in offset / WINDOW..=last {
+            let (start, end) = (window * WINDOW, (window + 1) * WINDOW);
+            let count = read(&self.state).index.get(&key).map_or(0, |e| e.range(start, end).len());
+            if count > self.config.max_extents_per_mib {
+                self.defragment(key, start, end)?;
+            }
+        }
+        if lock(&self.log.tail).unflushed_segments() >= self.config.max_unflushed_segments {
+            self.flush()?;
+        }
+        Ok(())
+    }
+
+    /// Rewrites a range of a chunk in fewer pieces.
+    fn defragment(&self, key: ChunkKey, start: u32, end: u32) -> Result<(), StoreError> {
+        let extents = read(&self.state).lookup(&key, start, end);
+        // Gaps within a block are filled with the zeros that they read as: otherwise tiny writes could not be joined.
+        let runs = runs(&extents, BLOCK - 1);
+        if runs.len() * 2 > extents.len() {
+            return Ok(());
+        }
+        for (from, to) in runs {
+            let pieces: Vec<Extent> =
+                extents.iter().filter(|e| e.offset >= from && e.end() <= to).copied().collect();
+            if pieces.len() < 2 {
+                continue;
+            }
+            match self.rewrite(key, from, to, &pieces, Space::Keep) {
+                // The write itself succeeded. If there is no room, or damage, or somebody was faster, it stays in pieces.
+                Ok(_) | Err(StoreError::NoSpace { .. } | StoreError::Corrupt { .. }) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends a copy of a range that consists of `pieces`, unless it has changed meanwhile.
+    pub(super) fn rewrite(
+        &self,
+        key: ChunkKey,
+        from: u32,
+        to: u32,
+        pieces: &[Extent],
+        space: Space,
+    ) -> Result<bool, StoreError> {
+        let mut data = vec![0; (to - from) as usize];
+        match self.read_extents(key, from, pieces, &mut data) {
+            Ok(()) => {}
+            Err(ReadFault::Gone(_)) => return Ok(false),
+            Err(ReadFault::Failed(e)) => return Err(e),
+        }
+        let payload = Payload::new(&key, from, to - from, std::iter::once(data.as_slice()));
+        let draft = Draft::range(Kind::Write, key, from, to - from);
+        Ok(self.commit(&draft, &payload.slices(), space, Some(pieces))?.is_some())
+    }
+}
+
+/// Start and end of ranges without gaps larger than `max_gap`.
+fn runs(extents: &[Extent], max_gap: u32) -> Vec<(u32, u32)> {
+    let mut out: Vec<(u32, u32)> = Vec::new();
+    for e in extents {
+        match out.last_mut() {
+            Some((_, end)) if e.offset - *end <= max_gap => *end = e.end(),
+            _ => out.push((e.offset, e.end())),
+        }
+    }
+    out
+}
