@@ -1,2 +1,4 @@
-//! What a data server does: it keeps chunks.
+//! The data server: it keeps chunks.
+
+pub mod service;
 pub mod store;
