@@ -5,10 +5,12 @@
 
 pub mod attr;
 pub mod codec;
+pub mod config;
 pub mod errno;
 pub mod id;
 pub mod map;
 pub mod name;
 pub mod net;
+pub mod telemetry;
 pub mod tls;
 pub mod wire;

@@ -112,8 +112,8 @@ impl BulkPeer {
             let mut goodbye = BytesMut::new();
             frame::put_header(&mut goodbye, FrameKind::Goodbye, 0, 0);
             shared.control.lock().await.write_chunk(goodbye.freeze()).await?;
-            shared.active.acquire_many(shared.max_active).await.map_err(|_| CallError::Closed)?;
-            Ok(())
+            let all = shared.active.acquire_many(shared.max_active).await;
+            all.map(drop).map_err(|_| CallError::Closed)
         };
         if let Err(error) = with_deadline(Some(deadline), quiet).await {
             tracing::debug!(%error, "bulk calls were still under way at shutdown");
@@ -150,7 +150,7 @@ async fn accept_streams(shared: Arc<Shared>) {
                 tokio::spawn(async move {
                     // QUIC bounds the streams; this only counts them.
                     if let Ok(_active) = served.active.acquire().await {
-                        serve(&served, Unanswered(send), recv).await;
+                        serve(&served, Answer { send, given: false }, recv).await;
                     }
                 });
             }
@@ -163,29 +163,34 @@ async fn accept_streams(shared: Arc<Shared>) {
 }
 
 /// Resets the stream when its call ends without an answer, in whatever way.
-struct Unanswered(SendStream);
+struct Answer {
+    send: SendStream,
+    given: bool,
+}
 
-impl Drop for Unanswered {
+impl Drop for Answer {
     fn drop(&mut self) {
-        // Fails if the answer was finished, as it should.
-        let _ = self.0.reset(CloseCode::Failed.to_var_int());
+        if !self.given {
+            // Fails if the connection has ended, and then nobody waits for an answer.
+            let _ = self.send.reset(CloseCode::Failed.to_var_int());
+        }
     }
 }
 
-async fn serve(shared: &Shared, mut send: Unanswered, mut recv: RecvStream) {
-    let withdrawn = send.0.stopped();
+async fn serve(shared: &Shared, mut answer: Answer, mut recv: RecvStream) {
+    let withdrawn = answer.send.stopped();
     let work = async {
         let (request, _space) =
             Puller::new(&mut recv).message(&shared.bounds, Some(&shared.budget)).await?;
         Ok::<_, CallError>(shared.handler.call(request).await)
     };
-    let answer = tokio::select! {
-        answer = work => answer,
+    let reply = tokio::select! {
+        reply = work => reply,
         _ = withdrawn => Err(CallError::Cancelled),
     };
-    let result = match answer {
+    let result = match reply {
         Ok(reply) => match check_size(&reply, &shared.theirs) {
-            Ok(()) => write_message(&mut send.0, reply).await,
+            Ok(()) => write_message(&mut answer.send, reply).await,
             Err(error) => {
                 tracing::error!(%error, "a bulk reply was not sent");
                 shared.metrics.calls_failed.inc();
@@ -195,8 +200,12 @@ async fn serve(shared: &Shared, mut send: Unanswered, mut recv: RecvStream) {
         Err(error) => Err(error),
     };
     match result {
-        // The stream goes on sending in the background, and must not be reset.
-        Ok(()) => {}
+        Ok(()) => {
+            answer.given = true;
+            // Under way until the client has all of it: a shutdown waits for that. An error says that the
+            // connection has ended, which others notice.
+            let _ = answer.send.stopped().await;
+        }
         Err(CallError::Cancelled) => {
             shared.metrics.calls_cancelled.inc();
         }

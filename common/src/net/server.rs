@@ -85,8 +85,8 @@ impl Server {
         self.inner.shutdown.send_replace(Some(deadline));
         let all = self.inner.limits.max_connections;
         let drained = async {
-            self.inner.connections.acquire_many(all).await.map_err(|_| CallError::Closed)?;
-            Ok(())
+            let slots = self.inner.connections.acquire_many(all).await;
+            slots.map(drop).map_err(|_| CallError::Closed)
         };
         // The connections keep to the deadline themselves; they get a moment for their last packets.
         if with_deadline(Some(deadline + FAREWELL), drained).await.is_err() {

@@ -59,9 +59,21 @@ pub(super) fn server(
         .max_concurrent_bidi_streams(limits.max_bulk_calls.saturating_add(CONTROL_STREAMS).into());
     config.transport_config(Arc::new(transport));
     config.max_incoming(limits.max_handshakes as usize);
-    let socket =
-        UdpSocket::bind(address).map_err(|source| EndpointError::Bind { address, source })?;
+    let socket = bind(address).map_err(|source| EndpointError::Bind { address, source })?;
     endpoint(socket, Some(config), limits)
+}
+
+/// Binds an address. "Any, of both families" is any of IPv4 where there is no IPv6.
+fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
+    match UdpSocket::bind(address) {
+        Err(error)
+            if address.ip() == Ipv6Addr::UNSPECIFIED
+                && error.kind() != io::ErrorKind::AddrInUse =>
+        {
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, address.port())).map_err(|_| error)
+        }
+        other => other,
+    }
 }
 
 /// The endpoint of a client, and the configuration for connecting with it.

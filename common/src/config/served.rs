@@ -1,0 +1,166 @@
+//! The configuration of the servers.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use super::settings::settings;
+use super::{ByteSize, Config, LogConfig, NetConfig, TlsConfig};
+
+/// When a change of metadata is acknowledged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SyncPolicy {
+    /// When it is written; it is flushed when somebody asks and at every interval.
+    Interval,
+    /// When it is flushed.
+    Always,
+}
+
+settings! {
+    /// The metadata server.
+    pub struct MetaConfig {
+        /// Address and UDP port to listen on.
+        pub listen: SocketAddr = (Ipv6Addr::UNSPECIFIED, 7400).into();
+        /// Directory of the log and the store. On one file system; best on a fast disk of its own.
+        pub dir: PathBuf = "/var/lib/netfs/meta".into();
+        /// When a change is acknowledged: "interval" when it is written, "always" when it is flushed to stable
+        /// storage. "always" costs a disk flush of waiting per change; fsync is honoured either way.
+        pub sync: SyncPolicy = SyncPolicy::Interval;
+        /// With sync = "interval": the longest time that a change stays unflushed, in milliseconds. This much
+        /// of what nobody synced can be lost in a crash.
+        pub flush_interval_ms: u64 = 1_000;
+        /// Memory for the store's block cache. More makes lookups of cold files faster.
+        pub cache_bytes: ByteSize = ByteSize::mib(64);
+        /// Inodes and entries kept decoded in memory. Each costs about 500 bytes.
+        pub cache_entries: u64 = 100_000;
+        /// Addresses of the data servers, as clients reach them. Empty: the data server in this process.
+        pub data_servers: Vec<String> = Vec::new();
+    }
+}
+
+settings! {
+    /// The data server.
+    pub struct DataConfig {
+        /// Address and UDP port to listen on.
+        pub listen: SocketAddr = (Ipv6Addr::UNSPECIFIED, 7401).into();
+        /// Directory of the segments. On one file system; it may fill that up to reserve_bytes.
+        pub dir: PathBuf = "/var/lib/netfs/data".into();
+        /// Size at which a segment is closed and a new one begun. Smaller ones give space back sooner, larger
+        /// ones need fewer files.
+        pub segment_bytes: ByteSize = ByteSize::mib(256);
+        /// Space left free on the file system; below it writes fail with ENOSPC and only deletion
+        /// and reclamation go on.
+        pub reserve_bytes: ByteSize = ByteSize::gib(1);
+        /// Segments with less than this percentage of live data are rewritten to give their space back.
+        /// Higher saves space and costs writes.
+        pub compact_below_percent: u8 = 50;
+        /// Days in which every stored byte is read and verified once; 0 for never.
+        pub scrub_days: u32 = 14;
+        /// Most that scrubbing reads in a second.
+        pub scrub_bytes_per_s: ByteSize = ByteSize::mib(32);
+    }
+}
+
+settings! {
+    /// The port for people and monitoring.
+    pub struct HttpConfig {
+        /// Address and TCP port for /metrics and /health, without encryption or password. Absent: none.
+        pub listen: Option<SocketAddr> = None, e.g. "\"127.0.0.1:7480\"";
+    }
+}
+
+settings! {
+    /// A volume: one namespace.
+    pub struct VolumeConfig {
+        /// Its name, as in SERVER/NAME of a mount. It is made at the first start with it, and never removed.
+        pub name: String = "main".into(), e.g. "\"main\"";
+    }
+}
+
+settings! {
+    /// The configuration of `netfs-served`.
+    pub struct ServedConfig {
+        /// The metadata server.
+        pub meta: MetaConfig as section = MetaConfig::default();
+        /// The data server.
+        pub data: DataConfig as section = DataConfig::default();
+        /// The certificate of this node.
+        pub tls: TlsConfig as section = TlsConfig::default();
+        /// The bounds of the network layer.
+        pub net: NetConfig as section = NetConfig::default();
+        /// The port for people and monitoring.
+        pub http: HttpConfig as section = HttpConfig::default();
+        /// Logging.
+        pub log: LogConfig as section = LogConfig::default();
+        /// The volumes. None given: one with the name "main".
+        pub volume: Vec<VolumeConfig> as list of VolumeConfig = vec![VolumeConfig::default()];
+    }
+}
+
+impl Config for ServedConfig {
+    fn validate(&self) -> Result<(), String> {
+        let Self { meta, data, net, .. } = self;
+        net.validate()?;
+        if meta.listen == data.listen && meta.listen.port() != 0 {
+            return Err(format!(
+                "meta.listen = \"{}\" and data.listen = \"{}\" are the same address",
+                meta.listen, data.listen
+            ));
+        }
+        if meta.dir.starts_with(&data.dir) || data.dir.starts_with(&meta.dir) {
+            return Err(format!(
+                "meta.dir = \"{}\" and data.dir = \"{}\" must not contain each other",
+                meta.dir.display(),
+                data.dir.display()
+            ));
+        }
+        if !(1..=60_000).contains(&meta.flush_interval_ms) {
+            return Err(format!(
+                "meta.flush_interval_ms = {} is not between 1 and 60000",
+                meta.flush_interval_ms
+            ));
+        }
+        let (min, max) = (ByteSize::mib(16), ByteSize::gib(16));
+        if !(min..=max).contains(&data.segment_bytes) {
+            return Err(format!(
+                "data.segment_bytes = \"{}\" is not between {min} and {max}",
+                data.segment_bytes
+            ));
+        }
+        // Reclaiming writes a new segment before it removes an old one.
+        if data.reserve_bytes < data.segment_bytes {
+            return Err(format!(
+                "data.reserve_bytes = \"{}\" must be at least data.segment_bytes = \"{}\"",
+                data.reserve_bytes, data.segment_bytes
+            ));
+        }
+        if data.compact_below_percent > 90 {
+            return Err(format!(
+                "data.compact_below_percent = {} is over 90",
+                data.compact_below_percent
+            ));
+        }
+        validate_volumes(&self.volume)
+    }
+}
+
+fn validate_volumes(volumes: &[VolumeConfig]) -> Result<(), String> {
+    if volumes.is_empty() {
+        return Err("there must be at least one volume".into());
+    }
+    for (index, VolumeConfig { name }) in volumes.iter().enumerate() {
+        let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if name.is_empty() || name.len() > 64 || !name.bytes().all(ok) || name.starts_with('.') {
+            return Err(format!(
+                "volume.name = \"{name}\" must be 1 to 64 letters, digits and - _ . and not begin \
+                 with a dot"
+            ));
+        }
+        if volumes[..index].iter().any(|other| other.name == *name) {
+            return Err(format!("volume.name = \"{name}\" is there twice"));
+        }
+    }
+    Ok(())
+}
