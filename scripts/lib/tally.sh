@@ -10,7 +10,7 @@ fail() {
     say "FAIL $*"
 }
 
-# check WHAT COMMAND...: one case. The command's output is shown only when it fails.
+# check WHAT COMMAND...: one case. The command's output is shown when it fails, and its last $CHECK_SHOW lines otherwise.
 check() {
     local what=$1 output started=$SECONDS
     shift
@@ -18,6 +18,7 @@ check() {
     if "$@" >"$output" 2>&1 </dev/null; then
         pass
         say "ok   $what ($((SECONDS - started)) s)"
+        [ -z "${CHECK_SHOW:-}" ] || tail -n "$CHECK_SHOW" "$output" | sed 's/^/     /'
     else
         fail "$what (status $?: $*)"
         tail -n "${CHECK_TAIL:-30}" "$output" | sed 's/^/     /'
