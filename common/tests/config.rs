@@ -1,5 +1,8 @@
 //! Configuration as an operator meets it.
 
+// The lint's exemption covers test functions, not what they share.
+#![allow(clippy::unwrap_used)]
+
 use std::path::PathBuf;
 
 use netfs_common::config::{
