@@ -1,4 +1,2 @@
-//! The data server: it keeps chunks.
-
-pub mod service;
+//! What a data server does: it keeps chunks.
 pub mod store;
