@@ -1,2 +1,7 @@
 //! The servers of netfs.
+
+pub mod cluster;
 pub mod data;
+mod flusher;
+pub mod greeting;
+pub mod thread;

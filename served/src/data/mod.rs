@@ -1,2 +1,4 @@
 //! What a data server does: it keeps chunks.
+
+pub mod server;
 pub mod store;

@@ -10,8 +10,8 @@ use super::format::{
 use super::index::Index;
 use super::recover::{self, Recovered, RecoveryReport};
 use super::scan::{Item, Scanner, verify_payload};
+use super::segment_store::{SegmentStore, read_store_id};
 use super::state::State;
-use super::store::{SegmentStore, read_store_id};
 
 /// Faults listed in a report; more are counted only.
 const FAULTS_MAX: usize = 1000;

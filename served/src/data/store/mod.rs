@@ -29,9 +29,9 @@ mod reclaim;
 mod recover;
 mod scan;
 mod scrub;
+mod segment_store;
 mod snapshot;
 mod state;
-mod store;
 mod sync;
 mod write;
 
@@ -46,4 +46,4 @@ pub use key::ChunkKey;
 pub use reclaim::Reclaimed;
 pub use recover::{CutTail, Damage, RecoveryReport};
 pub use scrub::{BadRange, ScrubCursor, ScrubStep};
-pub use store::{ChunkInfo, SegmentStore, Usage};
+pub use segment_store::{ChunkInfo, SegmentStore, Usage};

@@ -8,7 +8,7 @@ use super::extent::Extent;
 use super::format::{BLOCK, CRC_LEN, ChunkSeed, block_at, get_u32, segment_name};
 use super::key::ChunkKey;
 use super::scan::is_medium_error;
-use super::store::SegmentStore;
+use super::segment_store::SegmentStore;
 use super::sync::read;
 
 /// Blocks that are read at a time.

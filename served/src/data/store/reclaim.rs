@@ -20,8 +20,8 @@ use super::format::{
 use super::key::ChunkKey;
 use super::log::{Draft, Space};
 use super::scan::{Item, Scanner};
+use super::segment_store::SegmentStore;
 use super::state::{SegmentInfo, State};
-use super::store::SegmentStore;
 use super::sync::{lock, read, write};
 
 /// What one step of reclamation did.
@@ -111,7 +111,7 @@ impl SegmentStore {
         let (current, _) = lock(&self.log.tail).position();
         let (best, roll) = {
             let state = read(&self.state);
-            let mut best: Option<(u64, SegmentId)> = None;
+            let mut best: Option<((u64, u64), SegmentId)> = None;
             let mut roll = false;
             let mut older_may_hide = state.unaccounted > 0;
             for (id, info) in &state.segments {
@@ -123,9 +123,9 @@ impl SegmentStore {
                         >= self.config.segment_bytes / if need == Need::Full { 16 } else { 4 };
                     roll = large && percent >= 50 && info.data + info.tombs > 0;
                 } else if percent >= u64::from(threshold)
-                    && best.is_none_or(|(most, _)| percent > most)
+                    && best.is_none_or(|(most, _)| (percent, gain) > most)
                 {
-                    best = Some((percent, *id));
+                    best = Some(((percent, gain), *id));
                 }
             }
             (best.map(|(_, id)| id), roll)

@@ -317,7 +317,7 @@ impl<'a> Replay<'a> {
 
     fn replay_segment(&mut self, s: &SegmentFile) -> Result<Verdict, StoreError> {
         let from = self.scan_from(s.id);
-        if from > s.len {
+        if from > s.len && from > FIRST_RECORD {
             // The snapshot was made durable after this part of the log, so the disk lost it.
             self.damaged(s.id, s.len, from, "the file is too short");
             return Ok(Verdict::GoOn);
@@ -449,10 +449,14 @@ impl<'a> Replay<'a> {
         if !gone.is_empty() {
             self.state.index.retain(|extents| extents.0.retain(|e| !gone.contains(&e.at.segment)));
         }
+        let newest =
+            present.iter().rfind(|id| !self.plan.discard.contains(id)).copied().unwrap_or(0);
         if let Some(known) = &self.known {
-            let lost =
-                known.iter().filter(|id| !present.contains(id) && !self.retired.contains(id));
-            self.report.missing_segments = lost.copied().collect();
+            let gone = |id: &&SegmentId| !present.contains(id) && !self.retired.contains(id);
+            // Beyond the end of the log an interrupted recovery may have removed some already.
+            let was_kept = |id: &&SegmentId| **id < self.next_segment || **id < newest;
+            self.report.missing_segments =
+                known.iter().filter(gone).filter(was_kept).copied().collect();
         }
         if let Some(expected) = self.expected {
             self.report.records_lost += (self.evidence + 1).saturating_sub(expected);
@@ -472,11 +476,10 @@ impl<'a> Replay<'a> {
             })
             .map(|(id, _)| *id)
             .collect();
-        let newest = present.iter().filter(|id| !self.plan.discard.contains(id)).next_back();
         Recovered {
             next_seq: self.expected.unwrap_or(1).max(self.evidence + 1),
             evidence: self.evidence,
-            next_segment: self.next_segment.max(newest.map_or(1, |id| id + 1)),
+            next_segment: self.next_segment.max(newest + 1),
             state: self.state,
             plan: self.plan,
             report: self.report,
@@ -508,7 +511,8 @@ pub(super) fn carry_out(disk: &dyn Disk, state: &mut State, plan: &Plan) -> Resu
             info.len = len;
         }
     }
-    plan.discard.iter().copied().try_for_each(remove)?;
+    // From the end, so that an interruption leaves a log without gaps.
+    plan.discard.iter().rev().copied().try_for_each(remove)?;
     // Only now are the moved copies durable, and the originals may go.
     sync_dir()?;
     for id in &plan.retired {

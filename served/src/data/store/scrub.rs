@@ -5,7 +5,7 @@ use super::format::{Kind, LogPos, RECORD_HEADER_LEN, RecordHeader, SegmentId, se
 use super::key::ChunkKey;
 use super::recover::Damage;
 use super::scan::{Item, Scanner, verify_payload};
-use super::store::SegmentStore;
+use super::segment_store::SegmentStore;
 use super::sync::read;
 
 /// Where a scrub goes on.

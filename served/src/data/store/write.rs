@@ -7,7 +7,7 @@ use super::key::{ChunkKey, FileKey};
 use super::log::{Draft, Space};
 use super::payload::Payload;
 use super::read::ReadFault;
-use super::store::SegmentStore;
+use super::segment_store::SegmentStore;
 use super::sync::{lock, read};
 
 /// Fragmentation is counted, and mended, by windows of this size.

@@ -1,1 +1,67 @@
+//! Tests of the store as a whole.
 
+mod faults;
+mod fixture;
+mod measure;
+mod model;
+mod operations;
+mod rot;
+mod stress;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use super::disk::sim::SimDisk;
+use super::format::StoreId;
+use super::{ChunkKey, RecoveryReport, SegmentStore, StoreConfig, StoreError};
+
+pub(super) const KIB: u64 = 1 << 10;
+
+/// Small segments, so that a short test fills many.
+pub(super) fn small() -> StoreConfig {
+    StoreConfig {
+        segment_bytes: 32 * KIB,
+        reserve_bytes: 0,
+        max_chunk_bytes: 64 * KIB,
+        max_extents_per_mib: 12,
+        step_bytes: 16 * KIB,
+        checkpoint_bytes: 256 * KIB,
+        max_open_segments: 3,
+        ..StoreConfig::default()
+    }
+}
+
+pub(super) fn try_open(
+    disk: &SimDisk,
+    config: StoreConfig,
+) -> Result<(SegmentStore, RecoveryReport), StoreError> {
+    SegmentStore::open_on(
+        Arc::new(disk.clone()),
+        Path::new("sim"),
+        config,
+        StoreId(*b"a test's store 1"),
+    )
+}
+
+pub(super) fn open(disk: &SimDisk) -> SegmentStore {
+    try_open(disk, small()).unwrap().0
+}
+
+pub(super) fn key(ino: u64, index: u64) -> ChunkKey {
+    ChunkKey { ino, generation: 1, index }
+}
+
+pub(super) fn assert_clean(disk: &SimDisk) {
+    let report = super::check::check_disk(disk, Path::new("sim")).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+}
+
+/// Reclaims until there is nothing left to reclaim.
+pub(super) fn reclaim_all(store: &SegmentStore) {
+    for _ in 0..10_000 {
+        if store.reclaim_step().unwrap().idle {
+            return;
+        }
+    }
+    panic!("reclamation does not end");
+}

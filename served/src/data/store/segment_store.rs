@@ -71,7 +71,9 @@ pub struct ChunkInfo {
 pub(super) fn read_store_id(disk: &dyn Disk) -> Result<Option<StoreId>, StoreError> {
     let file = match disk.open(STORE_FILE) {
         Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::IsADirectory) => {
+            return Ok(None);
+        }
         Err(e) => return Err(StoreError::io("open", STORE_FILE)(e)),
     };
     let mut block = [0; HEADER_BLOCK_LEN];

@@ -1,0 +1,249 @@
+//! The data server: the segment store behind a QUIC endpoint, on a thread of its own.
+//!
+//! ```text
+//! stream -> handler (bounds, epoch) -> store, on the thread itself where that is cheap,
+//!                                      else on a small pool; flushes of all callers in groups
+//! upkeep thread -> reclamation, checkpoints, scrub
+//! ```
+
+mod chunks;
+mod fault;
+mod handler;
+mod metrics;
+mod upkeep;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use netfs_common::codec;
+use netfs_common::id::{ClusterId, InstanceId};
+use netfs_common::net::{CallError, EndpointError, Incoming, Limits, NetMetrics, Server};
+use netfs_common::tls::{Identity, TlsError};
+
+use crate::data::store::{SegmentStore, StoreConfig, StoreError};
+use crate::flusher::Flusher;
+use crate::greeting;
+use crate::thread::{Ending, ServerThread, StopSignal};
+
+pub use metrics::DataMetrics;
+pub use upkeep::UpkeepConfig;
+
+use chunks::Chunks;
+use handler::{Handler, Peer};
+use upkeep::Upkeep;
+
+/// Threads for calls that may wait for the disk. More only queue at the store's lock.
+const BLOCKING_THREADS: usize = 8;
+/// How long calls under way may take when the server is told to end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// What a data server needs to know.
+#[derive(Clone, Debug)]
+pub struct DataOptions {
+    /// The directory of the store.
+    pub dir: PathBuf,
+    /// Where to listen; port 0 for any.
+    pub listen: SocketAddr,
+    /// The server's certificate, and whom it trusts.
+    pub identity: Arc<Identity>,
+    /// Settings of the store.
+    pub store: StoreConfig,
+    /// Everything is on stable storage this long after it was written, asked for or not.
+    pub flush_interval: Duration,
+    /// Background work.
+    pub upkeep: UpkeepConfig,
+    /// Bounds of the endpoint.
+    pub limits: Limits,
+    /// Counters of the endpoint.
+    pub net_metrics: NetMetrics,
+    /// Counters of the server.
+    pub metrics: DataMetrics,
+}
+
+impl DataOptions {
+    /// A server for `dir`, listening at `listen`, with default settings.
+    pub fn new(dir: PathBuf, listen: SocketAddr, identity: Arc<Identity>) -> DataOptions {
+        DataOptions {
+            dir,
+            listen,
+            identity,
+            store: StoreConfig::default(),
+            flush_interval: Duration::from_secs(1),
+            upkeep: UpkeepConfig::default(),
+            limits: Limits::default(),
+            net_metrics: NetMetrics::default(),
+            metrics: DataMetrics::default(),
+        }
+    }
+}
+
+/// Why there is no data server, or why it did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// The store.
+    #[error("data store {}: {source}", dir.display())]
+    Store {
+        /// Its directory.
+        dir: PathBuf,
+        /// What is wrong.
+        source: StoreError,
+    },
+    /// The endpoint.
+    #[error("data server: {0}")]
+    Endpoint(#[from] EndpointError),
+    /// The certificate.
+    #[error("data server: {0}")]
+    Tls(#[from] TlsError),
+    /// Threads, random numbers.
+    #[error("data server: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// A running data server. Dropping it is like killing it: nothing is flushed.
+#[derive(Debug)]
+pub struct DataServer {
+    addr: SocketAddr,
+    instance: InstanceId,
+    thread: ServerThread<DataError>,
+}
+
+impl DataServer {
+    /// Opens the store and starts to serve it.
+    ///
+    /// # Errors
+    /// See [`DataError`].
+    pub fn start(options: DataOptions) -> Result<DataServer, DataError> {
+        let begin = async move |stop| begin(options, stop).await;
+        let ((addr, instance), thread) =
+            ServerThread::start("netfs-data", BLOCKING_THREADS, begin)?;
+        Ok(DataServer { addr, instance, thread })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// This life of the server.
+    pub fn instance(&self) -> InstanceId {
+        self.instance
+    }
+
+    /// Ends it and waits until it has ended.
+    ///
+    /// # Errors
+    /// What could not be brought to stable storage.
+    pub fn stop(self, ending: Ending) -> Result<(), DataError> {
+        self.thread.stop(ending)
+    }
+}
+
+async fn begin(
+    options: DataOptions,
+    stop: StopSignal,
+) -> Result<((SocketAddr, InstanceId), impl Future<Output = Result<(), DataError>>), DataError> {
+    let dir = options.dir.clone();
+    let store_error = |source| DataError::Store { dir: dir.clone(), source };
+    let (store, report) =
+        SegmentStore::open(&options.dir, options.store.clone()).map_err(store_error)?;
+    if report.created {
+        tracing::info!(dir = %dir.display(), "data store made");
+    } else if report.is_clean() {
+        tracing::info!(dir = %dir.display(), replayed = report.records_replayed, "data store opened");
+    } else {
+        tracing::error!(dir = %dir.display(), ?report, "data store opened; the disk has lost data");
+    }
+    let store = Arc::new(store);
+    let instance = greeting::draw_instance().map_err(std::io::Error::from)?;
+    let server = Server::bind(
+        options.listen,
+        options.identity.server_config()?,
+        options.limits.clone(),
+        options.net_metrics.clone(),
+    )?;
+    let addr = server.local_addr()?;
+    let upkeep = Upkeep::start(store.clone(), options.upkeep.clone(), options.metrics.clone())?;
+    let work = async move { serve(server, store, upkeep, options, instance, stop).await };
+    Ok(((addr, instance), work))
+}
+
+async fn serve(
+    server: Server,
+    store: Arc<SegmentStore>,
+    upkeep: Upkeep,
+    options: DataOptions,
+    instance: InstanceId,
+    mut stop: StopSignal,
+) -> Result<(), DataError> {
+    let cluster = ClusterId(options.identity.peer().cluster);
+    let (flushed, metrics) = (store.clone(), options.metrics.clone());
+    let flusher = Flusher::start(options.flush_interval, move || {
+        metrics.flushes.inc();
+        flushed.flush().map_err(|error| {
+            metrics.store_failed(&error);
+            fault::errno(&error)
+        })
+    });
+    let handler = Arc::new(Handler {
+        flusher,
+        chunks: Arc::new(Chunks::new(store.clone(), options.store.max_chunk_bytes)),
+        instance,
+        metrics: options.metrics.clone(),
+    });
+    let ending = loop {
+        tokio::select! {
+            ending = stop.wait() => break ending,
+            incoming = server.accept() => match incoming {
+                Some(incoming) => {
+                    tokio::spawn(welcome(incoming, handler.clone(), cluster));
+                }
+                None => break Ending::Drain,
+            },
+        }
+    };
+    if ending == Ending::Abrupt {
+        upkeep.stop();
+        return Ok(());
+    }
+    server.shutdown(Instant::now() + DRAIN).await;
+    upkeep.stop();
+    let source = match store.checkpoint() {
+        Ok(()) => return Ok(()),
+        // A full disk has no room for the snapshot; what counts is flushed before it is tried.
+        Err(StoreError::NoSpace { .. }) => store.flush(),
+        Err(e) => Err(e),
+    };
+    source.map_err(|source| DataError::Store { dir: options.dir, source })
+}
+
+async fn welcome(incoming: Incoming, handler: Arc<Handler>, cluster: ClusterId) {
+    let hello = match greeting::open(&incoming, cluster, greeting::DATA) {
+        Ok(hello) => hello,
+        Err(refusal) => return greeting::refuse(incoming, &refusal),
+    };
+    let words = match codec::encode(&greeting::reply(cluster, handler.instance)) {
+        Ok(words) => words,
+        Err(error) => {
+            tracing::error!(%error, "the welcome cannot be encoded");
+            return;
+        }
+    };
+    let (address, certificate) = (incoming.remote_address(), incoming.peer().name.clone());
+    let peer = Arc::new(Peer::new(handler));
+    match incoming.welcome_bulk(&words, peer.clone()).await {
+        Ok(connection) => {
+            tracing::info!(%address, %certificate, client = %hello.client, session = %hello.session, "data client connected");
+            let reason = tokio::select! {
+                reason = connection.closed() => reason,
+                () = peer.nonsense() => {
+                    connection.close();
+                    CallError::Protocol("it talked nonsense".into())
+                }
+            };
+            tracing::info!(%address, session = %hello.session, %reason, "data client gone");
+        }
+        Err(error) => tracing::info!(%address, %error, "client lost before its welcome"),
+    }
+}

@@ -1,0 +1,24 @@
+//! What a failure of the store means to a caller.
+
+use netfs_common::errno::Errno;
+
+use crate::data::store::StoreError;
+
+/// The error number that a program gets to see.
+pub(super) fn errno(error: &StoreError) -> Errno {
+    match error {
+        StoreError::NoSpace { .. } => Errno::ENOSPC,
+        StoreError::Io { source, .. } => match source.raw_os_error() {
+            Some(libc::ENOSPC | libc::EDQUOT) => Errno::ENOSPC,
+            _ => Errno::EIO,
+        },
+        StoreError::OutOfRange { .. } => Errno::EINVAL,
+        StoreError::Corrupt { .. }
+        | StoreError::Poisoned(_)
+        | StoreError::InUse(_)
+        | StoreError::NotAStore { .. }
+        | StoreError::NewerVersion { .. }
+        | StoreError::BadFile { .. }
+        | StoreError::Config(_) => Errno::EIO,
+    }
+}

@@ -1,0 +1,120 @@
+//! Counters of a data server.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::data::store::StoreError;
+
+/// Failures of the store are logged this often at most, in seconds.
+const LOG_INTERVAL_SECS: u64 = 5;
+
+/// The kind of a call.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub(super) struct OpLabel {
+    pub(super) op: &'static str,
+}
+
+/// Counters of a data server. Cheap to clone; clones count together.
+#[derive(Clone, Debug)]
+pub struct DataMetrics {
+    pub(super) calls: Family<OpLabel, Counter>,
+    pub(super) failures: Family<OpLabel, Counter>,
+    pub(super) bytes_read: Counter,
+    pub(super) bytes_written: Counter,
+    pub(super) flushes: Counter,
+    pub(super) malformed: Counter,
+    pub(super) reclaimed: Counter,
+    pub(super) scrubbed: Counter,
+    pub(super) scrub_faults: Counter,
+    pub(super) live: Gauge,
+    pub(super) dead: Gauge,
+    pub(super) free: Gauge,
+    pub(super) capacity: Gauge,
+    pub(super) chunks: Gauge,
+    log: Arc<LogPace>,
+}
+
+#[derive(Debug)]
+struct LogPace {
+    start: Instant,
+    /// Seconds after `start` from which the next failure is logged.
+    next: AtomicU64,
+}
+
+impl Default for DataMetrics {
+    fn default() -> Self {
+        DataMetrics {
+            calls: Family::default(),
+            failures: Family::default(),
+            bytes_read: Counter::default(),
+            bytes_written: Counter::default(),
+            flushes: Counter::default(),
+            malformed: Counter::default(),
+            reclaimed: Counter::default(),
+            scrubbed: Counter::default(),
+            scrub_faults: Counter::default(),
+            live: Gauge::default(),
+            dead: Gauge::default(),
+            free: Gauge::default(),
+            capacity: Gauge::default(),
+            chunks: Gauge::default(),
+            log: Arc::new(LogPace { start: Instant::now(), next: AtomicU64::new(0) }),
+        }
+    }
+}
+
+impl DataMetrics {
+    /// Adds the counters to a registry.
+    pub fn register(&self, registry: &mut Registry) {
+        let r = registry.sub_registry_with_prefix("data");
+        r.register("calls", "Calls answered", self.calls.clone());
+        r.register("failures", "Calls that failed", self.failures.clone());
+        r.register("read_bytes", "Bytes read by clients", self.bytes_read.clone());
+        r.register("written_bytes", "Bytes written by clients", self.bytes_written.clone());
+        r.register("flushes", "Flushes of the store", self.flushes.clone());
+        r.register("malformed", "Connections closed for nonsense", self.malformed.clone());
+        r.register("reclaimed_bytes", "Bytes of segments removed", self.reclaimed.clone());
+        r.register("scrubbed_bytes", "Bytes verified by the scrub", self.scrubbed.clone());
+        r.register(
+            "scrub_faults",
+            "Damaged ranges that the scrub found",
+            self.scrub_faults.clone(),
+        );
+        r.register("live_bytes", "Bytes of chunks", self.live.clone());
+        r.register("dead_bytes", "Bytes that reclamation could win", self.dead.clone());
+        r.register("free_bytes", "Bytes that can be appended", self.free.clone());
+        r.register("capacity_bytes", "Bytes that the store can hold", self.capacity.clone());
+        r.register("chunks", "Chunks held", self.chunks.clone());
+    }
+
+    /// Logs a failure of the store, unless one was logged just now.
+    pub(super) fn store_failed(&self, error: &StoreError) {
+        // Full is a state of the disk and not a fault of the server; callers are told.
+        if matches!(error, StoreError::OutOfRange { .. }) {
+            return;
+        }
+        let now = self.log.start.elapsed().as_secs();
+        let next = self.log.next.load(Ordering::Relaxed);
+        let mine = now >= next
+            && self
+                .log
+                .next
+                .compare_exchange(
+                    next,
+                    now + LOG_INTERVAL_SECS,
+                    Ordering::Relaxed,
+                    Ordering::Relaxed,
+                )
+                .is_ok();
+        if mine {
+            tracing::error!(%error, "data store");
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! Background work on the store: reclamation, checkpoints and the scrub, on a thread of its own.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::metrics::DataMetrics;
+use crate::data::store::{ScrubCursor, SegmentStore, StoreError};
+
+/// How often to look whether there is something to do.
+const LOOK: Duration = Duration::from_millis(500);
+/// Reclamation rests for this many times as long as its last step took, so that it takes a quarter
+/// of the disk's time at most. Writes that find the disk full reclaim by themselves, without rest.
+const REST: u32 = 3;
+/// The shortest rest.
+const MIN_REST: Duration = Duration::from_millis(5);
+
+/// Settings of the background work.
+#[derive(Clone, Debug)]
+pub struct UpkeepConfig {
+    /// From the beginning of one scrub to that of the next. Zero: no scrub.
+    pub scrub_interval: Duration,
+    /// How fast the scrub reads, in bytes per second.
+    pub scrub_rate: u64,
+}
+
+impl Default for UpkeepConfig {
+    fn default() -> Self {
+        UpkeepConfig { scrub_interval: Duration::from_secs(7 * 24 * 3600), scrub_rate: 8 << 20 }
+    }
+}
+
+/// The thread.
+#[derive(Debug)]
+pub(super) struct Upkeep {
+    /// Dropped to end it.
+    stop: mpsc::Sender<()>,
+    thread: JoinHandle<()>,
+}
+
+impl Upkeep {
+    pub(super) fn start(
+        store: Arc<SegmentStore>,
+        config: UpkeepConfig,
+        metrics: DataMetrics,
+    ) -> io::Result<Upkeep> {
+        let (stop, stopped) = mpsc::channel();
+        let mut work = Work { store, scrub: Scrub::new(config), metrics };
+        let thread = std::thread::Builder::new()
+            .name("netfs-upkeep".into())
+            .spawn(move || work.run(&stopped))?;
+        Ok(Upkeep { stop, thread })
+    }
+
+    /// Ends it after its present step.
+    pub(super) fn stop(self) {
+        drop(self.stop);
+        if self.thread.join().is_err() {
+            tracing::error!("the upkeep of the data store has panicked");
+        }
+    }
+}
+
+struct Work {
+    store: Arc<SegmentStore>,
+    scrub: Scrub,
+    metrics: DataMetrics,
+}
+
+struct Scrub {
+    config: UpkeepConfig,
+    /// The scrub under way.
+    cursor: Option<ScrubCursor>,
+    /// When the next step, or the next scrub, is due.
+    due: Option<Instant>,
+    begun: Instant,
+}
+
+impl Scrub {
+    fn new(config: UpkeepConfig) -> Scrub {
+        let begun = Instant::now();
+        let due = match config.scrub_interval {
+            Duration::ZERO => None,
+            // Not at once, when everybody has just come back, but also where servers restart every day.
+            interval => Some(begun + interval.min(Duration::from_secs(3600))),
+        };
+        Scrub { config, cursor: None, due, begun }
+    }
+}
+
+impl Work {
+    fn run(&mut self, stopped: &mpsc::Receiver<()>) {
+        let mut pause = LOOK;
+        loop {
+            match stopped.recv_timeout(pause) {
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let step = Instant::now();
+            let busy = match self.reclaim().and_then(|busy| Ok(self.scrub()? || busy)) {
+                Ok(busy) => busy,
+                Err(StoreError::Poisoned(why)) => {
+                    tracing::error!(%why, "the data store takes no more writes; upkeep ends");
+                    return;
+                }
+                Err(error) => {
+                    self.metrics.store_failed(&error);
+                    false
+                }
+            };
+            pause = if busy { (step.elapsed() * REST).max(MIN_REST).min(LOOK) } else { LOOK };
+            if !busy {
+                self.note_usage();
+            }
+        }
+    }
+
+    /// One step of reclamation, which includes checkpoints; whether there is more to do.
+    fn reclaim(&mut self) -> Result<bool, StoreError> {
+        let done = self.store.reclaim_step()?;
+        self.metrics.reclaimed.inc_by(done.freed_bytes);
+        Ok(!done.idle)
+    }
+
+    /// One step of the scrub when it is due; whether there was one.
+    fn scrub(&mut self) -> Result<bool, StoreError> {
+        let now = Instant::now();
+        if self.scrub.due.is_none_or(|due| due > now) {
+            return Ok(false);
+        }
+        let cursor = match self.scrub.cursor.take() {
+            Some(cursor) => cursor,
+            None => {
+                self.scrub.begun = now;
+                ScrubCursor::default()
+            }
+        };
+        let step = self.store.scrub_step(cursor)?;
+        self.metrics.scrubbed.inc_by(step.bytes);
+        for bad in &step.bad {
+            self.metrics.scrub_faults.inc();
+            tracing::error!(chunk = %bad.key, offset = bad.offset, len = bad.len, "the scrub found damaged data; there is no replica to repair it from");
+        }
+        for damage in &step.damage {
+            self.metrics.scrub_faults.inc();
+            tracing::error!(segment = damage.segment, from = damage.from, to = damage.to, why = %damage.why, "the scrub found a part of a segment that cannot be understood");
+        }
+        let pace = step.bytes.saturating_mul(1000) / self.scrub.config.scrub_rate.max(1);
+        self.scrub.due = match step.next {
+            Some(_) => Some(now + Duration::from_millis(pace)),
+            None => Some((self.scrub.begun + self.scrub.config.scrub_interval).max(now + LOOK)),
+        };
+        self.scrub.cursor = step.next;
+        Ok(true)
+    }
+
+    fn note_usage(&self) {
+        match self.store.usage() {
+            Ok(usage) => {
+                self.metrics.live.set(gauge(usage.live_bytes));
+                self.metrics.dead.set(gauge(usage.dead_bytes));
+                self.metrics.free.set(gauge(usage.free_bytes));
+                self.metrics.capacity.set(gauge(usage.capacity_bytes));
+                self.metrics.chunks.set(gauge(usage.chunks));
+            }
+            Err(error) => self.metrics.store_failed(&error),
+        }
+    }
+}
+
+fn gauge(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,275 @@
+//! Random operations, power failures and kills, beside a model that cannot fail.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::super::disk::sim::{Dice, SimDisk};
+use super::super::{ChunkKey, SegmentStore, StoreConfig, StoreError};
+use super::{KIB, assert_clean, small, try_open};
+
+const CHUNK: usize = 48 << 10;
+const INOS: u64 = 3;
+const CHUNKS: u64 = 3;
+
+/// What the store should hold. A chunk that is not there is a hole.
+#[derive(Clone, Default, PartialEq)]
+struct Model(BTreeMap<ChunkKey, Arc<Vec<u8>>>);
+
+fn all_keys() -> Vec<ChunkKey> {
+    let keys = (1..=INOS).flat_map(|ino| (0..CHUNKS).map(move |index| (ino, index)));
+    keys.map(|(ino, index)| ChunkKey { ino, generation: 1, index }).collect()
+}
+
+impl Model {
+    fn get(&self, key: &ChunkKey) -> Arc<Vec<u8>> {
+        self.0.get(key).cloned().unwrap_or_else(|| Arc::new(vec![0; CHUNK]))
+    }
+
+    fn edit(&mut self, key: ChunkKey, change: impl FnOnce(&mut [u8])) {
+        let mut data = self.get(&key);
+        change(Arc::make_mut(&mut data).as_mut_slice());
+        self.0.insert(key, data);
+    }
+
+    fn of(store: &SegmentStore) -> Self {
+        let read = |key| (key, Arc::new(store.read(key, 0, CHUNK as u64).unwrap()));
+        Self(all_keys().into_iter().map(read).collect())
+    }
+
+    fn same(&self, other: &Self, except: Option<ChunkKey>) -> bool {
+        all_keys().iter().all(|k| Some(*k) == except || self.get(k) == other.get(k))
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Write { key: ChunkKey, offset: usize, data: Vec<u8> },
+    Punch { key: ChunkKey, offset: usize, len: usize },
+    Delete { ino: u64, from: u64 },
+    Copy { from: ChunkKey, from_offset: usize, to: ChunkKey, to_offset: usize, len: usize },
+}
+
+impl Op {
+    fn random(dice: &mut Dice) -> Self {
+        let some_key = |dice: &mut Dice| ChunkKey {
+            ino: 1 + dice.below(INOS),
+            generation: 1,
+            index: dice.below(CHUNKS),
+        };
+        let range = |dice: &mut Dice| {
+            let longest = [100, 5000, 5000, 20_000, CHUNK as u64][dice.below(5) as usize];
+            let len = 1 + dice.below(longest) as usize;
+            let mut offset = dice.below((CHUNK - len) as u64 + 1) as usize;
+            if dice.below(2) == 0 {
+                offset = offset / 4096 * 4096;
+            }
+            (offset, len)
+        };
+        let key = some_key(dice);
+        let (offset, len) = range(dice);
+        match dice.below(20) {
+            0..12 => {
+                let tag = dice.next();
+                let data = (0..len as u64)
+                    .map(|i| ((tag ^ (i / 7).wrapping_mul(tag | 1)) % 255) as u8 + 1)
+                    .collect();
+                Self::Write { key, offset, data }
+            }
+            12..16 => Self::Punch { key, offset, len },
+            16..18 => Self::Delete { ino: key.ino, from: dice.below(CHUNKS) },
+            _ => {
+                let to_offset = dice.below((CHUNK - len) as u64 + 1) as usize;
+                Self::Copy { from: key, from_offset: offset, to: some_key(dice), to_offset, len }
+            }
+        }
+    }
+
+    fn run(&self, store: &SegmentStore, dice: &mut Dice) -> Result<(), StoreError> {
+        match self {
+            Self::Write { key, offset, data } => {
+                let cut = dice.below(data.len() as u64 + 1) as usize;
+                store.write(*key, *offset as u64, &[&data[..cut], &data[cut..]])
+            }
+            Self::Punch { key, offset, len } => store.punch(*key, *offset as u64, *len as u64),
+            Self::Delete { ino, from } => store.delete_chunks(*ino, 1, *from).map(drop),
+            Self::Copy { from, from_offset, to, to_offset, len } => {
+                store.copy(*from, *from_offset as u64, *to, *to_offset as u64, *len as u64)
+            }
+        }
+    }
+
+    fn apply(&self, model: &mut Model) {
+        match self {
+            Self::Write { key, offset, data } => {
+                model.edit(*key, |c| c[*offset..offset + data.len()].copy_from_slice(data));
+            }
+            Self::Punch { key, offset, len } => {
+                model.edit(*key, |c| c[*offset..offset + len].fill(0))
+            }
+            Self::Delete { ino, from } => model.0.retain(|k, _| k.ino != *ino || k.index < *from),
+            Self::Copy { from, from_offset, to, to_offset, len } => {
+                let data = model.get(from)[*from_offset..from_offset + len].to_vec();
+                model.edit(*to, |c| c[*to_offset..to_offset + len].copy_from_slice(&data));
+            }
+        }
+    }
+
+    /// The chunk that changes in several records, of which some may be lost.
+    fn in_steps(&self) -> Option<ChunkKey> {
+        match self {
+            Self::Copy { to, .. } => Some(*to),
+            _ => None,
+        }
+    }
+}
+
+/// The states that a crash may leave: after the last flush, and after each operation since.
+struct History {
+    states: Vec<(Model, Option<Op>)>,
+}
+
+impl History {
+    fn now(&self) -> &Model {
+        &self.states.last().unwrap().0
+    }
+
+    fn accepts(&self, found: &Model) -> bool {
+        let whole = self.states.iter().any(|(state, _)| state.same(found, None));
+        whole
+            || self.states.windows(2).any(|pair| {
+                let [(before, _), (after, Some(op))] = pair else { return false };
+                let Some(key) = op.in_steps() else { return false };
+                let (old, new, is) = (before.get(&key), after.get(&key), found.get(&key));
+                let each = is.iter().zip(old.iter().zip(new.iter()));
+                before.same(found, Some(key))
+                    && each.into_iter().all(|(is, (old, new))| is == old || is == new)
+            })
+    }
+}
+
+fn check_extents(store: &SegmentStore, model: &Model) {
+    for key in all_keys() {
+        let extents = store.extents(key);
+        let mut covered = vec![false; CHUNK];
+        for (offset, len) in &extents {
+            covered[*offset as usize..(offset + len) as usize].fill(true);
+        }
+        let data = model.get(&key);
+        assert!(
+            data.iter().zip(&covered).all(|(byte, covered)| *byte == 0 || *covered),
+            "data outside of extents"
+        );
+        assert_eq!(store.allocated_bytes(key), extents.iter().map(|(_, len)| len).sum::<u64>());
+    }
+}
+
+fn one_history(seed: u64) {
+    let mut dice = Dice(seed);
+    let disk = SimDisk::new(seed ^ 0xd15c, 64 << 20);
+    let mut store = try_open(&disk, small()).unwrap().0;
+    let mut history = History { states: vec![(Model::default(), None)] };
+    for _ in 0..4 {
+        // Half of the lives end in the middle of some change.
+        let fuse = (dice.below(2) == 0).then(|| 1 + dice.below(200));
+        disk.set_fuse(fuse);
+        let mut failed = false;
+        for _ in 0..dice.below(60) {
+            let result = match dice.below(24) {
+                0 | 1 => store.flush().inspect(|()| {
+                    let now = history.now().clone();
+                    history.states = vec![(now, None)];
+                }),
+                2..6 => store.reclaim_step().map(drop),
+                6 => store.checkpoint(),
+                7 => {
+                    if store.read(all_keys()[0], 0, CHUNK as u64).unwrap()
+                        != *history.now().get(&all_keys()[0])
+                    {
+                        panic!("seed {seed}: a read is wrong");
+                    }
+                    Ok(())
+                }
+                _ => {
+                    let op = Op::random(&mut dice);
+                    let mut next = history.now().clone();
+                    op.apply(&mut next);
+                    history.states.push((next, Some(op.clone())));
+                    op.run(&store, &mut dice)
+                }
+            };
+            if let Err(e) = result {
+                assert!(fuse.is_some(), "seed {seed}: {e}");
+                failed = true;
+                break;
+            }
+        }
+        if !failed {
+            let found = Model::of(&store);
+            assert!(found.same(history.now(), None), "seed {seed}: content is wrong while running");
+            check_extents(&store, &found);
+        }
+        store = restart(seed, store, &disk, &mut dice, &mut history);
+    }
+}
+
+/// Ends the process, or the power; opens again, possibly interrupted; compares.
+fn restart(
+    seed: u64,
+    store: SegmentStore,
+    disk: &SimDisk,
+    dice: &mut Dice,
+    history: &mut History,
+) -> SegmentStore {
+    drop(store);
+    disk.set_fuse(None);
+    let power_fails = dice.below(4) > 0;
+    if power_fails {
+        disk.power_cycle();
+    }
+    if dice.below(3) == 0 {
+        disk.set_fuse(Some(1 + dice.below(12)));
+        drop(try_open(disk, small()));
+        disk.set_fuse(None);
+        disk.power_cycle();
+    }
+    assert_clean(disk);
+    let (store, report) = try_open(disk, small()).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    assert!(report.is_clean() && report.snapshot_fault.is_none(), "seed {seed}: {report:?}");
+    let found = Model::of(&store);
+    assert!(
+        history.accepts(&found),
+        "seed {seed}: after a crash the content is no prefix of what was done"
+    );
+    check_extents(&store, &found);
+    assert_clean(disk);
+    history.states = vec![(found, None)];
+    store
+}
+
+#[test]
+fn random_histories_with_crashes_agree_with_the_model() {
+    let first = std::env::var("NETFS_STORE_SEED").ok().and_then(|s| s.parse().ok());
+    let count = std::env::var("NETFS_STORE_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(200);
+    let seeds = first.map_or(1..count + 1, |seed: u64| seed..seed + 1);
+    for seed in seeds {
+        let result = std::panic::catch_unwind(|| one_history(seed));
+        assert!(result.is_ok(), "NETFS_STORE_SEED={seed} shows it");
+    }
+}
+
+#[test]
+fn a_store_under_churn_keeps_its_size() {
+    let disk = SimDisk::new(1, 2 << 20);
+    let config = StoreConfig { reserve_bytes: 128 * KIB, ..small() };
+    let store = try_open(&disk, config).unwrap().0;
+    let mut dice = Dice(9);
+    for round in 0..600 {
+        let key = all_keys()[dice.below(9) as usize];
+        store.write(key, 0, &[vec![round as u8; CHUNK]]).unwrap();
+    }
+    super::reclaim_all(&store);
+    let usage = store.usage().unwrap();
+    assert_eq!(usage.live_bytes, 9 * CHUNK as u64);
+    assert!(usage.dead_bytes < 128 * KIB, "{usage:?}");
+    assert_clean(&disk);
+}

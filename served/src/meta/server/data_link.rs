@@ -1,0 +1,203 @@
+//! The metadata server as a client of the data servers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use netfs_common::codec;
+use netfs_common::errno::Errno;
+use netfs_common::id::{ChunkId, ClusterId, Ino, InstanceId, ServerId, SessionId};
+use netfs_common::map::ClusterMap;
+use netfs_common::net::{
+    Backoff, Bulk, CallError, Channel, ChannelConfig, Dialer, EstablishedFuture, Greeter, Payload,
+};
+use netfs_common::wire::data::{Op, Reply, Request, Usage};
+use netfs_common::wire::{Hello, HelloReply, PROTOCOL, Role};
+
+/// One call to a data server may take this long; then it is tried again by whoever needs it done.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The figures of `statfs(2)` are at most this old while the data servers answer.
+const USAGE_AGE: Duration = Duration::from_secs(1);
+/// `statfs(2)` waits this long for a data server before older figures are given.
+const USAGE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Stands for the chunk in calls that are about none.
+const NO_CHUNK: ChunkId = ChunkId { ino: Ino(0), generation: 0, index: 0 };
+
+/// Why a data server has not done what was asked.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DataCallError {
+    #[error("data server {server}: {source}")]
+    Call { server: ServerId, source: CallError },
+    #[error("data server {server}: {errno}")]
+    Refused { server: ServerId, errno: Errno },
+    #[error("data server {server} gave an answer that makes no sense")]
+    Nonsense { server: ServerId },
+}
+
+/// Connections to all data servers of the map.
+#[derive(Debug)]
+pub(super) struct DataLink {
+    map: Arc<ClusterMap>,
+    channels: HashMap<ServerId, Channel<Bulk>>,
+    usage: Mutex<Option<(Instant, Usage)>>,
+}
+
+struct Greeting {
+    hello: Bytes,
+    cluster: ClusterId,
+}
+
+impl Greeter<Bulk> for Greeting {
+    fn hello(&self) -> Bytes {
+        self.hello.clone()
+    }
+
+    fn established(&self, _peer: Bulk, welcome: Bytes) -> EstablishedFuture {
+        let checked = match codec::decode::<HelloReply>(&welcome) {
+            Ok(reply) if reply.cluster == self.cluster => Ok(()),
+            Ok(_) => Err(CallError::Untrusted("a data server of another cluster".into())),
+            Err(error) => Err(CallError::Protocol(error.to_string().into())),
+        };
+        Box::pin(std::future::ready(checked))
+    }
+}
+
+impl DataLink {
+    /// Must be called within a runtime. Connecting goes on in the background.
+    pub(super) fn new(
+        dialer: &Dialer,
+        map: Arc<ClusterMap>,
+        cluster: ClusterId,
+        instance: InstanceId,
+    ) -> Result<DataLink, codec::CodecError> {
+        let hello = Hello {
+            protocol: (PROTOCOL, PROTOCOL),
+            features: 0,
+            role: Role::Data,
+            volume: String::new(),
+            session: SessionId(0),
+            instance,
+            client: "metadata server".into(),
+        };
+        let hello: Bytes = codec::encode(&hello)?.into();
+        let channels = map.servers.iter().map(|server| {
+            let config =
+                ChannelConfig { addresses: server.addrs.clone(), backoff: Backoff::default() };
+            let greeting = Greeting { hello: hello.clone(), cluster };
+            (server.id, Channel::bulk(dialer.clone(), config, greeting))
+        });
+        Ok(DataLink { channels: channels.collect(), map, usage: Mutex::new(None) })
+    }
+
+    /// Removes everything of a file's contents from a byte on. Durable when it returns; by how many
+    /// bytes the data shrank.
+    pub(super) async fn cut(
+        &self,
+        file: ChunkId,
+        chunk_bits: u8,
+        from: u64,
+    ) -> Result<u64, DataCallError> {
+        let (index, within) = (from >> chunk_bits, from & ((1u64 << chunk_bits) - 1));
+        let mut freed = 0;
+        let mut first = index;
+        if within > 0 {
+            let chunk = ChunkId { index, ..file };
+            let punch = Op::Punch { chunk, offset: within, len: u64::MAX };
+            let (_, chain) = self.map.chain_of(chunk);
+            for server in &chain.replicas {
+                freed = self.change(*server, chunk, punch.clone()).await?;
+            }
+            first += 1;
+        }
+        freed += self.delete_from(ChunkId { index: first, ..file }).await?;
+        self.flush().await?;
+        Ok(freed)
+    }
+
+    /// Removes chunks; durable after [`DataLink::flush`]. By how many bytes the data shrank.
+    pub(super) async fn delete_from(&self, first: ChunkId) -> Result<u64, DataCallError> {
+        let mut freed = 0;
+        for server in self.channels.keys() {
+            freed += self.change(*server, first, Op::Delete { first }).await?;
+        }
+        Ok(freed)
+    }
+
+    /// Brings what was changed to stable storage.
+    pub(super) async fn flush(&self) -> Result<(), DataCallError> {
+        for server in self.channels.keys() {
+            match self.call(*server, NO_CHUNK, Op::Flush).await? {
+                Reply::Flushed { .. } => {}
+                _ => return Err(DataCallError::Nonsense { server: *server }),
+            }
+        }
+        Ok(())
+    }
+
+    /// Space of all data servers together; figures of a moment ago when they do not answer now.
+    pub(super) async fn usage(&self) -> Result<Usage, Errno> {
+        let known = *self.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, usage)) = known
+            && at.elapsed() < USAGE_AGE
+        {
+            return Ok(usage);
+        }
+        match tokio::time::timeout(USAGE_TIMEOUT, self.ask_usage()).await {
+            Ok(Ok(usage)) => {
+                let now = Some((Instant::now(), usage));
+                *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = now;
+                Ok(usage)
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "no figures of free space");
+                known.map(|(_, usage)| usage).ok_or(Errno::EIO)
+            }
+            Err(_) => known.map(|(_, usage)| usage).ok_or(Errno::ETIMEDOUT),
+        }
+    }
+
+    async fn ask_usage(&self) -> Result<Usage, DataCallError> {
+        let mut sum = Usage::default();
+        for server in self.channels.keys() {
+            match self.call(*server, NO_CHUNK, Op::Usage).await? {
+                Reply::Usage(usage) => {
+                    sum.capacity = sum.capacity.saturating_add(usage.capacity);
+                    sum.free = sum.free.saturating_add(usage.free);
+                    sum.live = sum.live.saturating_add(usage.live);
+                    sum.chunks = sum.chunks.saturating_add(usage.chunks);
+                }
+                _ => return Err(DataCallError::Nonsense { server: *server }),
+            }
+        }
+        Ok(sum)
+    }
+
+    /// A change that can only make data less; by how much.
+    async fn change(&self, server: ServerId, chunk: ChunkId, op: Op) -> Result<u64, DataCallError> {
+        match self.call(server, chunk, op).await? {
+            Reply::Written { allocated, .. } => Ok(allocated.min(0).unsigned_abs()),
+            _ => Err(DataCallError::Nonsense { server }),
+        }
+    }
+
+    async fn call(&self, server: ServerId, chunk: ChunkId, op: Op) -> Result<Reply, DataCallError> {
+        let (group, chain) = self.map.chain_of(chunk);
+        let request = Request { group, epoch: chain.epoch, op };
+        let header = codec::encode(&request).map_err(|_| DataCallError::Nonsense { server })?;
+        let Some(channel) = self.channels.get(&server) else {
+            return Err(DataCallError::Nonsense { server });
+        };
+        let deadline = Instant::now() + CALL_TIMEOUT;
+        let answer = channel
+            .call(header.into(), Payload::default(), deadline)
+            .await
+            .map_err(|source| DataCallError::Call { server, source })?;
+        match codec::decode(&answer.header) {
+            Ok(Reply::Failed(errno)) => Err(DataCallError::Refused { server, errno }),
+            Ok(reply) => Ok(reply),
+            Err(_) => Err(DataCallError::Nonsense { server }),
+        }
+    }
+}

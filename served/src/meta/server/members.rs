@@ -1,0 +1,256 @@
+//! Who uses a volume, and who may think to be alone there.
+//!
+//! A session that is alone is told so and caches everything. When another one joins, each session
+//! that may think to be alone is called ([`Push::Share`]): it sends what it has, drops what it
+//! cached, and only then answers; the newcomer's greeting waits for that. One that does not answer
+//! within its term is ended. When all others have gone, a session stays shared until it connects
+//! anew.
+//!
+//! A session is entered into the store only after all others have been told. So when a restart
+//! finds one session in the store, it may think to be alone; when it finds more, none does.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use netfs_common::codec;
+use netfs_common::id::SessionId;
+use netfs_common::net::{CallError, Link};
+use netfs_common::wire::meta::{Push, PushReply};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::meta::sessions::Sessions;
+
+/// The members of one volume.
+#[derive(Debug)]
+pub(super) struct Members {
+    start: Instant,
+    inner: Mutex<Inner>,
+    /// Told whenever a session has become shared or has ended.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Inner {
+    sessions: Sessions,
+    members: HashMap<SessionId, Member>,
+    last_link: u64,
+}
+
+#[derive(Debug, Default)]
+struct Member {
+    description: String,
+    link: Option<(LinkId, Link)>,
+    maybe_alone: bool,
+    /// It is being told otherwise.
+    telling: bool,
+}
+
+/// One connection of a session; a session's newer connection replaces its older one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LinkId(u64);
+
+impl Members {
+    /// `known`: the sessions found in the store. Each has a full term to come back.
+    pub(super) fn new(term: Duration, known: Vec<(SessionId, String)>) -> Members {
+        let mut sessions = Sessions::new(term);
+        let mut members = HashMap::new();
+        let maybe_alone = known.len() == 1;
+        for (id, description) in known {
+            sessions.seen(id, Duration::ZERO);
+            members.insert(id, Member { description, maybe_alone, ..Member::default() });
+        }
+        Members {
+            start: Instant::now(),
+            inner: Mutex::new(Inner { sessions, members, last_link: 0 }),
+            changed: Notify::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    pub(super) fn term(&self) -> Duration {
+        self.lock().sessions.term()
+    }
+
+    /// A session begins or comes back. Whether it was known. Its present connection, if there is one, is
+    /// closed: nothing of it may come after what the new one brings.
+    pub(super) fn enter(&self, id: SessionId, description: &str) -> bool {
+        let now = self.now();
+        let mut inner = self.lock();
+        inner.sessions.seen(id, now);
+        let known = inner.members.contains_key(&id);
+        let member = inner.members.entry(id).or_default();
+        member.description = description.to_owned();
+        let old = member.link.take();
+        drop(inner);
+        if let Some((_, old)) = old {
+            old.close();
+        }
+        known
+    }
+
+    /// A sign of life; `false` if there is no such session.
+    pub(super) fn seen(&self, id: SessionId) -> bool {
+        let now = self.now();
+        let mut inner = self.lock();
+        let known = inner.members.contains_key(&id);
+        if known {
+            inner.sessions.seen(id, now);
+        }
+        known
+    }
+
+    /// The server itself has been stopped for a while: nobody could be heard.
+    pub(super) fn everybody_seen(&self) {
+        let now = self.now();
+        let mut inner = self.lock();
+        let ids: Vec<_> = inner.members.keys().copied().collect();
+        ids.into_iter().for_each(|id| inner.sessions.seen(id, now));
+    }
+
+    /// The session's connection, in place of an older one, which is closed.
+    pub(super) fn connected(&self, id: SessionId, link: Link) -> LinkId {
+        let mut inner = self.lock();
+        inner.last_link += 1;
+        let link_id = LinkId(inner.last_link);
+        let old = inner.members.entry(id).or_default().link.replace((link_id, link));
+        drop(inner);
+        if let Some((_, old)) = old {
+            old.close();
+        }
+        self.changed.notify_waiters();
+        link_id
+    }
+
+    /// A connection has ended. The session goes on until its term is over.
+    pub(super) fn disconnected(&self, id: SessionId, link_id: LinkId) {
+        if let Some(member) = self.lock().members.get_mut(&id)
+            && member.link.as_ref().is_some_and(|(present, _)| *present == link_id)
+        {
+            member.link = None;
+        }
+    }
+
+    /// Whether a connection is still its session's present one.
+    pub(super) fn is_current(&self, id: SessionId, link_id: LinkId) -> bool {
+        let inner = self.lock();
+        let link = inner.members.get(&id).and_then(|m| m.link.as_ref());
+        link.is_some_and(|(present, _)| *present == link_id)
+    }
+
+    /// A session has ended; its connection is closed by the caller, who may have to answer first.
+    pub(super) fn left(&self, id: SessionId) -> Option<Link> {
+        let mut inner = self.lock();
+        inner.sessions.remove(id);
+        let member = inner.members.remove(&id);
+        drop(inner);
+        self.changed.notify_waiters();
+        member.and_then(|m| m.link).map(|(_, link)| link)
+    }
+
+    /// Sessions whose term is over.
+    pub(super) fn expired(&self) -> Vec<SessionId> {
+        let now = self.now();
+        self.lock().sessions.expired(now)
+    }
+
+    /// For people: identifier, description, connected now.
+    pub(super) fn list(&self) -> Vec<(SessionId, String, bool)> {
+        let inner = self.lock();
+        let mut all: Vec<_> = inner
+            .members
+            .iter()
+            .map(|(id, m)| (*id, m.description.clone(), m.link.is_some()))
+            .collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Whether a session is alone now. If so, it is taken to know that from here on.
+    pub(super) fn claim_alone(&self, id: SessionId) -> bool {
+        let mut inner = self.lock();
+        let alone = inner.sessions.is_alone(id);
+        if alone && let Some(member) = inner.members.get_mut(&id) {
+            member.maybe_alone = true;
+        }
+        alone
+    }
+
+    /// Whether somebody other than `id` may think to be alone.
+    fn others_maybe_alone(&self, id: SessionId) -> bool {
+        self.lock().members.iter().any(|(other, m)| *other != id && m.maybe_alone)
+    }
+
+    /// The connected sessions that may think to be alone and are not, unless they are being told already.
+    /// The caller has to [`tell`](Self::tell) each.
+    pub(super) fn begin_telling(&self) -> Vec<(SessionId, Link)> {
+        let mut inner = self.lock();
+        let Inner { sessions, members, .. } = &mut *inner;
+        let wrong = members
+            .iter_mut()
+            .filter(|(id, m)| m.maybe_alone && !m.telling && !sessions.is_alone(**id));
+        wrong
+            .filter_map(|(id, member)| {
+                let (_, link) = member.link.as_ref()?;
+                member.telling = true;
+                Some((*id, link.clone()))
+            })
+            .collect()
+    }
+
+    fn told(&self, id: SessionId, done: bool) {
+        if let Some(member) = self.lock().members.get_mut(&id) {
+            member.telling = false;
+            member.maybe_alone &= !done;
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Waits until nobody but `id` thinks to be alone, or until `deadline`: then `false`. Sessions that
+    /// are not connected come back and are told, or their term ends; both wake the waiting.
+    pub(super) async fn wait_shared(&self, id: SessionId, deadline: Instant) -> bool {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if !self.others_maybe_alone(id) {
+                return true;
+            }
+            if tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return !self.others_maybe_alone(id);
+            }
+        }
+    }
+
+    /// Tells a session that it is no longer alone, and waits until it has acted on it; `false` if it has
+    /// not within its term.
+    pub(super) async fn tell(&self, id: SessionId, link: &Link) -> bool {
+        let (done, alive) = match self.call_share(link).await {
+            Ok(PushReply::Done) => (true, true),
+            // It comes back and is told again, or its term ends.
+            Err(CallError::Lost(_) | CallError::Closed) => (false, true),
+            Err(error) => {
+                tracing::warn!(session = %id, %error, "a client has not made room for another");
+                (false, false)
+            }
+        };
+        self.told(id, done);
+        alive
+    }
+
+    async fn call_share(&self, link: &Link) -> Result<PushReply, CallError> {
+        let nonsense = |e: codec::CodecError| CallError::Protocol(e.to_string().into());
+        let deadline = std::time::Instant::now() + self.term();
+        let push = codec::encode(&Push::Share).map_err(nonsense)?;
+        let reply = link.call(push.into(), deadline).await?;
+        codec::decode(&reply).map_err(nonsense)
+    }
+}

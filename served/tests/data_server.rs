@@ -1,0 +1,143 @@
+//! A data server over loopback, driven with raw calls.
+
+mod common;
+
+use bytes::Bytes;
+use common::{DataClient, PATIENCE, chunk, dialer, hello, localhost, make_pki};
+use netfs_common::codec;
+use netfs_common::errno::Errno;
+use netfs_common::id::{Epoch, GroupId};
+use netfs_common::net::{BulkMessage, CallError};
+use netfs_common::wire::data::{Op, Reply, Request};
+use netfs_common::wire::{Hello, Role};
+use netfs_served::data::server::{DataOptions, DataServer};
+use netfs_served::data::store::SegmentStore;
+use netfs_served::thread::Ending;
+use std::time::Instant;
+
+#[tokio::test]
+async fn what_is_written_is_read_back_after_a_restart_under_another_verifier() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = make_pki(dir.path());
+    let options = || DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
+    let big: Vec<u8> = (0..4u32 << 20).map(|i| (i / 7) as u8).collect();
+
+    let server = DataServer::start(options()).unwrap();
+    let client = DataClient::connect(&pki.client, server.addr()).await.unwrap();
+    let first_life = client.welcome.instance;
+    assert_eq!(client.write(chunk(2, 0), 0, &big).await, 4 << 20);
+    assert_eq!(client.write(chunk(2, 1), 100, b"small").await, 5);
+    assert_eq!(client.read(chunk(2, 0), 0, 4 << 20).await, big);
+    assert_eq!(client.read(chunk(2, 1), 98, 9).await, &b"\0\0small\0\0"[..]);
+    client.flush().await;
+    tokio::task::spawn_blocking(move || server.stop(Ending::Drain)).await.unwrap().unwrap();
+
+    let server = DataServer::start(options()).unwrap();
+    let client = DataClient::connect(&pki.client, server.addr()).await.unwrap();
+    assert_ne!(client.welcome.instance, first_life);
+    assert_eq!(client.read(chunk(2, 0), 0, 4 << 20).await, big);
+    let punch = Op::Punch { chunk: chunk(2, 0), offset: 1 << 20, len: u64::MAX };
+    let (reply, _) = client.call(chunk(2, 0), punch, Bytes::new()).await;
+    assert!(
+        matches!(reply, Reply::Written { allocated, .. } if allocated == -(3 << 20)),
+        "{reply:?}"
+    );
+    let (reply, _) =
+        client.call(chunk(2, 0), Op::Extents { chunk: chunk(2, 0) }, Bytes::new()).await;
+    assert_eq!(reply, Reply::Extents(vec![(0, 1 << 20)]));
+    let (reply, _) =
+        client.call(chunk(2, 0), Op::Delete { first: chunk(2, 0) }, Bytes::new()).await;
+    assert!(matches!(reply, Reply::Written { allocated, .. } if allocated == -(1 << 20) - 5));
+    let (Reply::Usage(usage), _) = client.call(chunk(0, 0), Op::Usage, Bytes::new()).await else {
+        panic!("no figures");
+    };
+    assert_eq!((usage.live, usage.chunks), (0, 0));
+    assert!(usage.capacity >= usage.free && usage.free > 0);
+    drop(server);
+    assert!(SegmentStore::check(&dir.path().join("data")).unwrap().is_clean());
+}
+
+#[tokio::test]
+async fn calls_out_of_bounds_are_refused_and_nonsense_ends_only_its_own_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = make_pki(dir.path());
+    let options = DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
+    let server = DataServer::start(options).unwrap();
+    let client = DataClient::connect(&pki.client, server.addr()).await.unwrap();
+    let c = chunk(2, 0);
+    let beyond = Op::Write { chunk: c, offset: (4 << 20) - 1 };
+    let refused = [
+        (beyond, Bytes::from_static(b"xy")),
+        (Op::Write { chunk: c, offset: u64::MAX }, Bytes::from_static(b"x")),
+        (Op::Write { chunk: c, offset: 0 }, Bytes::new()),
+        (Op::Read { chunk: c, offset: 0, len: u64::MAX }, Bytes::new()),
+        (Op::Read { chunk: c, offset: u64::MAX, len: 1 }, Bytes::new()),
+        (Op::Read { chunk: c, offset: 0, len: 1 }, Bytes::from_static(b"x")),
+        (Op::Punch { chunk: c, offset: u64::MAX, len: u64::MAX }, Bytes::new()),
+        (Op::Flush, Bytes::from_static(b"x")),
+    ];
+    for (op, payload) in refused {
+        let (reply, _) = client.call(c, op.clone(), payload).await;
+        assert_eq!(reply, Reply::Failed(Errno::EINVAL), "{op:?}");
+    }
+    let read = Op::Read { chunk: c, offset: 0, len: 1 };
+    for (group, epoch) in [(GroupId(0), Epoch(9)), (GroupId(1 << 20), Epoch(1))] {
+        let stale = Request { group, epoch, op: read.clone() };
+        assert_eq!(client.raw(&stale, Bytes::new()).await.unwrap().0, Reply::StaleEpoch(Epoch(1)));
+    }
+
+    let other = DataClient::connect(&pki.client, server.addr()).await.unwrap();
+    let nonsense = Bytes::from_static(&[0xff; 40]);
+    let answer = other.bulk.call(nonsense, Bytes::new(), Instant::now() + PATIENCE).await;
+    if let Ok(BulkMessage { header, .. }) = answer {
+        assert_eq!(codec::decode::<Reply>(&header).unwrap(), Reply::Failed(Errno::EPROTO));
+    }
+    other.bulk.closed().await;
+    client.flush().await;
+}
+
+#[tokio::test]
+async fn strangers_are_told_why_they_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = make_pki(dir.path());
+    let options = DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
+    let server = DataServer::start(options).unwrap();
+    let try_hello = async |hello: &Hello| {
+        let words = codec::encode(hello).unwrap();
+        dialer(&pki.client).bulk(server.addr(), &words).await.map(drop)
+    };
+    let later = Hello { protocol: (8, 9), ..hello(Role::Data, "", 1) };
+    match try_hello(&later).await {
+        Err(CallError::Refused { text, .. }) => assert!(text.contains("8..=9"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    match try_hello(&hello(Role::Meta, "v", 1)).await {
+        Err(CallError::Refused { text, .. }) => assert!(text.contains("data server"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    let other = tempfile::tempdir().unwrap();
+    let stranger = make_pki(other.path());
+    let error = DataClient::connect(&stranger.client, server.addr()).await.err();
+    assert!(matches!(error, Some(CallError::Untrusted(_))), "{error:?}");
+
+    let second = DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
+    let error = DataServer::start(second).unwrap_err().to_string();
+    assert!(error.contains("in use"), "{error}");
+}
+
+#[tokio::test]
+async fn what_was_flushed_survives_an_abrupt_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = make_pki(dir.path());
+    let options = || DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
+    for round in 0..5u8 {
+        let server = DataServer::start(options()).unwrap();
+        let client = DataClient::connect(&pki.client, server.addr()).await.unwrap();
+        for before in 0..round {
+            assert_eq!(client.read(chunk(9, before.into()), 0, 3).await, [before; 3][..]);
+        }
+        client.write(chunk(9, round.into()), 0, &[round; 3]).await;
+        client.flush().await;
+        drop(server);
+    }
+}
