@@ -4,4 +4,5 @@ pub mod cluster;
 pub mod data;
 mod flusher;
 pub mod greeting;
+pub mod meta;
 pub mod thread;

@@ -1,0 +1,84 @@
+//! Commands: what the log holds. The same commands in the same order make the same store.
+
+use bincode::{Decode, Encode};
+use netfs_common::attr::Timestamp;
+use netfs_common::id::{OpSeq, SessionId};
+use netfs_common::wire::meta::Op;
+
+/// A change, with everything that it depends on beside the store.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Command {
+    /// The time of the change.
+    pub time: Timestamp,
+    /// The change.
+    pub action: Action,
+}
+
+/// The change itself.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Action {
+    /// Makes the volume and its root directory; the first command of every log.
+    CreateVolume {
+        /// A random number that identifies the volume.
+        id: u64,
+        /// What never changes afterwards.
+        settings: Settings,
+    },
+    /// Makes a session known, or nothing when it is.
+    OpenSession {
+        /// The session.
+        id: SessionId,
+        /// Host and mount point, for people.
+        description: String,
+    },
+    /// Ends a session whose client has not been heard of for too long.
+    ExpireSession {
+        /// The session.
+        id: SessionId,
+    },
+    /// Removes more of what an ended session left; repeated until the session is gone.
+    Reap {
+        /// The session.
+        id: SessionId,
+    },
+    /// A change that a client asked for.
+    Mutate {
+        /// The client's session.
+        session: SessionId,
+        /// Its number in the session.
+        seq: OpSeq,
+        /// The answers up to this one have arrived.
+        answered: OpSeq,
+        /// The change.
+        op: Op,
+    },
+    /// The data servers have completed a [`crate::meta::record::Trim`].
+    TrimDone {
+        /// Its number in the queue.
+        id: u64,
+        /// By how many bytes the allocated data shrank.
+        freed: u64,
+    },
+    /// The data servers have removed the chunks of these [`crate::meta::record::Deletion`]s.
+    ChunksDeleted {
+        /// Their numbers in the queue.
+        ids: Vec<u64>,
+    },
+}
+
+/// What is fixed when a volume is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Settings {
+    /// The largest file that is kept in its inode, in bytes.
+    pub inline_limit: u32,
+    /// Binary logarithm of the chunk size of new files.
+    pub chunk_bits: u8,
+    /// The most inodes that the volume may have.
+    pub max_inodes: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings { inline_limit: 16384, chunk_bits: 22, max_inodes: 1 << 40 }
+    }
+}

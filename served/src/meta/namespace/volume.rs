@@ -1,0 +1,83 @@
+//! The volume itself.
+
+use netfs_common::attr::{Attr, FileKind, Timestamp};
+use netfs_common::errno::Errno;
+use netfs_common::id::{Ino, LogIndex};
+use netfs_common::wire::meta::Response;
+
+use super::Fault;
+use crate::meta::keys;
+use crate::meta::kv::{Read, StoreError, Txn};
+use crate::meta::record::{self, FIRST_COOKIE, Inode, State, Volume};
+
+/// Chunks smaller than 64 KiB or larger than 64 MiB make no sense to anybody.
+const CHUNK_BITS: std::ops::RangeInclusive<u8> = 16..=26;
+/// Inline data must stay well below what one message and one value may have.
+const MAX_INLINE_LIMIT: u32 = 1 << 20;
+
+/// Identity and settings, if the volume has been made.
+///
+/// # Errors
+/// When the store fails.
+pub fn volume(store: &dyn Read) -> Result<Option<Volume>, StoreError> {
+    record::load(store, &keys::volume())
+}
+
+/// Counters and position in the log, if the volume has been made.
+///
+/// # Errors
+/// When the store fails.
+pub fn state(store: &dyn Read) -> Result<Option<State>, StoreError> {
+    record::load(store, &keys::state())
+}
+
+pub(super) fn create(
+    txn: &mut Txn<'_>,
+    index: LogIndex,
+    time: Timestamp,
+    volume: Volume,
+) -> Result<Response, Fault> {
+    let settings = volume.settings;
+    if state(txn)?.is_some() {
+        return Err(Errno::EEXIST.into());
+    }
+    if !CHUNK_BITS.contains(&settings.chunk_bits)
+        || settings.inline_limit > MAX_INLINE_LIMIT
+        || settings.max_inodes == 0
+    {
+        return Err(Errno::EINVAL.into());
+    }
+    let attr = Attr {
+        ino: Ino::ROOT,
+        kind: FileKind::Dir,
+        perm: 0o755,
+        nlink: 2,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: dir_size(0),
+        allocated: 0,
+        atime: time,
+        mtime: time,
+        ctime: time,
+        btime: time,
+        generation: 0,
+        chunk_bits: settings.chunk_bits,
+        inline: false,
+        has_xattrs: false,
+        parent: Ino::ROOT,
+        version: index.0,
+    };
+    let root =
+        Inode { attr, next_cookie: FIRST_COOKIE, entries: 0, xattr_names: 0, xattr_bytes: 0 };
+    let state = State { next_ino: Ino::ROOT.0 + 1, inodes: 1, next_task: 1, ..State::default() };
+    txn.put(keys::inode(Ino::ROOT), record::encode(&root)?);
+    txn.put(keys::volume(), record::encode(&volume)?);
+    txn.put(keys::state(), record::encode(&state)?);
+    Ok(Response::Done)
+}
+
+/// The length of a directory of so many entries: what ext4 would need, roughly.
+pub(super) fn dir_size(entries: u64) -> u64 {
+    entries.saturating_mul(64).max(1).next_multiple_of(4096)
+}
