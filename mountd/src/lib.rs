@@ -1,1 +1,8 @@
 //! The client of netfs.
+
+pub mod cli;
+pub mod dial;
+pub mod fuse;
+pub mod session;
+pub mod vfs;
+pub mod writeback;

@@ -1,2 +1,7 @@
-//! The client binary.
-fn main() {}
+//! The program `netfs`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    netfs_mountd::cli::run()
+}

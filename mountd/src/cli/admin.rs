@@ -1,0 +1,97 @@
+//! Questions to a server that need no mount.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use netfs_common::codec;
+use netfs_common::id::{InstanceId, SessionId};
+use netfs_common::net::{Dialer, Limits, Link, NetMetrics};
+use netfs_common::wire::meta::{Reply, Request, Response, Status};
+use netfs_common::wire::{Hello, PROTOCOL, Role};
+
+use super::args::IdentityArgs;
+use super::error::CliError;
+use super::source::ServerAddr;
+use crate::dial::explain;
+
+/// How long the server may take to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Prints how a server does.
+pub(super) fn status(server: &ServerAddr, identity: &IdentityArgs) -> Result<(), CliError> {
+    let tls = identity.load()?.client_config()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::system("starting the runtime"))?;
+    let failed = |why: String| CliError::Ask { server: server.to_string(), why };
+    let status = runtime.block_on(async {
+        let dialer = Dialer::new(tls, Limits::default(), NetMetrics::default())
+            .map_err(|e| failed(e.to_string()))?;
+        let status = ask(&dialer, server).await.map_err(failed)?;
+        dialer.wait_idle().await;
+        Ok::<_, CliError>(status)
+    })?;
+    print(server, &status);
+    Ok(())
+}
+
+async fn ask(dialer: &Dialer, server: &ServerAddr) -> Result<Status, String> {
+    let hello = Hello {
+        protocol: (PROTOCOL, PROTOCOL),
+        features: 0,
+        role: Role::Admin,
+        volume: String::new(),
+        session: SessionId(0),
+        instance: InstanceId(0),
+        client: format!("netfs status, process {}", std::process::id()),
+    };
+    let hello = codec::encode(&hello).map_err(|e| e.to_string())?;
+    let addresses = tokio::net::lookup_host(server.to_string())
+        .await
+        .map_err(|e| format!("its name cannot be resolved ({e})"))?;
+    // A server has no questions to an administrator.
+    let handler = Arc::new(|_: Link, _: Bytes| async { Bytes::new() });
+    let mut last = "its name has no address".to_string();
+    for address in addresses {
+        match dialer.link(address, &hello, handler.clone()).await {
+            Ok((link, _)) => {
+                let answer = question(&link, &address.to_string()).await;
+                link.close();
+                return answer;
+            }
+            Err(e) => last = explain(&address.to_string(), &e),
+        }
+    }
+    Err(last)
+}
+
+async fn question(link: &Link, address: &str) -> Result<Status, String> {
+    let request = codec::encode(&Request::Status).map_err(|e| e.to_string())?;
+    let answer = link
+        .call(request.into(), Instant::now() + PATIENCE)
+        .await
+        .map_err(|e| explain(address, &e))?;
+    match codec::decode::<Reply>(&answer).map_err(|e| e.to_string())? {
+        Ok(Response::Status(status)) => Ok(status),
+        Ok(_) => Err("it answered another question".into()),
+        Err(e) => Err(format!("it refused to answer ({e})")),
+    }
+}
+
+fn print(server: &ServerAddr, s: &Status) {
+    println!("{server}");
+    println!("  version:    {}", s.version);
+    println!("  up:         {} s", s.uptime_secs);
+    for v in &s.volumes {
+        println!("  volume {}", v.name);
+        println!("    inodes:   {} ({} without a name)", v.inodes, v.orphans);
+        println!("    bytes:    {} of {}", v.bytes, v.capacity);
+        println!("    log:      {} ({} on stable storage)", v.log_index, v.log_durable);
+        for (id, client, connected) in &v.sessions {
+            let how = if *connected { "connected" } else { "away" };
+            println!("    session:  {id} {how}: {client}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! The way to the server, and the thread on which the client's core lives.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use netfs_common::config::{ClientConfig, OutagePolicy};
+use netfs_common::net::NetMetrics;
+
+use super::error::CliError;
+use super::source::Source;
+use crate::dial::QuicDialer;
+use crate::fuse::MountSpec;
+use crate::vfs::{Options, Vfs};
+
+/// How long saying goodbye to the servers may take.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// A volume with its connections.
+pub(super) struct Connection {
+    pub(super) vfs: Arc<Vfs>,
+    dialer: Arc<QuicDialer>,
+}
+
+impl Connection {
+    /// Connects and greets. A server that is not there is a failure now: only later ones wait.
+    pub(super) fn open(
+        source: &Source,
+        config: &ClientConfig,
+        spec: &MountSpec,
+    ) -> Result<Connection, CliError> {
+        let failed = |why: String| CliError::Connect {
+            server: source.server.to_string(),
+            volume: source.volume.clone(),
+            why,
+        };
+        let dialer = Arc::new(QuicDialer::new(
+            config.tls.load()?,
+            &config.net,
+            vec![source.server.to_string()],
+            NetMetrics::default(),
+        ));
+        let options = options(source, config, spec);
+        let (tx, rx) = mpsc::sync_channel(1);
+        let dialing = dialer.clone();
+        // One thread drives all connections and tasks: measured, that halves the time of a call.
+        let run = move || {
+            let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                Ok(runtime) => runtime,
+                Err(e) => {
+                    let _ = tx.send(Err(format!("no runtime: {e}")));
+                    return;
+                }
+            };
+            runtime.block_on(async move {
+                let started = Vfs::start(dialing, options).await.map_err(|e| e.to_string());
+                let up = started.is_ok();
+                // The receiver waits until it has got this.
+                let _ = tx.send(started);
+                if up {
+                    // To the end of the process.
+                    std::future::pending::<()>().await;
+                }
+            });
+        };
+        thread::Builder::new()
+            .name("netfs-vfs".into())
+            .spawn(run)
+            .map_err(CliError::system("starting a thread"))?;
+        let vfs = match rx.recv() {
+            Ok(Ok(vfs)) => vfs,
+            Ok(Err(why)) => return Err(failed(why)),
+            Err(_) => return Err(failed("the connecting thread died".into())),
+        };
+        Ok(Connection { vfs, dialer })
+    }
+
+    /// Ends the session; everything that had to be stored is.
+    pub(super) async fn close(&self) {
+        self.vfs.shutdown().await;
+        let farewell = tokio::time::timeout(FAREWELL, self.dialer.wait_idle());
+        if farewell.await.is_err() {
+            tracing::debug!("the servers did not answer the goodbye");
+        }
+    }
+}
+
+/// Settings in the terms of the client's core.
+fn options(source: &Source, config: &ClientConfig, spec: &MountSpec) -> Options {
+    let client = format!("{}:{}", host(), spec.target.display());
+    let mut options = Options::new(source.volume.clone(), client);
+    options.soft = (config.mount.on_outage == OutagePolicy::Error)
+        .then(|| Duration::from_millis(config.mount.outage_timeout_ms));
+    options.noatime = spec.flags.no_access_times();
+    let entries = usize::try_from(config.cache.entries).unwrap_or(usize::MAX);
+    options.cache.nodes = entries;
+    options.cache.names = entries;
+    options.writeback.dirty = config.cache.dirty_bytes.0;
+    options
+}
+
+/// This machine's name, for people.
+fn host() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map_or_else(|_| "unknown".into(), |name| name.trim().to_string())
+}

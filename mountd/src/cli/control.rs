@@ -1,0 +1,262 @@
+//! The control socket of a mount daemon: how other commands ask it, without touching the mount.
+//!
+//! A client sends one line and reads to the end:
+//!
+//! | line | answer |
+//! | --- | --- |
+//! | `status` | lines for a person |
+//! | `pid` | the daemon's process number |
+//! | `sync` | `ok` when everything written is stored, else why not |
+//! | `abandon` | `ok`; the daemon will end without storing what is buffered |
+//! | `wait` | when the daemon has finished: `ok`, or what was lost |
+//!
+//! The socket lies in a directory that only its owner can enter: who can connect may ask.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use super::dirs;
+use super::error::CliError;
+
+/// The answer when all is well.
+pub(super) const OK: &str = "ok";
+
+/// Connections served at once; one more is closed.
+const MOST_CONNECTIONS: usize = 16;
+
+/// The longest line of a request.
+const LONGEST_LINE: u64 = 256;
+
+/// A client that sends nothing is closed after so long.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What the daemon can be asked.
+pub(super) trait Answers: Send + Sync + 'static {
+    /// Lines for a person.
+    fn status(&self) -> String;
+    /// Stores everything that was written; an error in words.
+    fn sync(&self) -> Result<(), String>;
+    /// From now on nothing needs to be stored.
+    fn abandon(&self);
+}
+
+/// The socket; removed when dropped.
+pub(super) struct Control {
+    path: PathBuf,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    answers: Box<dyn Answers>,
+    connections: AtomicUsize,
+    /// Clients that wait for the end.
+    waiting: Mutex<Vec<UnixStream>>,
+}
+
+impl Control {
+    /// Listens for questions about the mount at `target`.
+    pub(super) fn start(target: &Path, answers: impl Answers) -> Result<Control, CliError> {
+        dirs::private(&dirs::runtime(), "runtime directory")?;
+        Control::listen(dirs::socket_of(target), answers)
+    }
+
+    fn listen(path: PathBuf, answers: impl Answers) -> Result<Control, CliError> {
+        let failed =
+            |error| CliError::Private { what: "control socket", path: path.clone(), error };
+        match fs::remove_file(&path) {
+            // The mount point is free, so whoever owned the socket is gone.
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(failed(e)),
+        }
+        let listener = UnixListener::bind(&path).map_err(failed)?;
+        let shared = Arc::new(Shared {
+            answers: Box::new(answers),
+            connections: AtomicUsize::new(0),
+            waiting: Mutex::default(),
+        });
+        let serving = shared.clone();
+        thread::Builder::new()
+            .name("netfs-control".into())
+            .spawn(move || accept(&listener, &serving))
+            .map_err(failed)?;
+        Ok(Control { path, shared })
+    }
+
+    /// Tells everybody who waits how it ended, and takes no more questions.
+    pub(super) fn finish(self, outcome: &str) {
+        let waiting = std::mem::take(
+            &mut *self.shared.waiting.lock().unwrap_or_else(PoisonError::into_inner),
+        );
+        for mut stream in waiting {
+            // One who no longer waits need not be told.
+            let _ = writeln!(stream, "{outcome}");
+        }
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        // Left behind it is only replaced by the next one.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
+    for stream in listener.incoming() {
+        let Ok(stream) = stream else {
+            // Out of descriptors, most likely: others will be closed.
+            thread::sleep(Duration::from_millis(100));
+            continue;
+        };
+        if shared.connections.fetch_add(1, Ordering::Relaxed) >= MOST_CONNECTIONS {
+            shared.connections.fetch_sub(1, Ordering::Relaxed);
+            continue;
+        }
+        let serving = shared.clone();
+        let spawned = thread::Builder::new().name("netfs-ask".into()).spawn(move || {
+            if let Err(e) = serve(stream, &serving) {
+                tracing::debug!(error = %e, "a client of the control socket went away");
+            }
+            serving.connections.fetch_sub(1, Ordering::Relaxed);
+        });
+        if spawned.is_err() {
+            shared.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut line = String::new();
+    BufReader::new((&stream).take(LONGEST_LINE)).read_line(&mut line)?;
+    match line.trim_end() {
+        "status" => stream.write_all(shared.answers.status().as_bytes()),
+        "pid" => writeln!(stream, "{}", std::process::id()),
+        "sync" => match shared.answers.sync() {
+            Ok(()) => writeln!(stream, "{OK}"),
+            Err(why) => writeln!(stream, "{why}"),
+        },
+        "abandon" => {
+            shared.answers.abandon();
+            writeln!(stream, "{OK}")
+        }
+        "wait" => {
+            let mut waiting = shared.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            if waiting.len() < MOST_CONNECTIONS {
+                waiting.push(stream);
+            }
+            Ok(())
+        }
+        _ => writeln!(stream, "unknown request"),
+    }
+}
+
+/// Asks the daemon behind a socket. `patience` bounds each wait for its answer.
+pub(super) fn ask(socket: &Path, line: &str, patience: Option<Duration>) -> io::Result<String> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(patience)?;
+    writeln!(stream, "{line}")?;
+    read_answer(stream)
+}
+
+/// The end of a daemon, as long as it has not come.
+pub(super) struct Ending(UnixStream);
+
+impl Ending {
+    /// Begins to wait for the end of the daemon behind a socket.
+    pub(super) fn of(socket: &Path) -> io::Result<Ending> {
+        let mut stream = UnixStream::connect(socket)?;
+        writeln!(stream, "wait")?;
+        Ok(Ending(stream))
+    }
+
+    /// What the daemon said at its end: nothing, if it died.
+    pub(super) fn outcome(self, patience: Option<Duration>) -> io::Result<String> {
+        self.0.set_read_timeout(patience)?;
+        read_answer(self.0)
+    }
+}
+
+fn read_answer(stream: UnixStream) -> io::Result<String> {
+    let mut answer = String::new();
+    stream.take(1 << 20).read_to_string(&mut answer)?;
+    Ok(answer.trim_end().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Daemon(Arc<AtomicBool>);
+
+    impl Answers for Daemon {
+        fn status(&self) -> String {
+            "all is well\n".into()
+        }
+
+        fn sync(&self) -> Result<(), String> {
+            Err("the disk is full".into())
+        }
+
+        fn abandon(&self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn up() -> (tempfile::TempDir, PathBuf, Daemon, Control) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let daemon = Daemon::default();
+        let control = Control::listen(path.clone(), daemon.clone()).unwrap();
+        (dir, path, daemon, control)
+    }
+
+    #[test]
+    fn questions_are_answered() {
+        let (_dir, path, daemon, _control) = up();
+        assert_eq!(ask(&path, "status", None).unwrap(), "all is well");
+        assert_eq!(ask(&path, "pid", None).unwrap(), std::process::id().to_string());
+        assert_eq!(ask(&path, "sync", None).unwrap(), "the disk is full");
+        assert_eq!(ask(&path, "what", None).unwrap(), "unknown request");
+        assert_eq!(ask(&path, "abandon", None).unwrap(), OK);
+        assert!(daemon.0.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn who_waits_is_told_the_outcome() {
+        let (_dir, path, _daemon, control) = up();
+        let ending = Ending::of(&path).unwrap();
+        // Once this is answered, the line before it has been read too, or will be by its thread.
+        while control.shared.waiting.lock().unwrap().is_empty() {
+            thread::sleep(Duration::from_millis(5));
+        }
+        control.finish(OK);
+        assert_eq!(ending.outcome(Some(Duration::from_secs(5))).unwrap(), OK);
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_socket_left_behind_is_replaced() {
+        let (_dir, path, _daemon, control) = up();
+        std::mem::forget(control);
+        let _again = Control::listen(path.clone(), Daemon::default()).unwrap();
+        assert_eq!(ask(&path, "status", None).unwrap(), "all is well");
+    }
+
+    #[test]
+    fn nobody_there_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(ask(&dir.path().join("none"), "status", None).is_err());
+    }
+}

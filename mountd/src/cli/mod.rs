@@ -1,0 +1,50 @@
+//! The command line.
+
+mod admin;
+mod args;
+mod connect;
+mod control;
+mod daemon;
+mod dev;
+mod dirs;
+mod error;
+mod identity;
+mod mount;
+mod mountpoint;
+mod options;
+mod pki;
+mod serve;
+mod settings;
+mod source;
+mod state;
+mod status;
+mod umount;
+mod users;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+pub use error::CliError;
+
+use args::{Args, Command};
+
+/// Runs the program: reads its arguments, does what they say, and turns a failure into one line
+/// on standard error and exit code 1.
+pub fn run() -> ExitCode {
+    let args = Args::parse();
+    let result = match args.command {
+        Command::Mount(m) => mount::run(m),
+        Command::Dev(d) => dev::run(d),
+        Command::Umount(u) => umount::run(&u),
+        Command::Status(s) => status::run(&s),
+        Command::Pki(p) => pki::run(&p),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("netfs: {}", error::one_line(&e.to_string()));
+            ExitCode::FAILURE
+        }
+    }
+}

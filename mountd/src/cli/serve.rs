@@ -1,0 +1,241 @@
+//! A mount in operation: from the moment it answers to the moment everything is stored.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+
+use super::connect::Connection;
+use super::control::{Answers, Control, OK};
+use super::error::CliError;
+use super::users;
+use crate::fuse::{MountSpec, Mounted, Unmount, unmount};
+use crate::vfs::Vfs;
+
+/// How long a stop by signal waits for what is buffered, before it detaches a busy mount.
+const STOP_PATIENCE: Duration = Duration::from_secs(60);
+
+/// What the control socket can say about a mount.
+struct Facts {
+    vfs: Arc<Vfs>,
+    source: String,
+    target: String,
+    since: Instant,
+    abandoned: Arc<Abandoned>,
+}
+
+/// Whether what is buffered was given up.
+#[derive(Default)]
+struct Abandoned {
+    flag: AtomicBool,
+    told: Notify,
+}
+
+impl Abandoned {
+    fn set(&self) {
+        self.flag.store(true, Ordering::Release);
+        self.told.notify_waiters();
+        // For a waiter that is about to look.
+        self.told.notify_one();
+    }
+
+    fn is_set(&self) -> bool {
+        self.flag.load(Ordering::Acquire)
+    }
+
+    async fn wait(&self) {
+        while !self.is_set() {
+            self.told.notified().await;
+        }
+    }
+}
+
+impl Answers for Facts {
+    fn status(&self) -> String {
+        let stats = self.vfs.stats();
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        let _ = writeln!(text, "{} on {}", self.source, self.target);
+        let _ = writeln!(text, "  version:    {}", env!("CARGO_PKG_VERSION"));
+        let _ = writeln!(text, "  process:    {}", std::process::id());
+        let server = if stats.connected { "connected" } else { "cannot be reached" };
+        let _ = writeln!(text, "  server:     {server}");
+        let sharing = if stats.exclusive { "this mount alone" } else { "shared with others" };
+        let _ = writeln!(text, "  in use by:  {sharing}");
+        let _ = writeln!(text, "  mounted:    {} s", self.since.elapsed().as_secs());
+        let _ = writeln!(text, "  unsent:     {} bytes", stats.dirty_bytes);
+        let _ = writeln!(text, "  inodes:     {}", stats.inodes);
+        for (kind, count) in stats.messages.iter().filter(|(_, n)| *n > 0) {
+            let _ = writeln!(text, "  message {kind}: {count}");
+        }
+        text
+    }
+
+    fn sync(&self) -> Result<(), String> {
+        let vfs = self.vfs.clone();
+        self.vfs.runtime().block_on(async move { vfs.syncfs().await }).map_err(|e| e.to_string())
+    }
+
+    fn abandon(&self) {
+        self.abandoned.set();
+    }
+}
+
+/// Mounts, calls `ready`, and serves until the mount is gone and everything is stored.
+///
+/// SIGINT and SIGTERM unmount; a second one gives up what is still buffered.
+pub(super) fn serve(
+    connection: &Connection,
+    spec: &MountSpec,
+    ready: impl FnOnce() -> Result<(), CliError>,
+) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(CliError::system("starting the runtime"))?;
+    // Before the mount is there, so that no signal can leave it behind.
+    let mut signals = runtime.block_on(async { Signals::new() })?;
+    let vfs = connection.vfs.clone();
+    let abandoned = Arc::new(Abandoned::default());
+    let mut mounted = match Mounted::mount(vfs.clone(), spec) {
+        Ok(mounted) => mounted,
+        Err(e) => {
+            runtime.block_on(connection.close());
+            return Err(e.into());
+        }
+    };
+    let facts = Facts {
+        vfs: vfs.clone(),
+        source: spec.source.clone(),
+        target: spec.target.display().to_string(),
+        since: Instant::now(),
+        abandoned: abandoned.clone(),
+    };
+    let started = Control::start(&spec.target, facts).and_then(|c| ready().map(|()| c));
+    let control = match started {
+        Ok(control) => control,
+        Err(e) => {
+            if let Err(e) = unmount(&spec.target, Unmount::Lazy) {
+                tracing::error!(error = %e, "the mount could not be taken away again");
+            }
+            runtime.block_on(connection.close());
+            return Err(e);
+        }
+    };
+    let outcome = runtime.block_on(async {
+        until_gone(&vfs, &mut mounted, &mut signals, &abandoned).await;
+        store(connection, &mut signals, &abandoned).await
+    });
+    match outcome {
+        Ok(()) => {
+            control.finish(OK);
+            Ok(())
+        }
+        Err(lost) => {
+            control.finish(&lost);
+            Err(CliError::LostData(spec.target.clone(), lost))
+        }
+    }
+}
+
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    /// A closed terminal ends a mount in the foreground; a daemon has none.
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Signals, CliError> {
+        let of = |kind| signal(kind).map_err(CliError::system("watching for signals"));
+        Ok(Signals {
+            interrupt: of(SignalKind::interrupt())?,
+            terminate: of(SignalKind::terminate())?,
+            hang_up: of(SignalKind::hangup())?,
+        })
+    }
+
+    async fn any(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+            _ = self.hang_up.recv() => {}
+        }
+    }
+}
+
+/// Waits until the mount is gone, or makes it so at a signal.
+async fn until_gone(
+    vfs: &Arc<Vfs>,
+    mounted: &mut Mounted,
+    signals: &mut Signals,
+    abandoned: &Abandoned,
+) {
+    tokio::select! {
+        result = mounted.ended() => return report_end(result),
+        () = signals.any() => {}
+    }
+    tracing::info!("stopping");
+    let target = mounted.target().to_path_buf();
+    match unmount(&target, Unmount::Busy) {
+        Ok(()) => return report_end(mounted.ended().await),
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
+        Err(e) => tracing::warn!(error = %e, "cannot unmount {}", target.display()),
+    }
+    eprintln!(
+        "netfs: {} is busy{}: detaching it after storing what was written",
+        target.display(),
+        users::of(&target)
+    );
+    tokio::select! {
+        result = vfs.syncfs() => if let Err(e) = result {
+            tracing::error!(error = %e, "not everything could be stored");
+        },
+        () = tokio::time::sleep(STOP_PATIENCE) => tracing::warn!("storing takes long: detaching"),
+        () = signals.any() => abandoned.set(),
+    }
+    if let Err(e) = unmount(&target, Unmount::Lazy) {
+        tracing::warn!(error = %e, "cannot detach {}", target.display());
+    }
+}
+
+fn report_end(result: std::io::Result<()>) {
+    match result {
+        Ok(()) => tracing::info!("unmounted"),
+        Err(e) => tracing::warn!(error = %e, "the connection to the kernel broke"),
+    }
+}
+
+/// Stores what is buffered and says goodbye, unless it was given up. An error says what was lost.
+async fn store(
+    connection: &Connection,
+    signals: &mut Signals,
+    abandoned: &Abandoned,
+) -> Result<(), String> {
+    let vfs = &connection.vfs;
+    let finish = async {
+        let result = vfs.syncfs().await;
+        connection.close().await;
+        result
+    };
+    let given_up = || {
+        let unsent = vfs.stats().dirty_bytes;
+        match unsent {
+            0 => Ok(()),
+            n => Err(format!("{n} bytes that were written are not stored and were given up")),
+        }
+    };
+    tokio::select! {
+        result = finish => result.map_err(|e| {
+            format!("not everything that was written could be stored ({e})")
+        }),
+        () = abandoned.wait() => given_up(),
+        () = signals.any() => {
+            abandoned.set();
+            given_up()
+        }
+    }
+}

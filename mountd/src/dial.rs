@@ -1,0 +1,232 @@
+//! The session's connections, over QUIC.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+use netfs_common::codec;
+use netfs_common::config::NetConfig;
+use netfs_common::map::DataServer;
+use netfs_common::net::{Bulk, CallError, Dialer as Endpoint, Limits, Link, NetMetrics};
+use netfs_common::tls::Identity;
+use netfs_common::wire::meta::{PushReply, Reply, Request};
+use netfs_common::wire::{Hello, HelloReply, data};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::session::{Answer, DataLink, DialError, Dialer, LinkError, MetaLink, PushCall};
+
+/// Connects to the servers of one cluster with one certificate.
+pub struct QuicDialer {
+    identity: Identity,
+    limits: Limits,
+    metrics: NetMetrics,
+    /// The metadata server's addresses, `host:port`, tried in turn.
+    meta: Vec<String>,
+    /// Made at the first connection, in the runtime that will drive it.
+    endpoint: OnceLock<Endpoint>,
+}
+
+impl std::fmt::Debug for QuicDialer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("QuicDialer").field("meta", &self.meta).finish_non_exhaustive()
+    }
+}
+
+impl QuicDialer {
+    /// Prepares to connect.
+    pub fn new(
+        identity: Identity,
+        net: &NetConfig,
+        meta: Vec<String>,
+        metrics: NetMetrics,
+    ) -> QuicDialer {
+        QuicDialer { identity, limits: net.limits(), metrics, meta, endpoint: OnceLock::new() }
+    }
+
+    /// Waits until the servers know that all connections have ended.
+    pub async fn wait_idle(&self) {
+        if let Some(endpoint) = self.endpoint.get() {
+            endpoint.wait_idle().await;
+        }
+    }
+
+    fn endpoint(&self) -> Result<&Endpoint, DialError> {
+        if let Some(endpoint) = self.endpoint.get() {
+            return Ok(endpoint);
+        }
+        let tls = self.identity.client_config().map_err(|e| DialError::Refused(e.to_string()))?;
+        let made = Endpoint::new(tls, self.limits.clone(), self.metrics.clone())
+            .map_err(|e| DialError::Unreachable(format!("no socket to connect from: {e}")))?;
+        // Of two that are made at the same time one is used.
+        Ok(self.endpoint.get_or_init(|| made))
+    }
+}
+
+/// Tries the addresses of all names until one answers; the last failure counts.
+async fn try_all<T, F: Future<Output = Result<T, CallError>>>(
+    names: &[String],
+    connect: impl Fn(SocketAddr) -> F,
+) -> Result<T, DialError> {
+    let mut failure = DialError::Unreachable("the server has no address".into());
+    for name in names {
+        let addresses = match tokio::net::lookup_host(name).await {
+            Ok(addresses) => addresses,
+            Err(e) => {
+                failure = DialError::Unreachable(format!("{name} cannot be resolved: {e}"));
+                continue;
+            }
+        };
+        for address in addresses {
+            match connect(address).await {
+                Ok(connected) => return Ok(connected),
+                Err(e) => failure = dial_error(name, &e),
+            }
+        }
+    }
+    Err(failure)
+}
+
+fn dial_error(name: &str, error: &CallError) -> DialError {
+    let text = explain(name, error);
+    match error {
+        CallError::Refused { .. } | CallError::Untrusted(_) => DialError::Refused(text),
+        _ => DialError::Unreachable(text),
+    }
+}
+
+/// What a failure to connect means to a person.
+pub fn explain(name: &str, error: &CallError) -> String {
+    match error {
+        CallError::Unreachable { .. } | CallError::Deadline => {
+            format!("nothing answers at {name}: is the server running, and UDP open to that port?")
+        }
+        CallError::Untrusted(why) => format!(
+            "{name} and this client do not accept each other's certificates ({why}): both must be \
+             issued by the same cluster"
+        ),
+        CallError::Refused { text, .. } => format!("{name} refuses: {text}"),
+        other => format!("{name}: {other}"),
+    }
+}
+
+fn unsendable(e: impl std::fmt::Display) -> LinkError {
+    LinkError::Unsendable(e.to_string())
+}
+
+/// A message that is too large will be so on every connection; anything else is the connection's.
+fn link_error(e: &CallError) -> LinkError {
+    match e {
+        CallError::TooLarge { .. } => unsendable(e),
+        _ => LinkError::Lost,
+    }
+}
+
+fn refused(e: impl std::fmt::Display) -> DialError {
+    DialError::Refused(format!("the greeting cannot be understood: {e}"))
+}
+
+impl Dialer for QuicDialer {
+    fn meta(
+        &self,
+        hello: Hello,
+        pushes: mpsc::Sender<PushCall>,
+    ) -> Answer<'_, Result<(HelloReply, Arc<dyn MetaLink>), DialError>> {
+        Box::pin(async move {
+            let endpoint = self.endpoint()?;
+            let hello = codec::encode(&hello).map_err(refused)?;
+            let handler =
+                Arc::new(move |link: Link, push: Bytes| answer(link, push, pushes.clone()));
+            let (link, words) =
+                try_all(&self.meta, |a| endpoint.link(a, &hello, handler.clone())).await?;
+            let reply: HelloReply = codec::decode(&words).map_err(refused)?;
+            Ok((reply, Arc::new(Meta(link)) as Arc<dyn MetaLink>))
+        })
+    }
+
+    fn data(
+        &self,
+        server: DataServer,
+        hello: Hello,
+    ) -> Answer<'_, Result<(HelloReply, Arc<dyn DataLink>), DialError>> {
+        Box::pin(async move {
+            let endpoint = self.endpoint()?;
+            let hello = codec::encode(&hello).map_err(refused)?;
+            let (bulk, words) = try_all(&server.addrs, |a| endpoint.bulk(a, &hello)).await?;
+            let reply: HelloReply = codec::decode(&words).map_err(refused)?;
+            Ok((reply, Arc::new(Data(bulk)) as Arc<dyn DataLink>))
+        })
+    }
+}
+
+/// Answers a call of the server.
+async fn answer(link: Link, push: Bytes, pushes: mpsc::Sender<PushCall>) -> Bytes {
+    let reply = async {
+        let push = codec::decode(&push).ok()?;
+        let (answer, answered) = oneshot::channel();
+        pushes.send(PushCall { push, answer }).await.ok()?;
+        answered.await.ok()
+    };
+    let reply: Option<PushReply> = reply.await;
+    match reply.and_then(|r| codec::encode(&r).ok()) {
+        Some(bytes) => bytes.into(),
+        None => {
+            // Not understood, or nobody is there to do it: an answer would be a lie.
+            tracing::warn!("a call of the server could not be answered: ending the connection");
+            link.close();
+            Bytes::new()
+        }
+    }
+}
+
+struct Meta(Link);
+
+impl MetaLink for Meta {
+    fn call(&self, request: Request) -> Answer<'_, Result<Reply, LinkError>> {
+        Box::pin(async move {
+            let request = codec::encode(&request).map_err(unsendable)?;
+            let answer = self.0.call(request.into(), None).await.map_err(|e| link_error(&e))?;
+            codec::decode(&answer).map_err(|e| {
+                tracing::error!(error = %e, "the metadata server's answer cannot be understood");
+                self.0.close();
+                LinkError::Lost
+            })
+        })
+    }
+
+    fn closed(&self) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let why = self.0.closed().await;
+            tracing::info!(%why, "the connection to the metadata server is gone");
+        })
+    }
+
+    fn close(&self) {
+        self.0.close();
+    }
+}
+
+struct Data(Bulk);
+
+impl DataLink for Data {
+    fn call(
+        &self,
+        request: data::Request,
+        payload: Bytes,
+    ) -> Answer<'_, Result<(data::Reply, Bytes), LinkError>> {
+        Box::pin(async move {
+            let header = codec::encode(&request).map_err(unsendable)?;
+            let answer =
+                self.0.call(header.into(), payload, None).await.map_err(|e| link_error(&e))?;
+            let reply = codec::decode(&answer.header).map_err(|e| {
+                tracing::error!(error = %e, "a data server's answer cannot be understood");
+                self.0.close();
+                LinkError::Lost
+            })?;
+            Ok((reply, answer.payload.into_bytes()))
+        })
+    }
+
+    fn close(&self) {
+        self.0.close();
+    }
+}

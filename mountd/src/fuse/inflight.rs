@@ -1,0 +1,264 @@
+//! Requests that wait for an answer, and their interruption.
+//!
+//! The kernel announces an interruption by an `INTERRUPT` message, which fuser refuses; so a killed
+//! program would wait until the server answers. Instead a watcher looks at the callers of requests
+//! that have waited for a while: one that is being killed gets `EINTR` at once. There is exactly one
+//! reply: it lies in a [`Slot`], and whoever takes it out answers.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use netfs_common::errno::Errno;
+use tokio::task::AbortHandle;
+
+use super::reply::Refuse;
+use super::signals::{Fate, fate};
+
+/// A request is left alone for so long; most are answered long before.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// How often the callers of older requests are looked at.
+const INTERVAL: Duration = Duration::from_millis(50);
+
+/// What happens to a request whose caller is being killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wait {
+    /// It asks for something: its task is dropped.
+    Query,
+    /// It changes something: the caller is let go, and the task goes on to its end.
+    Change,
+}
+
+/// A reply that is sent once, by its task or by the watcher.
+pub(super) struct Slot<R>(Mutex<Option<R>>);
+
+impl<R> Slot<R> {
+    pub(super) fn new(reply: R) -> Slot<R> {
+        Slot(Mutex::new(Some(reply)))
+    }
+
+    /// The reply, unless it was sent.
+    pub(super) fn take(&self) -> Option<R> {
+        lock(&self.0).take()
+    }
+
+    /// Works on the reply where it is, unless it was sent.
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut R) -> T) -> Option<T> {
+        lock(&self.0).as_mut().map(f)
+    }
+}
+
+/// A reply of any kind, as the watcher sees it.
+pub(super) trait Interrupt: Send + Sync {
+    fn interrupt(&self);
+}
+
+impl<R: Refuse + Send> Interrupt for Slot<R> {
+    fn interrupt(&self) {
+        if let Some(reply) = self.take() {
+            reply.refuse(Errno::EINTR);
+        }
+    }
+}
+
+struct Waiting {
+    since: Instant,
+    caller: u32,
+    reply: Arc<dyn Interrupt>,
+    task: Option<AbortHandle>,
+}
+
+/// All requests that wait for an answer. The kernel bounds their number: by `max_background` and
+/// by one for each thread that waits in a system call.
+#[derive(Default)]
+pub struct Inflight {
+    /// Never held while a reply is sent or dropped.
+    waiting: Mutex<HashMap<u64, Waiting>>,
+    arrived: Condvar,
+}
+
+impl std::fmt::Debug for Inflight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inflight").field("waiting", &lock(&self.waiting).len()).finish()
+    }
+}
+
+/// The place of a request among those that wait; leaves it when dropped.
+pub(super) struct Ticket {
+    all: Arc<Inflight>,
+    unique: u64,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let gone = lock(&self.all.waiting).remove(&self.unique);
+        drop(gone);
+    }
+}
+
+impl Inflight {
+    /// An empty table and the thread that watches it, which ends with the table.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start() -> std::io::Result<Arc<Inflight>> {
+        let all = Arc::new(Inflight::default());
+        let watched = Arc::downgrade(&all);
+        thread::Builder::new().name("netfs-interrupt".into()).spawn(move || watch(&watched))?;
+        Ok(all)
+    }
+
+    /// Requests that wait now.
+    pub fn len(&self) -> usize {
+        lock(&self.waiting).len()
+    }
+
+    /// Whether no request waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        unique: u64,
+        caller: u32,
+        reply: Arc<dyn Interrupt>,
+    ) -> Ticket {
+        let entry = Waiting { since: Instant::now(), caller, reply, task: None };
+        let mut waiting = lock(&self.waiting);
+        let first = waiting.is_empty();
+        let replaced = waiting.insert(unique, entry);
+        drop(waiting);
+        drop(replaced);
+        if first {
+            self.arrived.notify_one();
+        }
+        Ticket { all: self.clone(), unique }
+    }
+
+    /// The task of a request, if it may be dropped. It may have ended already.
+    pub(super) fn abortable(&self, unique: u64, task: AbortHandle) {
+        if let Some(w) = lock(&self.waiting).get_mut(&unique) {
+            w.task = Some(task);
+        }
+    }
+
+    /// Answers `EINTR` to every request that has waited for longer than `patience` and whose
+    /// caller is dying.
+    fn interrupt_the_dying(&self, patience: Duration, fate: impl Fn(u32) -> Fate) {
+        let old: Vec<(u64, u32)> = lock(&self.waiting)
+            .iter()
+            // The kernel's own requests have no caller.
+            .filter(|(_, w)| w.caller != 0 && w.since.elapsed() >= patience)
+            .map(|(unique, w)| (*unique, w.caller))
+            .collect();
+        for (unique, caller) in old {
+            if fate(caller) == Fate::Alive {
+                continue;
+            }
+            let Some(w) = lock(&self.waiting).remove(&unique) else { continue };
+            tracing::debug!(caller, "a killed program no longer waits for its request");
+            w.reply.interrupt();
+            if let Some(task) = w.task {
+                task.abort();
+            }
+        }
+    }
+}
+
+fn watch(all: &Weak<Inflight>) {
+    loop {
+        let Some(all) = all.upgrade() else { return };
+        let waiting = lock(&all.waiting);
+        if waiting.is_empty() {
+            // A bound, so that the thread notices when the table is dropped.
+            let idle = all
+                .arrived
+                .wait_timeout(waiting, Duration::from_secs(1))
+                .unwrap_or_else(PoisonError::into_inner);
+            drop(idle);
+        } else {
+            drop(waiting);
+            all.interrupt_the_dying(PATIENCE, fate);
+        }
+        drop(all);
+        thread::sleep(INTERVAL);
+    }
+}
+
+/// The data behind these locks is whole between any two statements, so a panic elsewhere does
+/// not make it unusable.
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    struct Told(mpsc::Sender<Option<Errno>>);
+
+    impl Refuse for Told {
+        fn refuse(self, e: Errno) {
+            self.0.send(Some(e)).unwrap();
+        }
+    }
+
+    fn request(all: &Arc<Inflight>, n: u64, pid: u32) -> (Arc<Slot<Told>>, Ticket, Answers) {
+        let (tx, rx) = mpsc::channel();
+        let slot = Arc::new(Slot::new(Told(tx)));
+        let ticket = all.enter(n, pid, slot.clone());
+        (slot, ticket, rx)
+    }
+
+    type Answers = mpsc::Receiver<Option<Errno>>;
+
+    #[test]
+    fn a_dying_caller_is_answered_once() {
+        let all = Arc::new(Inflight::default());
+        let (slot, ticket, rx) = request(&all, 1, 10);
+        all.interrupt_the_dying(Duration::ZERO, |_| Fate::Dying);
+        assert_eq!(rx.recv().unwrap(), Some(Errno::EINTR));
+        assert!(slot.take().is_none());
+        drop(ticket);
+        assert!(all.is_empty());
+    }
+
+    #[test]
+    fn a_living_caller_waits_on() {
+        let all = Arc::new(Inflight::default());
+        let (slot, _ticket, _rx) = request(&all, 1, 10);
+        all.interrupt_the_dying(Duration::ZERO, |_| Fate::Alive);
+        assert!(slot.take().is_some());
+    }
+
+    #[test]
+    fn a_young_request_is_left_alone() {
+        let all = Arc::new(Inflight::default());
+        let (slot, _ticket, _rx) = request(&all, 1, 10);
+        all.interrupt_the_dying(Duration::from_secs(60), |_| Fate::Gone);
+        assert!(slot.take().is_some());
+    }
+
+    #[test]
+    fn a_request_of_the_kernel_is_never_interrupted() {
+        let all = Arc::new(Inflight::default());
+        let (slot, _ticket, _rx) = request(&all, 1, 0);
+        all.interrupt_the_dying(Duration::ZERO, |_| Fate::Gone);
+        assert!(slot.take().is_some());
+    }
+
+    #[test]
+    fn an_answered_request_is_not_answered_again() {
+        let all = Arc::new(Inflight::default());
+        let (slot, ticket, rx) = request(&all, 1, 10);
+        assert!(slot.take().is_some());
+        all.interrupt_the_dying(Duration::ZERO, |_| Fate::Dying);
+        assert!(rx.try_recv().is_err());
+        drop(ticket);
+    }
+}

@@ -1,0 +1,134 @@
+//! Listings: entries are asked for in batches until the kernel's buffer is full.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use netfs_common::errno::Errno;
+use netfs_common::id::Ino;
+
+use super::convert;
+use super::inflight::{Slot, Ticket};
+use super::reply::{self, GENERATION, Refuse};
+use crate::vfs::{DirItem, Vfs};
+
+/// A listing being filled. fuser does not tell how large its buffer is, only when it is full.
+pub(super) trait Listing: Refuse + Send + 'static {
+    /// With attributes.
+    const PLUS: bool;
+
+    /// Entries to ask for at a time: about what a buffer of one page holds.
+    const BATCH: usize;
+
+    /// Adds an entry; `false` when there is no room for it.
+    fn push(&mut self, item: &DirItem) -> bool;
+
+    /// Sends it.
+    fn send(self);
+}
+
+impl Listing for ReplyDirectory {
+    const PLUS: bool = false;
+    const BATCH: usize = 128;
+
+    fn push(&mut self, item: &DirItem) -> bool {
+        let kind = convert::file_type(item.kind);
+        !self.add(INodeNo(item.ino.0), item.cookie, kind, reply::os(&item.name))
+    }
+
+    fn send(self) {
+        self.ok();
+    }
+}
+
+impl Listing for ReplyDirectoryPlus {
+    const PLUS: bool = true;
+    const BATCH: usize = 32;
+
+    fn push(&mut self, item: &DirItem) -> bool {
+        let (ttl, attr) = match &item.entry {
+            Some(e) => (e.ttl, convert::attr(&e.attr)),
+            None => (Duration::ZERO, convert::bare_attr(item.ino, item.kind)),
+        };
+        let name = reply::os(&item.name);
+        !self.add(INodeNo(item.ino.0), item.cookie, name, &ttl, &attr, GENERATION)
+    }
+
+    fn send(self) {
+        self.ok();
+    }
+}
+
+/// `.` and `..` are never counted as references, and the kernel does not use their attributes.
+fn is_dots(item: &DirItem) -> bool {
+    matches!(item.name.as_slice(), b"." | b"..")
+}
+
+/// Answers a listing after the cookie `after`.
+pub(super) async fn list<L: Listing>(
+    vfs: Arc<Vfs>,
+    ino: Ino,
+    fh: u64,
+    after: u64,
+    slot: Arc<Slot<L>>,
+    ticket: Ticket,
+) {
+    let mut referenced = Vec::new();
+    let result = fill(&vfs, ino, fh, after, &slot, &mut referenced).await;
+    let reply = slot.take();
+    drop(ticket);
+    match (reply, result) {
+        (Some(reply), Ok(())) => reply.send(),
+        (reply, result) => {
+            // The kernel does not get the entries that were added.
+            referenced.into_iter().for_each(|ino| vfs.forget(ino, 1));
+            if let (Some(reply), Err(e)) = (reply, result) {
+                reply.refuse(e);
+            }
+        }
+    }
+}
+
+async fn fill<L: Listing>(
+    vfs: &Arc<Vfs>,
+    ino: Ino,
+    fh: u64,
+    mut after: u64,
+    slot: &Slot<L>,
+    referenced: &mut Vec<Ino>,
+) -> Result<(), Errno> {
+    let mut sent_some = false;
+    loop {
+        let items = match vfs.readdir(ino, fh, after, L::BATCH, L::PLUS).await {
+            // What is there is sent; the next call will meet the error again.
+            Err(_) if sent_some => return Ok(()),
+            other => other?,
+        };
+        let Some(last) = items.last().map(|i| i.cookie) else { return Ok(()) };
+        for mut item in items {
+            let counts = L::PLUS && !is_dots(&item);
+            if counts && item.entry.is_none() {
+                // Without attributes the kernel would make up an inode from nothing.
+                match vfs.getattr(item.ino, None).await {
+                    Ok(entry) => item.entry = Some(entry),
+                    // Removed since.
+                    Err(Errno::ESTALE | Errno::ENOENT) => continue,
+                    Err(_) if sent_some => return Ok(()),
+                    Err(e) => return Err(e),
+                }
+            }
+            match slot.with(|reply| reply.push(&item)) {
+                Some(true) => {}
+                // Full, or the caller was killed.
+                Some(false) | None => return Ok(()),
+            }
+            sent_some = true;
+            if counts {
+                // Before the answer: the kernel may forget it right after.
+                vfs.referenced(item.ino);
+                referenced.push(item.ino);
+            }
+        }
+        after = last;
+    }
+}

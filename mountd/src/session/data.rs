@@ -1,0 +1,360 @@
+//! Calls to the data servers.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use netfs_common::errno::Errno;
+use netfs_common::id::{ChunkId, GroupId, InstanceId, ServerId};
+use netfs_common::map::ClusterMap;
+use netfs_common::wire::Hello;
+use netfs_common::wire::data::{MAX_PAYLOAD, Op, Reply, Request};
+use tokio::sync::{Notify, Semaphore};
+use tracing::{info, warn};
+
+use super::counters::Counters;
+use super::link::{DataLink, Dialer, LinkError};
+use super::meta::{SessionEvents, lock};
+
+/// The most reads under way at once. With the kernel's requests of 1 MiB it bounds the memory
+/// that reads can take.
+const MAX_READS: usize = 32;
+/// A server that keeps a call this long is taken for hung.
+const HUNG_AFTER: Duration = Duration::from_secs(120);
+/// Pauses between attempts to connect, and between calls that are refused for an old map.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
+
+/// Where a chunk is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The server to call.
+    pub server: ServerId,
+    group: GroupId,
+    epoch: netfs_common::id::Epoch,
+}
+
+/// A change of a chunk was acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// By whom.
+    pub server: ServerId,
+    /// In which of its lives.
+    pub verifier: InstanceId,
+    /// By how many bytes the allocated data grew.
+    pub allocated: i64,
+}
+
+/// What became of a copy within a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copied {
+    /// It is done.
+    Done(Written),
+    /// The chunks are on different servers.
+    Apart,
+}
+
+struct Server {
+    /// The connection with its serial number; taken only to look or to dial.
+    link: tokio::sync::Mutex<Option<(u64, Arc<dyn DataLink>)>>,
+    serial: AtomicU64,
+    instance: Mutex<Option<InstanceId>>,
+}
+
+/// The connections to the data servers.
+pub struct Bulk {
+    hello: Hello,
+    dialer: Arc<dyn Dialer>,
+    counters: Arc<Counters>,
+    map: RwLock<Arc<ClusterMap>>,
+    /// One entry per server of the map.
+    servers: Mutex<HashMap<ServerId, Arc<Server>>>,
+    reads: Semaphore,
+    events: Mutex<Option<Weak<dyn SessionEvents>>>,
+    stopped: AtomicBool,
+    stop: Notify,
+    stale: Notify,
+}
+
+impl Bulk {
+    pub(super) fn new(
+        hello: Hello,
+        dialer: Arc<dyn Dialer>,
+        counters: Arc<Counters>,
+        map: Arc<ClusterMap>,
+    ) -> Bulk {
+        Bulk {
+            hello,
+            dialer,
+            counters,
+            map: RwLock::new(map),
+            servers: Mutex::default(),
+            reads: Semaphore::new(MAX_READS),
+            events: Mutex::new(None),
+            stopped: AtomicBool::new(false),
+            stop: Notify::new(),
+            stale: Notify::new(),
+        }
+    }
+
+    pub(super) fn set_events(&self, events: Weak<dyn SessionEvents>) {
+        *lock(&self.events) = Some(events);
+    }
+
+    pub(super) fn set_map(&self, map: Arc<ClusterMap>) {
+        *self.map.write().unwrap_or_else(PoisonError::into_inner) = map;
+    }
+
+    pub(super) fn stop(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        self.stop.notify_waiters();
+    }
+
+    /// Resolves when a server has said that the map is old.
+    pub async fn map_is_stale(&self) {
+        self.stale.notified().await;
+    }
+
+    fn map(&self) -> Arc<ClusterMap> {
+        Arc::clone(&self.map.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Where a chunk is by the present map.
+    pub fn place(&self, chunk: ChunkId) -> Place {
+        let map = self.map();
+        let (group, chain) = map.chain_of(chunk);
+        Place { server: chain.replicas[0], group, epoch: chain.epoch }
+    }
+
+    /// The last known life of a server.
+    pub fn instance(&self, server: ServerId) -> Option<InstanceId> {
+        lock(&self.servers).get(&server).and_then(|s| *lock(&s.instance))
+    }
+
+    /// Stores bytes at an offset of a chunk.
+    ///
+    /// # Errors
+    /// The server's; `EIO` once stopped.
+    pub async fn write(&self, chunk: ChunkId, offset: u64, data: Bytes) -> Result<Written, Errno> {
+        self.change(chunk, Op::Write { chunk, offset }, data).await
+    }
+
+    /// Makes a range of a chunk a hole.
+    ///
+    /// # Errors
+    /// As [`Bulk::write`].
+    pub async fn punch(&self, chunk: ChunkId, offset: u64, len: u64) -> Result<Written, Errno> {
+        self.change(chunk, Op::Punch { chunk, offset, len }, Bytes::new()).await
+    }
+
+    /// Copies between two chunks if one server has both.
+    ///
+    /// # Errors
+    /// As [`Bulk::write`].
+    pub async fn copy(
+        &self,
+        (source, source_offset): (ChunkId, u64),
+        (target, target_offset): (ChunkId, u64),
+        len: u64,
+    ) -> Result<Copied, Errno> {
+        let map = self.map();
+        if map.chain_of(source).1.replicas != map.chain_of(target).1.replicas {
+            return Ok(Copied::Apart);
+        }
+        let op = Op::Copy { source, source_offset, target, target_offset, len };
+        self.change(target, op, Bytes::new()).await.map(Copied::Done)
+    }
+
+    async fn change(&self, chunk: ChunkId, op: Op, payload: Bytes) -> Result<Written, Errno> {
+        let (server, reply, _) = self.at(chunk, op, payload).await?;
+        match reply {
+            Reply::Written { verifier, allocated } => Ok(Written { server, verifier, allocated }),
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    /// Reads `len` bytes of a chunk.
+    ///
+    /// # Errors
+    /// As [`Bulk::write`].
+    pub async fn read(&self, chunk: ChunkId, offset: u64, len: u64) -> Result<Bytes, Errno> {
+        if len > MAX_PAYLOAD {
+            return Err(Errno::EINVAL);
+        }
+        let _slot = self.reads.acquire().await.map_err(|_| Errno::EIO)?;
+        let (_, reply, bytes) =
+            self.at(chunk, Op::Read { chunk, offset, len }, Bytes::new()).await?;
+        match reply {
+            Reply::Read if bytes.len() as u64 == len => Ok(bytes),
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    /// Where a chunk has data: ascending, not touching.
+    ///
+    /// # Errors
+    /// As [`Bulk::write`].
+    pub async fn extents(&self, chunk: ChunkId) -> Result<Vec<(u64, u64)>, Errno> {
+        match self.at(chunk, Op::Extents { chunk }, Bytes::new()).await?.1 {
+            Reply::Extents(extents) => Ok(extents),
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    /// Makes everything durable that a server has acknowledged. Returns in which of its lives.
+    ///
+    /// # Errors
+    /// As [`Bulk::write`].
+    pub async fn flush(&self, server: ServerId) -> Result<InstanceId, Errno> {
+        let mut pause = BACKOFF.0;
+        loop {
+            let map = self.map();
+            let chain = map.chains.iter().enumerate().find(|(_, c)| c.replicas.contains(&server));
+            let Some((group, chain)) = chain else { return Err(Errno::EIO) };
+            let request =
+                Request { group: GroupId(group as u32), epoch: chain.epoch, op: Op::Flush };
+            match self.call(server, request, Bytes::new()).await?.0 {
+                Reply::Flushed { verifier } => return Ok(verifier),
+                Reply::Failed(e) => return Err(e),
+                Reply::StaleEpoch(_) => pause = self.wait_for_map(pause).await,
+                _ => return Err(Errno::EPROTO),
+            }
+        }
+    }
+
+    async fn at(
+        &self,
+        chunk: ChunkId,
+        op: Op,
+        payload: Bytes,
+    ) -> Result<(ServerId, Reply, Bytes), Errno> {
+        let mut pause = BACKOFF.0;
+        loop {
+            let place = self.place(chunk);
+            let request = Request { group: place.group, epoch: place.epoch, op: op.clone() };
+            match self.call(place.server, request, payload.clone()).await? {
+                (Reply::StaleEpoch(_), _) => pause = self.wait_for_map(pause).await,
+                (Reply::Failed(e), _) => return Err(e),
+                (reply, bytes) => return Ok((place.server, reply, bytes)),
+            }
+        }
+    }
+
+    async fn wait_for_map(&self, pause: Duration) -> Duration {
+        self.stale.notify_one();
+        tokio::time::sleep(pause).await;
+        (pause * 2).min(BACKOFF.1)
+    }
+
+    /// One call, repeated on new connections until it is answered. All calls may be repeated: a
+    /// write, a punch and a copy done twice are the same as done once, because no two that
+    /// overlap are under way at a time.
+    async fn call(
+        &self,
+        id: ServerId,
+        request: Request,
+        payload: Bytes,
+    ) -> Result<(Reply, Bytes), Errno> {
+        let mut after = 0;
+        loop {
+            let stopped = self.stop.notified();
+            if self.stopped.load(Ordering::SeqCst) {
+                return Err(Errno::EIO);
+            }
+            let attempt = async {
+                let (serial, link) = self.link(id, after).await?;
+                self.counters.data(&request.op);
+                let call = link.call(request.clone(), payload.clone());
+                Ok::<_, Errno>((
+                    serial,
+                    match tokio::time::timeout(HUNG_AFTER, call).await {
+                        Ok(outcome) => outcome,
+                        Err(_) => {
+                            warn!(server = %id, "a data server does not answer; connecting anew");
+                            link.close();
+                            Err(LinkError::Lost)
+                        }
+                    },
+                ))
+            };
+            let (serial, outcome) = tokio::select! {
+                done = attempt => done?,
+                () = stopped => return Err(Errno::EIO),
+            };
+            match outcome {
+                Ok(answer) => return Ok(answer),
+                Err(LinkError::Lost) => after = serial,
+                Err(e @ LinkError::Unsendable(_)) => {
+                    warn!(error = %e, "a call to a data server was not sent");
+                    return Err(Errno::EIO);
+                }
+            }
+        }
+    }
+
+    /// A connection later than `after`, made if need be.
+    async fn link(&self, id: ServerId, after: u64) -> Result<(u64, Arc<dyn DataLink>), Errno> {
+        let server = Arc::clone(lock(&self.servers).entry(id).or_insert_with(|| {
+            Arc::new(Server {
+                link: tokio::sync::Mutex::new(None),
+                serial: AtomicU64::new(0),
+                instance: Mutex::new(None),
+            })
+        }));
+        let mut slot = server.link.lock().await;
+        if let Some((serial, link)) = &*slot
+            && *serial > after
+        {
+            return Ok((*serial, Arc::clone(link)));
+        }
+        *slot = None;
+        let mut pause = BACKOFF.0;
+        let mut told = None;
+        loop {
+            // The map may have moved the server meanwhile.
+            let described = self.map().servers.iter().find(|s| s.id == id).cloned();
+            let described = described.ok_or(Errno::EIO)?;
+            match self.dialer.data(described, self.hello.clone()).await {
+                Ok((reply, link)) => {
+                    let serial = server.serial.fetch_add(1, Ordering::Relaxed) + 1;
+                    *slot = Some((serial, Arc::clone(&link)));
+                    drop(slot);
+                    if serial > 1 {
+                        info!(server = %id, "connected to the data server again");
+                    }
+                    self.seen(id, reply.instance);
+                    return Ok((serial, link));
+                }
+                Err(e) => {
+                    if told.as_ref() != Some(&e) {
+                        warn!(server = %id, error = %e, "no connection to the data server; trying again");
+                        told = Some(e);
+                    }
+                }
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(BACKOFF.1);
+        }
+    }
+
+    /// Notes in which life a server was seen; a new one is told to those who keep what the old
+    /// one had not flushed. Only the first exchange of a connection counts: the answer to a call
+    /// may be read long after the server that gave it is gone.
+    fn seen(&self, id: ServerId, instance: InstanceId) {
+        let Some(server) = lock(&self.servers).get(&id).cloned() else { return };
+        let before = lock(&server.instance).replace(instance);
+        if before.is_some_and(|b| b != instance)
+            && let Some(events) = lock(&self.events).as_ref().and_then(Weak::upgrade)
+        {
+            warn!(server = %id, "the data server was restarted");
+            events.data_restarted(id, instance);
+        }
+    }
+}
+
+impl std::fmt::Debug for Bulk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bulk").field("servers", &self.map().servers).finish_non_exhaustive()
+    }
+}

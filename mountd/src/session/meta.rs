@@ -1,0 +1,481 @@
+//! Calls to the metadata server.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
+use std::time::Duration;
+
+use netfs_common::attr::{Attr, Timestamp};
+use netfs_common::errno::Errno;
+use netfs_common::id::{Ino, InstanceId, OpSeq, SessionId};
+use netfs_common::map::ClusterMap;
+use netfs_common::wire::hello::VolumeInfo;
+use netfs_common::wire::meta::{Mutation, Op, Push, PushReply, Reply, Request, Response};
+use netfs_common::wire::{Hello, HelloReply, PROTOCOL, Role};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tracing::{info, warn};
+
+use super::counters::Counters;
+use super::data::Bulk;
+use super::link::{Answer, DialError, Dialer, LinkError, MetaLink, PushCall};
+use super::oplog::OpLog;
+
+/// The most metadata calls under way at once; further ones wait.
+const MAX_CALLS: usize = 256;
+/// A server that keeps a call this long is taken for hung: the connection is given up and the
+/// call sent again. It is far above the longest operation.
+const HUNG_AFTER: Duration = Duration::from_secs(120);
+/// Pauses between attempts to connect.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
+
+/// What a session is made of.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// The volume.
+    pub volume: String,
+    /// Host and mount point, for people.
+    pub client: String,
+    /// The session's identifier, drawn at random.
+    pub session: SessionId,
+    /// This life of the client, drawn at random.
+    pub instance: InstanceId,
+}
+
+/// What is different after a reconnect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reconnected {
+    /// The server is another process than before: what it answered without it being durable may
+    /// be gone.
+    pub restarted: bool,
+    /// The server has begun a new session: the old one's orphans, and all that was not sent, are
+    /// lost.
+    pub lost: bool,
+    /// Nobody else uses the volume.
+    pub exclusive: bool,
+}
+
+/// Who is told what happens to the session.
+pub trait SessionEvents: Send + Sync {
+    /// There is a new connection, which no call has used yet. Must not wait for a call.
+    fn reconnected(&self, what: Reconnected);
+    /// [`Push::Share`]; the answer goes out when the future is done.
+    fn share(self: Arc<Self>) -> Answer<'static, ()>;
+    /// A data server has a new life: what it had not flushed may be gone.
+    fn data_restarted(&self, server: netfs_common::id::ServerId, now: InstanceId);
+}
+
+/// The outcome of a change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changed {
+    /// The inode that the change was about.
+    pub target: Option<Ino>,
+    /// All inodes touched.
+    pub attrs: Vec<Attr>,
+}
+
+impl Changed {
+    /// The attributes of the target.
+    ///
+    /// # Errors
+    /// `EPROTO` when the server left them out.
+    pub fn target_attr(&self) -> Result<Attr, Errno> {
+        let target = self.target.ok_or(Errno::EPROTO)?;
+        self.attrs.iter().find(|a| a.ino == target).cloned().ok_or(Errno::EPROTO)
+    }
+}
+
+#[derive(Clone)]
+enum State {
+    Down,
+    Up { serial: u64, incarnation: u64, link: Arc<dyn MetaLink> },
+    Stopped,
+}
+
+/// The session.
+pub struct Session {
+    config: SessionConfig,
+    dialer: Arc<dyn Dialer>,
+    state: watch::Sender<State>,
+    /// A leaf: nothing is locked or awaited under it.
+    ops: Mutex<OpLog>,
+    slots: Semaphore,
+    volume: RwLock<Arc<VolumeInfo>>,
+    counters: Arc<Counters>,
+    bulk: Bulk,
+    events: Mutex<Option<Weak<dyn SessionEvents>>>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+/// Locks a mutex whose data is valid whatever its holder did: a panic elsewhere is not passed on.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Session {
+    /// Connects for the first time, and keeps the session alive from then on.
+    ///
+    /// # Errors
+    /// Whatever the first attempt says; later ones are repeated until they succeed.
+    pub async fn open(
+        config: SessionConfig,
+        dialer: Arc<dyn Dialer>,
+    ) -> Result<Arc<Session>, DialError> {
+        let (push_to, pushes) = mpsc::channel(4);
+        let hello = hello(&config, Role::Meta);
+        let (reply, link) = dialer.meta(hello, push_to).await?;
+        let volume = usable(&reply)?;
+        let counters = Arc::new(Counters::default());
+        let bulk = Bulk::new(
+            hello_template(&config),
+            Arc::clone(&dialer),
+            Arc::clone(&counters),
+            Arc::new(volume.map.clone()),
+        );
+        let session = Arc::new(Session {
+            config,
+            dialer,
+            state: watch::Sender::new(State::Up { serial: 1, incarnation: 0, link }),
+            ops: Mutex::default(),
+            slots: Semaphore::new(MAX_CALLS),
+            volume: RwLock::new(Arc::new(volume)),
+            counters,
+            bulk,
+            events: Mutex::new(None),
+        });
+        tokio::spawn(drive(Arc::downgrade(&session), reply.instance, pushes));
+        Ok(session)
+    }
+
+    /// Names who is told what happens.
+    pub fn set_events(&self, events: Weak<dyn SessionEvents>) {
+        self.bulk.set_events(events.clone());
+        *lock(&self.events) = Some(events);
+    }
+
+    fn events(&self) -> Option<Arc<dyn SessionEvents>> {
+        lock(&self.events).as_ref().and_then(Weak::upgrade)
+    }
+
+    /// The volume, as the last connection described it.
+    pub fn volume(&self) -> Arc<VolumeInfo> {
+        Arc::clone(&self.volume.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Messages sent.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// The data servers.
+    pub fn bulk(&self) -> &Bulk {
+        &self.bulk
+    }
+
+    /// There is a connection now.
+    pub fn connected(&self) -> bool {
+        matches!(*self.state.borrow(), State::Up { .. })
+    }
+
+    /// Ends everything: every call, waiting or to come, fails with `EIO`.
+    pub fn stop(&self) {
+        let old = self.state.send_replace(State::Stopped);
+        if let State::Up { link, .. } = old {
+            link.close();
+        }
+        self.bulk.stop();
+    }
+
+    /// Asks for the volume's description anew, the cluster map with it. It comes with the first
+    /// exchange of a connection, so that a new connection is what it takes.
+    pub fn refresh(&self) {
+        if let State::Up { link, .. } = &*self.state.borrow() {
+            link.close();
+        }
+    }
+
+    async fn up(&self, after: u64) -> Result<(u64, u64, Arc<dyn MetaLink>), Errno> {
+        let mut state = self.state.subscribe();
+        let found = state
+            .wait_for(|s| match s {
+                State::Down => false,
+                State::Up { serial, .. } => *serial > after,
+                State::Stopped => true,
+            })
+            .await
+            .map_err(|_| Errno::EIO)?;
+        match &*found {
+            State::Up { serial, incarnation, link } => {
+                Ok((*serial, *incarnation, Arc::clone(link)))
+            }
+            _ => Err(Errno::EIO),
+        }
+    }
+
+    /// A question, asked until it is answered.
+    ///
+    /// # Errors
+    /// The server's; `EIO` once the session is stopped.
+    pub async fn ask(&self, request: Request) -> Reply {
+        let _slot = self.slots.acquire().await.map_err(|_| Errno::EIO)?;
+        let mut after = 0;
+        loop {
+            let (serial, _, link) = self.up(after).await?;
+            match self.once(&*link, request.clone()).await? {
+                Some(reply) => return reply,
+                None => after = serial,
+            }
+        }
+    }
+
+    /// One attempt; `None` when it must be made again on another connection.
+    async fn once(&self, link: &dyn MetaLink, request: Request) -> Result<Option<Reply>, Errno> {
+        self.counters.meta(&request);
+        match tokio::time::timeout(HUNG_AFTER, link.call(request)).await {
+            Ok(Ok(Err(Errno::ESHUTDOWN))) => {
+                // The session is unknown to the server; the next hello begins a new one.
+                link.close();
+                Ok(None)
+            }
+            Ok(Ok(reply)) => Ok(Some(reply)),
+            Ok(Err(LinkError::Lost)) => Ok(None),
+            Ok(Err(e @ LinkError::Unsendable(_))) => {
+                warn!(error = %e, "a call was not sent");
+                Err(Errno::EIO)
+            }
+            Err(_) => {
+                warn!("the metadata server does not answer a call; connecting anew");
+                link.close();
+                Ok(None)
+            }
+        }
+    }
+
+    /// A change at the present time.
+    ///
+    /// # Errors
+    /// As [`Session::mutate_at`].
+    pub async fn mutate(&self, op: Op, sync: bool) -> Result<Changed, Errno> {
+        self.mutate_at(op, sync, now()).await
+    }
+
+    /// A change, applied once however often its connection is lost. The future should be run to
+    /// its end: the change may be applied although nobody waits for the answer any more.
+    ///
+    /// # Errors
+    /// The server's; `EIO` when the session has ended before the answer came.
+    pub async fn mutate_at(&self, op: Op, sync: bool, time: Timestamp) -> Result<Changed, Errno> {
+        let _slot = self.slots.acquire().await.map_err(|_| Errno::EIO)?;
+        let (mut serial, mut incarnation, mut link) = self.up(0).await?;
+        let number = Number::begin(self);
+        loop {
+            if incarnation != number.incarnation {
+                return Err(Errno::EIO);
+            }
+            let answered = lock(&self.ops).answered();
+            let op = op.clone();
+            let mutation = Mutation { seq: number.seq, answered, time, sync, op };
+            match self.once(&*link, Request::Mutate(mutation)).await? {
+                Some(reply) => {
+                    return match reply? {
+                        Response::Changed { target, attrs } => Ok(Changed { target, attrs }),
+                        _ => Err(Errno::EPROTO),
+                    };
+                }
+                None => (serial, incarnation, link) = self.up(serial).await?,
+            }
+        }
+    }
+}
+
+/// A number in use. It is given back however the call ends; one that was cancelled is never sent
+/// again, so that the server may forget it too.
+struct Number<'a> {
+    session: &'a Session,
+    incarnation: u64,
+    seq: OpSeq,
+}
+
+impl<'a> Number<'a> {
+    fn begin(session: &'a Session) -> Self {
+        let (incarnation, seq) = lock(&session.ops).begin();
+        Number { session, incarnation, seq }
+    }
+}
+
+impl Drop for Number<'_> {
+    fn drop(&mut self) {
+        lock(&self.session.ops).finish(self.incarnation, self.seq);
+    }
+}
+
+/// The present.
+pub(crate) fn now() -> Timestamp {
+    std::time::SystemTime::now().into()
+}
+
+fn hello_template(config: &SessionConfig) -> Hello {
+    hello(config, Role::Data)
+}
+
+fn hello(config: &SessionConfig, role: Role) -> Hello {
+    Hello {
+        protocol: (PROTOCOL, PROTOCOL),
+        features: 0,
+        role,
+        volume: config.volume.clone(),
+        session: config.session,
+        instance: config.instance,
+        client: config.client.clone(),
+    }
+}
+
+fn usable(reply: &HelloReply) -> Result<VolumeInfo, DialError> {
+    let volume = reply.volume.clone().ok_or_else(|| {
+        DialError::Refused("the metadata server did not describe the volume".into())
+    })?;
+    check_map(&volume.map)?;
+    Ok(volume)
+}
+
+fn check_map(map: &ClusterMap) -> Result<(), DialError> {
+    map.validate().map_err(|e| DialError::Refused(e.to_string()))
+}
+
+/// Keeps the session connected and alive until it is stopped or dropped.
+async fn drive(
+    weak: Weak<Session>,
+    mut instance: InstanceId,
+    mut pushes: mpsc::Receiver<PushCall>,
+) {
+    let mut serial = 1;
+    loop {
+        {
+            let Some(session) = weak.upgrade() else { return };
+            let State::Up { link, .. } = session.state.borrow().clone() else { return };
+            drop(session);
+            attend(&weak, &*link, &mut pushes).await;
+        }
+        let Some(session) = weak.upgrade() else { return };
+        if !session.replace(State::Down) {
+            return;
+        }
+        warn!("the connection to the metadata server is lost");
+        let Some((reply, link, new_pushes, volume)) = session.reconnect().await else { return };
+        pushes = new_pushes;
+        serial += 1;
+        let what = Reconnected {
+            restarted: reply.instance != instance,
+            lost: !volume.resumed,
+            exclusive: volume.exclusive,
+        };
+        info!(?what, "connected to the metadata server again");
+        instance = reply.instance;
+        let incarnation = {
+            let mut ops = lock(&session.ops);
+            if what.lost { ops.restart() } else { ops.incarnation() }
+        };
+        session.bulk.set_map(Arc::new(volume.map.clone()));
+        *session.volume.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);
+        if let Some(events) = session.events() {
+            events.reconnected(what);
+        }
+        if !session.replace(State::Up { serial, incarnation, link }) {
+            return;
+        }
+    }
+}
+
+/// Serves one connection until it is lost: signs of life go out, the server's calls are answered.
+async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Receiver<PushCall>) {
+    let Some(third) = weak
+        .upgrade()
+        .map(|s| Duration::from_millis(u64::from(s.volume().term_ms) / 3))
+        .map(|t| t.max(Duration::from_millis(100)))
+    else {
+        return;
+    };
+    let mut renew = tokio::time::interval(third);
+    renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    renew.tick().await;
+    let closed = link.closed();
+    tokio::pin!(closed);
+    loop {
+        tokio::select! {
+            () = &mut closed => return,
+            _ = renew.tick() => {
+                let Some(session) = weak.upgrade() else { return };
+                session.counters.meta(&Request::Renew);
+                // Anything but an answer shows in `closed`.
+                match tokio::time::timeout(third * 2, link.call(Request::Renew)).await {
+                    Ok(Ok(Ok(_))) => {}
+                    Ok(Ok(Err(e))) => {
+                        warn!(error = %e, "the session was not renewed");
+                        link.close();
+                    }
+                    Ok(Err(_)) | Err(_) => link.close(),
+                }
+            }
+            Some(call) = pushes.recv() => {
+                let Some(session) = weak.upgrade() else { return };
+                let events = session.events();
+                // In a task of its own: sharing sends what is buffered, and renewals go on.
+                tokio::spawn(async move {
+                    match call.push {
+                        Push::Share => if let Some(events) = events { events.share().await },
+                    }
+                    // A server that has gone meanwhile no longer waits for it.
+                    let _ = call.answer.send(PushReply::Done);
+                });
+            }
+        }
+    }
+}
+
+type Connected = (HelloReply, Arc<dyn MetaLink>, mpsc::Receiver<PushCall>, VolumeInfo);
+
+impl Session {
+    /// Sets the state unless the session is stopped.
+    fn replace(&self, new: State) -> bool {
+        self.state.send_if_modified(|s| match s {
+            State::Stopped => false,
+            _ => {
+                *s = new;
+                true
+            }
+        })
+    }
+
+    async fn reconnect(&self) -> Option<Connected> {
+        let mut pause = BACKOFF.0;
+        let mut told = None;
+        loop {
+            if matches!(*self.state.borrow(), State::Stopped) {
+                return None;
+            }
+            let (push_to, pushes) = mpsc::channel(4);
+            let dialled = self.dialer.meta(hello(&self.config, Role::Meta), push_to).await;
+            let outcome = dialled.and_then(|(reply, link)| {
+                let volume = usable(&reply)?;
+                Ok((reply, link, pushes, volume))
+            });
+            match outcome {
+                Ok(connected) => return Some(connected),
+                Err(e) => {
+                    if told.as_ref() != Some(&e) {
+                        warn!(error = %e, "no connection to the metadata server; trying again");
+                        told = Some(e);
+                    }
+                }
+            }
+            let mut state = self.state.subscribe();
+            let stopped = state.wait_for(|s| matches!(s, State::Stopped));
+            if tokio::time::timeout(pause, stopped).await.is_ok() {
+                return None;
+            }
+            pause = (pause * 2).min(BACKOFF.1);
+        }
+    }
+}

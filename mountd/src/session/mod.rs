@@ -1,0 +1,20 @@
+//! The client's one session with its volume: numbered changes, calls that survive a lost
+//! connection, and the connections themselves.
+//!
+//! A call is sent again whenever its connection is lost, a change under the same number, so that
+//! the server applies it once. Nothing in here gives up: who waits for a call decides for how
+//! long ([`crate::vfs::Options::soft`]), the call itself goes on, since its outcome matters to
+//! the caches. The exceptions are [`Session::stop`] and a session that the server has ended:
+//! changes that were under way then may or may not have been applied and fail with `EIO`.
+
+mod counters;
+mod data;
+mod link;
+mod meta;
+mod oplog;
+
+pub use counters::Counters;
+pub use data::{Bulk, Copied, Place, Written};
+pub use link::{Answer, DataLink, DialError, Dialer, LinkError, MetaLink, PushCall};
+pub use meta::{Changed, Reconnected, Session, SessionConfig, SessionEvents};
+pub use oplog::OpLog;

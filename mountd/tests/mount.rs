@@ -1,0 +1,183 @@
+//! The whole path for real: kernel, client, network, servers, disk. Needs root and /dev/fuse.
+
+mod harness;
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::Command;
+
+use harness::Dev;
+
+fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
+    result.unwrap_err().raw_os_error().unwrap()
+}
+
+#[test]
+fn names_are_made_found_moved_and_removed() {
+    let dev = Dev::start();
+    let root = dev.mountpoint();
+    fs::create_dir_all(root.join("a/b")).unwrap();
+    fs::write(root.join("a/f"), "hello").unwrap();
+    fs::hard_link(root.join("a/f"), root.join("a/g")).unwrap();
+    assert_eq!(fs::metadata(root.join("a/g")).unwrap().nlink(), 2);
+    symlink("f", root.join("a/l")).unwrap();
+    assert_eq!(fs::read_to_string(root.join("a/l")).unwrap(), "hello");
+    assert_eq!(errno(fs::create_dir(root.join("a"))), libc::EEXIST);
+    assert_eq!(errno(fs::remove_dir(root.join("a"))), libc::ENOTEMPTY);
+    assert_eq!(errno(fs::metadata(root.join("nothing"))), libc::ENOENT);
+    assert_eq!(errno(fs::metadata(root.join("x".repeat(256)))), libc::ENAMETOOLONG);
+    assert_eq!(errno(fs::metadata(root.join("a/f/x"))), libc::ENOTDIR);
+    fs::rename(root.join("a/f"), root.join("a/b/h")).unwrap();
+    assert_eq!(errno(fs::metadata(root.join("a/f"))), libc::ENOENT);
+    assert_eq!(fs::read_to_string(root.join("a/b/h")).unwrap(), "hello");
+    fs::remove_file(root.join("a/g")).unwrap();
+    assert_eq!(fs::metadata(root.join("a/b/h")).unwrap().nlink(), 1);
+    fs::remove_dir_all(root.join("a")).unwrap();
+    assert_eq!(fs::read_dir(root).unwrap().count(), 0);
+}
+
+#[test]
+fn a_long_listing_is_complete_while_entries_go() {
+    let dev = Dev::start();
+    let dir = dev.mountpoint().join("d");
+    fs::create_dir(&dir).unwrap();
+    for n in 0..1500 {
+        File::create(dir.join(format!("file-{n}"))).unwrap();
+    }
+    let mut seen: Vec<String> = fs::read_dir(&dir)
+        .unwrap()
+        .map(|e| {
+            let e = e.unwrap();
+            assert!(e.metadata().unwrap().is_file());
+            e.file_name().into_string().unwrap()
+        })
+        .collect();
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 1500);
+    for entry in fs::read_dir(&dir).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+}
+
+#[test]
+fn data_is_written_read_cut_and_sparse() {
+    let dev = Dev::start();
+    let path = dev.mountpoint().join("data");
+    let pattern: Vec<u8> = (0..10_000_000u32).map(|n| (n % 251) as u8).collect();
+    fs::write(&path, &pattern).unwrap();
+    assert!(fs::read(&path).unwrap() == pattern);
+    let mut file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    file.write_all_at(b"here", 5_000_000).unwrap();
+    file.sync_all().unwrap();
+    let mut four = [0; 4];
+    file.read_exact_at(&mut four, 5_000_000).unwrap();
+    assert_eq!(&four, b"here");
+    file.set_len(3).unwrap();
+    file.set_len(1 << 40).unwrap();
+    file.read_exact_at(&mut four, 2).unwrap();
+    assert_eq!(four, [2, 0, 0, 0]);
+    file.seek(SeekFrom::End(-1)).unwrap();
+    assert_eq!(file.read(&mut four).unwrap(), 1);
+    assert!(file.metadata().unwrap().blocks() < 1000);
+    let mut log = OpenOptions::new().append(true).open(&path).unwrap();
+    log.write_all(b"end").unwrap();
+    assert_eq!(log.metadata().unwrap().len(), (1 << 40) + 3);
+}
+
+#[test]
+fn an_unlinked_file_lives_while_it_is_open() {
+    let dev = Dev::start();
+    let path = dev.mountpoint().join("gone");
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).unwrap();
+    file.write_all(b"still here").unwrap();
+    fs::remove_file(&path).unwrap();
+    assert_eq!(file.metadata().unwrap().nlink(), 0);
+    let mut text = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "still here");
+}
+
+#[test]
+fn modes_and_set_id_bits_follow_the_rules() {
+    let dev = Dev::start();
+    let path = dev.mountpoint().join("tool");
+    fs::write(&path, "x").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6755)).unwrap();
+    let mode = |p: &Path| fs::metadata(p).unwrap().mode() & 0o7777;
+    assert_eq!(mode(&path), 0o6755);
+    std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
+    assert_eq!(mode(&path), 0o755, "a new owner must not inherit set-id bits");
+}
+
+#[test]
+fn everything_is_there_after_a_stop_and_a_start() {
+    let mut dev = Dev::start();
+    fs::create_dir(dev.mountpoint().join("d")).unwrap();
+    fs::write(dev.mountpoint().join("d/small"), "small").unwrap();
+    let large = vec![7u8; 9 << 20];
+    fs::write(dev.mountpoint().join("d/large"), &large).unwrap();
+    dev.restart();
+    assert_eq!(fs::read_to_string(dev.mountpoint().join("d/small")).unwrap(), "small");
+    assert!(fs::read(dev.mountpoint().join("d/large")).unwrap() == large);
+}
+
+#[test]
+fn a_second_mount_from_elsewhere_shows_the_same_files() {
+    let dev = Dev::start();
+    fs::write(dev.mountpoint().join("f"), "by the first").unwrap();
+    let other = dev.dir().join("other");
+    fs::create_dir(&other).unwrap();
+    let target = other.to_str().unwrap();
+    dev.netfs(&["mount", &dev.source(), target, "--identity", &dev.identity()]);
+    assert_eq!(fs::read_to_string(other.join("f")).unwrap(), "by the first");
+    fs::write(other.join("f"), "by the second").unwrap();
+    assert_eq!(fs::read_to_string(dev.mountpoint().join("f")).unwrap(), "by the second");
+    let status = dev.netfs(&["status", target]);
+    assert!(status.contains(target) && status.contains("process"), "{status}");
+    let server = dev.netfs(&["status", "--server", &dev.address(), "--identity", &dev.identity()]);
+    assert!(server.contains("volume"), "{server}");
+    dev.netfs(&["umount", target]);
+    assert_eq!(fs::read_dir(&other).unwrap().count(), 0);
+}
+
+#[test]
+fn a_busy_mount_says_who_uses_it() {
+    let dev = Dev::start();
+    let open = File::create(dev.mountpoint().join("f")).unwrap();
+    let text = dev.fails(&["umount", dev.mountpoint().to_str().unwrap()]);
+    assert!(text.contains("busy") && text.contains(&std::process::id().to_string()), "{text}");
+    drop(open);
+}
+
+#[test]
+fn a_killed_daemon_leaves_a_mount_that_is_recognised_and_cleaned() {
+    let mut dev = Dev::start();
+    fs::write(dev.mountpoint().join("f"), "kept").unwrap();
+    File::open(dev.mountpoint().join("f")).unwrap().sync_all().unwrap();
+    dev.kill();
+    assert_eq!(errno(fs::read_dir(dev.mountpoint())), libc::ENOTCONN);
+    let target = dev.mountpoint().to_str().unwrap().to_string();
+    assert!(dev.fails(&["status", &target]).contains("umount -l"));
+    // The next start cleans up by itself.
+    dev.restart();
+    assert_eq!(fs::read_to_string(dev.mountpoint().join("f")).unwrap(), "kept");
+}
+
+#[test]
+fn programs_of_others_work() {
+    let dev = Dev::start();
+    let script = "set -e; mkdir r; cd r; git init -q; echo a > a; git add a; \
+                  git -c user.name=n -c user.email=e commit -q -m m; git fsck --strict 2>&1; \
+                  cp -a .git ../copy; tar cf ../t.tar .; mkdir ../u; tar xf ../t.tar -C ../u; \
+                  diff -r . ../u; ln -s a l; mkfifo p; test -p p";
+    let out =
+        Command::new("sh").arg("-c").arg(script).current_dir(dev.mountpoint()).output().unwrap();
+    assert!(out.status.success(), "{out:?}");
+    assert_eq!(out.status.signal(), None);
+}
