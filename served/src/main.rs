@@ -1,2 +1,7 @@
 //! The server binary.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    netfs_served::cli::main()
+}

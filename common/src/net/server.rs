@@ -221,6 +221,11 @@ impl Incoming {
         self.greeted.conn.remote_address()
     }
 
+    /// The address of this machine at which it came in, if the system tells.
+    pub fn local_ip(&self) -> Option<std::net::IpAddr> {
+        self.greeted.conn.local_ip()
+    }
+
     /// Sends it away, with a code and a text that it will see as [`CallError::Refused`].
     pub fn refuse(self, code: u16, text: &str) {
         self.inner.metrics.refused.inc();

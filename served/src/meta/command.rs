@@ -2,7 +2,7 @@
 
 use bincode::{Decode, Encode};
 use netfs_common::attr::Timestamp;
-use netfs_common::id::{OpSeq, SessionId};
+use netfs_common::id::{Ino, OpSeq, SessionId};
 use netfs_common::wire::meta::Op;
 
 /// A change, with everything that it depends on beside the store.
@@ -75,10 +75,18 @@ pub struct Settings {
     pub chunk_bits: u8,
     /// The most inodes that the volume may have.
     pub max_inodes: u64,
+    /// The number of the first inode after the root. Chunks are named by inode alone, so volumes
+    /// that share data servers must not share numbers.
+    pub first_ino: u64,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Settings { inline_limit: 16384, chunk_bits: 22, max_inodes: 1 << 40 }
+        Settings {
+            inline_limit: 16384,
+            chunk_bits: 22,
+            max_inodes: 1 << 40,
+            first_ino: Ino::ROOT.0 + 1,
+        }
     }
 }

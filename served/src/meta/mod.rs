@@ -18,4 +18,5 @@ pub mod kv;
 pub mod log;
 pub mod namespace;
 pub mod record;
+pub mod server;
 pub mod sessions;

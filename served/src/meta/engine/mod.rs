@@ -15,6 +15,7 @@ mod dir;
 mod error;
 mod open;
 mod read;
+mod walk;
 
 #[cfg(test)]
 mod tests;

@@ -40,7 +40,10 @@ impl Engine {
         })
     }
 
-    fn query<T>(&self, read: impl FnOnce(&dyn Read) -> Result<T, StoreError>) -> Result<T, Errno> {
+    pub(super) fn query<T>(
+        &self,
+        read: impl FnOnce(&dyn Read) -> Result<T, StoreError>,
+    ) -> Result<T, Errno> {
         self.view(|store| Ok(read(store)?))
     }
 

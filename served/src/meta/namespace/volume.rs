@@ -44,6 +44,7 @@ pub(super) fn create(
     if !CHUNK_BITS.contains(&settings.chunk_bits)
         || settings.inline_limit > MAX_INLINE_LIMIT
         || settings.max_inodes == 0
+        || settings.first_ino <= Ino::ROOT.0
     {
         return Err(Errno::EINVAL.into());
     }
@@ -70,7 +71,7 @@ pub(super) fn create(
     };
     let root =
         Inode { attr, next_cookie: FIRST_COOKIE, entries: 0, xattr_names: 0, xattr_bytes: 0 };
-    let state = State { next_ino: Ino::ROOT.0 + 1, inodes: 1, next_task: 1, ..State::default() };
+    let state = State { next_ino: settings.first_ino, inodes: 1, next_task: 1, ..State::default() };
     txn.put(keys::inode(Ino::ROOT), record::encode(&root)?);
     txn.put(keys::volume(), record::encode(&volume)?);
     txn.put(keys::state(), record::encode(&state)?);

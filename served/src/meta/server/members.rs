@@ -139,13 +139,6 @@ impl Members {
         }
     }
 
-    /// Whether a connection is still its session's present one.
-    pub(super) fn is_current(&self, id: SessionId, link_id: LinkId) -> bool {
-        let inner = self.lock();
-        let link = inner.members.get(&id).and_then(|m| m.link.as_ref());
-        link.is_some_and(|(present, _)| *present == link_id)
-    }
-
     /// A session has ended; its connection is closed by the caller, who may have to answer first.
     pub(super) fn left(&self, id: SessionId) -> Option<Link> {
         let mut inner = self.lock();
@@ -154,6 +147,11 @@ impl Members {
         drop(inner);
         self.changed.notify_waiters();
         member.and_then(|m| m.link).map(|(_, link)| link)
+    }
+
+    /// Lets go of all connections, at the server's end.
+    pub(super) fn forget_links(&self) {
+        self.lock().members.values_mut().for_each(|member| member.link = None);
     }
 
     /// Sessions whose term is over.

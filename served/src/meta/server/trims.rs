@@ -41,11 +41,6 @@ impl Trims {
         self.changed.notify_waiters();
     }
 
-    /// How many files are being cut.
-    pub(super) fn len(&self) -> usize {
-        self.lock().len()
-    }
-
     /// Those of the inodes that an answer shows which are being cut.
     pub(super) fn shown_in(&self, response: &Response) -> Vec<Ino> {
         let pending = self.lock();

@@ -1,0 +1,347 @@
+//! The metadata server: volumes behind a QUIC endpoint, on a thread of its own.
+//!
+//! ```text
+//! frame -> client -> volume -> engine (reads and changes, at once, in the order of arrival)
+//!                           -> flusher (who asks for durability waits for the next group flush)
+//!                           -> trims, deletions -> data servers
+//! ```
+//!
+//! The state on disk:
+//!
+//! ```text
+//! DIR/NEXT_VOLUME   the number of the next volume
+//! DIR/NAME/         a volume, see `engine`
+//! ```
+
+mod client;
+mod clock;
+mod data_link;
+mod deletions;
+mod members;
+mod trims;
+mod volume;
+pub mod volumes;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use netfs_common::codec;
+use netfs_common::id::{ClusterId, InstanceId};
+use netfs_common::map::ClusterMap;
+use netfs_common::net::{Dialer, EndpointError, Incoming, Limits, NetMetrics, Server};
+use netfs_common::telemetry::CallMetrics;
+use netfs_common::tls::{Identity, TlsError};
+use netfs_common::wire::hello::VolumeInfo;
+use netfs_common::wire::meta::{Reply, Response, Status};
+use netfs_common::wire::{Hello, HelloReply, Role};
+
+use crate::cluster;
+use crate::greeting::{self, Refusal};
+use crate::meta::engine::EngineConfig;
+use crate::thread::{Ending, ServerThread, StopSignal};
+
+use client::{Admin, Client, Member};
+use data_link::DataLink;
+use volume::Volume;
+use volumes::VolumeError;
+
+/// Threads for flushes and checkpoints.
+const BLOCKING_THREADS: usize = 4;
+/// How long calls under way may take when the server is told to end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Where the data server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DataServers {
+    /// On this machine, at this port: clients find it at the address where they found this server.
+    Local(u16),
+    /// At these addresses of one server, `host:port`.
+    At(Vec<String>),
+}
+
+/// What a metadata server needs to know.
+#[derive(Clone, Debug)]
+pub struct MetaOptions {
+    /// The directory of the volumes.
+    pub dir: PathBuf,
+    /// Volumes to make if they are not there; all others found in `dir` are served too.
+    pub volumes: Vec<String>,
+    /// Where to listen; port 0 for any.
+    pub listen: SocketAddr,
+    /// Where the data is.
+    pub data: DataServers,
+    /// The server's certificate, and whom it trusts.
+    pub identity: Arc<Identity>,
+    /// How volumes are kept.
+    pub engine: EngineConfig,
+    /// Everything is on stable storage this long after it was done, asked for or not.
+    pub flush_interval: Duration,
+    /// Flush before each acknowledgement.
+    pub sync_always: bool,
+    /// How long a session lives without a sign of life.
+    pub term: Duration,
+    /// Bounds of the endpoint.
+    pub limits: Limits,
+    /// Counters of the endpoint.
+    pub net_metrics: NetMetrics,
+    /// Counters of the calls.
+    pub calls: CallMetrics,
+}
+
+impl MetaOptions {
+    /// A server for `dir`, listening at `listen`, with default settings and without volumes to make.
+    pub fn new(
+        dir: PathBuf,
+        listen: SocketAddr,
+        data: DataServers,
+        identity: Arc<Identity>,
+    ) -> MetaOptions {
+        MetaOptions {
+            dir,
+            volumes: Vec::new(),
+            listen,
+            data,
+            identity,
+            engine: EngineConfig::default(),
+            flush_interval: Duration::from_secs(1),
+            sync_always: false,
+            term: Duration::from_secs(30),
+            limits: Limits::default(),
+            net_metrics: NetMetrics::default(),
+            calls: CallMetrics::default(),
+        }
+    }
+}
+
+/// Why there is no metadata server, or why it did not end well.
+#[derive(Debug, thiserror::Error)]
+pub enum MetaError {
+    /// A volume.
+    #[error("metadata server: {0}")]
+    Volume(#[from] VolumeError),
+    /// The endpoint.
+    #[error("metadata server: {0}")]
+    Endpoint(#[from] EndpointError),
+    /// The certificate.
+    #[error("metadata server: {0}")]
+    Tls(#[from] TlsError),
+    /// A message.
+    #[error("metadata server: {0}")]
+    Codec(#[from] codec::CodecError),
+    /// Threads, random numbers.
+    #[error("metadata server: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// A running metadata server. Dropping it is like killing it: nothing is flushed.
+#[derive(Debug)]
+pub struct MetaServer {
+    addr: SocketAddr,
+    thread: ServerThread<MetaError>,
+}
+
+impl MetaServer {
+    /// Opens the volumes and starts to serve them.
+    ///
+    /// # Errors
+    /// See [`MetaError`].
+    pub fn start(options: MetaOptions) -> Result<MetaServer, MetaError> {
+        let begin = async move |stop| begin(options, stop).await;
+        let (addr, thread) = ServerThread::start("netfs-meta", BLOCKING_THREADS, begin)?;
+        Ok(MetaServer { addr, thread })
+    }
+
+    /// Where it listens.
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Ends it and waits until it has ended.
+    ///
+    /// # Errors
+    /// What could not be brought to stable storage.
+    pub fn stop(self, ending: Ending) -> Result<(), MetaError> {
+        self.thread.stop(ending)
+    }
+}
+
+/// What all connections share.
+pub(crate) struct Shared {
+    cluster: ClusterId,
+    instance: InstanceId,
+    started: Instant,
+    volumes: BTreeMap<String, Arc<Volume>>,
+    data: DataServers,
+    calls: CallMetrics,
+}
+
+async fn begin(
+    options: MetaOptions,
+    stop: StopSignal,
+) -> Result<(SocketAddr, impl Future<Output = Result<(), MetaError>>), MetaError> {
+    let cluster = ClusterId(options.identity.peer().cluster);
+    let instance = greeting::draw_instance().map_err(std::io::Error::from)?;
+    // Before the volumes are opened: a wrong certificate or a port in use is found out at once.
+    let server = Server::bind(
+        options.listen,
+        options.identity.server_config()?,
+        options.limits.clone(),
+        options.net_metrics.clone(),
+    )?;
+    let addr = server.local_addr()?;
+    let dialer = Dialer::new(
+        options.identity.client_config()?,
+        options.limits.clone(),
+        options.net_metrics.clone(),
+    )?;
+    let own_map = cluster::single_server_map(match &options.data {
+        DataServers::Local(port) => vec![format!("localhost:{port}")],
+        DataServers::At(addresses) => addresses.clone(),
+    });
+    let data = Arc::new(DataLink::new(&dialer, Arc::new(own_map), cluster, instance)?);
+    let mut served = BTreeMap::new();
+    for (name, engine) in volumes::open_all(&options.dir, &options.volumes, options.engine)? {
+        let volume = Volume::start(name.clone(), engine, data.clone(), &options)?;
+        served.insert(name, volume);
+    }
+    let shared = Arc::new(Shared {
+        cluster,
+        instance,
+        started: Instant::now(),
+        volumes: served,
+        data: options.data,
+        calls: options.calls,
+    });
+    Ok((addr, serve(server, shared, dialer, stop)))
+}
+
+async fn serve(
+    server: Server,
+    shared: Arc<Shared>,
+    dialer: Dialer,
+    mut stop: StopSignal,
+) -> Result<(), MetaError> {
+    let ending = loop {
+        tokio::select! {
+            ending = stop.wait() => break ending,
+            incoming = server.accept() => match incoming {
+                Some(incoming) => {
+                    tokio::spawn(welcome(incoming, shared.clone()));
+                }
+                None => break Ending::Drain,
+            },
+        }
+    };
+    if ending == Ending::Drain {
+        server.shutdown(Instant::now() + DRAIN).await;
+    }
+    let mut result = Ok(());
+    for volume in shared.volumes.values() {
+        // Without this, volume and connection would hold each other for ever.
+        volume.forget_links();
+        if ending == Ending::Drain
+            && let Err(error) = volume.finish().await
+        {
+            result = Err(error.into());
+        }
+    }
+    drop(dialer);
+    result
+}
+
+async fn welcome(incoming: Incoming, shared: Arc<Shared>) {
+    let hello = match greeting::open(&incoming, shared.cluster, greeting::META) {
+        Ok(hello) => hello,
+        Err(refusal) => return greeting::refuse(incoming, &refusal),
+    };
+    let address = incoming.remote_address();
+    let result = match hello.role {
+        Role::Admin => admin(incoming, shared).await,
+        Role::Meta | Role::Data => member(incoming, hello, shared).await,
+    };
+    if let Err(error) = result {
+        tracing::info!(%address, %error, "client lost before its welcome");
+    }
+}
+
+async fn admin(incoming: Incoming, shared: Arc<Shared>) -> Result<(), Lost> {
+    let words = codec::encode(&greeting::reply(shared.cluster, shared.instance))?;
+    incoming.welcome_link(&words, Arc::new(Admin::new(shared))).await?;
+    Ok(())
+}
+
+/// Why a client got no welcome.
+#[derive(Debug, thiserror::Error)]
+enum Lost {
+    #[error(transparent)]
+    Call(#[from] netfs_common::net::CallError),
+    #[error(transparent)]
+    Codec(#[from] codec::CodecError),
+}
+
+async fn member(incoming: Incoming, hello: Hello, shared: Arc<Shared>) -> Result<(), Lost> {
+    let Some(volume) = shared.volumes.get(&hello.volume).cloned() else {
+        let shown: String = hello.volume.chars().take(greeting::MAX_VOLUME_BYTES).collect();
+        greeting::refuse(incoming, &Refusal::UnknownVolume(shown));
+        return Ok(());
+    };
+    let joined = match volume.join(&hello).await {
+        Ok(joined) => joined,
+        Err(refusal) => {
+            greeting::refuse(incoming, &refusal);
+            return Ok(());
+        }
+    };
+    let info = VolumeInfo {
+        id: volume.id(),
+        inline_limit: volume.inline_limit(),
+        map: shared.map_for(&incoming),
+        resumed: joined.resumed,
+        exclusive: joined.exclusive,
+        term_ms: u32::try_from(volume.term().as_millis()).unwrap_or(u32::MAX),
+    };
+    let reply =
+        HelloReply { volume: Some(info), ..greeting::reply(shared.cluster, shared.instance) };
+    let words = codec::encode(&reply)?;
+    let (address, certificate) = (incoming.remote_address(), incoming.peer().name.clone());
+    let session = hello.session;
+    tracing::info!(
+        %address, %certificate, client = %hello.client, volume = %hello.volume, %session,
+        resumed = joined.resumed, alone = joined.exclusive, "client connected"
+    );
+    let client = Client::new(shared, volume.clone(), session, hello.client);
+    let link = incoming.welcome_link(&words, Arc::new(Member(client))).await?;
+    let connection = volume.connected(session, link.clone());
+    let reason = link.closed().await;
+    volume.disconnected(session, connection);
+    tracing::info!(%address, %session, %reason, "client gone");
+    Ok(())
+}
+
+impl Shared {
+    /// The map, as it looks from where this client is.
+    fn map_for(&self, incoming: &Incoming) -> ClusterMap {
+        cluster::single_server_map(match &self.data {
+            DataServers::At(addresses) => addresses.clone(),
+            DataServers::Local(port) => {
+                let here = incoming.local_ip().map(|ip| SocketAddr::new(ip.to_canonical(), *port));
+                vec![here.map_or_else(|| format!("localhost:{port}"), |addr| addr.to_string())]
+            }
+        })
+    }
+
+    async fn status(&self) -> Reply {
+        let mut volumes = Vec::with_capacity(self.volumes.len());
+        for volume in self.volumes.values() {
+            volumes.push(volume.status().await?);
+        }
+        Ok(Response::Status(Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            uptime_secs: self.started.elapsed().as_secs(),
+            volumes,
+        }))
+    }
+}

@@ -1,0 +1,182 @@
+//! Answering the calls of one connection.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use netfs_common::codec;
+use netfs_common::errno::Errno;
+use netfs_common::id::SessionId;
+use netfs_common::net::{Handler, Link, ReplyFuture};
+use netfs_common::wire::meta::{Reply, Request, Response};
+
+use super::Shared;
+use super::clock::ClientClock;
+use super::volume::Volume;
+
+/// The largest answer. Only listings come near it; they are shortened to fit.
+const MAX_REPLY_BYTES: usize = 1 << 20;
+
+/// A mounted client.
+pub(super) struct Client {
+    shared: Arc<Shared>,
+    volume: Arc<Volume>,
+    pub(super) session: SessionId,
+    pub(super) description: String,
+    pub(super) clock: ClientClock,
+}
+
+impl Client {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        volume: Arc<Volume>,
+        session: SessionId,
+        description: String,
+    ) -> Arc<Client> {
+        Arc::new(Client { shared, volume, session, description, clock: ClientClock::new() })
+    }
+}
+
+/// The handler that a connection has; the client is shared with the calls under way.
+pub(super) struct Member(pub(super) Arc<Client>);
+
+impl Handler for Member {
+    fn call(&self, link: &Link, request: Bytes) -> ReplyFuture {
+        let Some(request) = understood(link, &request) else { return refused() };
+        let client = self.0.clone();
+        // Everything up to the first wait happens when the future is first polled, which is in the order
+        // in which calls arrive.
+        Box::pin(async move {
+            let (name, start) = (name(&request), Instant::now());
+            let reply = match request {
+                Request::Status => client.shared.status().await,
+                request => client.volume.answer(&client, request).await,
+            };
+            let outcome = reply.as_ref().map_or_else(outcome, |_| "ok");
+            client.shared.calls.record(name, outcome, start.elapsed());
+            bytes_of(reply)
+        })
+    }
+}
+
+/// An administrator's connection.
+pub(super) struct Admin {
+    shared: Arc<Shared>,
+}
+
+impl Admin {
+    pub(super) fn new(shared: Arc<Shared>) -> Admin {
+        Admin { shared }
+    }
+}
+
+impl Handler for Admin {
+    fn call(&self, link: &Link, request: Bytes) -> ReplyFuture {
+        let Some(request) = understood(link, &request) else { return refused() };
+        let shared = self.shared.clone();
+        Box::pin(async move {
+            bytes_of(match request {
+                Request::Status => shared.status().await,
+                _ => Err(Errno::EPERM),
+            })
+        })
+    }
+}
+
+/// A request; nonsense closes the connection.
+fn understood(link: &Link, request: &Bytes) -> Option<Request> {
+    match codec::decode(request) {
+        Ok(request) => Some(request),
+        Err(error) => {
+            let address = link.remote_address();
+            tracing::warn!(%address, %error, "malformed metadata call; connection closed");
+            link.close();
+            None
+        }
+    }
+}
+
+fn refused() -> ReplyFuture {
+    Box::pin(std::future::ready(bytes_of(Err(Errno::EPROTO))))
+}
+
+fn bytes_of(mut reply: Reply) -> Bytes {
+    loop {
+        match codec::encode(&reply) {
+            Ok(bytes) if bytes.len() <= MAX_REPLY_BYTES => return bytes.into(),
+            Ok(bytes) => match &mut reply {
+                // What is left out is asked for next: the listing goes on after its last cookie.
+                Ok(Response::Listing { entries, end, .. }) if entries.len() > 1 => {
+                    entries.truncate(entries.len() / 2);
+                    *end = false;
+                }
+                _ => {
+                    tracing::error!(len = bytes.len(), "an answer is too large");
+                    reply = Err(Errno::E2BIG);
+                }
+            },
+            Err(error) => {
+                tracing::error!(%error, "an answer cannot be encoded");
+                reply = Err(Errno::EIO);
+            }
+        }
+    }
+}
+
+fn name(request: &Request) -> &'static str {
+    match request {
+        Request::Lookup { .. } => "lookup",
+        Request::Get { .. } => "get",
+        Request::ReadLink { .. } => "readlink",
+        Request::ReadDir { .. } => "readdir",
+        Request::ListXattrs { .. } => "listxattrs",
+        Request::GetXattr { .. } => "getxattr",
+        Request::StatFs => "statfs",
+        Request::Sync => "sync",
+        Request::Renew => "renew",
+        Request::Mutate(_) => "mutate",
+        Request::Status => "status",
+    }
+}
+
+/// A word for the errors that tell something about the server.
+fn outcome(errno: &Errno) -> &'static str {
+    match *errno {
+        Errno::EIO => "EIO",
+        Errno::ENOSPC => "ENOSPC",
+        Errno::ESTALE => "ESTALE",
+        Errno::ENOENT => "ENOENT",
+        Errno::EEXIST => "EEXIST",
+        Errno::ESHUTDOWN => "ESHUTDOWN",
+        Errno::EPROTO => "EPROTO",
+        _ => "other",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netfs_common::attr::FileKind;
+    use netfs_common::id::Ino;
+    use netfs_common::name::Name;
+    use netfs_common::wire::meta::DirEntry;
+
+    use super::*;
+
+    #[test]
+    fn a_listing_that_is_too_long_is_shortened_and_not_at_its_end() {
+        let entry = |cookie| DirEntry {
+            cookie,
+            name: Name::new(vec![b'n'; 255]).unwrap(),
+            ino: Ino(u64::MAX),
+            kind: FileKind::File,
+            attr: None,
+        };
+        let entries: Vec<_> = (0..10_000).map(entry).collect();
+        let bytes = bytes_of(Ok(Response::Listing { entries, end: true, parent: Ino(1) }));
+        assert!(bytes.len() <= MAX_REPLY_BYTES);
+        match codec::decode::<Reply>(&bytes).unwrap() {
+            Ok(Response::Listing { entries, end: false, .. }) => assert_eq!(entries.len(), 2_500),
+            other => panic!("{other:?}"),
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! One volume: its engine, and what makes its answers true: flushes, cuts, sessions.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use netfs_common::attr::Timestamp;
+use netfs_common::errno::Errno;
+use netfs_common::id::{ChunkId, Ino, LogIndex, SessionId};
+use netfs_common::net::{Backoff, Link};
+use netfs_common::warn_rarely;
+use netfs_common::wire::Hello;
+use netfs_common::wire::meta::{Mutation, Op, Reply, Request, Response, StatFs, VolumeStatus};
+use tokio::time::Instant;
+
+use super::MetaOptions;
+use super::client::Client;
+use super::data_link::DataLink;
+use super::deletions;
+use super::members::{LinkId, Members};
+use super::trims::Trims;
+use super::volumes::VolumeError;
+use crate::flusher::Flusher;
+use crate::greeting::Refusal;
+use crate::meta::command::{Action, Command, Settings};
+use crate::meta::engine::Engine;
+use crate::meta::record::Trim;
+
+/// A newcomer's greeting waits this long for others to make room; it is to try again then. Less than
+/// the client's own patience with a greeting, so that it learns the reason.
+const JOIN_PATIENCE: Duration = Duration::from_secs(4);
+/// How often sessions and the log's length are looked at.
+const TICK: Duration = Duration::from_millis(500);
+/// A tick that comes so much too late says that the server was stopped, and heard nobody.
+const LATE: Duration = Duration::from_secs(3);
+/// The same trouble is logged this often.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// One volume.
+pub(super) struct Volume {
+    name: String,
+    pub(super) engine: Arc<Engine>,
+    pub(super) data: Arc<DataLink>,
+    members: Members,
+    trims: Trims,
+    /// Cuts with a lower number are known to `trims`, or complete.
+    next_trim: AtomicU64,
+    flusher: Flusher,
+    sync_always: bool,
+    id: u64,
+    settings: Settings,
+}
+
+/// What a greeting has come to.
+pub(super) struct Joined {
+    /// The session was there before.
+    pub(super) resumed: bool,
+    /// It is the only one.
+    pub(super) exclusive: bool,
+}
+
+impl Volume {
+    /// Puts a volume to work. Must be called within a runtime.
+    pub(super) fn start(
+        name: String,
+        engine: Engine,
+        data: Arc<DataLink>,
+        options: &MetaOptions,
+    ) -> Result<Arc<Volume>, VolumeError> {
+        let failed = |errno| VolumeError::Unreadable { name: name.clone(), errno };
+        let engine = Arc::new(engine);
+        let record = engine.volume().map_err(failed)?;
+        let sessions = engine.sessions().map_err(failed)?;
+        let known = sessions.into_iter().map(|(id, s)| (id, s.description)).collect();
+        let flushed = engine.clone();
+        let flusher = Flusher::start(options.flush_interval, move || flushed.flush(flushed.last()));
+        let volume = Arc::new(Volume {
+            members: Members::new(options.term, known),
+            trims: Trims::default(),
+            next_trim: AtomicU64::new(0),
+            flusher,
+            sync_always: options.sync_always,
+            id: record.id,
+            settings: record.settings,
+            name: name.clone(),
+            engine,
+            data,
+        });
+        volume.begin_trims().map_err(failed)?;
+        tokio::spawn(volume.clone().keep_time());
+        tokio::spawn(deletions::work_off(volume.clone()));
+        Ok(volume)
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn inline_limit(&self) -> u32 {
+        self.settings.inline_limit
+    }
+
+    pub(super) fn term(&self) -> Duration {
+        self.members.term()
+    }
+
+    /// Why the volume takes no changes, if so.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.engine.failure()
+    }
+
+    /// A client begins its session or takes it up again.
+    pub(super) async fn join(self: &Arc<Self>, hello: &Hello) -> Result<Joined, Refusal> {
+        let failed = |errno| Refusal::Unavailable(format!("the volume cannot be used: {errno}"));
+        let id = hello.session;
+        let resumed = self.engine.knows_session(id).map_err(failed)?;
+        self.members.enter(id, &hello.client);
+        if !resumed {
+            self.tell_all();
+            if !self.members.wait_shared(id, Instant::now() + JOIN_PATIENCE).await {
+                let text = "another client has not yet written back what it holds";
+                return Err(Refusal::Unavailable(text.into()));
+            }
+            let open = Action::OpenSession { id, description: hello.client.clone() };
+            let (index, reply) = self.engine.execute(Command { time: now(), action: open });
+            match reply {
+                Ok(_) => {}
+                Err(Errno::ENFILE) => {
+                    self.members.left(id);
+                    return Err(Refusal::Limit("too many clients have the volume mounted".into()));
+                }
+                Err(errno) => {
+                    self.members.left(id);
+                    return Err(failed(errno));
+                }
+            }
+            // What the client is told to be done is done in this session, so it must last as long.
+            self.flush_to(index).await.map_err(failed)?;
+        }
+        Ok(Joined { resumed, exclusive: self.members.claim_alone(id) })
+    }
+
+    /// The client has its welcome.
+    pub(super) fn connected(self: &Arc<Self>, id: SessionId, link: Link) -> LinkId {
+        let link_id = self.members.connected(id, link);
+        self.tell_all();
+        link_id
+    }
+
+    pub(super) fn disconnected(&self, id: SessionId, link_id: LinkId) {
+        self.members.disconnected(id, link_id);
+    }
+
+    /// Lets go of all connections.
+    pub(super) fn forget_links(&self) {
+        self.members.forget_links();
+    }
+
+    /// Tells everybody who may think to be alone and is not. Whoever does not listen loses its session.
+    fn tell_all(self: &Arc<Self>) {
+        for (id, link) in self.members.begin_telling() {
+            let volume = self.clone();
+            tokio::spawn(async move {
+                if !volume.members.tell(id, &link).await {
+                    volume.expire(id);
+                }
+            });
+        }
+    }
+
+    fn expire(&self, id: SessionId) {
+        let action = Action::ExpireSession { id };
+        let (_, reply) = self.engine.execute(Command { time: now(), action });
+        match reply {
+            // ESHUTDOWN: it was only about to join.
+            Ok(_) | Err(Errno::ESHUTDOWN) => {
+                tracing::warn!(volume = %self.name, session = %id, "session ended: not heard of for too long");
+                if let Some(link) = self.members.left(id) {
+                    link.close();
+                }
+            }
+            Err(errno) => {
+                warn_rarely!(WARN_INTERVAL, session = %id, %errno, "a session cannot be ended");
+            }
+        }
+    }
+
+    /// Ends silent sessions and keeps the log short.
+    async fn keep_time(self: Arc<Self>) {
+        let mut last = Instant::now();
+        loop {
+            tokio::time::sleep(TICK).await;
+            if last.elapsed() > LATE {
+                self.members.everybody_seen();
+            }
+            last = Instant::now();
+            for id in self.members.expired() {
+                self.expire(id);
+            }
+            if self.engine.failure().is_none() && self.engine.checkpoint_due() {
+                let engine = self.engine.clone();
+                match tokio::task::spawn_blocking(move || engine.checkpoint()).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        warn_rarely!(WARN_INTERVAL, %error, "a checkpoint has failed");
+                    }
+                    Err(error) => tracing::error!(%error, "a checkpoint has panicked"),
+                }
+            }
+        }
+    }
+
+    /// Brings all to stable storage, at the end.
+    pub(super) async fn finish(&self) -> Result<(), VolumeError> {
+        let failed = |errno| VolumeError::Unflushed { name: self.name.clone(), errno };
+        self.flush_to(self.engine.last()).await.map_err(failed)?;
+        let engine = self.engine.clone();
+        match tokio::task::spawn_blocking(move || engine.checkpoint()).await {
+            Ok(result) => {
+                result.map_err(|source| VolumeError::Engine { name: self.name.clone(), source })
+            }
+            Err(error) => {
+                tracing::error!(%error, "the last checkpoint has panicked");
+                Err(failed(Errno::EIO))
+            }
+        }
+    }
+
+    /// Returns when all up to a change is on stable storage.
+    pub(super) async fn flush_to(&self, index: LogIndex) -> Result<(), Errno> {
+        if self.engine.durable() >= index { Ok(()) } else { self.flusher.flush().await }
+    }
+
+    /// Answers a client's call. Up to the first wait it does so in the order of arrival.
+    pub(super) async fn answer(self: &Arc<Self>, client: &Client, request: Request) -> Reply {
+        if !self.members.seen(client.session) {
+            return Err(Errno::ESHUTDOWN);
+        }
+        match request {
+            Request::Renew => Ok(Response::Done),
+            Request::Sync => {
+                self.flush_to(self.engine.last()).await?;
+                Ok(Response::Done)
+            }
+            Request::StatFs => self.statfs().await,
+            Request::Mutate(mutation) => self.mutate(client, mutation).await,
+            // Answered by whoever knows all volumes.
+            Request::Status => Err(Errno::EINVAL),
+            read => self.read(&read).await,
+        }
+    }
+
+    async fn read(&self, request: &Request) -> Reply {
+        loop {
+            let reply = self.engine.read(request).unwrap_or(Err(Errno::EINVAL));
+            let Ok(response) = &reply else { return reply };
+            let cutting = self.trims.shown_in(response);
+            if cutting.is_empty() {
+                return reply;
+            }
+            self.trims.wait(&cutting).await;
+        }
+    }
+
+    async fn mutate(self: &Arc<Self>, client: &Client, mutation: Mutation) -> Reply {
+        let Mutation { seq, answered, time, sync, op } = mutation;
+        let time = client.clock.date(time, &client.description);
+        let ends = matches!(op, Op::EndSession);
+        let may_cut = matches!(&op, Op::SetAttr { set, .. } if set.size.is_some());
+        let action = Action::Mutate { session: client.session, seq, answered, op };
+        let (index, reply) = self.engine.execute(Command { time, action });
+        if may_cut {
+            self.begin_trims()?;
+        }
+        if ends && reply.is_ok() {
+            // The connection is left to the client, which closes it when it has the answer.
+            self.members.left(client.session);
+        }
+        let mut reply = reply?;
+        let cutting = self.trims.shown_in(&reply);
+        if !cutting.is_empty() {
+            self.trims.wait(&cutting).await;
+            self.refresh(&mut reply, &cutting);
+        }
+        if sync || self.sync_always {
+            self.flush_to(index).await?;
+        }
+        Ok(reply)
+    }
+
+    /// Brings what an answer says of inodes up to date that have been cut since.
+    fn refresh(&self, reply: &mut Response, cut: &[Ino]) {
+        let Response::Changed { attrs, .. } = reply else { return };
+        for attr in attrs.iter_mut().filter(|attr| cut.contains(&attr.ino)) {
+            // One that is gone by now is shown as it was when the change was made.
+            if let Ok(Response::Entry { attr: present, .. }) = self.engine.get(attr.ino) {
+                *attr = present;
+            }
+        }
+    }
+
+    async fn statfs(&self) -> Reply {
+        let usage = self.data.usage().await?;
+        let state = self.engine.counters()?;
+        Ok(Response::StatFs(StatFs {
+            bytes: usage.capacity,
+            bytes_free: usage.free,
+            inodes: self.settings.max_inodes,
+            inodes_free: self.settings.max_inodes.saturating_sub(state.inodes),
+        }))
+    }
+
+    pub(super) async fn status(&self) -> Result<VolumeStatus, Errno> {
+        let status = self.engine.status()?;
+        Ok(VolumeStatus {
+            name: self.name.clone(),
+            inodes: status.state.inodes,
+            bytes: status.state.bytes,
+            // Unknown while the data server does not answer; the rest is worth knowing all the more.
+            capacity: self.data.usage().await.map_or(0, |usage| usage.capacity),
+            orphans: status.state.orphans,
+            log_index: status.last.0,
+            log_durable: status.durable.0,
+            sessions: self.members.list(),
+        })
+    }
+
+    /// Begins all cuts that are not known yet.
+    fn begin_trims(self: &Arc<Self>) -> Result<(), Errno> {
+        loop {
+            let found = self.engine.pending_trims_from(self.next_trim.load(Ordering::Relaxed))?;
+            if found.is_empty() {
+                return Ok(());
+            }
+            for (id, trim) in found {
+                self.next_trim.fetch_max(id + 1, Ordering::Relaxed);
+                if self.trims.begin(trim.ino, id) {
+                    tokio::spawn(self.clone().trim(id, trim));
+                }
+            }
+        }
+    }
+
+    /// Has a file cut by the data servers, however long that takes.
+    ///
+    /// First the log is flushed: if the cut were lost in a crash after the data is gone, the file would have
+    /// its old length and zeros where the data was. Last the log is told, and only then the client: what
+    /// is written after that comes after the end of the cut in the log, so a restart does not cut again.
+    async fn trim(self: Arc<Self>, id: u64, trim: Trim) {
+        let backoff = Backoff::default();
+        let file = ChunkId { ino: trim.ino, generation: trim.generation, index: 0 };
+        let mut failures = 0;
+        loop {
+            match self.try_trim(id, &trim, file).await {
+                Ok(()) => break,
+                Err(TrimError::Data(error)) => {
+                    warn_rarely!(WARN_INTERVAL, ino = %trim.ino, %error, "a file cannot be cut yet");
+                }
+                // The engine takes no more changes; the cut is in the log for after the restart.
+                Err(TrimError::Engine(errno)) => {
+                    tracing::error!(ino = %trim.ino, %errno, "a file cannot be cut until a restart");
+                    return;
+                }
+            }
+            failures += 1;
+            // The pause needs no jitter: there is one metadata server.
+            tokio::time::sleep(backoff.delay(failures, u32::MAX)).await;
+        }
+        self.trims.done(trim.ino, id);
+    }
+
+    async fn try_trim(&self, id: u64, trim: &Trim, file: ChunkId) -> Result<(), TrimError> {
+        self.flush_to(self.engine.last()).await.map_err(TrimError::Engine)?;
+        let freed = self.data.cut(file, trim.chunk_bits, trim.from).await?;
+        let action = Action::TrimDone { id, freed };
+        let (_, reply) = self.engine.execute(Command { time: now(), action });
+        reply.map(drop).map_err(TrimError::Engine)
+    }
+}
+
+#[derive(Debug)]
+enum TrimError {
+    Data(super::data_link::DataCallError),
+    Engine(Errno),
+}
+
+impl From<super::data_link::DataCallError> for TrimError {
+    fn from(error: super::data_link::DataCallError) -> Self {
+        TrimError::Data(error)
+    }
+}
+
+/// The server's clock.
+pub(super) fn now() -> Timestamp {
+    Timestamp::from(SystemTime::now())
+}

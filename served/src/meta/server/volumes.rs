@@ -1,0 +1,220 @@
+//! The volumes of a server, on disk.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use netfs_common::errno::Errno;
+
+use super::volume::now;
+use crate::meta::command::Settings;
+use crate::meta::engine::{Engine, EngineConfig, EngineError, NewVolume};
+
+/// The file with the number of the next volume.
+const NEXT_VOLUME: &str = "NEXT_VOLUME";
+/// Each volume has so many inode numbers. Chunks are named by inode alone, so no two volumes of a
+/// cluster may have a number in common; the first volume has the small ones, which 32-bit programs
+/// can bear.
+const INODE_BITS: u32 = 48;
+/// The most volumes that a server may ever have had.
+const MAX_VOLUMES: u64 = 1 << (64 - INODE_BITS);
+
+/// What is wrong with a volume.
+#[derive(Debug, thiserror::Error)]
+pub enum VolumeError {
+    /// A name that a volume cannot have.
+    #[error(
+        "\"{0}\" cannot be a volume: names have 1 to 64 letters, digits and - _ . and do not begin with a dot"
+    )]
+    BadName(String),
+    /// There is one already.
+    #[error("there is a volume \"{0}\" already")]
+    Exists(String),
+    /// All numbers are used up.
+    #[error("no more volumes can be made on this server")]
+    TooMany,
+    /// The directory.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// The file with the next volume's number.
+    #[error("{} holds no number; it must be above that of every volume there has been", .0.display())]
+    BadNumber(PathBuf),
+    /// The volume itself.
+    #[error("volume \"{name}\": {source}")]
+    Engine {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        source: EngineError,
+    },
+    /// The volume's store.
+    #[error("volume \"{name}\" cannot be read: {errno}")]
+    Unreadable {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        errno: Errno,
+    },
+    /// The end.
+    #[error("volume \"{name}\" could not be flushed: {errno}")]
+    Unflushed {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        errno: Errno,
+    },
+}
+
+impl VolumeError {
+    fn io(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> VolumeError {
+        let path = path.into();
+        move |source| VolumeError::Io { path, source }
+    }
+}
+
+/// Whether a volume may have this name.
+fn check_name(name: &str) -> Result<(), VolumeError> {
+    let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let good = (1..=64).contains(&name.len()) && name.bytes().all(ok) && !name.starts_with('.');
+    if good && name != NEXT_VOLUME { Ok(()) } else { Err(VolumeError::BadName(name.into())) }
+}
+
+/// The names of the volumes in a directory, in order.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn list(dir: &Path) -> Result<Vec<String>, VolumeError> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(VolumeError::io(dir))?,
+    };
+    let mut names = BTreeSet::new();
+    for entry in entries {
+        let entry = entry.map_err(VolumeError::io(dir))?;
+        // A volume that was being made when the server died has no FORMAT yet; it is made again by
+        // whoever wants it.
+        if let Ok(name) = entry.file_name().into_string()
+            && check_name(&name).is_ok()
+            && entry.path().join("FORMAT").exists()
+        {
+            names.insert(name);
+        }
+    }
+    Ok(names.into_iter().collect())
+}
+
+/// Opens all volumes in a directory, and makes those in `wanted` that are not there.
+///
+/// # Errors
+/// The first that cannot be opened or made.
+pub fn open_all(
+    dir: &Path,
+    wanted: &[String],
+    config: EngineConfig,
+) -> Result<Vec<(String, Engine)>, VolumeError> {
+    let present = list(dir)?;
+    let missing = wanted.iter().filter(|name| !present.contains(name));
+    let mut open = Vec::new();
+    for name in present.iter() {
+        open.push((name.clone(), open_one(dir, name, config)?));
+    }
+    for name in missing {
+        open.push((name.clone(), create(dir, name, config)?));
+    }
+    Ok(open)
+}
+
+fn open_one(dir: &Path, name: &str, config: EngineConfig) -> Result<Engine, VolumeError> {
+    let failed = |source| VolumeError::Engine { name: name.into(), source };
+    let (engine, report) = Engine::open(&dir.join(name), config).map_err(failed)?;
+    if report.created {
+        tracing::info!(volume = name, "volume made");
+    } else {
+        let cut = report.cut.is_some();
+        tracing::info!(volume = name, last = %report.last, replayed = report.replayed, cut, "volume opened");
+    }
+    Ok(engine)
+}
+
+/// Makes a volume.
+///
+/// # Errors
+/// When there is one of this name, or it cannot be made.
+pub fn create(dir: &Path, name: &str, config: EngineConfig) -> Result<Engine, VolumeError> {
+    check_name(name)?;
+    if dir.join(name).join("FORMAT").exists() {
+        return Err(VolumeError::Exists(name.into()));
+    }
+    fs::create_dir_all(dir).map_err(VolumeError::io(dir))?;
+    let number = take_number(dir)?;
+    let mut id = [0; 8];
+    getrandom::fill(&mut id).map_err(|e| VolumeError::io(dir)(e.into()))?;
+    let settings = Settings { first_ino: (number << INODE_BITS) + 2, ..Settings::default() };
+    let new = NewVolume { id: u64::from_le_bytes(id), settings, time: now() };
+    open_one(dir, name, EngineConfig { new_volume: Some(new), ..config })
+}
+
+/// The number of a new volume, which no other volume gets, whatever happens.
+fn take_number(dir: &Path) -> Result<u64, VolumeError> {
+    let (path, new) = (dir.join(NEXT_VOLUME), dir.join(format!("{NEXT_VOLUME}.new")));
+    let number = match fs::read_to_string(&path) {
+        Ok(text) => text.trim().parse().map_err(|_| VolumeError::BadNumber(path.clone()))?,
+        // Volumes without the file: it was lost, and with it which numbers have been used.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => match list(dir)?.is_empty() {
+            true => 0,
+            false => return Err(VolumeError::BadNumber(path)),
+        },
+        Err(e) => return Err(VolumeError::io(path)(e)),
+    };
+    if number >= MAX_VOLUMES {
+        return Err(VolumeError::TooMany);
+    }
+    let write = || {
+        let mut file = File::create(&new)?;
+        writeln!(file, "{}", number + 1)?;
+        file.sync_all()?;
+        fs::rename(&new, &path)?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(VolumeError::io(&path))?;
+    Ok(number)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_volumes_have_an_inode_number_in_common() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = EngineConfig::default();
+        let first = |name| {
+            let engine = create(dir.path(), name, config).unwrap();
+            engine.volume().unwrap().settings.first_ino
+        };
+        assert_eq!(first("a"), 2);
+        assert_eq!(first("b"), (1 << 48) + 2);
+        fs::remove_dir_all(dir.path().join("b")).unwrap();
+        assert_eq!(first("b"), (2 << 48) + 2);
+        assert_eq!(list(dir.path()).unwrap(), ["a", "b"]);
+        let again = create(dir.path(), "a", config).err().map(|e| e.to_string());
+        assert!(again.is_some_and(|e| e.contains("already")));
+        fs::remove_file(dir.path().join(NEXT_VOLUME)).unwrap();
+        assert!(matches!(create(dir.path(), "c", config), Err(VolumeError::BadNumber(_))));
+    }
+
+    #[test]
+    fn names_that_are_no_single_folder_are_refused() {
+        for name in ["", ".", "..", "a/b", "../x", ".hidden", "ä", "NEXT_VOLUME", &"x".repeat(65)]
+        {
+            assert!(matches!(check_name(name), Err(VolumeError::BadName(_))), "{name}");
+        }
+        assert!(check_name("Volume_1.2-3").is_ok());
+    }
+}
