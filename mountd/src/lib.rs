@@ -1,5 +1,6 @@
 //! The client of netfs.
 
+pub mod cache;
 pub mod cli;
 pub mod dial;
 pub mod fuse;

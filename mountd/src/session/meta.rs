@@ -1,5 +1,6 @@
 //! Calls to the metadata server.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -101,6 +102,10 @@ pub struct Session {
     counters: Arc<Counters>,
     bulk: Bulk,
     events: Mutex<Option<Weak<dyn SessionEvents>>>,
+    /// The latest log position seen in an answer to a change.
+    latest: AtomicU64,
+    /// Up to where the log is known to be durable.
+    durable: AtomicU64,
 }
 
 impl std::fmt::Debug for Session {
@@ -144,6 +149,8 @@ impl Session {
             counters,
             bulk,
             events: Mutex::new(None),
+            latest: AtomicU64::new(0),
+            durable: AtomicU64::new(0),
         });
         tokio::spawn(drive(Arc::downgrade(&session), reply.instance, pushes));
         Ok(session)
@@ -279,14 +286,40 @@ impl Session {
             let mutation = Mutation { seq: number.seq, answered, time, sync, op };
             match self.once(&*link, Request::Mutate(mutation)).await? {
                 Some(reply) => {
-                    return match reply? {
-                        Response::Changed { target, attrs } => Ok(Changed { target, attrs }),
-                        _ => Err(Errno::EPROTO),
+                    let Response::Changed { target, attrs } = reply? else {
+                        return Err(Errno::EPROTO);
                     };
+                    let at = attrs.iter().map(|a| a.version).max().unwrap_or(0);
+                    self.latest.fetch_max(at, Ordering::SeqCst);
+                    if sync {
+                        self.durable.fetch_max(at, Ordering::SeqCst);
+                    }
+                    return Ok(Changed { target, attrs });
                 }
                 None => (serial, incarnation, link) = self.up(serial).await?,
             }
         }
+    }
+}
+
+impl Session {
+    /// Returns when the log is durable up to a position, `u64::MAX` for everything answered so
+    /// far. Costs no message when that is known.
+    ///
+    /// # Errors
+    /// As [`Session::ask`].
+    pub async fn sync_to(&self, position: u64) -> Result<(), Errno> {
+        let latest = self.latest.load(Ordering::SeqCst);
+        if self.durable.load(Ordering::SeqCst) >= position {
+            return Ok(());
+        }
+        match self.ask(Request::Sync).await? {
+            Response::Done => {}
+            _ => return Err(Errno::EPROTO),
+        }
+        let known = if position == u64::MAX { latest } else { latest.max(position) };
+        self.durable.fetch_max(known, Ordering::SeqCst);
+        Ok(())
     }
 }
 

@@ -1,21 +1,115 @@
 //! The semantics of the file system, free of FUSE.
+//!
+//! Operations come in pairs where that pays: `try_…` answers at once from what is known, or not
+//! at all; its asynchronous twin may send messages. Changes run in tasks of their own, so that a
+//! caller who gives up (a signal, a soft mount's time-out) does not leave the caches without the
+//! outcome.
 
+mod atime;
+mod attrs;
+mod copy;
+mod dir;
+mod handles;
+mod life;
+mod names;
+mod open;
+mod read;
+mod space;
 mod types;
+mod write;
+mod xattr;
 
-use std::sync::Arc;
+#[cfg(test)]
+mod tests;
 
-use bytes::Bytes;
-use netfs_common::attr::SetAttr;
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use netfs_common::attr::Attr;
 use netfs_common::errno::Errno;
-use netfs_common::id::Ino;
-use netfs_common::name::Name;
-use netfs_common::wire::meta::{NewInode, RenameMode, StatFs};
+use netfs_common::id::{Ino, InstanceId, SessionId};
+use netfs_common::wire::meta::{Request, Response, StatFs};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::cache::{self, Cache, Node};
+use crate::session::{DialError, Dialer, Session, SessionConfig};
+use crate::writeback::{self, Writeback};
+use handles::Handles;
 pub use types::{Caller, DirItem, Entry, FOREVER, KernelCache, Looked, Opened, ReadData};
 
+/// How a volume is mounted.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The volume.
+    pub volume: String,
+    /// Host and mount point, for people.
+    pub client: String,
+    /// A call that waits longer fails with `ETIMEDOUT`; `None`: it waits for ever.
+    pub soft: Option<Duration>,
+    /// Reads leave no trace.
+    pub noatime: bool,
+    /// How long unmounting may take to send what is buffered.
+    pub leave: Duration,
+    /// Bounds of the caches.
+    pub cache: cache::Limits,
+    /// Bounds of the buffers.
+    pub writeback: writeback::Limits,
+}
+
+impl Options {
+    /// The defaults for a volume.
+    pub fn new(volume: impl Into<String>, client: impl Into<String>) -> Options {
+        Options {
+            volume: volume.into(),
+            client: client.into(),
+            soft: None,
+            noatime: false,
+            leave: Duration::from_secs(60),
+            cache: cache::Limits::default(),
+            writeback: writeback::Limits::default(),
+        }
+    }
+}
+
+/// Why a volume cannot be mounted.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// No connection.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// The system gives no random numbers.
+    #[error("the system gives no random numbers: {0}")]
+    Random(String),
+}
+
 /// A mounted volume.
-#[derive(Debug)]
 pub struct Vfs {
     runtime: tokio::runtime::Handle,
+    options: Options,
+    session: Arc<Session>,
+    cache: Arc<Cache>,
+    writeback: Arc<Writeback>,
+    handles: Handles,
+    kernel: OnceLock<Arc<dyn KernelCache>>,
+    /// Access times that the server does not know. Bounded, see [`atime`].
+    accessed: Mutex<HashMap<Ino, netfs_common::attr::Timestamp>>,
+    /// Held while access times are on their way. Locked after an inode's `meta`.
+    access_gate: tokio::sync::Mutex<()>,
+    /// Orphans that nobody uses any more, to be told to the server.
+    forgotten: Mutex<Vec<Ino>>,
+    background: Notify,
+    space: Mutex<Option<(Instant, StatFs)>>,
+    down: AtomicBool,
+}
+
+impl std::fmt::Debug for Vfs {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Vfs").field("options", &self.options).finish_non_exhaustive()
+    }
 }
 
 /// Message counters and sizes, for `netfs status`.
@@ -23,226 +117,151 @@ pub struct Vfs {
 pub struct Stats {
     /// Messages sent, by request type.
     pub messages: Vec<(&'static str, u64)>,
-    /// Bytes written by programs that no server has yet.
+    /// Bytes written by programs that no server has acknowledged, with what they cost in memory.
     pub dirty_bytes: u64,
     /// Inodes in the client's table.
     pub inodes: u64,
+    /// There is a connection to the metadata server.
+    pub connected: bool,
+    /// Nobody else uses the volume.
+    pub exclusive: bool,
 }
 
-#[allow(missing_docs, clippy::unused_async, unused_variables, clippy::missing_errors_doc)]
+fn random() -> Result<u64, ConnectError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|e| ConnectError::Random(e.to_string()))?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
 impl Vfs {
-    pub fn set_kernel(&self, kernel: Arc<dyn KernelCache>) {}
+    /// Connects to the volume's servers. The calling task's runtime carries all that follows.
+    ///
+    /// # Errors
+    /// See [`ConnectError`].
+    pub async fn start(
+        dialer: Arc<dyn Dialer>,
+        options: Options,
+    ) -> Result<Arc<Vfs>, ConnectError> {
+        let config = SessionConfig {
+            volume: options.volume.clone(),
+            client: options.client.clone(),
+            session: SessionId(random()?),
+            instance: InstanceId(random()?),
+        };
+        let session = Session::open(config, dialer).await?;
+        let cache = Arc::new(Cache::new(options.cache, session.volume().exclusive));
+        let writeback = Writeback::new(Arc::clone(&session), Arc::clone(&cache), options.writeback);
+        let vfs = Arc::new(Vfs {
+            runtime: tokio::runtime::Handle::current(),
+            options,
+            session,
+            cache,
+            writeback,
+            handles: Handles::default(),
+            kernel: OnceLock::new(),
+            accessed: Mutex::default(),
+            access_gate: tokio::sync::Mutex::new(()),
+            forgotten: Mutex::default(),
+            background: Notify::new(),
+            space: Mutex::new(None),
+            down: AtomicBool::new(false),
+        });
+        let weak = Arc::downgrade(&vfs);
+        vfs.session.set_events(weak.clone());
+        tokio::spawn(life::attend(weak));
+        Ok(vfs)
+    }
+
+    /// Names the kernel's caches; to be done before the first operation.
+    pub fn set_kernel(&self, kernel: Arc<dyn KernelCache>) {
+        self.writeback.set_kernel(Arc::clone(&kernel));
+        self.cache.set_kernel(Arc::clone(&kernel));
+        // Set once at mount; a second kernel does not exist.
+        let _ = self.kernel.set(kernel);
+    }
+
+    /// The runtime that the asynchronous operations run on.
     pub fn runtime(&self) -> tokio::runtime::Handle {
         self.runtime.clone()
     }
-    pub fn try_lookup(&self, parent: Ino, name: &Name) -> Option<Result<Looked, Errno>> {
-        None
+
+    /// The volume's description: its identifier, its limits.
+    pub fn volume(&self) -> Arc<netfs_common::wire::hello::VolumeInfo> {
+        self.session.volume()
     }
-    pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &Name) -> Result<Looked, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub fn forget(self: &Arc<Self>, ino: Ino, nlookup: u64) {}
-    pub fn referenced(&self, ino: Ino) {}
-    pub fn try_getattr(&self, ino: Ino, fh: Option<u64>) -> Option<Result<Entry, Errno>> {
-        None
-    }
-    pub async fn getattr(self: &Arc<Self>, ino: Ino, fh: Option<u64>) -> Result<Entry, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn setattr(
-        self: &Arc<Self>,
-        ino: Ino,
-        set: SetAttr,
-        fh: Option<u64>,
-        caller: Caller,
-    ) -> Result<Entry, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn readlink(self: &Arc<Self>, ino: Ino) -> Result<Vec<u8>, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn make(
-        self: &Arc<Self>,
-        parent: Ino,
-        name: &Name,
-        new: NewInode,
-        perm: u16,
-        umask: u16,
-        caller: Caller,
-    ) -> Result<Entry, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn create(
-        self: &Arc<Self>,
-        parent: Ino,
-        name: &Name,
-        perm: u16,
-        umask: u16,
-        flags: i32,
-        caller: Caller,
-    ) -> Result<(Entry, Opened), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn link(
-        self: &Arc<Self>,
-        ino: Ino,
-        parent: Ino,
-        name: &Name,
-    ) -> Result<Entry, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn unlink(self: &Arc<Self>, parent: Ino, name: &Name) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn rmdir(self: &Arc<Self>, parent: Ino, name: &Name) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn rename(
-        self: &Arc<Self>,
-        parent: Ino,
-        name: &Name,
-        new_parent: Ino,
-        new_name: &Name,
-        mode: RenameMode,
-    ) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub fn try_open(&self, ino: Ino, flags: i32) -> Option<Result<Opened, Errno>> {
-        None
-    }
-    pub async fn open(self: &Arc<Self>, ino: Ino, flags: i32) -> Result<Opened, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub fn try_read(
-        &self,
-        ino: Ino,
-        fh: u64,
-        offset: u64,
-        size: u32,
-    ) -> Option<Result<ReadData, Errno>> {
-        None
-    }
-    pub async fn read(
-        self: &Arc<Self>,
-        ino: Ino,
-        fh: u64,
-        offset: u64,
-        size: u32,
-    ) -> Result<ReadData, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    /// `data` is taken only when the answer is `Some`.
-    pub fn try_write(
-        self: &Arc<Self>,
-        ino: Ino,
-        fh: u64,
-        offset: u64,
-        data: &Bytes,
-        flags: i32,
-        write_flags: u32,
-    ) -> Option<Result<u32, Errno>> {
-        None
-    }
-    #[allow(clippy::too_many_arguments)]
-    pub async fn write(
-        self: &Arc<Self>,
-        ino: Ino,
-        fh: u64,
-        offset: u64,
-        data: Bytes,
-        flags: i32,
-        write_flags: u32,
-    ) -> Result<u32, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn flush(self: &Arc<Self>, ino: Ino, fh: u64) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    /// Never waits.
-    pub fn release(self: &Arc<Self>, ino: Ino, fh: u64) {}
-    pub async fn fsync(self: &Arc<Self>, ino: Ino, fh: u64, datasync: bool) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn fsyncdir(self: &Arc<Self>, ino: Ino) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn fallocate(
-        self: &Arc<Self>,
-        ino: Ino,
-        fh: u64,
-        offset: u64,
-        len: u64,
-        mode: i32,
-    ) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn lseek(
-        self: &Arc<Self>,
-        ino: Ino,
-        fh: u64,
-        offset: i64,
-        whence: i32,
-    ) -> Result<i64, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    #[allow(clippy::too_many_arguments)]
-    pub async fn copy_file_range(
-        self: &Arc<Self>,
-        ino_in: Ino,
-        fh_in: u64,
-        off_in: u64,
-        ino_out: Ino,
-        fh_out: u64,
-        off_out: u64,
-        len: u64,
-    ) -> Result<u64, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub fn opendir(&self, ino: Ino, flags: i32) -> Result<Opened, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn readdir(
-        self: &Arc<Self>,
-        ino: Ino,
-        fh: u64,
-        after: u64,
-        max: usize,
-        plus: bool,
-    ) -> Result<Vec<DirItem>, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub fn releasedir(&self, ino: Ino, fh: u64) {}
-    pub fn try_getxattr(&self, ino: Ino, name: &[u8]) -> Option<Result<Vec<u8>, Errno>> {
-        None
-    }
-    pub async fn getxattr(self: &Arc<Self>, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn listxattr(self: &Arc<Self>, ino: Ino) -> Result<Vec<Vec<u8>>, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn setxattr(
-        self: &Arc<Self>,
-        ino: Ino,
-        name: &[u8],
-        value: &[u8],
-        flags: i32,
-        caller: Caller,
-    ) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn removexattr(self: &Arc<Self>, ino: Ino, name: &[u8]) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn statfs(self: &Arc<Self>) -> Result<StatFs, Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn syncfs(self: &Arc<Self>) -> Result<(), Errno> {
-        Err(Errno::ENOSYS)
-    }
-    pub async fn going_down(self: &Arc<Self>, flush: bool) {}
-    pub async fn shutdown(self: &Arc<Self>) {}
+
+    /// What the client is doing.
     pub fn stats(&self) -> Stats {
-        Stats::default()
+        Stats {
+            messages: self.session.counters().snapshot(),
+            dirty_bytes: self.writeback.pending(),
+            inodes: self.cache.table.len() as u64,
+            connected: self.session.connected(),
+            exclusive: self.cache.exclusive(),
+        }
+    }
+
+    /// Messages of one type sent so far, by the names in [`Stats::messages`].
+    pub fn messages(&self, name: &str) -> u64 {
+        self.session.counters().get(name)
+    }
+
+    fn is_down(&self) -> bool {
+        self.down.load(Ordering::SeqCst)
+    }
+
+    fn up(&self) -> Result<(), Errno> {
+        if self.is_down() { Err(Errno::EIO) } else { Ok(()) }
+    }
+
+    /// For how long the kernel may keep what it is told.
+    fn ttl(&self) -> Duration {
+        if self.cache.exclusive() { FOREVER } else { Duration::ZERO }
+    }
+
+    /// Waits for a question as long as the mount options say.
+    async fn patiently<T>(
+        &self,
+        question: impl Future<Output = Result<T, Errno>>,
+    ) -> Result<T, Errno> {
+        self.up()?;
+        match self.options.soft {
+            None => question.await,
+            Some(limit) => {
+                tokio::time::timeout(limit, question).await.unwrap_or(Err(Errno::ETIMEDOUT))
+            }
+        }
+    }
+
+    /// Runs a change to its end, and waits for it as long as the mount options and the caller do.
+    async fn run<T: Send + 'static>(
+        &self,
+        change: impl Future<Output = Result<T, Errno>> + Send + 'static,
+    ) -> Result<T, Errno> {
+        self.up()?;
+        let task = self.runtime.spawn(change);
+        // A task that panicked has no answer.
+        self.patiently(async { task.await.unwrap_or(Err(Errno::EIO)) }).await
+    }
+
+    /// An inode with attributes that are good for now: the cached ones, or fresh ones.
+    async fn known(&self, ino: Ino) -> Result<(Arc<Node>, Attr), Errno> {
+        let node = self.cache.table.obtain(ino);
+        if let Some(attr) = node.served() {
+            return Ok((node, attr));
+        }
+        let ticket = self.cache.ticket(&node);
+        match self.session.ask(Request::Get { ino }).await? {
+            Response::Entry { attr, inline } if attr.ino == ino => {
+                self.cache.learn(ticket, attr, inline.map(Into::into));
+                let attr = node.effective().ok_or(Errno::EIO)?;
+                Ok((node, attr))
+            }
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    fn entry(&self, attr: Attr) -> Entry {
+        Entry { attr, ttl: self.ttl() }
     }
 }

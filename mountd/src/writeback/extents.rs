@@ -37,7 +37,7 @@ impl Content {
     }
 
     /// The part from `from` to `to`, relative to the start.
-    fn part(&self, from: u64, to: u64) -> Content {
+    pub(super) fn part(&self, from: u64, to: u64) -> Content {
         match self {
             Content::Hole(_) => Content::Hole(to - from),
             Content::Data(b) => {

@@ -1,0 +1,251 @@
+//! One inode, as the client knows it.
+
+use std::sync::{Mutex, MutexGuard, OnceLock};
+
+use bytes::Bytes;
+use netfs_common::attr::{Attr, Timestamp};
+use netfs_common::errno::Errno;
+use netfs_common::id::{Ino, InstanceId, ServerId};
+use tokio::sync::Notify;
+
+use crate::session::lock;
+use crate::writeback::Extents;
+
+/// An inode.
+#[derive(Debug)]
+pub struct Node {
+    /// Its number.
+    pub ino: Ino,
+    state: Mutex<State>,
+    gates: OnceLock<Box<Gates>>,
+}
+
+/// The asynchronous locks of an inode, made when first used.
+///
+/// Lock order: `io` before `meta` before any state; of two inodes' `io` the one with the smaller
+/// number first.
+#[derive(Debug, Default)]
+pub struct Gates {
+    /// Shared by writes, which only put bytes into the buffer; exclusive for what needs the
+    /// buffer to stand still: truncation, `fsync`, allocation, copying. Nothing that frees room
+    /// in the buffers takes it, so that waiting for room under it would still end; writes wait
+    /// before they take it all the same.
+    pub io: tokio::sync::RwLock<()>,
+    /// Held while a change of this inode's size or times is under way at the server: they must
+    /// arrive in order.
+    pub meta: tokio::sync::Mutex<()>,
+    /// Told whenever data of the inode has arrived at a server, or failed to.
+    pub progress: Notify,
+}
+
+/// By whom and when bytes were acknowledged that may not be durable yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// The server.
+    pub server: ServerId,
+    /// In which of its lives.
+    pub verifier: InstanceId,
+    /// A number that grows with every acknowledgement.
+    pub at: u64,
+}
+
+/// What is known of an inode and not yet sent.
+#[derive(Debug, Default)]
+pub struct State {
+    /// As the server described it last.
+    pub attr: Option<Attr>,
+    /// The attributes may be served without asking.
+    pub valid: bool,
+    /// Change counter, see [`crate::cache`].
+    pub changes: u64,
+    /// Of a directory: every name in it is in the cache of names.
+    pub complete: bool,
+    /// A later access than the server knows of.
+    pub atime: Option<Timestamp>,
+    /// The target of a symbolic link.
+    pub target: Option<Bytes>,
+    /// Failures of background writes.
+    pub failed: FailLog,
+    /// Raised when data on its way was given up: what comes back later no longer counts.
+    pub era: u64,
+    /// Data on its way; most inodes have none.
+    pub file: Option<Box<File>>,
+}
+
+/// Failures, each reported once to every open file (as the kernel's `errseq_t` does).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FailLog {
+    last: Option<Errno>,
+    count: u64,
+    reported: bool,
+}
+
+impl FailLog {
+    /// Notes a failure.
+    pub fn add(&mut self, error: Errno) {
+        self.last = Some(error);
+        self.count += 1;
+        self.reported = false;
+    }
+
+    /// From where a new handle counts: a failure that nobody was told yet is told to it.
+    pub fn start(&self) -> u64 {
+        if self.reported { self.count } else { self.count.saturating_sub(1) }
+    }
+
+    /// How many failures there were.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The last failure if it came after `seen`, which moves on.
+    pub fn check(&mut self, seen: &mut u64) -> Result<(), Errno> {
+        if *seen >= self.count {
+            return Ok(());
+        }
+        *seen = self.count;
+        self.reported = true;
+        Err(self.last.unwrap_or(Errno::EIO))
+    }
+}
+
+/// Data of a file that the servers do not have for certain.
+#[derive(Debug, Default)]
+pub struct File {
+    /// Written by programs, not yet sent.
+    pub dirty: Extents,
+    /// Being sent.
+    pub flying: Extents,
+    /// Acknowledged, but not yet known to be durable; sent again if its server loses it.
+    pub kept: Extents<Mark>,
+    /// A task takes batches out of `dirty`.
+    pub pumping: bool,
+    /// How much more goes out, by weight, although its window is not full.
+    pub force: u64,
+    /// In the queue of those to be sent when they are old enough.
+    pub queued: bool,
+    /// The data was inline at the server and goes to chunks: so many bytes of it must be durable
+    /// there before the server may drop the inline copy.
+    pub converting: Option<u64>,
+    /// Data has arrived at data servers which the metadata server was not told of.
+    pub unreported: bool,
+    /// The end of that data.
+    pub end: u64,
+    /// By how much it grew the allocated bytes.
+    pub allocated: i64,
+    /// Time of the last write, as long as the metadata server does not know it.
+    pub mtime: Option<Timestamp>,
+    /// When contents changed last, likewise; differs from `mtime` once that was set by hand.
+    pub ctime: Option<Timestamp>,
+}
+
+impl File {
+    /// Where the file ends at least.
+    pub fn reach(&self) -> u64 {
+        self.end.max(self.dirty.end()).max(self.flying.end())
+    }
+
+    /// Nothing is to be sent or reported.
+    pub fn is_clean(&self) -> bool {
+        self.dirty.is_empty() && self.flying.is_empty() && !self.reportable()
+    }
+
+    /// The metadata server should be told something.
+    pub fn reportable(&self) -> bool {
+        self.unreported || self.mtime.is_some()
+    }
+
+    /// Memory of what has not been acknowledged.
+    pub fn pending_weight(&self) -> u64 {
+        self.dirty.weight() + self.flying.weight()
+    }
+}
+
+impl Node {
+    pub(super) fn new(ino: Ino, changes: u64) -> Node {
+        let state = State { changes, ..State::default() };
+        Node { ino, state: Mutex::new(state), gates: OnceLock::new() }
+    }
+
+    /// The state, locked.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// The asynchronous locks.
+    pub fn gates(&self) -> &Gates {
+        self.gates.get_or_init(Box::default)
+    }
+
+    /// The attributes as programs shall see them, if they may be served.
+    pub fn served(&self) -> Option<Attr> {
+        let state = self.state();
+        if state.valid { state.effective() } else { None }
+    }
+
+    /// The attributes as programs shall see them, as far as known.
+    pub fn effective(&self) -> Option<Attr> {
+        self.state().effective()
+    }
+}
+
+impl State {
+    /// The attributes with everything laid over them that the server does not know.
+    pub fn effective(&self) -> Option<Attr> {
+        let mut attr = self.attr.clone()?;
+        if let Some(t) = self.atime {
+            attr.atime = attr.atime.max(t);
+        }
+        let Some(file) = &self.file else { return Some(attr) };
+        attr.size = attr.size.max(file.reach());
+        if let Some(t) = file.mtime {
+            attr.mtime = t;
+        }
+        if let Some(t) = file.ctime {
+            attr.ctime = attr.ctime.max(t);
+        }
+        // An estimate until the servers have said what the data takes: what is on its way counts
+        // as new.
+        let pending = file.dirty.data_bytes() + file.flying.data_bytes();
+        attr.allocated = attr.allocated.saturating_add_signed(file.allocated);
+        attr.allocated = attr.allocated.saturating_add(pending);
+        Some(attr)
+    }
+
+    /// The size as programs shall see it.
+    pub fn size(&self) -> u64 {
+        let sent = self.attr.as_ref().map_or(0, |a| a.size);
+        self.file.as_ref().map_or(sent, |f| sent.max(f.reach()))
+    }
+
+    /// The data is inline at the server and stays so for now.
+    pub fn is_inline(&self) -> bool {
+        let converting = self.file.as_ref().is_some_and(|f| f.converting.is_some());
+        !converting && self.attr.as_ref().is_some_and(|a| a.inline)
+    }
+
+    /// The data on its way, made if there is none.
+    pub fn file(&mut self) -> &mut File {
+        self.file.get_or_insert_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_is_told_once_to_each_handle() {
+        let mut log = FailLog::default();
+        let (mut a, mut b) = (log.start(), log.start());
+        log.add(Errno::ENOSPC);
+        assert_eq!(log.check(&mut a), Err(Errno::ENOSPC));
+        assert_eq!(log.check(&mut a), Ok(()));
+        assert_eq!(log.check(&mut b), Err(Errno::ENOSPC));
+        let mut late = log.start();
+        assert_eq!(log.check(&mut late), Ok(()), "it was reported before");
+        log.add(Errno::EIO);
+        let mut first = log.start();
+        assert_eq!(log.check(&mut first), Err(Errno::EIO), "nobody knew of it");
+    }
+}

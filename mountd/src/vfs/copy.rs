@@ -1,0 +1,199 @@
+//! Copying within the volume, without the bytes passing through here where that can be had.
+
+use std::sync::Arc;
+
+use netfs_common::errno::Errno;
+use netfs_common::id::{ChunkId, Ino};
+
+use super::Vfs;
+use super::attrs::MAX_SIZE;
+use crate::cache::Node;
+use crate::session::{Copied, now};
+use crate::writeback::Content;
+
+/// The most that one call copies; the kernel asks again for the rest. It bounds for how long the
+/// target is locked.
+const MAX_COPY: u64 = 256 << 20;
+/// Bytes are read and written in pieces of this size where the server cannot copy.
+const PIECE: u64 = 1 << 20;
+/// A run of zeros of this length becomes a hole.
+const HOLE: usize = 64 << 10;
+/// How often a copy begins again because the data server was restarted meanwhile.
+const MAX_ROUNDS: usize = 10;
+
+impl Vfs {
+    /// Copies a range, to the end of the source at most. Returns how much was copied.
+    ///
+    /// # Errors
+    /// As `copy_file_range(2)`.
+    #[allow(clippy::too_many_arguments)]
+    pub async fn copy_file_range(
+        self: &Arc<Self>,
+        ino_in: Ino,
+        fh_in: u64,
+        off_in: u64,
+        ino_out: Ino,
+        fh_out: u64,
+        off_out: u64,
+        len: u64,
+    ) -> Result<u64, Errno> {
+        let source = self.handles.get(fh_in)?;
+        let target = self.handles.get(fh_out)?;
+        let len = len.min(MAX_COPY);
+        if off_out.checked_add(len).is_none_or(|e| e > MAX_SIZE) {
+            return Err(Errno::EFBIG);
+        }
+        let same = ino_in == ino_out;
+        if same && off_in < off_out.saturating_add(len) && off_out < off_in.saturating_add(len) {
+            return Err(Errno::EINVAL);
+        }
+        let this = Arc::clone(self);
+        self.run(async move {
+            target.check()?;
+            this.writeback.wait_for_room().await?;
+            let (from, to) = (&source.node, &target.node);
+            // In the order of their numbers, so that two copies cannot wait for each other.
+            let (first, second) = if from.ino <= to.ino { (from, to) } else { (to, from) };
+            let _first = first.gates().io.write().await;
+            let _second = match same {
+                true => None,
+                false => Some(second.gates().io.write().await),
+            };
+            let (_, attr) = this.known(from.ino).await?;
+            this.known(to.ino).await?;
+            let len = len.min(attr.size.saturating_sub(off_in));
+            if len == 0 {
+                return Ok(0);
+            }
+            this.copy(from, off_in, to, off_out, len).await?;
+            this.touch(from, source.flags);
+            Ok(len)
+        })
+        .await
+    }
+
+    async fn copy(
+        self: &Arc<Self>,
+        from: &Arc<Node>,
+        off_in: u64,
+        to: &Arc<Node>,
+        off_out: u64,
+        len: u64,
+    ) -> Result<(), Errno> {
+        self.writeback.drain(from, false).await?;
+        self.writeback.drain(to, false).await?;
+        let chunked = |n: &Node| {
+            let state = n.state();
+            !state.is_inline() && state.attr.as_ref().is_some_and(|a| !a.inline)
+        };
+        // A report first: only then is it certain that neither is inline any more.
+        self.writeback.report(from, false).await?;
+        self.writeback.report(to, false).await?;
+        let by_server = chunked(from) && chunked(to);
+        if by_server && self.copy_at_server(from, off_in, to, off_out, len).await? {
+            return Ok(());
+        }
+        self.copy_through(from, off_in, to, off_out, len).await
+    }
+
+    /// Copies chunk by chunk at the data server; `false` when the chunks are apart.
+    ///
+    /// The copy is made durable before anybody relies on it: there are no bytes here that could
+    /// be sent again.
+    async fn copy_at_server(
+        self: &Arc<Self>,
+        from: &Arc<Node>,
+        off_in: u64,
+        to: &Arc<Node>,
+        off_out: u64,
+        len: u64,
+    ) -> Result<bool, Errno> {
+        'again: for _ in 0..MAX_ROUNDS {
+            // Bytes of a server that was restarted meanwhile are dirty again.
+            self.writeback.drain(from, false).await?;
+            self.writeback.drain(to, false).await?;
+            let (source, target) = match (from.effective(), to.effective()) {
+                (Some(source), Some(target)) => (source, target),
+                _ => return Err(Errno::EIO),
+            };
+            let (mut done, mut written) = (0, Vec::new());
+            while done < len {
+                let (a, b) = (off_in + done, off_out + done);
+                let (ca, cb) = (source.chunk_size(), target.chunk_size());
+                let step = (len - done).min(ca - a % ca).min(cb - b % cb);
+                let src = ChunkId { ino: from.ino, generation: source.generation, index: a / ca };
+                let dst = ChunkId { ino: to.ino, generation: target.generation, index: b / cb };
+                let copied = self.session.bulk().copy((src, a % ca), (dst, b % cb), step).await;
+                let Copied::Done(w) = copied? else {
+                    if written.is_empty() {
+                        return Ok(false);
+                    }
+                    // Some of it is there; the rest goes the other way.
+                    self.copied(to, b, &mut written);
+                    self.copy_through(from, a, to, b, len - done).await?;
+                    return Ok(true);
+                };
+                self.writeback.edit(to, |s| {
+                    if let Some(f) = &mut s.file {
+                        f.kept.remove(b, b + step);
+                    }
+                });
+                written.push(w);
+                done += step;
+            }
+            let lives: Vec<_> = written.iter().map(|w| (w.server, w.verifier)).collect();
+            self.copied(to, off_out + len, &mut written);
+            let mut servers: Vec<_> = lives.iter().map(|(s, _)| *s).collect();
+            servers.sort_unstable();
+            servers.dedup();
+            for server in servers {
+                let verifier = self.session.bulk().flush(server).await?;
+                if lives.iter().any(|(s, v)| *s == server && *v != verifier) {
+                    continue 'again;
+                }
+            }
+            return Ok(true);
+        }
+        Err(Errno::EIO)
+    }
+
+    /// Notes what copies have done, to be reported.
+    fn copied(&self, to: &Arc<Node>, end: u64, written: &mut Vec<crate::session::Written>) {
+        let allocated: i64 = written.drain(..).map(|w| w.allocated).sum();
+        self.writeback.note_copied(to, end, allocated, now());
+    }
+
+    async fn copy_through(
+        self: &Arc<Self>,
+        from: &Arc<Node>,
+        off_in: u64,
+        to: &Arc<Node>,
+        off_out: u64,
+        len: u64,
+    ) -> Result<(), Errno> {
+        let mut done = 0;
+        while done < len {
+            self.writeback.wait_for_room().await?;
+            let data = self.read_node(from, off_in + done, PIECE.min(len - done)).await?;
+            if data.is_empty() {
+                break;
+            }
+            let mut at = off_out + done;
+            let mut rest = data.clone();
+            while !rest.is_empty() {
+                let part = rest.split_to(rest.len().min(HOLE));
+                let part_len = part.len() as u64;
+                let zero = part.len() == HOLE && part.iter().all(|b| *b == 0);
+                let content = if zero { Content::Hole(part_len) } else { Content::Data(part) };
+                self.writeback.put(to, content, |_| at);
+                at += part_len;
+            }
+            done += data.len() as u64;
+        }
+        if !self.cache.exclusive() {
+            self.writeback.drain(to, false).await?;
+            self.writeback.report(to, false).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! References, background duties, sharing, going down and leaving.
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use netfs_common::errno::Errno;
+use netfs_common::id::{Ino, InstanceId, ServerId};
+use netfs_common::wire::meta::{MAX_BATCH, Op};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tracing::{error, warn};
+
+use super::{Vfs, atime};
+use crate::session::{Answer, Reconnected, SessionEvents, lock};
+
+/// How long unused orphans wait to be told together.
+const FORGET_DELAY: Duration = Duration::from_millis(100);
+/// How many inodes are brought to the servers at once by [`Vfs::syncfs`].
+const MAX_SYNCING: usize = 32;
+
+impl Vfs {
+    /// The kernel gives references back.
+    pub fn forget(self: &Arc<Self>, ino: Ino, nlookup: u64) {
+        if self.cache.table.forget(ino, nlookup) {
+            self.unused(ino);
+        }
+    }
+
+    /// The kernel gives references of many inodes back.
+    pub fn forget_many(self: &Arc<Self>, all: impl IntoIterator<Item = (Ino, u64)>) {
+        for (ino, nlookup) in all {
+            self.forget(ino, nlookup);
+        }
+    }
+
+    /// An orphan is used by nobody any more: its data need not be sent, and the server may
+    /// remove it.
+    pub(super) fn unused(&self, ino: Ino) {
+        if let Some(node) = self.cache.table.remove(ino) {
+            self.writeback.discard(&node);
+        }
+        self.cache.drop_content(ino);
+        lock(&self.accessed).remove(&ino);
+        let mut forgotten = lock(&self.forgotten);
+        forgotten.push(ino);
+        let tell = forgotten.len() == 1 || forgotten.len() >= MAX_BATCH;
+        drop(forgotten);
+        if tell {
+            self.background.notify_one();
+        }
+    }
+
+    async fn send_forgotten(&self) {
+        loop {
+            let inos: Vec<Ino> = {
+                let mut forgotten = lock(&self.forgotten);
+                let n = forgotten.len().min(MAX_BATCH);
+                forgotten.drain(..n).collect()
+            };
+            if inos.is_empty() {
+                return;
+            }
+            if let Err(e) = self.session.mutate(Op::Forget { inos }, false).await
+                && !self.is_down()
+            {
+                // They go with the session at the latest.
+                warn!(error = %e, "unused files could not be given up");
+            }
+        }
+    }
+
+    /// Brings everything to the servers, and makes it durable.
+    ///
+    /// # Errors
+    /// The first failure; the rest is attempted all the same.
+    pub async fn syncfs(self: &Arc<Self>) -> Result<(), Errno> {
+        let this = Arc::clone(self);
+        self.run(async move { this.sync_all().await }).await
+    }
+
+    async fn sync_all(self: &Arc<Self>) -> Result<(), Errno> {
+        let mut outcome = Ok(());
+        let mut work = JoinSet::new();
+        for node in self.writeback.busy() {
+            if work.len() >= MAX_SYNCING {
+                outcome = outcome.and(joined(work.join_next().await));
+            }
+            let this = Arc::clone(self);
+            work.spawn(async move {
+                let _io = node.gates().io.write().await;
+                this.writeback.drain(&node, false).await?;
+                this.writeback.report(&node, false).await.map(|_| ())
+            });
+        }
+        while !work.is_empty() {
+            outcome = outcome.and(joined(work.join_next().await));
+        }
+        outcome = outcome.and(self.writeback.flush_all().await);
+        outcome = outcome.and(self.send_accessed().await);
+        outcome.and(self.session.sync_to(u64::MAX).await)
+    }
+
+    /// Drops everything that is not synced, after syncing it if `flush`; from then on every call
+    /// fails with `EIO`.
+    pub async fn going_down(self: &Arc<Self>, flush: bool) {
+        if flush && let Err(e) = self.syncfs().await {
+            warn!(error = %e, "not everything could be written before going down");
+        }
+        self.end();
+    }
+
+    /// Unmounts: sends everything, ends the session and the connections. Takes no longer than
+    /// [`super::Options::leave`]; what is not sent by then is lost.
+    pub async fn shutdown(self: &Arc<Self>) {
+        if self.is_down() {
+            return;
+        }
+        let leave = async {
+            if let Err(e) = self.syncfs().await {
+                error!(error = %e, "not everything could be written before unmounting");
+            }
+            self.send_forgotten().await;
+            if let Err(e) = self.session.mutate(Op::EndSession, false).await {
+                warn!(error = %e, "the session was not ended; it expires");
+            }
+        };
+        if tokio::time::timeout(self.options.leave, leave).await.is_err() {
+            error!("the servers do not answer: data that was not yet sent is lost");
+        }
+        self.end();
+    }
+
+    fn end(&self) {
+        self.down.store(true, Ordering::SeqCst);
+        self.session.stop();
+        self.writeback.halt();
+        self.background.notify_one();
+        if let Some(kernel) = self.kernel.get() {
+            for ino in self.cache.table.referenced() {
+                kernel.inval_data(ino, 0, 0);
+            }
+        }
+    }
+
+    /// Another session joins the volume: sends everything, drops everything cached, here and in
+    /// the kernel.
+    async fn give_way(self: &Arc<Self>) {
+        // From here on writes go through and nothing new is kept.
+        self.cache.drop_all(false, false);
+        if let Err(e) = self.syncfs().await {
+            error!(error = %e, "not everything could be written before sharing the volume");
+        }
+        // Again: answers that were on their way when it was said first.
+        self.cache.drop_all(false, false);
+        if let Some(kernel) = self.kernel.get() {
+            // A kernel that is gone has no caches.
+            let _ = kernel.barrier().await;
+        }
+    }
+}
+
+fn joined(outcome: Option<Result<Result<(), Errno>, tokio::task::JoinError>>) -> Result<(), Errno> {
+    match outcome {
+        None => Ok(()),
+        Some(Ok(outcome)) => outcome,
+        Some(Err(_)) => Err(Errno::EIO),
+    }
+}
+
+impl SessionEvents for Vfs {
+    fn reconnected(&self, what: Reconnected) {
+        let lost_exclusive = self.cache.exclusive() && !what.exclusive;
+        if what.restarted || what.lost || lost_exclusive {
+            self.cache.drop_all(what.exclusive, what.restarted || what.lost);
+        }
+        if what.lost {
+            error!("the session has expired: changes that were not yet sent are lost");
+            self.writeback.lose();
+            self.cache.table.no_orphans();
+            lock(&self.forgotten).clear();
+        }
+    }
+
+    fn share(self: Arc<Self>) -> Answer<'static, ()> {
+        Box::pin(async move { self.give_way().await })
+    }
+
+    fn data_restarted(&self, server: ServerId, now: InstanceId) {
+        self.writeback.resend(server, now);
+    }
+}
+
+/// Duties that no call waits for.
+pub(super) async fn attend(weak: Weak<Vfs>) {
+    let mut accessed = Instant::now();
+    loop {
+        {
+            let Some(vfs) = weak.upgrade() else { return };
+            if vfs.is_down() {
+                return;
+            }
+            tokio::select! {
+                () = vfs.background.notified() => tokio::time::sleep(FORGET_DELAY).await,
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+        let Some(vfs) = weak.upgrade() else { return };
+        if vfs.is_down() {
+            return;
+        }
+        vfs.send_forgotten().await;
+        vfs.watch_space().await;
+        let many = lock(&vfs.accessed).len() >= 1000;
+        if many || accessed.elapsed() >= atime::PERIOD {
+            accessed = Instant::now();
+            if let Err(e) = vfs.send_accessed().await
+                && !vfs.is_down()
+            {
+                warn!(error = %e, "access times could not be sent");
+            }
+        }
+    }
+}

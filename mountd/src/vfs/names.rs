@@ -1,0 +1,343 @@
+//! Names: looking them up and changing them.
+
+use std::sync::Arc;
+
+use netfs_common::attr::FileKind;
+use netfs_common::errno::Errno;
+use netfs_common::id::Ino;
+use netfs_common::name::Name;
+use netfs_common::wire::meta::{MAX_SYMLINK, NewInode, Op, RenameMode, Request, Response};
+
+use super::{Caller, Entry, Looked, Opened, Vfs};
+use crate::cache::{Node, Ticket};
+use crate::session::Changed;
+
+impl Vfs {
+    /// The answer to a lookup if it is known. A found inode counts one reference of the kernel.
+    pub fn try_lookup(&self, parent: Ino, name: &Name) -> Option<Result<Looked, Errno>> {
+        if self.is_down() {
+            return Some(Err(Errno::EIO));
+        }
+        match self.cache.name(parent, name) {
+            Some(Some(ino)) => {
+                let attr = self.cache.table.get(ino)?.served()?;
+                self.cache.table.refer(ino);
+                Some(Ok(Looked::Found(self.entry(attr))))
+            }
+            Some(None) => Some(Ok(Looked::Absent { ttl: self.ttl() })),
+            None => {
+                let dir = self.cache.table.get(parent)?;
+                if !self.cache.absent_for_sure(&dir, name) {
+                    return None;
+                }
+                // So that the kernel can be told should it appear by another hand.
+                let ticket = self.cache.ticket(&dir);
+                let kept = self.cache.learn_name(ticket, &dir, name, None);
+                kept.then(|| Ok(Looked::Absent { ttl: self.ttl() }))
+            }
+        }
+    }
+
+    /// Looks a name up. A found inode counts one reference of the kernel.
+    ///
+    /// # Errors
+    /// As `stat(2)`, but that an absent name is none.
+    pub async fn lookup(self: &Arc<Self>, parent: Ino, name: &Name) -> Result<Looked, Errno> {
+        if let Some(known) = self.try_lookup(parent, name) {
+            return known;
+        }
+        self.patiently(self.ask_name(parent, name)).await
+    }
+
+    async fn ask_name(&self, parent: Ino, name: &Name) -> Result<Looked, Errno> {
+        let dir = self.cache.table.obtain(parent);
+        let ticket = self.cache.ticket(&dir);
+        match self.session.ask(Request::Lookup { parent, name: name.clone() }).await {
+            Ok(Response::Entry { attr, inline }) => {
+                let ino = attr.ino;
+                let node = self.cache.learn(ticket, attr, inline.map(Into::into));
+                let kept = self.cache.learn_name(ticket, &dir, name, Some(ino));
+                let attr = node.effective().ok_or(Errno::EIO)?;
+                let mut entry = self.entry(attr);
+                if !kept {
+                    entry.ttl = std::time::Duration::ZERO;
+                }
+                self.cache.table.refer(ino);
+                Ok(Looked::Found(entry))
+            }
+            Err(Errno::ENOENT) => {
+                let kept = self.cache.learn_name(ticket, &dir, name, None);
+                let ttl = if kept { self.ttl() } else { std::time::Duration::ZERO };
+                Ok(Looked::Absent { ttl })
+            }
+            Ok(_) => Err(Errno::EPROTO),
+            Err(e) => Err(e),
+        }
+    }
+
+    /// Sends a change of names. The directories' counters move before and after it.
+    async fn change(&self, dirs: &[&Arc<Node>], op: Op) -> Result<(Ticket, Changed), Errno> {
+        for dir in dirs {
+            self.cache.moved(dir);
+        }
+        let ticket = self.cache.ticket(dirs.first().ok_or(Errno::EINVAL)?);
+        let outcome = self.session.mutate(op, false).await;
+        for dir in dirs {
+            self.cache.moved(dir);
+        }
+        let changed = outcome?;
+        self.cache.learn_changed(ticket, &changed.attrs);
+        let orphans = changed.attrs.iter().filter(|a| a.nlink == 0).map(|a| a.ino);
+        for ino in self.cache.table.unreferenced(orphans) {
+            self.unused(ino);
+        }
+        Ok((ticket, changed))
+    }
+
+    /// Makes a file, directory, symbolic link or special file.
+    ///
+    /// # Errors
+    /// As `mknod(2)`, `mkdir(2)`, `symlink(2)`.
+    pub async fn make(
+        self: &Arc<Self>,
+        parent: Ino,
+        name: &Name,
+        new: NewInode,
+        perm: u16,
+        umask: u16,
+        caller: Caller,
+    ) -> Result<Entry, Errno> {
+        if matches!(&new, NewInode::Symlink(t) if t.len() > MAX_SYMLINK) {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let (this, name) = (Arc::clone(self), name.clone());
+        self.run(async move {
+            let entry = this.make_now(parent, &name, new, perm, umask, caller).await?;
+            this.cache.table.refer(entry.attr.ino);
+            Ok(entry)
+        })
+        .await
+    }
+
+    async fn make_now(
+        &self,
+        parent: Ino,
+        name: &Name,
+        new: NewInode,
+        perm: u16,
+        umask: u16,
+        caller: Caller,
+    ) -> Result<Entry, Errno> {
+        let dir = self.cache.table.obtain(parent);
+        let op = Op::Create {
+            parent,
+            name: name.clone(),
+            new: new.clone(),
+            perm,
+            umask,
+            uid: caller.uid,
+            gid: caller.gid,
+        };
+        let (ticket, changed) = match self.change(&[&dir], op).await {
+            Ok(done) => done,
+            Err(e) => {
+                self.cache.unknown_name(&dir, name);
+                return Err(e);
+            }
+        };
+        let attr = changed.target_attr()?;
+        let node = self.cache.table.obtain(attr.ino);
+        match new {
+            NewInode::Dir => self.cache.made_empty(ticket, &node),
+            NewInode::Symlink(target) if self.cache.exclusive() => {
+                node.state().target = Some(target.into());
+            }
+            _ => {}
+        }
+        self.cache.set_name(&dir, name, Some(attr.ino));
+        Ok(self.entry(node.effective().unwrap_or(attr)))
+    }
+
+    /// Makes and opens a file, or opens the one that is there, by the rules of `open(2)` with
+    /// `O_CREAT`.
+    ///
+    /// # Errors
+    /// As `open(2)`.
+    #[allow(clippy::too_many_arguments)]
+    pub async fn create(
+        self: &Arc<Self>,
+        parent: Ino,
+        name: &Name,
+        perm: u16,
+        umask: u16,
+        flags: i32,
+        caller: Caller,
+    ) -> Result<(Entry, Opened), Errno> {
+        let (this, name) = (Arc::clone(self), name.clone());
+        self.run(async move {
+            let made = this.make_now(parent, &name, NewInode::File, perm, umask, caller).await;
+            let entry = match made {
+                Ok(entry) => {
+                    // Made empty: there is nothing for `O_TRUNC` to do.
+                    let opened = this.opened(entry.attr.ino, flags);
+                    this.cache.table.refer(entry.attr.ino);
+                    return Ok((entry, opened));
+                }
+                Err(Errno::EEXIST) if flags & libc::O_EXCL == 0 => {
+                    match this.ask_name(parent, &name).await? {
+                        Looked::Found(entry) => entry,
+                        // Gone again: the kernel looks anew.
+                        Looked::Absent { .. } => return Err(Errno::ESTALE),
+                    }
+                }
+                Err(e) => return Err(e),
+            };
+            let ino = entry.attr.ino;
+            let opened = match entry.attr.kind {
+                FileKind::File => this.open_now(ino, flags).await,
+                FileKind::Dir => Err(Errno::EISDIR),
+                // To be followed or opened by the kernel, which looks anew.
+                _ => Err(Errno::ESTALE),
+            };
+            match opened {
+                Ok(opened) => {
+                    let attr = this.cache.table.obtain(ino).effective().unwrap_or(entry.attr);
+                    Ok((this.entry(attr), opened))
+                }
+                Err(e) => {
+                    this.forget(ino, 1);
+                    Err(e)
+                }
+            }
+        })
+        .await
+    }
+
+    /// Gives an inode another name.
+    ///
+    /// # Errors
+    /// As `link(2)`.
+    pub async fn link(
+        self: &Arc<Self>,
+        ino: Ino,
+        parent: Ino,
+        name: &Name,
+    ) -> Result<Entry, Errno> {
+        let (this, name) = (Arc::clone(self), name.clone());
+        self.run(async move {
+            let dir = this.cache.table.obtain(parent);
+            let op = Op::Link { ino, parent, name: name.clone() };
+            let changed = match this.change(&[&dir], op).await {
+                Ok((_, changed)) => changed,
+                Err(e) => {
+                    this.cache.unknown_name(&dir, &name);
+                    return Err(e);
+                }
+            };
+            let attr = changed.target_attr()?;
+            this.cache.table.adopted(ino);
+            this.cache.set_name(&dir, &name, Some(ino));
+            let attr = this.cache.table.obtain(ino).effective().unwrap_or(attr);
+            this.cache.table.refer(ino);
+            Ok(this.entry(attr))
+        })
+        .await
+    }
+
+    /// Removes a name that is not a directory's.
+    ///
+    /// # Errors
+    /// As `unlink(2)`.
+    pub async fn unlink(self: &Arc<Self>, parent: Ino, name: &Name) -> Result<(), Errno> {
+        let op = Op::Unlink { parent, name: name.clone() };
+        self.remove(parent, name, op).await
+    }
+
+    /// Removes an empty directory.
+    ///
+    /// # Errors
+    /// As `rmdir(2)`.
+    pub async fn rmdir(self: &Arc<Self>, parent: Ino, name: &Name) -> Result<(), Errno> {
+        let op = Op::Rmdir { parent, name: name.clone() };
+        self.remove(parent, name, op).await
+    }
+
+    async fn remove(self: &Arc<Self>, parent: Ino, name: &Name, op: Op) -> Result<(), Errno> {
+        let (this, name) = (Arc::clone(self), name.clone());
+        self.run(async move {
+            let dir = this.cache.table.obtain(parent);
+            match this.change(&[&dir], op).await {
+                Ok(_) => {
+                    this.cache.set_name(&dir, &name, None);
+                    Ok(())
+                }
+                // These leave the name as it was.
+                Err(e @ (Errno::ENOTEMPTY | Errno::EISDIR | Errno::EPERM | Errno::EACCES)) => {
+                    Err(e)
+                }
+                Err(e) => {
+                    this.cache.unknown_name(&dir, &name);
+                    Err(e)
+                }
+            }
+        })
+        .await
+    }
+
+    /// Moves a name.
+    ///
+    /// # Errors
+    /// As `renameat2(2)`.
+    pub async fn rename(
+        self: &Arc<Self>,
+        parent: Ino,
+        name: &Name,
+        new_parent: Ino,
+        new_name: &Name,
+        mode: RenameMode,
+    ) -> Result<(), Errno> {
+        let (this, name, new_name) = (Arc::clone(self), name.clone(), new_name.clone());
+        self.run(async move {
+            let from = this.cache.table.obtain(parent);
+            let to = this.cache.table.obtain(new_parent);
+            let there = this.cache.name(new_parent, &new_name).flatten();
+            let op = Op::Rename {
+                parent,
+                name: name.clone(),
+                new_parent,
+                new_name: new_name.clone(),
+                mode,
+            };
+            let changed = match this.change(&[&from, &to], op).await {
+                Ok((_, changed)) => changed,
+                Err(e) => {
+                    this.cache.unknown_name(&from, &name);
+                    this.cache.unknown_name(&to, &new_name);
+                    return Err(e);
+                }
+            };
+            let Some(ino) = changed.target else { return Err(Errno::EPROTO) };
+            if mode == RenameMode::Exchange {
+                match there {
+                    Some(other) => this.cache.set_name(&from, &name, Some(other)),
+                    None => this.cache.unknown_name(&from, &name),
+                }
+            } else if there != Some(ino) || (parent == new_parent && name == new_name) {
+                this.cache.set_name(&from, &name, None);
+            } else {
+                // Two names of one inode: nothing was moved.
+                this.cache.unknown_name(&from, &name);
+            }
+            this.cache.set_name(&to, &new_name, Some(ino));
+            if mode == RenameMode::Replace
+                && let Some(node) = this.cache.table.get(ino)
+            {
+                // A file that replaces another by its name should not lose its data in a crash of
+                // this client, though nobody asked for `fsync` (as ext4's `auto_da_alloc`).
+                this.writeback.kick(&node);
+            }
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,264 @@
+//! Reading.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use netfs_common::errno::Errno;
+use netfs_common::id::{ChunkId, Ino};
+use tokio::task::JoinSet;
+
+use super::{ReadData, Vfs};
+use crate::cache::{Node, State};
+use crate::writeback::Content;
+
+/// How often a read begins again because the file went from inline data to chunks or back.
+const MAX_ROUNDS: usize = 8;
+/// The longest single read. The kernel's are 1 MiB.
+const MAX_READ: u64 = 8 << 20;
+
+/// A read, as far as it can be answered here.
+#[derive(Debug)]
+pub(super) struct Plan {
+    start: u64,
+    end: u64,
+    /// What is here, not overlapping.
+    pieces: Vec<(u64, Content)>,
+    /// What the servers have; all else is zeros.
+    gaps: Vec<(u64, u64)>,
+    source: Source,
+}
+
+#[derive(Clone, Debug)]
+enum Source {
+    /// The inline data, if here.
+    Inline(Option<Bytes>),
+    /// Chunks of a generation and size.
+    Chunks(u32, u64),
+}
+
+impl Vfs {
+    /// Reads what is here.
+    pub fn try_read(
+        &self,
+        _ino: Ino,
+        fh: u64,
+        offset: u64,
+        size: u32,
+    ) -> Option<Result<ReadData, Errno>> {
+        if self.is_down() {
+            return Some(Err(Errno::EIO));
+        }
+        let handle = match self.handles.get(fh) {
+            Ok(handle) => handle,
+            Err(e) => return Some(Err(e)),
+        };
+        if !self.cache.exclusive() || !handle.node.state().valid {
+            return None;
+        }
+        let plan = self.plan_read(&handle.node, offset, u64::from(size))?;
+        let data = match &plan.source {
+            Source::Inline(Some(base)) => plan.over_inline(base),
+            _ if plan.gaps.is_empty() => plan.over_chunks(&[]),
+            _ => return None,
+        };
+        self.touch(&handle.node, handle.flags);
+        Some(Ok(ReadData(data)))
+    }
+
+    /// Reads; short only at the end of the file.
+    ///
+    /// # Errors
+    /// As `pread(2)`.
+    pub async fn read(
+        self: &Arc<Self>,
+        ino: Ino,
+        fh: u64,
+        offset: u64,
+        size: u32,
+    ) -> Result<ReadData, Errno> {
+        if let Some(done) = self.try_read(ino, fh, offset, size) {
+            return done;
+        }
+        let handle = self.handles.get(fh)?;
+        let read = self.read_node(&handle.node, offset, u64::from(size));
+        let data = self.patiently(read).await?;
+        self.touch(&handle.node, handle.flags);
+        Ok(ReadData(data))
+    }
+
+    pub(super) async fn read_node(
+        &self,
+        node: &Arc<Node>,
+        offset: u64,
+        size: u64,
+    ) -> Result<Bytes, Errno> {
+        for _ in 0..MAX_ROUNDS {
+            self.known(node.ino).await?;
+            // The buffers first, the server second: what leaves the buffers in between is at the
+            // server by then. The other way round it could be missed in both.
+            let Some(plan) = self.plan_read(node, offset, size) else { return Err(Errno::EIO) };
+            match plan.source.clone() {
+                Source::Inline(Some(base)) => return Ok(plan.over_inline(&base)),
+                Source::Inline(None) => match self.writeback.inline_base(node).await {
+                    Ok(base) => return Ok(plan.over_inline(&base)),
+                    Err(Errno::ESTALE) => {}
+                    Err(e) => return Err(e),
+                },
+                Source::Chunks(generation, size) => {
+                    let parts = self.fetch(node.ino, generation, size, &plan.gaps).await?;
+                    return Ok(plan.over_chunks(&parts));
+                }
+            }
+        }
+        Err(Errno::EIO)
+    }
+
+    fn plan_read(&self, node: &Node, offset: u64, size: u64) -> Option<Plan> {
+        let keep = self.cache.exclusive();
+        let state = node.state();
+        let attr = state.attr.as_ref()?;
+        let end = state.size().min(offset.saturating_add(size.min(MAX_READ))).max(offset);
+        let inline = state.is_inline();
+        let source = if !inline {
+            Source::Chunks(attr.generation, attr.chunk_size())
+        } else if attr.size == 0 {
+            Source::Inline(Some(Bytes::new()))
+        } else {
+            Source::Inline(if state.valid { self.cache.content(node.ino) } else { None })
+        };
+        // What others wrote over acknowledged bytes is at the server only.
+        let (pieces, mut gaps) = overlay(&state, offset, end, keep);
+        let sent = attr.size.max(state.file.as_ref().map_or(0, |f| f.end));
+        gaps.retain_mut(|(s, e)| {
+            *e = (*e).min(sent);
+            s < e
+        });
+        Some(Plan { start: offset, end, pieces, gaps, source })
+    }
+
+    /// Reads ranges of chunks, one message per chunk, all at once.
+    async fn fetch(
+        &self,
+        ino: Ino,
+        generation: u32,
+        chunk: u64,
+        gaps: &[(u64, u64)],
+    ) -> Result<Vec<(u64, Bytes)>, Errno> {
+        let mut spans: Vec<(u64, u64)> = Vec::new();
+        for &(start, end) in gaps {
+            let mut at = start;
+            while at < end {
+                let stop = ((at / chunk + 1).saturating_mul(chunk)).min(end);
+                match spans.last_mut() {
+                    Some((s, e)) if *s / chunk == at / chunk => *e = stop,
+                    _ => spans.push((at, stop)),
+                }
+                at = stop;
+            }
+        }
+        let id = move |at: u64| ChunkId { ino, generation, index: at / chunk };
+        if let [(s, e)] = spans[..] {
+            let bytes = self.session.bulk().read(id(s), s % chunk, e - s).await?;
+            return Ok(vec![(s, bytes)]);
+        }
+        let mut reads = JoinSet::new();
+        for (s, e) in spans {
+            let session = Arc::clone(&self.session);
+            reads.spawn(async move {
+                let bytes = session.bulk().read(id(s), s % chunk, e - s).await;
+                bytes.map(|b| (s, b))
+            });
+        }
+        let mut parts = Vec::with_capacity(reads.len());
+        while let Some(part) = reads.join_next().await {
+            parts.push(part.map_err(|_| Errno::EIO)??);
+        }
+        Ok(parts)
+    }
+}
+
+/// What the buffers have of a range, and what they have not.
+pub(super) fn overlay(
+    state: &State,
+    start: u64,
+    end: u64,
+    keep: bool,
+) -> (Vec<(u64, Content)>, Vec<(u64, u64)>) {
+    let (mut pieces, mut gaps) = (Vec::new(), Vec::new());
+    if start < end {
+        gaps.push((start, end));
+    }
+    let Some(file) = &state.file else { return (pieces, gaps) };
+    let mut lay = |within: &dyn Fn(u64, u64) -> Vec<(u64, Content)>,
+                   left: &dyn Fn(u64, u64) -> Vec<(u64, u64)>| {
+        pieces.extend(gaps.iter().flat_map(|(s, e)| within(*s, *e)));
+        gaps = gaps.iter().flat_map(|(s, e)| left(*s, *e)).collect();
+    };
+    lay(&|s, e| file.dirty.within(s, e), &|s, e| file.dirty.gaps(s, e));
+    lay(&|s, e| file.flying.within(s, e), &|s, e| file.flying.gaps(s, e));
+    if keep {
+        lay(&|s, e| file.kept.within(s, e), &|s, e| file.kept.gaps(s, e));
+    }
+    (pieces, gaps)
+}
+
+impl Plan {
+    fn len(&self) -> usize {
+        (self.end - self.start) as usize
+    }
+
+    fn over_inline(&self, base: &Bytes) -> Bytes {
+        let (start, end) = (self.start as usize, self.end as usize);
+        if self.pieces.is_empty() && end <= base.len() {
+            return base.slice(start..end);
+        }
+        let mut out = BytesMut::zeroed(self.len());
+        if start < base.len() {
+            let part = &base[start..end.min(base.len())];
+            out[..part.len()].copy_from_slice(part);
+        }
+        self.lay_pieces(&mut out);
+        out.freeze()
+    }
+
+    fn over_chunks(&self, parts: &[(u64, Bytes)]) -> Bytes {
+        // One source for everything: no copy.
+        if self.pieces.is_empty()
+            && let [(start, bytes)] = parts
+            && *start == self.start
+            && bytes.len() == self.len()
+        {
+            return bytes.clone();
+        }
+        if parts.is_empty()
+            && let [(start, Content::Data(bytes))] = &self.pieces[..]
+            && *start == self.start
+            && bytes.len() == self.len()
+        {
+            return bytes.clone();
+        }
+        let mut out = BytesMut::zeroed(self.len());
+        for (s, e) in &self.gaps {
+            for (at, bytes) in parts {
+                let (a, b) = ((*s).max(*at), (*e).min(at + bytes.len() as u64));
+                if a < b {
+                    let from = &bytes[(a - at) as usize..(b - at) as usize];
+                    let to = (a - self.start) as usize;
+                    out[to..to + from.len()].copy_from_slice(from);
+                }
+            }
+        }
+        self.lay_pieces(&mut out);
+        out.freeze()
+    }
+
+    fn lay_pieces(&self, out: &mut BytesMut) {
+        for (at, content) in &self.pieces {
+            let to = (at - self.start) as usize;
+            match content {
+                Content::Data(bytes) => out[to..to + bytes.len()].copy_from_slice(bytes),
+                Content::Hole(len) => out[to..to + *len as usize].fill(0),
+            }
+        }
+    }
+}

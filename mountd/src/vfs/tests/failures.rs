@@ -1,0 +1,156 @@
+//! Lost connections, restarted servers, full disks.
+
+use std::time::Duration;
+
+use netfs_common::errno::Errno;
+use netfs_common::id::Ino;
+use netfs_common::wire::meta::NewInode;
+
+use super::world::{Weather, World, file, name, read, write};
+use crate::session::lock;
+use crate::vfs::{Caller, Looked};
+
+#[tokio::test]
+async fn changes_are_applied_once_over_a_network_that_loses_calls() {
+    let world = World::new(1, 16);
+    let vfs = world.mount().await;
+    world.weather(Weather { delay_ms: 1, loss: 6 });
+    for i in 0..60 {
+        let n = name(&format!("d{i}"));
+        // A second application would fail with `EEXIST`, and `ENOENT` below.
+        vfs.make(Ino::ROOT, &n, NewInode::Dir, 0o755, 0, Caller::default()).await.unwrap();
+        if i % 2 == 0 {
+            vfs.rmdir(Ino::ROOT, &n).await.unwrap();
+        }
+    }
+    world.weather(Weather::default());
+    assert_eq!(lock(&world.meta).inodes[&Ino::ROOT].attr.nlink, 2);
+    let kept = lock(&world.meta).sessions.values().map(|s| s.len()).sum::<usize>();
+    assert!(kept <= 2, "answered changes are forgotten by the server, {kept} are not");
+}
+
+#[tokio::test]
+async fn a_restarted_data_server_gets_again_what_it_lost() {
+    let world = World::new(2, 16);
+    let vfs = world.mount().await;
+    let f = file(&vfs, "f").await;
+    write(&vfs, f, 0, &[1; 100_000]).await.unwrap();
+    vfs.fsync(f.0, f.1, false).await.unwrap();
+    for round in 0..5u8 {
+        let at = u64::from(round) * 30_000;
+        write(&vfs, f, at, &[round + 2; 50_000]).await.unwrap();
+        // Long enough to be acknowledged, too short to be flushed.
+        tokio::time::sleep(Duration::from_millis(60)).await;
+        assert_eq!(vfs.writeback.pending(), 0);
+        world.restart_data();
+        assert_eq!(read(&vfs, f, at, 50_000).await, vec![round + 2; 50_000]);
+        vfs.fsync(f.0, f.1, false).await.unwrap();
+        world.restart_data();
+        assert_eq!(read(&vfs, f, at, 50_000).await, vec![round + 2; 50_000]);
+    }
+    vfs.shutdown().await;
+    let vfs = world.mount().await;
+    let Looked::Found(e) = vfs.lookup(Ino::ROOT, &name("f")).await.unwrap() else { panic!() };
+    let fh = vfs.open(e.attr.ino, libc::O_RDONLY).await.unwrap().fh;
+    assert_eq!(read(&vfs, (f.0, fh), 0, 30_001).await[29_999..], [2, 3]);
+    assert_eq!(e.attr.size, 170_000);
+}
+
+#[tokio::test]
+async fn a_failed_write_is_told_once_to_each_open_file() {
+    let world = World::new(3, 16);
+    let vfs = world.mount().await;
+    let f = file(&vfs, "f").await;
+    let second = vfs.open(f.0, libc::O_RDWR).await.unwrap().fh;
+    lock(&world.data).refuse = Some(Errno::ENOSPC);
+    write(&vfs, f, 0, &[1; 100_000]).await.unwrap();
+    assert_eq!(vfs.fsync(f.0, f.1, false).await, Err(Errno::ENOSPC));
+    assert_eq!(vfs.flush(f.0, f.1).await, Ok(()));
+    lock(&world.data).refuse = None;
+    assert_eq!(write(&vfs, (f.0, second), 0, &[2; 10]).await, Err(Errno::ENOSPC));
+    assert_eq!(write(&vfs, (f.0, second), 0, &[2; 10]).await, Ok(10));
+    vfs.fsync(f.0, f.1, false).await.unwrap();
+    let late = vfs.open(f.0, libc::O_RDWR).await.unwrap().fh;
+    assert_eq!(vfs.flush(f.0, late).await, Ok(()));
+    assert_eq!(vfs.getattr(f.0, None).await.unwrap().attr.size, 10);
+}
+
+#[tokio::test]
+async fn a_full_volume_is_told_to_the_program_that_fills_it() {
+    let world = World::new(4, 16);
+    let vfs = world.mount().await;
+    let f = file(&vfs, "f").await;
+    lock(&world.meta).free = 0;
+    lock(&world.data).refuse = Some(Errno::ENOSPC);
+    vfs.statfs().await.unwrap();
+    assert_eq!(write(&vfs, f, 0, &[1; 100_000]).await, Err(Errno::ENOSPC));
+    assert_eq!(vfs.flush(f.0, f.1).await, Ok(()), "told already");
+}
+
+#[tokio::test]
+async fn an_ended_session_is_told_and_the_next_one_works() {
+    let world = World::new(5, 16);
+    let vfs = world.mount_with(|o| o.writeback.age = Duration::from_secs(60)).await;
+    let f = file(&vfs, "f").await;
+    let clean = file(&vfs, "clean").await;
+    write(&vfs, f, 0, &[1; 100]).await.unwrap();
+    lock(&world.meta).sessions.clear();
+    world.cut();
+    vfs.make(Ino::ROOT, &name("d"), NewInode::Dir, 0o755, 0, Caller::default()).await.unwrap();
+    assert_eq!(vfs.fsync(f.0, f.1, false).await, Err(Errno::EIO));
+    assert_eq!(vfs.fsync(f.0, f.1, false).await, Ok(()));
+    assert_eq!(vfs.fsync(clean.0, clean.1, false).await, Ok(()));
+    assert_eq!(read(&vfs, f, 0, 100).await, b"");
+    write(&vfs, f, 0, b"again").await.unwrap();
+    vfs.fsync(f.0, f.1, false).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_session_ended_behind_the_client_s_back_is_noticed_by_the_next_call() {
+    let world = World::new(6, 16);
+    let vfs = world.mount().await;
+    file(&vfs, "f").await;
+    lock(&world.meta).sessions.clear();
+    let outcome = vfs.make(Ino::ROOT, &name("d"), NewInode::Dir, 0o755, 0, Caller::default()).await;
+    assert_eq!(outcome.map(|_| ()), Err(Errno::EIO), "it may or may not have been applied");
+    vfs.make(Ino::ROOT, &name("e"), NewInode::Dir, 0o755, 0, Caller::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_soft_mount_gives_up_and_a_mount_that_went_down_refuses() {
+    let world = World::new(7, 16);
+    let vfs = world.mount_with(|o| o.soft = Some(Duration::from_millis(80))).await;
+    let f = file(&vfs, "f").await;
+    world.weather(Weather { delay_ms: 2, loss: 1 });
+    let stat = vfs.lookup(Ino::ROOT, &name("g")).await;
+    assert_eq!(stat.map(|_| ()), Err(Errno::ETIMEDOUT));
+    world.weather(Weather::default());
+    write(&vfs, f, 0, b"lost").await.unwrap();
+    vfs.going_down(false).await;
+    assert_eq!(vfs.getattr(f.0, None).await.map(|_| ()), Err(Errno::EIO));
+    assert_eq!(vfs.fsync(f.0, f.1, false).await, Err(Errno::EIO));
+    vfs.release(f.0, f.1);
+    let again = world.mount().await;
+    assert_eq!(again.getattr(f.0, None).await.unwrap().attr.size, 0);
+}
+
+#[tokio::test]
+async fn writers_wait_for_room_and_go_on() {
+    let world = World::new(8, 16);
+    let vfs = world
+        .mount_with(|o| {
+            o.writeback.dirty = 300_000;
+            o.writeback.kept = 400_000;
+            o.writeback.age = Duration::from_secs(60);
+        })
+        .await;
+    world.weather(Weather { delay_ms: 1, loss: 0 });
+    let f = file(&vfs, "f").await;
+    for i in 0..100u64 {
+        write(&vfs, f, i * 20_000, &[i as u8; 20_000]).await.unwrap();
+        assert!(vfs.writeback.pending() < 300_000 + 25_000);
+    }
+    vfs.fsync(f.0, f.1, false).await.unwrap();
+    assert_eq!(read(&vfs, f, 99 * 20_000, 10).await, [99; 10]);
+    assert_eq!(vfs.writeback.pending(), 0);
+}

@@ -1,0 +1,10 @@
+//! Tests of the client core against servers in memory.
+
+mod budgets;
+mod data_server;
+mod failures;
+mod files;
+mod histories;
+mod meta_server;
+mod names;
+mod world;

@@ -1,0 +1,184 @@
+//! Writing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use netfs_common::errno::Errno;
+use netfs_common::id::Ino;
+
+use super::Vfs;
+use super::attrs::MAX_SIZE;
+use super::handles::Handle;
+use crate::cache::Node;
+use crate::session::lock;
+use crate::writeback::Content;
+
+/// `FUSE_WRITE_CACHE`: the kernel writes back a page of a mapping, not a program.
+const WRITE_CACHE: u32 = 1;
+/// With less free space than what is buffered and this much, writes go to the server at once, so
+/// that the program that fills the volume is told, and not one that has long closed its file.
+const SPACE_MARGIN: u64 = 64 << 20;
+/// How old figures of the volume may be for that.
+const SPACE_AGE: Duration = Duration::from_secs(10);
+
+impl Vfs {
+    /// Takes a write into the buffer if nothing stands in the way.
+    #[allow(clippy::too_many_arguments)]
+    pub fn try_write(
+        self: &Arc<Self>,
+        _ino: Ino,
+        fh: u64,
+        offset: u64,
+        data: &Bytes,
+        flags: i32,
+        write_flags: u32,
+    ) -> Option<Result<u32, Errno>> {
+        let handle = self.handles.get(fh).ok()?;
+        let node = &handle.node;
+        let ready = !self.is_down()
+            && self.cache.exclusive()
+            && !through(flags)
+            && !handle.has_failure()
+            && !data.is_empty()
+            && fits(offset, data.len())
+            && self.writeback.has_room()
+            && self.has_space();
+        if !ready || !node.state().valid {
+            return None;
+        }
+        let _io = node.gates().io.try_read().ok()?;
+        // Tasks that send are spawned from here.
+        let _runtime = self.runtime.enter();
+        Some(self.put(&handle, offset, data.clone(), flags, write_flags))
+    }
+
+    /// Writes.
+    ///
+    /// # Errors
+    /// As `pwrite(2)`; also failures of earlier writes, once per handle.
+    #[allow(clippy::too_many_arguments)]
+    pub async fn write(
+        self: &Arc<Self>,
+        ino: Ino,
+        fh: u64,
+        offset: u64,
+        data: Bytes,
+        flags: i32,
+        write_flags: u32,
+    ) -> Result<u32, Errno> {
+        if let Some(done) = self.try_write(ino, fh, offset, &data, flags, write_flags) {
+            return done;
+        }
+        let handle = self.handles.get(fh)?;
+        let this = Arc::clone(self);
+        self.run(async move {
+            handle.check()?;
+            if data.is_empty() {
+                return Ok(0);
+            }
+            this.writeback.wait_for_room().await?;
+            this.known(handle.node.ino).await?;
+            let space = this.space_for(data.len() as u64).await?;
+            if space && this.cache.exclusive() && !through(flags) {
+                let _io = handle.node.gates().io.read().await;
+                return this.put(&handle, offset, data, flags, write_flags);
+            }
+            let _io = handle.node.gates().io.write().await;
+            let written = this.put(&handle, offset, data, flags, write_flags)?;
+            let outcome = this.push(&handle.node, flags).await;
+            if outcome.is_err() {
+                handle.told();
+            }
+            outcome.map(|()| written)
+        })
+        .await
+    }
+
+    fn put(
+        self: &Arc<Self>,
+        handle: &Handle,
+        offset: u64,
+        data: Bytes,
+        flags: i32,
+        write_flags: u32,
+    ) -> Result<u32, Errno> {
+        let len = data.len();
+        let append = flags & libc::O_APPEND != 0 && write_flags & WRITE_CACHE == 0;
+        if append && !fits(handle.node.state().size(), len) {
+            return Err(Errno::EFBIG);
+        }
+        let place = |size: u64| if append { size } else { offset };
+        if !fits(offset, len) {
+            return Err(Errno::EFBIG);
+        }
+        let start = self.writeback.put(&handle.node, Content::Data(data), place);
+        if start != offset
+            && let Some(kernel) = self.kernel.get()
+        {
+            // The kernel has guessed the end of the file from an old size, and has put the bytes
+            // into a page there.
+            kernel.inval_data(handle.node.ino, offset.min(start), 0);
+        }
+        u32::try_from(len).map_err(|_| Errno::EINVAL)
+    }
+
+    /// Sends what an inode has at once, and as far as the flags of a write ask for. The caller
+    /// holds the `io` gate exclusively.
+    async fn push(&self, node: &Arc<Node>, flags: i32) -> Result<(), Errno> {
+        if flags & (libc::O_SYNC | libc::O_DSYNC) != 0 {
+            return self.make_durable(node).await;
+        }
+        self.writeback.drain(node, false).await?;
+        if !self.cache.exclusive() {
+            self.writeback.report(node, false).await?;
+        }
+        Ok(())
+    }
+
+    /// By the last figures, the volume has space for what is buffered and more.
+    fn has_space(&self) -> bool {
+        match *lock(&self.space) {
+            // The figures are renewed in the background while there is something buffered.
+            Some((_, space)) => {
+                let pending = self.writeback.pending().saturating_add(SPACE_MARGIN);
+                space.bytes == 0 || space.bytes_free > pending
+            }
+            None => true,
+        }
+    }
+
+    /// As [`Vfs::has_space`] with fresh figures where the old ones say no. `ENOSPC` when nothing
+    /// is free.
+    async fn space_for(&self, len: u64) -> Result<bool, Errno> {
+        if self.has_space() {
+            return Ok(true);
+        }
+        let space = self.ask_space().await?;
+        if self.has_space() {
+            return Ok(true);
+        }
+        if space.bytes_free < len && space.bytes_free < 4096 {
+            return Err(Errno::ENOSPC);
+        }
+        Ok(false)
+    }
+
+    /// Renews the figures of the volume while writes rely on them.
+    pub(super) async fn watch_space(&self) {
+        let age = lock(&self.space).map(|(at, _)| at.elapsed());
+        if self.writeback.pending() > 0 && age.is_none_or(|a| a > SPACE_AGE) {
+            // Without an answer the old figures stand.
+            let _ = self.ask_space().await;
+        }
+    }
+}
+
+/// The write shall reach the server before it returns.
+fn through(flags: i32) -> bool {
+    flags & (libc::O_SYNC | libc::O_DSYNC | libc::O_DIRECT) != 0
+}
+
+fn fits(offset: u64, len: usize) -> bool {
+    offset.checked_add(len as u64).is_some_and(|end| end <= MAX_SIZE)
+}

@@ -1,0 +1,160 @@
+//! Extended attributes.
+
+use std::sync::Arc;
+
+use netfs_common::attr::Attr;
+use netfs_common::errno::Errno;
+use netfs_common::id::Ino;
+use netfs_common::wire::meta::{MAX_XATTR_NAME, MAX_XATTR_VALUE, Op, Request, Response, XattrMode};
+
+use super::{Caller, Vfs};
+
+/// Namespaces that are kept. Who may use them is the kernel's business.
+const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
+const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+
+fn check_name(name: &[u8]) -> Result<(), Errno> {
+    if name.len() > MAX_XATTR_NAME {
+        return Err(Errno::ERANGE);
+    }
+    if ACLS.contains(&name) {
+        return Ok(());
+    }
+    match NAMESPACES.iter().find(|n| name.starts_with(n)) {
+        Some(namespace) if name.len() > namespace.len() => Ok(()),
+        Some(_) => Err(Errno::EINVAL),
+        None => Err(Errno::EOPNOTSUPP),
+    }
+}
+
+impl Vfs {
+    /// An extended attribute, if known.
+    pub fn try_getxattr(&self, ino: Ino, name: &[u8]) -> Option<Result<Vec<u8>, Errno>> {
+        if self.is_down() {
+            return Some(Err(Errno::EIO));
+        }
+        if let Err(e) = check_name(name) {
+            return Some(Err(e));
+        }
+        // Most inodes have none, and the kernel asks before many writes.
+        let attr: Attr = self.cache.table.get(ino)?.served()?;
+        if !attr.has_xattrs {
+            return Some(Err(Errno::ENODATA));
+        }
+        Some(self.cache.xattr(ino, name)?.ok_or(Errno::ENODATA))
+    }
+
+    /// An extended attribute.
+    ///
+    /// # Errors
+    /// As `getxattr(2)`.
+    pub async fn getxattr(self: &Arc<Self>, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Errno> {
+        if let Some(known) = self.try_getxattr(ino, name) {
+            return known;
+        }
+        self.patiently(async {
+            let node = self.cache.table.obtain(ino);
+            let ticket = self.cache.ticket(&node);
+            let request = Request::GetXattr { ino, name: name.to_vec() };
+            match self.session.ask(request).await {
+                Ok(Response::Bytes(value)) => {
+                    self.cache.learn_xattr(ticket, &node, name, Some(value.clone()));
+                    Ok(value)
+                }
+                Err(Errno::ENODATA) => {
+                    self.cache.learn_xattr(ticket, &node, name, None);
+                    Err(Errno::ENODATA)
+                }
+                Ok(_) => Err(Errno::EPROTO),
+                Err(e) => Err(e),
+            }
+        })
+        .await
+    }
+
+    /// The names of all extended attributes.
+    ///
+    /// # Errors
+    /// As `listxattr(2)`.
+    pub async fn listxattr(self: &Arc<Self>, ino: Ino) -> Result<Vec<Vec<u8>>, Errno> {
+        self.up()?;
+        let served = self.cache.table.get(ino).and_then(|n| n.served());
+        if served.is_some_and(|a| !a.has_xattrs) {
+            return Ok(Vec::new());
+        }
+        self.patiently(async {
+            match self.session.ask(Request::ListXattrs { ino }).await? {
+                Response::Xattrs(names) => Ok(names),
+                _ => Err(Errno::EPROTO),
+            }
+        })
+        .await
+    }
+
+    /// Sets an extended attribute.
+    ///
+    /// # Errors
+    /// As `setxattr(2)`.
+    pub async fn setxattr(
+        self: &Arc<Self>,
+        ino: Ino,
+        name: &[u8],
+        value: &[u8],
+        flags: i32,
+        _caller: Caller,
+    ) -> Result<(), Errno> {
+        check_name(name)?;
+        if value.len() > MAX_XATTR_VALUE {
+            return Err(Errno::E2BIG);
+        }
+        let mode = match flags {
+            0 => XattrMode::Set,
+            libc::XATTR_CREATE => XattrMode::Create,
+            libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => return Err(Errno::EINVAL),
+        };
+        self.change_xattr(
+            Op::SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode },
+            ino,
+        )
+        .await
+    }
+
+    /// Removes an extended attribute.
+    ///
+    /// # Errors
+    /// As `removexattr(2)`.
+    pub async fn removexattr(self: &Arc<Self>, ino: Ino, name: &[u8]) -> Result<(), Errno> {
+        check_name(name)?;
+        self.change_xattr(Op::RemoveXattr { ino, name: name.to_vec() }, ino).await
+    }
+
+    async fn change_xattr(self: &Arc<Self>, op: Op, ino: Ino) -> Result<(), Errno> {
+        let this = Arc::clone(self);
+        self.run(async move {
+            let node = this.cache.table.obtain(ino);
+            this.cache.xattrs_moved(&node);
+            let ticket = this.cache.ticket(&node);
+            let outcome = this.session.mutate(op, false).await;
+            this.cache.xattrs_moved(&node);
+            let changed = outcome?;
+            this.cache.learn_changed(ticket, &changed.attrs);
+            Ok(())
+        })
+        .await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_known_namespaces_are_kept() {
+        assert_eq!(check_name(b"user.a"), Ok(()));
+        assert_eq!(check_name(b"system.posix_acl_access"), Ok(()));
+        assert_eq!(check_name(b"user."), Err(Errno::EINVAL));
+        assert_eq!(check_name(b"system.nfs4_acl"), Err(Errno::EOPNOTSUPP));
+        assert_eq!(check_name(&[b'u'; 300]), Err(Errno::ERANGE));
+    }
+}

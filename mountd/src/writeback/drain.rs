@@ -1,0 +1,108 @@
+//! Emptying the buffer of an inode.
+
+use std::sync::Arc;
+
+use netfs_common::errno::Errno;
+
+use super::Writeback;
+use crate::cache::Node;
+
+/// How much of the buffer must go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// What was in it at the beginning has been sent.
+    Swept,
+    /// It is empty. Whoever asks for it keeps new writes out.
+    Empty,
+}
+
+enum Plan {
+    Done,
+    Inline,
+    Convert,
+    Pump,
+    Wait,
+}
+
+impl Writeback {
+    /// Sends what an inode has, and reports it.
+    pub(super) async fn pass(self: &Arc<Self>, node: &Arc<Node>) {
+        // Failures are in the inode's log; here is nobody to tell.
+        let _ = self.empty(node, Until::Swept, false).await;
+        let _ = self.report(node, false).await;
+    }
+
+    /// Sends everything of an inode to the data servers; inline data goes to the metadata server,
+    /// durably if `sync`. The caller holds the `io` gate exclusively, or has another reason to
+    /// know that writes will end.
+    ///
+    /// # Errors
+    /// Those of this attempt; they are in the inode's log too.
+    pub async fn drain(self: &Arc<Self>, node: &Arc<Node>, sync: bool) -> Result<(), Errno> {
+        self.empty(node, Until::Empty, sync).await
+    }
+
+    async fn empty(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        until: Until,
+        sync: bool,
+    ) -> Result<(), Errno> {
+        let failures = node.state().failed.count();
+        let mut begun = false;
+        loop {
+            let progress = node.gates().progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            match self.plan(node, until, begun) {
+                Plan::Done => break,
+                Plan::Inline => self.write_inline(node, sync).await?,
+                Plan::Convert => self.convert(node).await?,
+                Plan::Pump => {
+                    self.spawn_pump(Arc::clone(node));
+                    progress.await;
+                }
+                Plan::Wait => progress.await,
+            }
+            if self.halted() {
+                return Err(Errno::EIO);
+            }
+            begun = true;
+        }
+        let mut seen = failures;
+        // Not `reported`: the log tells it to the handles.
+        let mut log = node.state().failed;
+        log.check(&mut seen)
+    }
+
+    fn plan(&self, node: &Node, until: Until, begun: bool) -> Plan {
+        let limit = u64::from(self.session.volume().inline_limit);
+        let keep_inline = self.cache.exclusive();
+        self.edit(node, |state| {
+            let inline = state.is_inline();
+            let Some(file) = &mut state.file else { return Plan::Done };
+            if file.dirty.is_empty() && file.flying.is_empty() {
+                return Plan::Done;
+            }
+            if inline {
+                return match () {
+                    () if !file.flying.is_empty() => Plan::Wait,
+                    // Others may write the file too: only chunks can be written in part.
+                    () if file.dirty.data_end() > limit || !keep_inline => Plan::Convert,
+                    () if begun && until == Until::Swept => Plan::Done,
+                    () => Plan::Inline,
+                };
+            }
+            if file.dirty.is_empty() {
+                return Plan::Wait;
+            }
+            if until == Until::Swept && begun && file.force == 0 {
+                return Plan::Done;
+            }
+            if until == Until::Empty || !begun {
+                file.force = file.force.max(file.dirty.weight());
+            }
+            if std::mem::replace(&mut file.pumping, true) { Plan::Wait } else { Plan::Pump }
+        })
+    }
+}

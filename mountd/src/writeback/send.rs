@@ -1,0 +1,140 @@
+//! Batches on their way to data servers.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use netfs_common::errno::Errno;
+use netfs_common::id::ChunkId;
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::error;
+
+use super::{Batch, Content, Writeback, take};
+use crate::cache::{Mark, Node};
+use crate::session::{Written, lock};
+
+/// A batch and what it was taken under.
+struct Flight {
+    batch: Batch,
+    chunk: ChunkId,
+    offset: u64,
+    era: u64,
+}
+
+impl Writeback {
+    /// Starts the task that takes batches; the caller has set `pumping`.
+    pub(super) fn spawn_pump(self: &Arc<Self>, node: Arc<Node>) {
+        let this = Arc::clone(self);
+        tokio::spawn(async move { this.pump(node).await });
+    }
+
+    /// Takes batches and sends them, several at once, until none is due.
+    async fn pump(self: Arc<Self>, node: Arc<Node>) {
+        loop {
+            // The place first: until there is one, writes go on being merged in the buffer.
+            let Ok(place) = Arc::clone(&self.flights).acquire_owned().await else { return };
+            let Some(flight) = self.take_flight(&node) else { break };
+            let (this, node) = (Arc::clone(&self), Arc::clone(&node));
+            tokio::spawn(async move { this.fly(node, flight, place).await });
+        }
+        node.gates().progress.notify_waiters();
+    }
+
+    /// The next batch; `None` ends the pump, decided together with `pumping` so that nobody
+    /// relies on one that is about to end.
+    fn take_flight(&self, node: &Node) -> Option<Flight> {
+        self.edit(node, |state| {
+            let (inline, era) = (state.is_inline(), state.era);
+            let attr = state.attr.as_ref().map(|a| (a.ino, a.generation, a.chunk_size()));
+            let file = state.file.as_mut()?;
+            let batch = match attr {
+                Some((_, _, chunk)) if !inline => {
+                    take(&mut file.dirty, &mut file.flying, chunk, file.force == 0, 0)
+                }
+                _ => None,
+            };
+            let (Some(batch), Some((ino, generation, size))) = (batch, attr) else {
+                file.pumping = false;
+                if file.dirty.is_empty() {
+                    file.force = 0;
+                }
+                return None;
+            };
+            file.force = file.force.saturating_sub(weight(&batch.content));
+            let chunk = ChunkId { ino, generation, index: batch.start / size };
+            Some(Flight { offset: batch.start % size, batch, chunk, era })
+        })
+    }
+
+    async fn fly(self: Arc<Self>, node: Arc<Node>, flight: Flight, place: OwnedSemaphorePermit) {
+        let Flight { batch, chunk, offset, era } = flight;
+        let bulk = self.session.bulk();
+        let outcome = match &batch.content {
+            Content::Data(bytes) => bulk.write(chunk, offset, bytes.clone()).await,
+            Content::Hole(len) => bulk.punch(chunk, offset, *len).await,
+        };
+        drop(place);
+        let failed = outcome.as_ref().err().copied();
+        let (start, end) = (batch.start, batch.end());
+        let pump = self.edit(&node, |state| {
+            if state.era != era {
+                return false;
+            }
+            if let Some(error) = failed {
+                state.failed.add(error);
+            }
+            let file = state.file();
+            file.flying.remove(start, end);
+            if let Ok(written) = outcome {
+                self.landed(file, batch, written);
+            }
+            // What was held back behind this batch can go now.
+            let more = file.force > 0 && !file.dirty.is_empty();
+            more && !std::mem::replace(&mut file.pumping, true)
+        });
+        match failed {
+            Some(e) => self.refused(&node, start, end, e),
+            None => {
+                lock(&self.keepers).insert(node.ino, Arc::clone(&node));
+            }
+        }
+        if self.kept.load(Ordering::SeqCst) > self.limits.kept / 4 {
+            self.flush_wanted.notify_one();
+        }
+        node.gates().progress.notify_waiters();
+        if pump {
+            self.spawn_pump(node);
+        }
+    }
+
+    fn landed(&self, file: &mut crate::cache::File, batch: Batch, written: Written) {
+        file.unreported = true;
+        file.end = file.end.max(batch.end());
+        file.allocated += written.allocated;
+        let Written { server, verifier, .. } = written;
+        if self.session.bulk().instance(server).is_some_and(|now| now != verifier) {
+            // Acknowledged by a life that is over.
+            super::durable::requeue(file, batch.start, &batch.content);
+            return;
+        }
+        let at = self.acks.fetch_add(1, Ordering::SeqCst) + 1;
+        file.kept.insert(batch.start, batch.content, Mark { server, verifier, at });
+    }
+
+    fn refused(&self, node: &Node, start: u64, end: u64, error: Errno) {
+        if self.halted() {
+            return;
+        }
+        error!(ino = %node.ino, start, end, %error, "a write that was accepted has failed");
+        if let Some(kernel) = self.kernel() {
+            kernel.inval_data(node.ino, start, end - start);
+        }
+    }
+}
+
+/// What content counts for in `force`.
+pub(super) fn weight(content: &Content) -> u64 {
+    match content {
+        Content::Data(b) => b.len() as u64,
+        Content::Hole(_) => 1,
+    }
+}
