@@ -81,17 +81,17 @@ async fn question(link: &Link, address: &str) -> Result<Status, String> {
 }
 
 fn print(server: &ServerAddr, s: &Status) {
-    println!("{server}");
-    println!("  version:    {}", s.version);
-    println!("  up:         {} s", s.uptime_secs);
+    say!("{server}");
+    say!("  version:    {}", s.version);
+    say!("  up:         {} s", s.uptime_secs);
     for v in &s.volumes {
-        println!("  volume {}", v.name);
-        println!("    inodes:   {} ({} without a name)", v.inodes, v.orphans);
-        println!("    bytes:    {} of {}", v.bytes, v.capacity);
-        println!("    log:      {} ({} on stable storage)", v.log_index, v.log_durable);
+        say!("  volume {}", v.name);
+        say!("    inodes:   {} ({} without a name)", v.inodes, v.orphans);
+        say!("    bytes:    {} of {}", v.bytes, v.capacity);
+        say!("    log:      {} ({} on stable storage)", v.log_index, v.log_durable);
         for (id, client, connected) in &v.sessions {
             let how = if *connected { "connected" } else { "away" };
-            println!("    session:  {id} {how}: {client}");
+            say!("    session:  {id} {how}: {client}");
         }
     }
 }

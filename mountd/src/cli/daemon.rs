@@ -88,14 +88,22 @@ impl Background {
     /// Says it and closes the pipe: the command reads to the end.
     fn say(&self, text: &str) -> Result<(), CliError> {
         let said = CliError::system("reporting to the command");
-        println!("{text}");
-        io::stdout().flush().map_err(&said)?;
+        writeln!(io::stdout(), "{text}").and_then(|()| io::stdout().flush()).map_err(&said)?;
         let null = OpenOptions::new().write(true).open("/dev/null").map_err(&said)?;
         // SAFETY: both are open descriptors; standard output stays one.
         if unsafe { libc::dup2(null.as_raw_fd(), libc::STDOUT_FILENO) } < 0 {
             return Err(said(io::Error::last_os_error()));
         }
         Ok(())
+    }
+}
+
+/// Ends output to a terminal that is gone: every further line would be an error.
+pub(super) fn silence() {
+    let Ok(null) = OpenOptions::new().write(true).open("/dev/null") else { return };
+    for fd in [libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // SAFETY: both are descriptors of this process; neither is owned by a value.
+        unsafe { libc::dup2(null.as_raw_fd(), fd) };
     }
 }
 

@@ -117,6 +117,17 @@ pub enum CliError {
         /// Its log.
         log: PathBuf,
     },
+    /// The port asked for.
+    #[error("UDP port {port} on 127.0.0.1 cannot be used ({error}): choose another with --port, or leave --port out")]
+    Port {
+        /// The port.
+        port: u16,
+        /// Why.
+        error: io::Error,
+    },
+    /// The embedded servers could not bring everything to stable storage.
+    #[error("the embedded server did not stop in order: {0}")]
+    ServerStop(String),
     /// What the daemon said about its failure, complete.
     #[error("{0}")]
     Daemon(String),

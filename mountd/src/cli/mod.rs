@@ -1,5 +1,22 @@
 //! The command line.
 
+/// Prints a line. If nobody reads it any more, as in `netfs status | head -1`, that is no reason to
+/// end, least of all for a daemon.
+macro_rules! say {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($line)*);
+    }};
+}
+
+/// As `say`, to standard error.
+macro_rules! complain {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($line)*);
+    }};
+}
+
 mod admin;
 mod args;
 mod connect;
@@ -7,6 +24,7 @@ mod control;
 mod daemon;
 mod dev;
 mod dirs;
+mod embedded;
 mod error;
 mod identity;
 mod mount;
@@ -43,7 +61,7 @@ pub fn run() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("netfs: {}", error::one_line(&e.to_string()));
+            complain!("netfs: {}", error::one_line(&e.to_string()));
             ExitCode::FAILURE
         }
     }

@@ -49,7 +49,7 @@ pub(super) fn check(path: &Path) -> Result<PathBuf, CliError> {
         if !ours || mountinfo::at(&target).is_ok_and(|m| m.is_some()) {
             return Err(CliError::Corpse(target));
         }
-        eprintln!("netfs: cleaned up the dead mount of {} on {}", m.source, target.display());
+        complain!("netfs: cleaned up the dead mount of {} on {}", m.source, target.display());
     }
     if !fs::metadata(&target).map_err(failed)?.is_dir() {
         return Err(CliError::NotADirectory(target));

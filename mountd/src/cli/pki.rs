@@ -12,9 +12,9 @@ pub(super) fn run(command: &PkiCommand) -> Result<(), CliError> {
     match command {
         PkiCommand::Init { dir, name } => {
             pki::init(dir, name)?;
-            println!("The authority of the new cluster is in {}.", dir.display());
-            println!("Keep that directory safe: whoever has it can join the cluster.");
-            println!("Next: netfs pki issue {} OUT --server NAME", dir.display());
+            say!("The authority of the new cluster is in {}.", dir.display());
+            say!("Keep that directory safe: whoever has it can join the cluster.");
+            say!("Next: netfs pki issue {} OUT --server NAME", dir.display());
         }
         PkiCommand::Issue { dir, out, server, client, names, days, overwrite } => {
             let leaf = match (server, client) {
@@ -23,16 +23,16 @@ pub(super) fn run(command: &PkiCommand) -> Result<(), CliError> {
             };
             let options = IssueOptions { validity_days: *days, overwrite: *overwrite };
             let issued = pki::issue(dir, &leaf, out, &options)?;
-            println!("{} may use:", issued.identity);
+            say!("{} may use:", issued.identity);
             for path in [&issued.ca, &issued.cert, &issued.key] {
-                println!("  {}", path.display());
+                say!("  {}", path.display());
             }
         }
         PkiCommand::Show { path } => {
             for path in files(path) {
-                println!("{}:", path.display());
+                say!("{}:", path.display());
                 for line in pki::show(&path)? {
-                    println!("  {line}");
+                    say!("  {line}");
                 }
             }
         }

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::connect::Connection;
 use super::control::{Answers, Control, OK};
+use super::daemon;
 use super::error::CliError;
 use super::users;
 use crate::fuse::{MountSpec, Mounted, Unmount, unmount};
@@ -75,6 +76,10 @@ impl Answers for Facts {
     }
 
     fn sync(&self) -> Result<(), String> {
+        if self.vfs.is_down() {
+            // What was not stored was given up on request.
+            return Ok(());
+        }
         let vfs = self.vfs.clone();
         self.vfs.runtime().block_on(async move { vfs.syncfs().await }).map_err(|e| e.to_string())
     }
@@ -162,7 +167,7 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
-            _ = self.hang_up.recv() => {}
+            _ = self.hang_up.recv() => daemon::silence(),
         }
     }
 }
@@ -185,7 +190,7 @@ async fn until_gone(
         Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
         Err(e) => tracing::warn!(error = %e, "cannot unmount {}", target.display()),
     }
-    eprintln!(
+    complain!(
         "netfs: {} is busy{}: detaching it after storing what was written",
         target.display(),
         users::of(&target)
@@ -217,7 +222,7 @@ async fn store(
 ) -> Result<(), String> {
     let vfs = &connection.vfs;
     let finish = async {
-        let result = vfs.syncfs().await;
+        let result = if vfs.is_down() { Ok(()) } else { vfs.syncfs().await };
         connection.close().await;
         result
     };

@@ -4,6 +4,7 @@
 //! STATE/netfs-dev     what this directory is, and the version of its layout
 //! STATE/lock          held by the running `netfs dev`
 //! STATE/address       where its server listens, for `netfs mount` from elsewhere
+//! STATE/data-address  where its data server listens
 //! STATE/pki/          the authority of this one-machine cluster
 //! STATE/identity/     the client's certificate
 //! STATE/server/       the server's certificate
@@ -46,6 +47,16 @@ pub enum StateError {
     /// Certificates could not be made or read.
     #[error(transparent)]
     Tls(#[from] TlsError),
+}
+
+const ADDRESS: &str = "address";
+const DATA_ADDRESS: &str = "data-address";
+
+/// UDP ports, as far as they are known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ports {
+    pub(super) meta: Option<u16>,
+    pub(super) data: Option<u16>,
 }
 
 /// A state directory that this process owns.
@@ -123,16 +134,26 @@ impl State {
         self.path("server")
     }
 
-    /// The port of last time.
-    pub(super) fn last_port(&self) -> Option<u16> {
-        let text = fs::read_to_string(self.path("address")).ok()?;
-        text.trim().parse::<SocketAddr>().ok().map(|a| a.port())
+    /// The ports of last time.
+    pub(super) fn addresses(&self) -> Ports {
+        let port = |name| {
+            let text = fs::read_to_string(self.path(name)).ok()?;
+            text.trim().parse::<SocketAddr>().ok().map(|a| a.port())
+        };
+        Ports { meta: port(ADDRESS), data: port(DATA_ADDRESS) }
     }
 
-    /// Records where the server listens.
-    pub(super) fn set_address(&self, address: SocketAddr) -> Result<(), StateError> {
-        let path = self.path("address");
-        write_durably(&path, &format!("{address}\n")).map_err(|e| StateError::Io(path, e))
+    /// Records where the servers listen.
+    pub(super) fn set_addresses(
+        &self,
+        meta: SocketAddr,
+        data: SocketAddr,
+    ) -> Result<(), StateError> {
+        for (name, address) in [(ADDRESS, meta), (DATA_ADDRESS, data)] {
+            let path = self.path(name);
+            write_durably(&path, &format!("{address}\n")).map_err(|e| StateError::Io(path, e))?;
+        }
+        Ok(())
     }
 }
 
@@ -225,12 +246,13 @@ mod tests {
         let state = State::open(&path).unwrap();
         let cert = fs::read(state.identity().join("cert.pem")).unwrap();
         let cluster = Identity::load_dir(&state.server()).unwrap().peer().cluster;
-        state.set_address("127.0.0.1:1234".parse().unwrap()).unwrap();
+        let address = |a: &str| a.parse().unwrap();
+        state.set_addresses(address("127.0.0.1:1234"), address("127.0.0.1:1235")).unwrap();
         drop(state);
         let state = State::open(&path).unwrap();
         assert_eq!(fs::read(state.identity().join("cert.pem")).unwrap(), cert);
         assert_eq!(Identity::load_dir(&state.server()).unwrap().peer().cluster, cluster);
-        assert_eq!(state.last_port(), Some(1234));
+        assert_eq!(state.addresses(), Ports { meta: Some(1234), data: Some(1235) });
     }
 
     #[test]

@@ -26,7 +26,7 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), CliError> {
         };
         return match control::ask(&dirs::socket_of(&target), "status", Some(PATIENCE)) {
             Ok(text) => {
-                println!("{text}");
+                say!("{text}");
                 Ok(())
             }
             Err(_) if mount.kind == "fuse.netfs" => Err(CliError::Corpse(target)),
@@ -36,19 +36,19 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), CliError> {
     let mut shown = Vec::new();
     for socket in dirs::sockets() {
         if let Ok(text) = control::ask(&socket, "status", Some(PATIENCE)) {
-            println!("{text}");
+            say!("{text}");
             shown.push(socket);
         }
     }
     for m in mounts.iter().filter(|m| m.kind == "fuse.netfs") {
         if !shown.contains(&dirs::socket_of(&m.target)) {
-            println!("{} on {}", m.source, m.target.display());
-            println!("  its daemon does not answer, or belongs to another user");
+            say!("{} on {}", m.source, m.target.display());
+            say!("  its daemon does not answer, or belongs to another user");
             shown.push(dirs::socket_of(&m.target));
         }
     }
     if shown.is_empty() {
-        println!("nothing is mounted");
+        say!("nothing is mounted");
     }
     Ok(())
 }

@@ -85,9 +85,9 @@ fn force(target: &Path, socket: &Path, ending: Option<Ending>) -> Result<(), Cli
     if let Some(ending) = ending {
         match ending.outcome(Some(FORCED_END)) {
             Ok(outcome) if outcome == OK || outcome.is_empty() => {}
-            Ok(lost) => eprintln!("netfs: {} is unmounted, but {lost}", target.display()),
+            Ok(lost) => complain!("netfs: {} is unmounted, but {lost}", target.display()),
             Err(e) => {
-                eprintln!("netfs: {} is unmounted, its daemon still ends: {e}", target.display())
+                complain!("netfs: {} is unmounted, its daemon still ends: {e}", target.display())
             }
         }
     }

@@ -25,12 +25,15 @@ use netfs_common::wire::meta::{MAX_SYMLINK, NewInode, RenameMode};
 
 use super::inflight::{Inflight, Slot, Wait};
 use super::reply::{self, Refuse};
-use super::{convert, init, ioctl, listing};
+use super::{convert, groups, init, ioctl, listing};
 use crate::vfs::{Caller, Looked, Vfs};
 
 /// Bytes that one `copy_file_range` may be answered with: the reply has 32 bits, and the kernel
 /// asks again for the rest.
 const MAX_COPY: u64 = 0x7fff_f000;
+
+/// The extended attribute that is an access control list.
+const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
 
 /// Speaks FUSE on one side and [`Vfs`] on the other.
 #[derive(Debug)]
@@ -559,7 +562,10 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (vfs, caller, ino) = (self.vfs.clone(), caller(req), Ino(ino.0));
             let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
-            let work = async move { vfs.setxattr(ino, &name, &value, flags, caller).await };
+            let work = async move {
+                vfs.setxattr(ino, &name, &value, flags, caller).await?;
+                if name == ACCESS_LIST { drop_set_gid(&vfs, ino, caller).await } else { Ok(()) }
+            };
             self.later(req, Wait::Change, reply, work, reply::empty);
         });
     }
@@ -774,6 +780,18 @@ impl Filesystem for Adapter {
             self.later(req, Wait::Change, reply, work, reply::written);
         });
     }
+}
+
+/// Takes the set-group-id bit from a file whose access control list was set by somebody who must
+/// not keep it.
+async fn drop_set_gid(vfs: &Arc<Vfs>, ino: Ino, caller: Caller) -> Result<(), Errno> {
+    let attr = vfs.getattr(ino, None).await?.attr;
+    let set_gid = libc::S_ISGID as u16;
+    if attr.perm & set_gid == 0 || groups::keeps_set_gid(caller.pid, attr.gid) {
+        return Ok(());
+    }
+    let set = SetAttr { perm: Some(attr.perm & !set_gid), ..SetAttr::default() };
+    vfs.setattr(ino, set, None, caller).await.map(|_| ())
 }
 
 /// What `renameat2(2)` is asked for. There are no whiteouts here.

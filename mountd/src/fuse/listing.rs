@@ -10,7 +10,7 @@ use netfs_common::id::Ino;
 use super::convert;
 use super::inflight::{Slot, Ticket};
 use super::reply::{self, GENERATION, Refuse};
-use crate::vfs::{DirItem, Vfs};
+use crate::vfs::{DirItem, Entry, Vfs};
 
 /// A listing being filled. fuser does not tell how large its buffer is, only when it is full.
 pub(super) trait Listing: Refuse + Send + 'static {
@@ -108,9 +108,10 @@ async fn fill<L: Listing>(
         for mut item in items {
             let counts = L::PLUS && !is_dots(&item);
             if counts && item.entry.is_none() {
-                // Without attributes the kernel would make up an inode from nothing.
+                // fuser cannot leave attributes out, and the kernel would believe made-up ones. But
+                // the name may lead elsewhere by now: the kernel shall ask again before it uses it.
                 match vfs.getattr(item.ino, None).await {
-                    Ok(entry) => item.entry = Some(entry),
+                    Ok(e) => item.entry = Some(Entry { attr: e.attr, ttl: Duration::ZERO }),
                     // Removed since.
                     Err(Errno::ESTALE | Errno::ENOENT) => continue,
                     Err(_) if sent_some => return Ok(()),

@@ -17,6 +17,7 @@
 mod adapter;
 mod convert;
 mod device;
+mod groups;
 mod inflight;
 mod init;
 mod ioctl;

@@ -206,8 +206,14 @@ impl Vfs {
         self.session.counters().get(name)
     }
 
-    fn is_down(&self) -> bool {
+    /// Everything fails until the next mount: it has gone down on request, or was unmounted.
+    pub fn is_down(&self) -> bool {
         self.down.load(Ordering::SeqCst)
+    }
+
+    /// Every inode that the kernel knows.
+    pub fn known_inodes(&self) -> Vec<Ino> {
+        self.cache.table.referenced()
     }
 
     fn up(&self) -> Result<(), Errno> {
