@@ -1,6 +1,6 @@
 # Shared by every script here: messages, and a clean-up that runs however the script ends. Sourced, never run.
 
-export NO_COLOR=1 CARGO_TERM_COLOR=never LC_ALL=C.UTF-8
+export NO_COLOR=1 PYTHONDONTWRITEBYTECODE=1 CARGO_TERM_COLOR=never LC_ALL=C.UTF-8
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 
