@@ -39,15 +39,8 @@ fn main() -> Outcome<()> {
             other => Err(format!("{other:?}").into()),
         }
     };
-    let create = |parent, name, new| Op::Create {
-        parent,
-        name,
-        new,
-        perm: 0o755,
-        umask: 0,
-        uid: 0,
-        gid: 0,
-    };
+    let create =
+        |parent, name, new| Op::Create { parent, name, new, perm: 0o755, umask: 0, uid: 0, gid: 0 };
 
     let (mut slowest, started) = (Duration::ZERO, Instant::now());
     let mut dirs: Vec<Ino> = Vec::new();
@@ -96,7 +89,11 @@ fn main() -> Outcome<()> {
         engine.flush(engine.last())?;
     }
     show("create and flush", flushes, started.elapsed());
-    println!("{} MiB resident, {} MiB on disk", resident_mib()?, engine.status()?.store_bytes >> 20);
+    println!(
+        "{} MiB resident, {} MiB on disk",
+        resident_mib()?,
+        engine.status()?.store_bytes >> 20
+    );
     drop(engine);
     let started = Instant::now();
     let (_, report) = Engine::open(dir.as_ref(), config)?;

@@ -123,10 +123,7 @@ fn foreign_newer_and_busy_folders_are_refused_in_one_line() {
     assert!(refusal(config()).contains("use a newer version"));
     for bad in ["", "netfs data\n", "netfs metadata\nformat x\n", "netfs metadata\nformat 1\n"] {
         fs::write(&format, bad).unwrap();
-        assert!(matches!(
-            Engine::open(dir.path(), config()),
-            Err(EngineError::BadFormat { .. })
-        ));
+        assert!(matches!(Engine::open(dir.path(), config()), Err(EngineError::BadFormat { .. })));
     }
     let missing = dir.path().join("none");
     assert!(matches!(Engine::open(&missing, existing()), Err(EngineError::Missing(_))));
@@ -340,10 +337,8 @@ fn a_damaged_store_is_an_error() {
 fn the_store_on_disk_and_the_one_in_memory_agree() {
     let dir = TempDir::new().unwrap();
     let fjall = FjallStore::open(dir.path(), EngineConfig::default().store).unwrap();
-    let stores: [Box<dyn Store>; 2] = [
-        Box::new(MemoryStore::new()),
-        Box::new(Cached::new(fjall, NonZeroUsize::new(3).unwrap())),
-    ];
+    let stores: [Box<dyn Store>; 2] =
+        [Box::new(MemoryStore::new()), Box::new(Cached::new(fjall, NonZeroUsize::new(3).unwrap()))];
     let mut rng = Rng(5);
     for _ in 0..2000 {
         let key = |rng: &mut Rng| vec![crate::meta::keys::INODE, rng.below(40) as u8];

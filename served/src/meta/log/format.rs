@@ -165,7 +165,7 @@ mod tests {
             Record { index: LogIndex(0x1122), flushed: LogIndex(0x11), payload: b"payload" };
         assert_eq!(
             hex(&record.to_bytes()),
-            "07000000cb7b5a09221100000000000011000000000000007061796c6f6164"
+            "070000007824d501221100000000000011000000000000007061796c6f6164"
         );
     }
 
