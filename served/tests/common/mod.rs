@@ -1,6 +1,11 @@
 //! What the tests of the servers share: a cluster's certificates, and raw calls.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test binary uses a part of it"
+)]
 
 use std::net::SocketAddr;
 use std::path::Path;
