@@ -94,6 +94,7 @@ impl Vfs {
     ) -> Result<Bytes, Errno> {
         for _ in 0..MAX_ROUNDS {
             self.known(node.ino).await?;
+            let resends = self.writeback.resends();
             // The buffers first, the server second: what leaves the buffers in between is at the
             // server by then. The other way round it could be missed in both.
             let Some(plan) = self.plan_read(node, offset, size) else { return Err(Errno::EIO) };
@@ -106,7 +107,11 @@ impl Vfs {
                 },
                 Source::Chunks(generation, size) => {
                     let parts = self.fetch(node.ino, generation, size, &plan.gaps).await?;
-                    return Ok(plan.over_chunks(&parts));
+                    if self.cache.exclusive() || self.writeback.resends() == resends {
+                        return Ok(plan.over_chunks(&parts));
+                    }
+                    // A server was restarted: what it had lost may be missing in what was read,
+                    // and is in the buffers again.
                 }
             }
         }

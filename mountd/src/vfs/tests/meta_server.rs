@@ -299,7 +299,8 @@ impl MetaStore {
                     }
                     let freed = data.cut(ino, size, inode.attr.chunk_size());
                     if size > 0 {
-                        inode.attr.allocated -= freed as u64;
+                        // A repeated write says that it added nothing: the sum may be too low.
+                        inode.attr.allocated = inode.attr.allocated.saturating_sub(freed as u64);
                     }
                     inode.attr.size = size;
                     inode.attr.mtime = time;

@@ -263,8 +263,9 @@ impl MetaLink for Link {
     }
 
     fn close(&self) {
-        self.cut.gone.store(true, Ordering::SeqCst);
-        self.cut.tell.notify_waiters();
+        if !self.cut.gone.load(Ordering::SeqCst) {
+            self.world.cut();
+        }
     }
 }
 
