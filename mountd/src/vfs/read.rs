@@ -182,13 +182,11 @@ impl Vfs {
     }
 }
 
+/// Pieces with their starts, and the gaps between them.
+pub(super) type Overlay = (Vec<(u64, Content)>, Vec<(u64, u64)>);
+
 /// What the buffers have of a range, and what they have not.
-pub(super) fn overlay(
-    state: &State,
-    start: u64,
-    end: u64,
-    keep: bool,
-) -> (Vec<(u64, Content)>, Vec<(u64, u64)>) {
+pub(super) fn overlay(state: &State, start: u64, end: u64, keep: bool) -> Overlay {
     let (mut pieces, mut gaps) = (Vec::new(), Vec::new());
     if start < end {
         gaps.push((start, end));
