@@ -1,4 +1,5 @@
-//! What every part of netfs shares: identifiers, attributes, the wire messages and their codec.
+//! What every part of netfs shares: identifiers, attributes, the wire messages and their codec, the network,
+//! identities, configuration and telemetry.
 //!
 //! Nothing in here knows FUSE, and nothing but `net` opens a socket.
 

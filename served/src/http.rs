@@ -1,7 +1,6 @@
 //! The port for people and monitoring: `/metrics` and `/health`.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
@@ -11,8 +10,7 @@ use axum::routing::get;
 use netfs_common::telemetry::Metrics;
 use tokio::net::TcpListener;
 
-/// Whether the servers are well; if not, a line that says why.
-pub type Health = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+use crate::health::Health;
 
 /// Why there is no such port.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +81,7 @@ async fn show_metrics(State(shared): State<Shared>) -> Response {
 }
 
 async fn show_health(State(shared): State<Shared>) -> Response {
-    match (shared.health)() {
+    match shared.health.ask() {
         Ok(()) => "ok\n".into_response(),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }

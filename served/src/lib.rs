@@ -1,9 +1,13 @@
 //! The servers of netfs.
 
+pub mod check;
+pub mod cli;
 pub mod cluster;
 pub mod data;
+pub mod embedded;
 mod flusher;
 pub mod greeting;
+pub mod health;
 pub mod http;
 pub mod meta;
 pub mod thread;

@@ -67,6 +67,9 @@ pub trait DataLink: Send + Sync {
     fn close(&self);
 }
 
+/// A new connection with the server's first words.
+pub type Dialled<L> = Result<(HelloReply, Arc<L>), DialError>;
+
 /// Makes connections.
 pub trait Dialer: Send + Sync {
     /// A connection to the metadata server. What the server calls goes to `pushes`, which is
@@ -75,11 +78,7 @@ pub trait Dialer: Send + Sync {
         &self,
         hello: Hello,
         pushes: mpsc::Sender<PushCall>,
-    ) -> Answer<'_, Result<(HelloReply, Arc<dyn MetaLink>), DialError>>;
+    ) -> Answer<'_, Dialled<dyn MetaLink>>;
     /// A connection to a data server.
-    fn data(
-        &self,
-        server: DataServer,
-        hello: Hello,
-    ) -> Answer<'_, Result<(HelloReply, Arc<dyn DataLink>), DialError>>;
+    fn data(&self, server: DataServer, hello: Hello) -> Answer<'_, Dialled<dyn DataLink>>;
 }

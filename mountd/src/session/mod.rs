@@ -15,7 +15,7 @@ mod oplog;
 
 pub use counters::Counters;
 pub use data::{Bulk, Copied, Place, Written};
-pub use link::{Answer, DataLink, DialError, Dialer, LinkError, MetaLink, PushCall};
+pub use link::{Answer, DataLink, DialError, Dialer, Dialled, LinkError, MetaLink, PushCall};
 pub use meta::{Changed, Reconnected, Session, SessionConfig, SessionEvents};
 pub(crate) use meta::{lock, now};
 pub use oplog::OpLog;

@@ -136,8 +136,12 @@ impl Vfs {
             self.up()?;
             progress.await;
         }
-        if size > 0 && node.state().file.as_ref().is_some_and(|f| f.unreported) {
-            // So that the server takes what the cut frees off the right sum.
+        if node.state().file.as_ref().is_some_and(|f| f.converting.is_some()) {
+            // The server takes the data for inline, and would cut no chunk.
+            self.writeback.drain(node, false).await?;
+        }
+        if node.state().file.as_ref().is_some_and(|f| f.unreported) {
+            // So that the server cuts, and counts, all that there is.
             self.writeback.report(node, false).await?;
         }
         let _meta = node.gates().meta.lock().await;

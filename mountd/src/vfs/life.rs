@@ -35,13 +35,32 @@ impl Vfs {
     }
 
     /// An orphan is used by nobody any more: its data need not be sent, and the server may
-    /// remove it.
-    pub(super) fn unused(&self, ino: Ino) {
-        if let Some(node) = self.cache.table.remove(ino) {
-            self.writeback.discard(&node);
-        }
+    /// remove it. What has arrived at data servers is reported first, so that it is removed too.
+    pub(super) fn unused(self: &Arc<Self>, ino: Ino) {
         self.cache.drop_content(ino);
         lock(&self.accessed).remove(&ino);
+        let Some(node) = self.cache.table.remove(ino) else { return self.give_up(ino) };
+        let arrived = self.writeback.edit(&node, |state| {
+            state.file.as_mut().is_some_and(|file| {
+                file.dirty.clear();
+                !file.flying.is_empty() || file.unreported
+            })
+        });
+        if !arrived {
+            self.writeback.discard(&node);
+            return self.give_up(ino);
+        }
+        let this = Arc::clone(self);
+        self.runtime.spawn(async move {
+            // Failures are in the log of the inode, which nobody can read any more.
+            let _ = this.writeback.drain(&node, false).await;
+            let _ = this.writeback.report(&node, false).await;
+            this.writeback.discard(&node);
+            this.give_up(ino);
+        });
+    }
+
+    fn give_up(&self, ino: Ino) {
         let mut forgotten = lock(&self.forgotten);
         forgotten.push(ino);
         let tell = forgotten.len() == 1 || forgotten.len() >= MAX_BATCH;

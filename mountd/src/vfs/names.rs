@@ -76,7 +76,11 @@ impl Vfs {
     }
 
     /// Sends a change of names. The directories' counters move before and after it.
-    async fn change(&self, dirs: &[&Arc<Node>], op: Op) -> Result<(Ticket, Changed), Errno> {
+    async fn change(
+        self: &Arc<Self>,
+        dirs: &[&Arc<Node>],
+        op: Op,
+    ) -> Result<(Ticket, Changed), Errno> {
         for dir in dirs {
             self.cache.moved(dir);
         }
@@ -120,7 +124,7 @@ impl Vfs {
     }
 
     async fn make_now(
-        &self,
+        self: &Arc<Self>,
         parent: Ino,
         name: &Name,
         new: NewInode,

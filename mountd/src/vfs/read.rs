@@ -94,6 +94,7 @@ impl Vfs {
     ) -> Result<Bytes, Errno> {
         for _ in 0..MAX_ROUNDS {
             self.known(node.ino).await?;
+            let resends = self.writeback.resends();
             // The buffers first, the server second: what leaves the buffers in between is at the
             // server by then. The other way round it could be missed in both.
             let Some(plan) = self.plan_read(node, offset, size) else { return Err(Errno::EIO) };
@@ -106,7 +107,11 @@ impl Vfs {
                 },
                 Source::Chunks(generation, size) => {
                     let parts = self.fetch(node.ino, generation, size, &plan.gaps).await?;
-                    return Ok(plan.over_chunks(&parts));
+                    if self.cache.exclusive() || self.writeback.resends() == resends {
+                        return Ok(plan.over_chunks(&parts));
+                    }
+                    // A server was restarted: what it had lost may be missing in what was read,
+                    // and is in the buffers again.
                 }
             }
         }
@@ -177,13 +182,11 @@ impl Vfs {
     }
 }
 
+/// Pieces with their starts, and the gaps between them.
+pub(super) type Overlay = (Vec<(u64, Content)>, Vec<(u64, u64)>);
+
 /// What the buffers have of a range, and what they have not.
-pub(super) fn overlay(
-    state: &State,
-    start: u64,
-    end: u64,
-    keep: bool,
-) -> (Vec<(u64, Content)>, Vec<(u64, u64)>) {
+pub(super) fn overlay(state: &State, start: u64, end: u64, keep: bool) -> Overlay {
     let (mut pieces, mut gaps) = (Vec::new(), Vec::new());
     if start < end {
         gaps.push((start, end));

@@ -24,7 +24,9 @@ impl Writeback {
     pub async fn flush_server(&self, server: ServerId) -> Result<(), Errno> {
         let upto = self.acks.load(Ordering::SeqCst);
         let verifier = self.session.bulk().flush(server).await?;
-        self.resend(server, verifier);
+        if self.keeps_of_another_life(server, verifier) {
+            self.resend(server, verifier);
+        }
         for node in self.keepers() {
             self.edit(&node, |state| {
                 if let Some(file) = &mut state.file {
@@ -39,6 +41,7 @@ impl Writeback {
     /// A server is in another life than the one that acknowledged: what that one may have lost is
     /// dirty again.
     pub fn resend(&self, server: ServerId, now: InstanceId) {
+        self.resends.fetch_add(1, Ordering::SeqCst);
         for node in self.keepers() {
             let again = self.edit(&node, |state| {
                 let Some(file) = &mut state.file else { return false };
@@ -53,6 +56,12 @@ impl Writeback {
                 self.wake.notify_one();
             }
         }
+    }
+
+    /// How often servers were found to be in another life. It moves before anything is asked of
+    /// the new life.
+    pub fn resends(&self) -> u64 {
+        self.resends.load(Ordering::SeqCst)
     }
 
     /// Makes everything durable that an inode has at data servers.
@@ -76,6 +85,15 @@ impl Writeback {
             self.flush_server(server).await?;
         }
         Ok(())
+    }
+
+    fn keeps_of_another_life(&self, server: ServerId, now: InstanceId) -> bool {
+        let other = |n: &Arc<Node>| {
+            let state = n.state();
+            let kept = state.file.as_ref().map(|f| &f.kept);
+            kept.is_some_and(|k| k.tags().any(|m| m.server == server && m.verifier != now))
+        };
+        self.keepers().iter().any(other)
     }
 
     fn keepers(&self) -> Vec<Arc<Node>> {

@@ -92,6 +92,7 @@ pub struct Writeback {
     flush_wanted: Notify,
     /// Counts acknowledgements.
     acks: AtomicU64,
+    resends: AtomicU64,
     halted: AtomicBool,
 }
 
@@ -118,6 +119,7 @@ impl Writeback {
             keepers: Mutex::default(),
             flush_wanted: Notify::new(),
             acks: AtomicU64::new(0),
+            resends: AtomicU64::new(0),
             halted: AtomicBool::new(false),
             limits,
         });

@@ -25,6 +25,7 @@ use netfs_common::tls::{Identity, TlsError};
 use crate::data::store::{SegmentStore, StoreConfig, StoreError};
 use crate::flusher::Flusher;
 use crate::greeting;
+use crate::health::Health;
 use crate::thread::{Ending, ServerThread, StopSignal};
 
 pub use metrics::DataMetrics;
@@ -106,6 +107,7 @@ pub enum DataError {
 pub struct DataServer {
     addr: SocketAddr,
     instance: InstanceId,
+    health: Health,
     thread: ServerThread<DataError>,
 }
 
@@ -116,9 +118,9 @@ impl DataServer {
     /// See [`DataError`].
     pub fn start(options: DataOptions) -> Result<DataServer, DataError> {
         let begin = async move |stop| begin(options, stop).await;
-        let ((addr, instance), thread) =
+        let ((addr, instance, health), thread) =
             ServerThread::start("netfs-data", BLOCKING_THREADS, begin)?;
-        Ok(DataServer { addr, instance, thread })
+        Ok(DataServer { addr, instance, health, thread })
     }
 
     /// Where it listens.
@@ -131,6 +133,11 @@ impl DataServer {
         self.instance
     }
 
+    /// Tells whether it takes writes; if not, a line that says why.
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
     /// Ends it and waits until it has ended.
     ///
     /// # Errors
@@ -140,10 +147,13 @@ impl DataServer {
     }
 }
 
+/// What the starter gets to know.
+type Facts = (SocketAddr, InstanceId, Health);
+
 async fn begin(
     options: DataOptions,
     stop: StopSignal,
-) -> Result<((SocketAddr, InstanceId), impl Future<Output = Result<(), DataError>>), DataError> {
+) -> Result<(Facts, impl Future<Output = Result<(), DataError>>), DataError> {
     let dir = options.dir.clone();
     let store_error = |source| DataError::Store { dir: dir.clone(), source };
     let (store, report) =
@@ -165,8 +175,14 @@ async fn begin(
     )?;
     let addr = server.local_addr()?;
     let upkeep = Upkeep::start(store.clone(), options.upkeep.clone(), options.metrics.clone())?;
+    let watched = Arc::downgrade(&store);
+    let health = Health::new(move || match watched.upgrade() {
+        // Durable already or not, a store that cannot be flushed says why.
+        Some(store) => store.usage().map(drop).map_err(|error| error.to_string()),
+        None => Err("the data server has ended".into()),
+    });
     let work = async move { serve(server, store, upkeep, options, instance, stop).await };
-    Ok(((addr, instance), work))
+    Ok(((addr, instance, health), work))
 }
 
 async fn serve(

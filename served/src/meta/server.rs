@@ -40,6 +40,7 @@ use netfs_common::wire::{Hello, HelloReply, Role};
 
 use crate::cluster;
 use crate::greeting::{self, Refusal};
+use crate::health::Health;
 use crate::meta::engine::EngineConfig;
 use crate::thread::{Ending, ServerThread, StopSignal};
 
@@ -140,6 +141,7 @@ pub enum MetaError {
 #[derive(Debug)]
 pub struct MetaServer {
     addr: SocketAddr,
+    health: Health,
     thread: ServerThread<MetaError>,
 }
 
@@ -150,13 +152,18 @@ impl MetaServer {
     /// See [`MetaError`].
     pub fn start(options: MetaOptions) -> Result<MetaServer, MetaError> {
         let begin = async move |stop| begin(options, stop).await;
-        let (addr, thread) = ServerThread::start("netfs-meta", BLOCKING_THREADS, begin)?;
-        Ok(MetaServer { addr, thread })
+        let ((addr, health), thread) = ServerThread::start("netfs-meta", BLOCKING_THREADS, begin)?;
+        Ok(MetaServer { addr, health, thread })
     }
 
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Tells whether it takes changes; if not, a line that says why.
+    pub fn health(&self) -> Health {
+        self.health.clone()
     }
 
     /// Ends it and waits until it has ended.
@@ -181,7 +188,7 @@ pub(crate) struct Shared {
 async fn begin(
     options: MetaOptions,
     stop: StopSignal,
-) -> Result<(SocketAddr, impl Future<Output = Result<(), MetaError>>), MetaError> {
+) -> Result<((SocketAddr, Health), impl Future<Output = Result<(), MetaError>>), MetaError> {
     let cluster = ClusterId(options.identity.peer().cluster);
     let instance = greeting::draw_instance().map_err(std::io::Error::from)?;
     // Before the volumes are opened: a wrong certificate or a port in use is found out at once.
@@ -215,7 +222,12 @@ async fn begin(
         data: options.data,
         calls: options.calls,
     });
-    Ok((addr, serve(server, shared, dialer, stop)))
+    let watched = Arc::downgrade(&shared);
+    let health = Health::new(move || match watched.upgrade() {
+        Some(shared) => shared.health(),
+        None => Err("the metadata server has ended".into()),
+    });
+    Ok(((addr, health), serve(server, shared, dialer, stop)))
 }
 
 async fn serve(
@@ -331,6 +343,15 @@ impl Shared {
                 vec![here.map_or_else(|| format!("localhost:{port}"), |addr| addr.to_string())]
             }
         })
+    }
+
+    fn health(&self) -> Result<(), String> {
+        for volume in self.volumes.values() {
+            if let Some(why) = volume.failure() {
+                return Err(format!("volume {} takes no changes: {why}", volume.name()));
+            }
+        }
+        Ok(())
     }
 
     async fn status(&self) -> Reply {

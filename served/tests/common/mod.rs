@@ -1,6 +1,11 @@
 //! What the tests of the servers share: a cluster's certificates, and raw calls.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    reason = "each test binary uses a part of it"
+)]
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -8,12 +13,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use netfs_common::attr::Attr;
 use netfs_common::codec;
-use netfs_common::id::{ChunkId, Ino, InstanceId, SessionId};
+use netfs_common::errno::Errno;
+use netfs_common::id::{ChunkId, Ino, InstanceId, OpSeq, SessionId};
 use netfs_common::map::ClusterMap;
-use netfs_common::net::{Bulk, CallError, Dialer, Limits, NetMetrics};
+use netfs_common::name::Name;
+use netfs_common::net::{Bulk, CallError, Dialer, Handler, Limits, Link, NetMetrics, ReplyFuture};
 use netfs_common::tls::{Identity, pki};
 use netfs_common::wire::data::{Op, Reply, Request};
+use netfs_common::wire::hello::VolumeInfo;
+use netfs_common::wire::meta::{
+    Mutation, NewInode, Op as MetaOp, Push, PushReply, Reply as MetaReply, Request as MetaRequest,
+    Response,
+};
 use netfs_common::wire::{Hello, HelloReply, PROTOCOL, Role};
 
 /// No call of a test takes longer.
@@ -116,4 +129,121 @@ impl DataClient {
 
 pub fn chunk(ino: u64, index: u64) -> ChunkId {
     ChunkId { ino: Ino(ino), generation: 0, index }
+}
+
+/// What the server has called a client with.
+pub type Pushed = std::sync::Mutex<Vec<Push>>;
+
+/// Answers the server's calls, unless it is told to be silent.
+pub struct Answers {
+    pub pushed: Pushed,
+    pub silent: std::sync::atomic::AtomicBool,
+}
+
+impl Handler for Answers {
+    fn call(&self, _link: &Link, request: Bytes) -> ReplyFuture {
+        self.pushed.lock().unwrap().push(codec::decode(&request).unwrap());
+        if self.silent.load(std::sync::atomic::Ordering::Relaxed) {
+            return Box::pin(std::future::pending());
+        }
+        Box::pin(std::future::ready(codec::encode(&PushReply::Done).unwrap().into()))
+    }
+}
+
+/// A client of a metadata server.
+pub struct MetaClient {
+    pub link: Link,
+    pub info: VolumeInfo,
+    pub answers: Arc<Answers>,
+    pub session: u64,
+    seq: std::sync::atomic::AtomicU64,
+    _dialer: Dialer,
+}
+
+impl MetaClient {
+    pub async fn connect(
+        identity: &Identity,
+        addr: SocketAddr,
+        volume: &str,
+        session: u64,
+    ) -> Result<MetaClient, CallError> {
+        let words = codec::encode(&hello(Role::Meta, volume, session)).unwrap();
+        let answers = Arc::new(Answers { pushed: Default::default(), silent: false.into() });
+        let dialer = dialer(identity);
+        let (link, welcome) = dialer.link(addr, &words, answers.clone()).await?;
+        let welcome: HelloReply = codec::decode(&welcome).unwrap();
+        let info = welcome.volume.unwrap();
+        Ok(MetaClient { link, info, answers, session, seq: 1.into(), _dialer: dialer })
+    }
+
+    /// Goes on after the changes of an earlier connection.
+    pub fn resume_after(&self, seq: u64) {
+        self.seq.store(seq + 1, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub async fn call(&self, request: &MetaRequest) -> MetaReply {
+        let bytes = codec::encode(request).unwrap();
+        let reply = self.link.call(bytes.into(), Instant::now() + PATIENCE).await.unwrap();
+        codec::decode(&reply).unwrap()
+    }
+
+    /// A change as it is sent; the next of the session.
+    pub fn mutation(&self, op: MetaOp) -> Mutation {
+        let seq = self.seq.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let time = std::time::SystemTime::now().into();
+        Mutation { seq: OpSeq(seq), answered: OpSeq(seq - 1), time, sync: false, op }
+    }
+
+    pub async fn change(&self, op: MetaOp) -> Result<(Option<Ino>, Vec<Attr>), Errno> {
+        let mutation = self.mutation(op);
+        match self.call(&MetaRequest::Mutate(mutation)).await? {
+            Response::Changed { target, attrs } => Ok((target, attrs)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn create(&self, parent: Ino, name: &str, new: NewInode) -> Result<Ino, Errno> {
+        let op = MetaOp::Create {
+            parent,
+            name: Name::new(name).unwrap(),
+            new,
+            perm: 0o755,
+            umask: 0o022,
+            uid: 0,
+            gid: 0,
+        };
+        Ok(self.change(op).await?.0.unwrap())
+    }
+
+    pub async fn lookup(&self, parent: Ino, name: &str) -> Result<Attr, Errno> {
+        let name = Name::new(name).unwrap();
+        match self.call(&MetaRequest::Lookup { parent, name }).await? {
+            Response::Entry { attr, .. } => Ok(attr),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn get(&self, ino: Ino) -> Result<Attr, Errno> {
+        match self.call(&MetaRequest::Get { ino }).await? {
+            Response::Entry { attr, .. } => Ok(attr),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn sync(&self) {
+        assert_eq!(self.call(&MetaRequest::Sync).await, Ok(Response::Done));
+    }
+}
+
+/// Writes whole chunks of a file and tells the metadata server.
+pub async fn write_file(meta: &MetaClient, data: &DataClient, ino: Ino, chunks: &[Vec<u8>]) {
+    let generation = meta.get(ino).await.unwrap().generation;
+    let (mut allocated, mut end) = (0, 0);
+    for (index, bytes) in chunks.iter().enumerate() {
+        let chunk = ChunkId { ino, generation, index: index as u64 };
+        allocated += data.write(chunk, 0, bytes).await;
+        end = index as u64 * (4 << 20) + bytes.len() as u64;
+    }
+    let mtime = std::time::SystemTime::now().into();
+    meta.change(MetaOp::WroteChunks { ino, generation, end, allocated, mtime }).await.unwrap();
 }

@@ -47,9 +47,9 @@ async fn sequential_data_costs_a_message_per_mebibyte() {
     }
     vfs.fsync(f.0, f.1, false).await.unwrap();
     assert_eq!(vfs.messages("data_write"), 16);
-    assert_eq!(vfs.messages("wrote_chunks"), 1);
+    // Either the last report is durable itself, or an earlier one is made so.
+    assert!(vfs.messages("wrote_chunks") + vfs.messages("sync") <= 3);
     assert!(vfs.messages("data_flush") <= 3);
-    assert_eq!(vfs.messages("sync"), 0, "the report itself was durable");
     let before = total(&vfs);
     vfs.fsync(f.0, f.1, false).await.unwrap();
     assert_eq!(total(&vfs), before, "nothing to do");

@@ -230,3 +230,40 @@ async fn shared_volumes_keep_nothing() {
         assert_eq!(read(&one, f, u64::from(i) * 1000, 100).await, vec![i + 1; 100]);
     }
 }
+
+#[tokio::test]
+async fn bytes_from_before_emptying_never_come_back() {
+    let world = World::new(12, 16);
+    // Data arrives at once, reports wait.
+    let vfs = world.mount_with(|o| o.writeback.age = std::time::Duration::from_secs(60)).await;
+    let f = file(&vfs, "f").await;
+    for cut in [0, 5000] {
+        write(&vfs, f, 0, &[9; 300_000]).await.unwrap();
+        let node = vfs.cache.table.get(f.0).unwrap();
+        vfs.writeback.drain(&node, false).await.unwrap();
+        let set = SetAttr { size: Some(cut), ..SetAttr::default() };
+        vfs.setattr(f.0, set, None, Caller::default()).await.unwrap();
+        write(&vfs, f, 500_000, b"x").await.unwrap();
+        vfs.fsync(f.0, f.1, false).await.unwrap();
+        let all = read(&vfs, f, cut, 600_000).await;
+        assert!(all[..all.len() - 1].iter().all(|b| *b == 0), "cut at {cut}");
+    }
+}
+
+#[tokio::test]
+async fn what_arrived_of_an_unlinked_file_is_reported_so_that_it_can_be_removed() {
+    let world = World::new(13, 16);
+    let vfs = world.mount_with(|o| o.writeback.age = std::time::Duration::from_secs(60)).await;
+    let f = file(&vfs, "f").await;
+    write(&vfs, f, 0, &[1; 200_000]).await.unwrap();
+    let node = vfs.cache.table.get(f.0).unwrap();
+    vfs.writeback.drain(&node, false).await.unwrap();
+    write(&vfs, f, 0, &[2; 100]).await.unwrap();
+    vfs.unlink(Ino::ROOT, &name("f")).await.unwrap();
+    vfs.release(f.0, f.1);
+    vfs.forget(f.0, 1);
+    tokio::time::sleep(std::time::Duration::from_millis(400)).await;
+    assert_eq!(vfs.messages("wrote_chunks"), 1);
+    assert_eq!(crate::session::lock(&world.meta).forgotten, [f.0]);
+    assert_eq!(vfs.stats().dirty_bytes, 0);
+}

@@ -129,6 +129,5 @@ async fn histories_over_a_bad_network() {
 
 #[tokio::test]
 async fn histories_on_a_shared_volume() {
-    // Without restarts of the data server between its flushes nothing is kept for others.
     histories(200..204, Weather { delay_ms: 1, loss: 100 }, false).await;
 }

@@ -293,13 +293,16 @@ impl MetaStore {
                 };
                 if let Some(size) = set.size {
                     inode.inline.truncate(size as usize);
-                    if size == 0 {
+                    // Of an inline file no chunk is looked at.
+                    let chunks = !inode.attr.inline;
+                    if size == 0 && chunks {
                         (inode.attr.inline, inode.attr.allocated) = (true, 0);
                         inode.attr.generation += 1;
                     }
-                    let freed = data.cut(ino, size, inode.attr.chunk_size());
-                    if size > 0 {
-                        inode.attr.allocated -= freed as u64;
+                    if size > 0 && chunks {
+                        let freed = data.cut(ino, size, inode.attr.chunk_size());
+                        // A repeated write says that it added nothing: the sum may be too low.
+                        inode.attr.allocated = inode.attr.allocated.saturating_sub(freed as u64);
                     }
                     inode.attr.size = size;
                     inode.attr.mtime = time;

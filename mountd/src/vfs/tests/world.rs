@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::data_server::DataStore;
 use super::meta_server::MetaStore;
-use crate::session::{Answer, DataLink, DialError, Dialer, LinkError, MetaLink, PushCall, lock};
+use crate::session::{Answer, DataLink, Dialer, Dialled, LinkError, MetaLink, PushCall, lock};
 use crate::vfs::{KernelCache, Options, Vfs};
 
 /// SplitMix64, so that a seed is a history.
@@ -166,7 +166,7 @@ impl Dialer for Net {
         &self,
         hello: Hello,
         pushes: mpsc::Sender<PushCall>,
-    ) -> Answer<'_, Result<(HelloReply, Arc<dyn MetaLink>), DialError>> {
+    ) -> Answer<'_, Dialled<dyn MetaLink>> {
         Box::pin(async move {
             let world = &self.0;
             world.travel().await;
@@ -187,11 +187,7 @@ impl Dialer for Net {
         })
     }
 
-    fn data(
-        &self,
-        _server: DataServer,
-        hello: Hello,
-    ) -> Answer<'_, Result<(HelloReply, Arc<dyn DataLink>), DialError>> {
+    fn data(&self, _server: DataServer, hello: Hello) -> Answer<'_, Dialled<dyn DataLink>> {
         Box::pin(async move {
             let world = &self.0;
             world.travel().await;
@@ -263,8 +259,9 @@ impl MetaLink for Link {
     }
 
     fn close(&self) {
-        self.cut.gone.store(true, Ordering::SeqCst);
-        self.cut.tell.notify_waiters();
+        if !self.cut.gone.load(Ordering::SeqCst) {
+            self.world.cut();
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 //!   carries its first position and hides only what was written before that.
 //! - `Retire` tells recovery that the segment's file may be missing, and that what an older snapshot says about
 //!   it is void. It is appended again until a newer snapshot is durable.
+//!   It also proves, by its claim of what is durable, that the records missing with the segment had been flushed.
 //! - The file is removed after a flush of all that, and the removal is durable before the next segment is looked at:
 //!   otherwise an older segment could return whose tombstone was dropped because it was gone.
 
@@ -141,8 +142,10 @@ impl SegmentStore {
             }
             None => return Ok(None),
         };
-        // Its tombstones may hide what is durable only if they are durable too, wherever they go.
-        self.flush()?;
+        // `Retire` has to say that all of the victim was durable: otherwise recovery would take its absence for the
+        // unflushed end of the log.
+        let last_seq = read(&self.state).segments.get(&victim).map_or(0, |info| info.last_seq);
+        self.flush_to(last_seq)?;
         Ok(Some(Job { victim, at: Self::EMPTY_SEGMENT }))
     }
 

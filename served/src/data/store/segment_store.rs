@@ -183,7 +183,8 @@ impl SegmentStore {
         })
     }
 
-    fn flush_to(&self, seq: u64) -> Result<(), StoreError> {
+    /// Returns when the log up to a sequence number is on stable storage.
+    pub(super) fn flush_to(&self, seq: u64) -> Result<(), StoreError> {
         self.log.flush_to(seq, &|at, header| {
             write(&self.state).apply(at, header);
         })

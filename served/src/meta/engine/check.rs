@@ -355,7 +355,7 @@ impl Check<'_> {
                     _ => break false,
                 }
             };
-            path.iter().for_each(|ino| drop(good.insert(*ino, up)));
+            good.extend(path.into_iter().map(|ino| (ino, up)));
             if !up {
                 lost.push(*start);
             }

@@ -5,7 +5,7 @@ use std::sync::PoisonError;
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, SessionId};
 use netfs_common::name::Name;
-use netfs_common::wire::meta::{Reply, Response};
+use netfs_common::wire::meta::Reply;
 
 use super::{Engine, read_failed};
 use crate::meta::kv::{Read, StoreError};

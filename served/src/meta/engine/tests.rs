@@ -1,1 +1,356 @@
+use std::fs;
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
+use netfs_common::attr::Timestamp;
+use netfs_common::id::{Ino, OpSeq};
+use netfs_common::name::Name;
+use netfs_common::wire::meta::NewInode;
+use tempfile::TempDir;
+
+use super::*;
+use crate::meta::command::Settings;
+use crate::meta::kv::{Cached, FjallStore, MemoryStore, Pair, Read};
+use crate::meta::log::LogConfig;
+use crate::meta::log::faults::BadDisk;
+use crate::meta::namespace::tests::model::Rng;
+
+const SESSION: SessionId = SessionId(1);
+
+fn config() -> EngineConfig {
+    let new = NewVolume { id: 7, settings: Settings::default(), time: Timestamp::default() };
+    EngineConfig {
+        log: LogConfig { segment_bytes: 4096 },
+        cache_values: NonZeroUsize::new(50).unwrap(),
+        reserve_bytes: 1 << 20,
+        new_volume: Some(new),
+        ..EngineConfig::default()
+    }
+}
+
+fn existing() -> EngineConfig {
+    EngineConfig { new_volume: None, ..config() }
+}
+
+fn at(secs: u64) -> Timestamp {
+    Timestamp { secs: secs as i64, nanos: 0 }
+}
+
+fn open_session(engine: &Engine) {
+    let action = Action::OpenSession { id: SESSION, description: "test".into() };
+    engine.execute(Command { time: at(1), action }).1.unwrap();
+}
+
+fn change(seq: u64, op: Op) -> Command {
+    let (seq, answered) = (OpSeq(seq), OpSeq(seq - 1));
+    let action = Action::Mutate { session: SESSION, seq, answered, op };
+    Command { time: at(seq.0), action }
+}
+
+fn create(text: &str) -> Op {
+    let (parent, name) = (Ino::ROOT, Name::new(text).unwrap());
+    Op::Create { parent, name, new: NewInode::File, perm: 0o644, umask: 0, uid: 0, gid: 0 }
+}
+
+fn unlink(text: &str) -> Op {
+    Op::Unlink { parent: Ino::ROOT, name: Name::new(text).unwrap() }
+}
+
+fn dump(store: &dyn Read) -> Vec<Pair> {
+    store.range(&[0], &[0xff], usize::MAX).unwrap()
+}
+
+fn faults(engine: &Engine) -> Vec<String> {
+    check_store(&*engine.store).unwrap().faults
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => copy(&entry.path(), &target),
+            // The store removes what it has compacted, also while it is copied.
+            false => drop(fs::copy(entry.path(), target)),
+        }
+    }
+}
+
+#[test]
+fn a_volume_survives_a_restart() {
+    let dir = TempDir::new().unwrap();
+    let (engine, report) = Engine::open(dir.path(), config()).unwrap();
+    assert!(report.created);
+    open_session(&engine);
+    let (index, reply) = engine.execute(change(1, create("f")));
+    reply.unwrap();
+    engine.flush(index).unwrap();
+    assert_eq!((engine.durable(), engine.last()), (index, index));
+    drop(engine);
+    let (engine, report) = Engine::open(dir.path(), existing()).unwrap();
+    assert_eq!((report.created, report.last, report.cut), (false, index, None));
+    engine.lookup(Ino::ROOT, &Name::new("f").unwrap()).unwrap();
+    assert_eq!(engine.sessions().unwrap()[0].0, SESSION);
+    // A retry is answered as before, and has no place in the log.
+    assert_eq!(engine.execute(change(1, create("f"))).0, index);
+    engine.checkpoint().unwrap();
+    assert_eq!(engine.log.bytes(), 0);
+    drop(engine);
+    let report = check(dir.path(), existing()).unwrap();
+    assert_eq!((report.faults.len(), report.inodes, report.recovery.replayed), (0, 2, 0));
+}
+
+#[test]
+fn foreign_newer_and_busy_folders_are_refused_in_one_line() {
+    let dir = TempDir::new().unwrap();
+    let refusal = |config| Engine::open(dir.path(), config).err().unwrap().to_string();
+    assert!(refusal(existing()).contains("holds no volume"));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    fs::write(dir.path().join("letter.txt"), "dear").unwrap();
+    assert!(refusal(config()).contains("choose an empty one"));
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    fs::remove_file(dir.path().join("letter.txt")).unwrap();
+
+    let (engine, _) = Engine::open(dir.path(), config()).unwrap();
+    assert!(refusal(existing()).contains("in use"));
+    drop(engine);
+    let format = dir.path().join("FORMAT");
+    let text = fs::read_to_string(&format).unwrap();
+    assert_eq!(text, "netfs metadata\nformat 1\nvolume 0000000000000007\n");
+    fs::write(&format, text.replace("format 1", "format 2")).unwrap();
+    assert!(refusal(config()).contains("use a newer version"));
+    for bad in ["", "netfs data\n", "netfs metadata\nformat x\n", "netfs metadata\nformat 1\n"] {
+        fs::write(&format, bad).unwrap();
+        assert!(matches!(Engine::open(dir.path(), config()), Err(EngineError::BadFormat { .. })));
+    }
+    let missing = dir.path().join("none");
+    assert!(matches!(Engine::open(&missing, existing()), Err(EngineError::Missing(_))));
+    fs::write(&missing, "").unwrap();
+    assert!(Engine::open(&missing, existing()).is_err());
+}
+
+/// A history on a real store, with the folder copied again and again as a crash would leave it.
+#[test]
+fn a_crash_at_any_moment_leaves_a_prefix_with_all_that_was_flushed() {
+    for seed in 0..3 {
+        let (dir, copies) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+        let (engine, _) = Engine::open(dir.path(), config()).unwrap();
+        open_session(&engine);
+        let mut rng = Rng(seed);
+        let mut states = vec![Vec::new(), Vec::new(), dump(&*engine.store)];
+        let (mut flushed, mut crashes) = (engine.durable(), Vec::new());
+        for seq in 1..=300 {
+            let inos = engine.counters().unwrap().next_ino;
+            let (index, _) = engine.execute(change(seq, rng.op(inos)));
+            states.push(dump(&*engine.store));
+            assert_eq!(states.len() as u64, index.0 + 1);
+            match rng.below(20) {
+                0 => engine.checkpoint().unwrap(),
+                1 | 2 => engine.flush(index).unwrap(),
+                3 => {
+                    let path = copies.path().join(seq.to_string());
+                    copy(dir.path(), &path);
+                    crashes.push((path, flushed, index));
+                }
+                // The store may come to the disk before the log.
+                4 => engine.store.persist().unwrap(),
+                _ => {}
+            }
+            flushed = engine.durable();
+        }
+        for (path, flushed, written) in crashes {
+            // The machine failed, too: some of what was not flushed is gone.
+            let log = dir::log_dir(&path);
+            let torn = rng.below(2) == 0;
+            if torn && flushed < written {
+                let mut last: Vec<_> =
+                    fs::read_dir(&log).unwrap().map(|e| e.unwrap().path()).collect();
+                last.sort();
+                let bytes = fs::read(last.last().unwrap()).unwrap();
+                let keep = bytes.len() - rng.below(bytes.len().min(40) as u64) as usize;
+                fs::write(last.last().unwrap(), &bytes[..keep]).unwrap();
+            }
+            let (engine, report) = Engine::open(&path, existing()).unwrap();
+            let last = report.last;
+            assert!(last <= written && (torn || last == written), "{last} of {written}");
+            // A torn record costs at most itself and the one before it.
+            assert!(last >= flushed || last.0 + 2 >= written.0, "{last} of {flushed}");
+            assert!(dump(&*engine.store) == states[last.0 as usize], "seed {seed}, {last}");
+            assert_eq!(faults(&engine), Vec::<String>::new());
+            engine.execute(change(last.0 + 1000, create("after"))).1.ok();
+            let end = engine.last();
+            drop(engine);
+            assert_eq!(Engine::open(&path, existing()).unwrap().1.last, end);
+        }
+    }
+}
+
+#[test]
+fn a_store_that_is_ahead_of_the_log_goes_on() {
+    let dir = TempDir::new().unwrap();
+    let (engine, _) = Engine::open(dir.path(), config()).unwrap();
+    open_session(&engine);
+    let log: Vec<_> = fs::read_dir(dir::log_dir(dir.path())).unwrap().collect();
+    let segment = log[0].as_ref().unwrap().path();
+    let short = fs::read(&segment).unwrap();
+    engine.execute(change(1, create("f"))).1.unwrap();
+    let last = engine.last();
+    engine.store.persist().unwrap();
+    drop(engine);
+    fs::write(segment, short).unwrap();
+    for ahead in [true, false] {
+        let (engine, report) = Engine::open(dir.path(), existing()).unwrap();
+        assert_eq!((report.store_ahead, report.last), (ahead, last));
+        engine.lookup(Ino::ROOT, &Name::new("f").unwrap()).unwrap();
+    }
+    let (engine, _) = Engine::open(dir.path(), existing()).unwrap();
+    engine.execute(change(2, create("g"))).1.unwrap();
+    drop(engine);
+    assert_eq!(check(dir.path(), existing()).unwrap().entries, 2);
+}
+
+fn on_bad_disk(dir: &TempDir, config: EngineConfig) -> (Engine, BadDisk) {
+    let disk = BadDisk::default();
+    let store = |_: &Path| Ok(Box::new(MemoryStore::new()) as Box<dyn Store>);
+    let (engine, _) = Engine::open_on(dir.path(), config, Arc::new(disk.clone()), store).unwrap();
+    open_session(&engine);
+    (engine, disk)
+}
+
+#[test]
+fn a_full_disk_refuses_what_needs_room_and_lets_removals_through() {
+    let dir = TempDir::new().unwrap();
+    let (engine, disk) = on_bad_disk(&dir, config());
+    engine.execute(change(1, create("f"))).1.unwrap();
+    *disk.0.append.lock().unwrap() = Some((10, libc::ENOSPC));
+    let before = dump(&*engine.store);
+    assert_eq!(engine.execute(change(2, create("g"))).1, Err(Errno::ENOSPC));
+    assert_eq!(dump(&*engine.store), before);
+    // Nothing was done, so nothing is remembered either.
+    engine.execute(change(2, create("g"))).1.unwrap();
+
+    *disk.0.free.lock().unwrap() = Some(1000);
+    let refused = (3..100).find(|seq| {
+        let reply = engine.execute(change(*seq, create(&seq.to_string()))).1;
+        reply == Err(Errno::ENOSPC)
+    });
+    let seq = refused.unwrap();
+    engine.execute(change(seq, unlink("f"))).1.unwrap();
+    assert_eq!(engine.execute(change(seq + 1, create("h"))).1, Err(Errno::ENOSPC));
+    *disk.0.free.lock().unwrap() = None;
+    engine.execute(change(seq + 1, create("h"))).1.unwrap();
+    assert_eq!(faults(&engine), Vec::<String>::new());
+}
+
+#[test]
+fn after_a_failed_write_or_flush_only_reads_go_on() {
+    for flush in [false, true] {
+        let dir = TempDir::new().unwrap();
+        let (engine, disk) = on_bad_disk(&dir, config());
+        let (index, reply) = engine.execute(change(1, create("f")));
+        reply.unwrap();
+        if flush {
+            disk.0.sync.store(true, SeqCst);
+            assert_eq!(engine.flush(index), Err(Errno::EIO));
+            disk.0.sync.store(false, SeqCst);
+        } else {
+            *disk.0.append.lock().unwrap() = Some((10, libc::EIO));
+            assert_eq!(engine.execute(change(2, create("g"))).1, Err(Errno::EIO));
+        }
+        assert_eq!(engine.execute(change(2, create("g"))).1, Err(Errno::EIO));
+        assert_eq!(engine.flush(engine.last()), Err(Errno::EIO));
+        assert!(engine.checkpoint().is_err() && engine.failure().is_some());
+        engine.lookup(Ino::ROOT, &Name::new("f").unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn reads_beside_changes_see_whole_changes() {
+    let dir = TempDir::new().unwrap();
+    let (engine, _) = on_bad_disk(&dir, config());
+    let name = Name::new("f").unwrap();
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..2)
+            .map(|_| {
+                scope.spawn(|| {
+                    for _ in 0..3000 {
+                        // There or not, but never a name that leads nowhere (that were EIO).
+                        if let Err(errno) = engine.lookup(Ino::ROOT, &name) {
+                            assert_eq!(errno, Errno::ENOENT);
+                        }
+                        engine.read_dir(Ino::ROOT, 0, 100, true).unwrap();
+                    }
+                })
+            })
+            .collect();
+        for n in 0..1000 {
+            let (index, reply) = engine.execute(change(3 * n + 1, create("f")));
+            let Ok(Response::Changed { target: Some(ino), .. }) = reply else { panic!() };
+            engine.execute(change(3 * n + 2, unlink("f"))).1.unwrap();
+            engine.execute(change(3 * n + 3, Op::Forget { inos: vec![ino] })).1.unwrap();
+            assert!(index <= engine.last());
+        }
+        readers.into_iter().for_each(|r| r.join().unwrap());
+    });
+    assert_eq!(faults(&engine), Vec::<String>::new());
+}
+
+#[test]
+fn the_end_of_a_session_that_was_cut_short_is_completed_at_the_next_start() {
+    let dir = TempDir::new().unwrap();
+    let (engine, _) = Engine::open(dir.path(), config()).unwrap();
+    open_session(&engine);
+    for n in 0..1500 {
+        engine.execute(change(2 * n + 1, create("f"))).1.unwrap();
+        engine.execute(change(2 * n + 2, unlink("f"))).1.unwrap();
+    }
+    assert_eq!(engine.counters().unwrap().orphans, 1500);
+    // As if the process died right after the first step.
+    engine.execute_one(change(9999, Op::EndSession)).1.unwrap();
+    assert_eq!(engine.counters().unwrap().orphans, 1500 - 1024);
+    drop(engine);
+    let (engine, _) = Engine::open(dir.path(), existing()).unwrap();
+    let state = engine.counters().unwrap();
+    assert_eq!((state.orphans, state.inodes, state.sessions), (0, 1, 0));
+    assert_eq!(faults(&engine), Vec::<String>::new());
+}
+
+#[test]
+fn a_damaged_store_is_an_error() {
+    let dir = TempDir::new().unwrap();
+    drop(Engine::open(dir.path(), config()).unwrap());
+    fs::remove_dir_all(dir::log_dir(dir.path())).unwrap();
+    assert!(Engine::open(dir.path(), existing()).is_err());
+    fs::create_dir(dir::log_dir(dir.path())).unwrap();
+    for entry in fs::read_dir(dir::store_dir(dir.path())).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            fs::write(path, b"not what was here").unwrap();
+        }
+    }
+    assert!(Engine::open(dir.path(), existing()).is_err());
+}
+
+#[test]
+fn the_store_on_disk_and_the_one_in_memory_agree() {
+    let dir = TempDir::new().unwrap();
+    let fjall = FjallStore::open(dir.path(), EngineConfig::default().store).unwrap();
+    let stores: [Box<dyn Store>; 2] =
+        [Box::new(MemoryStore::new()), Box::new(Cached::new(fjall, NonZeroUsize::new(3).unwrap()))];
+    let mut rng = Rng(5);
+    for _ in 0..2000 {
+        let key = |rng: &mut Rng| vec![crate::meta::keys::INODE, rng.below(40) as u8];
+        let (a, b) = (key(&mut rng), key(&mut rng));
+        let limit = rng.below(9) as usize;
+        let value = rng.below(600) as usize;
+        let write = (rng.below(3) > 0).then(|| vec![1; value]);
+        let got = stores.each_ref().map(|store| {
+            let read = (store.get(&a).unwrap(), store.range(&a, &b, limit).unwrap());
+            store.commit([(b.clone(), write.clone())].into_iter().collect()).unwrap();
+            read
+        });
+        assert!(got[0] == got[1]);
+    }
+}

@@ -159,13 +159,13 @@ mod tests {
         let header = Header { volume: 0x0102_0304_0506_0708, first: LogIndex(9) };
         assert_eq!(
             hex(&header.to_bytes()),
-            "6e657466736c6f670100000000000000080706050403020109000000000000000dd6fe0d"
+            "6e657466736c6f67010000000000000008070605040302010900000000000000f2e6ad6e"
         );
         let record =
             Record { index: LogIndex(0x1122), flushed: LogIndex(0x11), payload: b"payload" };
         assert_eq!(
             hex(&record.to_bytes()),
-            "07000000cb7b5a09221100000000000011000000000000007061796c6f6164"
+            "070000007824d501221100000000000011000000000000007061796c6f6164"
         );
     }
 

@@ -17,7 +17,7 @@ mod volume;
 mod xattrs;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use netfs_common::attr::{SetTime, Timestamp};
 use netfs_common::errno::Errno;

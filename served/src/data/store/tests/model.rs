@@ -251,7 +251,8 @@ fn random_histories_with_crashes_agree_with_the_model() {
     let first = std::env::var("NETFS_STORE_SEED").ok().and_then(|s| s.parse().ok());
     let count = std::env::var("NETFS_STORE_SEEDS").ok().and_then(|s| s.parse().ok()).unwrap_or(200);
     let seeds = first.map_or(1..count + 1, |seed: u64| seed..seed + 1);
-    for seed in seeds {
+    // 1507: a reclaimed segment ended in a record that nothing proved durable.
+    for seed in seeds.chain(first.is_none().then_some(1507)) {
         let result = std::panic::catch_unwind(|| one_history(seed));
         assert!(result.is_ok(), "NETFS_STORE_SEED={seed} shows it");
     }

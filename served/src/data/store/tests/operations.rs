@@ -1,6 +1,8 @@
 //! What each operation promises.
 
 use super::super::disk::sim::SimDisk;
+use super::super::log::Space;
+use super::super::sync::read;
 use super::super::{ChunkKey, SegmentStore, StoreConfig, StoreError};
 use super::{KIB, key, open, reclaim_all, small, try_open};
 
@@ -79,7 +81,7 @@ fn a_chunk_in_too_many_pieces_is_joined() {
     for i in 0..200 {
         store.write(key(1, 0), i * 300, &[[i as u8; 290]]).unwrap();
     }
-    let pieces = super::super::sync::read(&store.state).index.get(&key(1, 0)).unwrap().0.len();
+    let pieces = read(&store.state).index.get(&key(1, 0)).unwrap().0.len();
     assert!(pieces <= 13, "{pieces} pieces");
     for i in 0..200 {
         assert_eq!(store.read(key(1, 0), i * 300, 290).unwrap(), vec![i as u8; 290]);
@@ -150,4 +152,24 @@ fn a_real_directory_is_opened_once_and_refused_if_foreign() {
         SegmentStore::check(&dir.path().join("nowhere")),
         Err(StoreError::BadFile { .. })
     ));
+}
+
+#[test]
+fn moving_data_that_has_changed_meanwhile_moves_nothing() {
+    let store = open(&SimDisk::new(1, 8 << 20));
+    let pieces = || read(&store.state).lookup(&key(1, 0), 0, 5000);
+    let move_it =
+        |pieces: &[_]| store.rewrite(key(1, 0), 0, 5000, pieces, Space::UseReserve).unwrap();
+    store.write(key(1, 0), 0, &[[1; 5000]]).unwrap();
+    let first = pieces();
+    assert!(move_it(&first));
+    assert!(!move_it(&first), "it is somewhere else by now");
+    let second = pieces();
+    store.write(key(1, 0), 100, &[[2; 10]]).unwrap();
+    assert!(!move_it(&second));
+    assert_eq!(store.read(key(1, 0), 99, 12).unwrap(), [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1]);
+    let third = pieces();
+    store.delete_chunks(1, 1, 0).unwrap();
+    assert!(!move_it(&third));
+    assert!(store.extents(key(1, 0)).is_empty());
 }

@@ -1,0 +1,165 @@
+//! The bytes of the wire messages, pinned: a change of any of them is a change of protocol.
+//!
+//! To change a message, raise `wire::PROTOCOL`, keep decoding the old form for as long as the
+//! range in `Hello` promises it, and add new fixtures beside these.
+
+use netfs_common::attr::{Attr, FileKind, SetAttr, SetTime, Timestamp};
+use netfs_common::codec;
+use netfs_common::errno::Errno;
+use netfs_common::id::*;
+use netfs_common::map::{Chain, ClusterMap, DataServer};
+use netfs_common::name::Name;
+use netfs_common::wire::{Hello, HelloReply, Role, data, hello::VolumeInfo, meta};
+
+fn name(s: &str) -> Name {
+    Name::new(s).unwrap()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+fn attr() -> Attr {
+    let t = Timestamp { secs: 1_700_000_000, nanos: 5 };
+    Attr {
+        ino: Ino(42),
+        kind: FileKind::File,
+        perm: 0o644,
+        nlink: 1,
+        uid: 1000,
+        gid: 100,
+        rdev: 0,
+        size: 300,
+        allocated: 512,
+        atime: t,
+        mtime: t,
+        ctime: t,
+        btime: t,
+        generation: 2,
+        chunk_bits: 22,
+        inline: true,
+        has_xattrs: false,
+        parent: Ino(0),
+        version: 99,
+    }
+}
+
+/// Encodes, compares with the pinned bytes, decodes, compares with the value.
+fn pin<T>(value: &T, pinned: &str)
+where
+    T: bincode::Encode + bincode::Decode<()> + PartialEq + std::fmt::Debug,
+{
+    let bytes = codec::encode(value).unwrap();
+    assert_eq!(hex(&bytes), pinned, "the wire form of {value:?} has changed");
+    assert_eq!(&codec::decode::<T>(&bytes).unwrap(), value);
+}
+
+#[test]
+fn hello_is_pinned() {
+    let hello = Hello {
+        protocol: (1, 1),
+        features: 0,
+        role: Role::Data,
+        volume: "v".into(),
+        session: SessionId(7),
+        instance: InstanceId(8),
+        client: "h:/mnt".into(),
+    };
+    pin(&hello, "0101000101760708 06683a2f6d6e74".replace(' ', "").as_str());
+    let reply = HelloReply {
+        protocol: 1,
+        features: 0,
+        cluster: ClusterId([1; 16]),
+        instance: InstanceId(9),
+        volume: Some(VolumeInfo {
+            id: 5,
+            inline_limit: 16384,
+            map: ClusterMap {
+                version: Epoch(1),
+                servers: vec![DataServer { id: ServerId(1), addrs: vec!["a:1".into()] }],
+                chains: vec![Chain { epoch: Epoch(1), replicas: vec![ServerId(1)] }],
+            },
+            resumed: false,
+            exclusive: true,
+            term_ms: 30000,
+        }),
+    };
+    let ones = "01".repeat(16);
+    pin(
+        &reply,
+        &format!("0100{ones}090105fb0040010101 0103613a31 010101010001fb3075").replace(' ', ""),
+    );
+}
+
+#[test]
+fn metadata_requests_are_pinned() {
+    pin(
+        &meta::Request::Lookup { parent: Ino(1), name: name("a") },
+        "0001 0161".replace(' ', "").as_str(),
+    );
+    pin(&meta::Request::Get { ino: Ino(300) }, "01fb2c01");
+    pin(&meta::Request::ReadDir { ino: Ino(1), after: 2, limit: 3, plus: true }, "0301020301");
+    pin(&meta::Request::Sync, "07");
+    let create = meta::Request::Mutate(meta::Mutation {
+        seq: OpSeq(3),
+        answered: OpSeq(2),
+        time: Timestamp { secs: 1, nanos: 2 },
+        sync: false,
+        op: meta::Op::Create {
+            parent: Ino(1),
+            name: name("f"),
+            new: meta::NewInode::File,
+            perm: 0o644,
+            umask: 0o22,
+            uid: 0,
+            gid: 0,
+        },
+    });
+    pin(&create, "0903020202000001016600fba401120000");
+    let set = meta::Op::SetAttr {
+        ino: Ino(2),
+        set: SetAttr { size: Some(5), mtime: Some(SetTime::Now), ..SetAttr::default() },
+    };
+    pin(&set, "0502000000010500 0100".replace(' ', "").as_str());
+}
+
+#[test]
+fn metadata_replies_are_pinned() {
+    let reply: meta::Reply = Ok(meta::Response::Entry { attr: attr(), inline: Some(vec![1, 2]) });
+    pin(
+        &reply,
+        "00002a00fba40101fbe8036400fb2c01fb0002fc00e2a7ca05fc00e2a7ca05fc00e2a7ca05fc00e2a7ca0502160100006301020102",
+    );
+    pin::<meta::Reply>(&Err(Errno::ENOENT), "0104");
+}
+
+#[test]
+fn data_messages_are_pinned() {
+    let chunk = ChunkId { ino: Ino(42), generation: 1, index: 3 };
+    let write = data::Request {
+        group: GroupId(0),
+        epoch: Epoch(1),
+        op: data::Op::Write { chunk, offset: 4096 },
+    };
+    pin(&write, "0001002a0103fb0010");
+    pin(&data::Reply::Written { verifier: InstanceId(9), allocated: -1 }, "000901");
+    pin(&data::Reply::Failed(Errno::ENOSPC), "0638");
+}
+
+#[test]
+fn names_from_the_network_obey_the_rules() {
+    for bad in ["", ".", "..", "a/b", "a\0b", &"x".repeat(256)] {
+        let mut bytes = vec![0, 1];
+        bytes.extend(codec::encode(&bad.as_bytes().to_vec()).unwrap());
+        assert!(codec::decode::<meta::Request>(&bytes).is_err(), "{bad:?} was taken as a name");
+    }
+}
+
+#[test]
+fn a_length_that_lies_allocates_nothing() {
+    // A byte vector that claims 2^60 bytes.
+    let mut bytes = vec![2, 0xfd];
+    bytes.extend((1u64 << 60).to_le_bytes());
+    assert!(codec::decode::<meta::Response>(&bytes).is_err());
+    assert!(codec::decode::<Vec<u8>>(&bytes[1..]).is_err());
+}

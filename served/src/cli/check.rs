@@ -1,0 +1,52 @@
+//! `netfs-served check`
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{ConfigArgs, FAULTS, Failure, serve};
+use crate::check::{self, CheckOptions};
+use crate::data::store::StoreConfig;
+
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// State directory with meta/ and data/ in it, as `netfs dev --dir` has; instead of a configuration
+    #[arg(long, value_name = "STATE", conflicts_with_all = ["config", "set"])]
+    dir: Option<PathBuf>,
+    /// Take differences between metadata and data as faults; right after all clients have unmounted there are none
+    #[arg(long)]
+    strict: bool,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, Failure> {
+    let options = match &args.dir {
+        Some(dir) => CheckOptions {
+            meta: Some(dir.join("meta")),
+            data: Some(dir.join("data")),
+            store: StoreConfig::default(),
+        },
+        None => {
+            let config = args.config.load()?;
+            let store = serve::store_config(&config.data);
+            CheckOptions { meta: Some(config.meta.dir), data: Some(config.data.dir), store }
+        }
+    };
+    let report = check::check(&options)?;
+    let mut out = std::io::stdout().lock();
+    for line in &report.summary {
+        writeln!(out, "{line}")?;
+    }
+    for line in &report.faults {
+        writeln!(out, "FAULT {line}")?;
+    }
+    for line in &report.notes {
+        writeln!(out, "note  {line}")?;
+    }
+    writeln!(out, "{} faults, {} notes", report.fault_count, report.note_count)?;
+    let faulty = report.fault_count > 0 || (args.strict && report.note_count > 0);
+    Ok(if faulty { ExitCode::from(FAULTS) } else { ExitCode::SUCCESS })
+}

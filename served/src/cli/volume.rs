@@ -1,0 +1,43 @@
+//! `netfs-served volume`
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use super::{ConfigArgs, Failure};
+use crate::meta::engine::EngineConfig;
+use crate::meta::server::volumes;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum VolumeCommand {
+    /// Make a volume; a running server serves it after its next start
+    Create {
+        /// Its name, as in SERVER/NAME of a mount
+        name: String,
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+    /// List the volumes on this machine
+    List {
+        #[command(flatten)]
+        config: ConfigArgs,
+    },
+}
+
+pub(super) fn run(command: &VolumeCommand) -> Result<ExitCode, Failure> {
+    match command {
+        VolumeCommand::Create { name, config } => {
+            let dir = config.load()?.meta.dir;
+            volumes::create(&dir, name, EngineConfig::default())?;
+            println!("volume {name} made in {}", dir.display());
+        }
+        VolumeCommand::List { config } => {
+            let mut out = std::io::stdout().lock();
+            for name in volumes::list(&config.load()?.meta.dir)? {
+                writeln!(out, "{name}")?;
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

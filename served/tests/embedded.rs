@@ -1,0 +1,279 @@
+//! Both servers in this process, driven with raw calls over loopback.
+
+mod common;
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::{DataClient, MetaClient, PATIENCE, write_file};
+use netfs_common::attr::SetAttr;
+use netfs_common::errno::Errno;
+use netfs_common::id::{ChunkId, Ino, OpSeq};
+use netfs_common::name::Name;
+use netfs_common::net::CallError;
+use netfs_common::wire::data::{Op as DataOp, Reply as DataReply};
+use netfs_common::wire::meta::{NewInode, Op, Push, Request, Response};
+use netfs_served::embedded::{self, Embedded, EmbeddedOptions};
+
+const ROOT: Ino = Ino::ROOT;
+
+fn start(dir: &std::path::Path) -> Embedded {
+    embedded::start(dir, &EmbeddedOptions::default()).unwrap()
+}
+
+async fn stop(servers: Embedded) {
+    tokio::task::spawn_blocking(|| servers.stop()).await.unwrap().unwrap();
+}
+
+async fn clients(servers: &Embedded, session: u64) -> (MetaClient, DataClient) {
+    let identity = servers.client_identity();
+    let meta = MetaClient::connect(&identity, servers.meta_addr(), servers.volume(), session);
+    let meta = meta.await.unwrap();
+    assert_eq!(meta.info.map.servers[0].addrs, [servers.data_addr().to_string()]);
+    (meta, DataClient::connect(&identity, servers.data_addr()).await.unwrap())
+}
+
+fn cut_to(ino: Ino, size: u64) -> Op {
+    Op::SetAttr { ino, set: SetAttr { size: Some(size), ..SetAttr::default() } }
+}
+
+async fn chunk_data(data: &DataClient, chunk: ChunkId) -> Vec<(u64, u64)> {
+    match data.call(chunk, DataOp::Extents { chunk }, Bytes::new()).await.0 {
+        DataReply::Extents(extents) => extents,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn chunks_held(data: &DataClient) -> u64 {
+    match data.call(common::chunk(0, 0), DataOp::Usage, Bytes::new()).await.0 {
+        DataReply::Usage(usage) => usage.chunks,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn until_no_chunks(data: &DataClient) {
+    let deadline = Instant::now() + PATIENCE;
+    while chunks_held(data).await > 0 {
+        assert!(Instant::now() < deadline, "chunks of removed files are still there");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn files_survive_restarts_and_their_chunks_go_with_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let (meta, data) = clients(&servers, 7).await;
+    assert!(meta.info.exclusive && !meta.info.resumed);
+    let sub = meta.create(ROOT, "sub", NewInode::Dir).await.unwrap();
+    let file = meta.create(sub, "file", NewInode::File).await.unwrap();
+    let chunks = [vec![1u8; 4 << 20], vec![2u8; 1000]];
+    write_file(&meta, &data, file, &chunks).await;
+    data.flush().await;
+    meta.sync().await;
+    let before = meta.lookup(sub, "file").await.unwrap();
+    assert_eq!((before.size, before.allocated), ((4 << 20) + 1000, (4 << 20) + 1000));
+    stop(servers).await;
+
+    let servers = start(dir.path());
+    let (meta, data) = clients(&servers, 7).await;
+    assert!(meta.info.resumed);
+    meta.resume_after(100);
+    assert_eq!(meta.lookup(sub, "file").await.unwrap(), before);
+    let second = ChunkId { ino: file, generation: before.generation, index: 1 };
+    assert_eq!(data.read(second, 0, 1000).await, chunks[1]);
+    match meta.call(&Request::StatFs).await {
+        Ok(Response::StatFs(figures)) => {
+            assert!(figures.bytes >= figures.bytes_free && figures.bytes_free > 0);
+            assert!(figures.inodes - figures.inodes_free >= 3);
+        }
+        other => panic!("{other:?}"),
+    }
+    let name = Name::new("file").unwrap();
+    meta.change(Op::Unlink { parent: sub, name }).await.unwrap();
+    assert_eq!(meta.lookup(sub, "file").await, Err(Errno::ENOENT));
+    assert_eq!(chunks_held(&data).await, 2, "the file is still open here");
+    meta.change(Op::Forget { inos: vec![file] }).await.unwrap();
+    until_no_chunks(&data).await;
+    stop(servers).await;
+}
+
+#[tokio::test]
+async fn a_cut_is_complete_on_the_data_server_when_it_is_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let (meta, data) = clients(&servers, 7).await;
+    let file = meta.create(ROOT, "file", NewInode::File).await.unwrap();
+    write_file(&meta, &data, file, &[vec![1u8; 4 << 20], vec![2u8; 4 << 20], vec![3u8; 9]]).await;
+    let generation = meta.get(file).await.unwrap().generation;
+    let (_, attrs) = meta.change(cut_to(file, (4 << 20) + 10)).await.unwrap();
+    let cut = attrs.iter().find(|a| a.ino == file).unwrap();
+    assert_eq!((cut.size, cut.allocated), ((4 << 20) + 10, (4 << 20) + 10));
+    let chunk = |index| ChunkId { ino: file, generation, index };
+    assert_eq!(chunk_data(&data, chunk(0)).await, [(0, 4 << 20)]);
+    assert_eq!(chunk_data(&data, chunk(1)).await, [(0, 10)]);
+    assert_eq!(chunk_data(&data, chunk(2)).await, []);
+    meta.change(cut_to(file, 0)).await.unwrap();
+    until_no_chunks(&data).await;
+}
+
+#[tokio::test]
+async fn a_change_sent_again_over_a_new_connection_is_made_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let (meta, _data) = clients(&servers, 7).await;
+    let create = meta.mutation(Op::Create {
+        parent: ROOT,
+        name: Name::new("once").unwrap(),
+        new: NewInode::Dir,
+        perm: 0o755,
+        umask: 0,
+        uid: 0,
+        gid: 0,
+    });
+    let first = meta.call(&Request::Mutate(create.clone())).await;
+    assert!(first.is_ok(), "{first:?}");
+    meta.link.close();
+    let (again, _data) = clients(&servers, 7).await;
+    assert!(again.info.resumed && again.info.exclusive);
+    assert_eq!(again.call(&Request::Mutate(create.clone())).await, first);
+    // Also after a crash of the server.
+    again.sync().await;
+    drop(servers);
+    let servers = start(dir.path());
+    let (last, _data) = clients(&servers, 7).await;
+    assert!(last.info.resumed);
+    assert_eq!(last.call(&Request::Mutate(create.clone())).await, first);
+    let twice = netfs_common::wire::meta::Mutation { seq: OpSeq(2), ..create };
+    assert_eq!(last.call(&Request::Mutate(twice)).await, Err(Errno::EEXIST));
+}
+
+#[tokio::test]
+async fn a_second_session_is_let_in_when_the_first_has_made_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let (first, _d1) = clients(&servers, 1).await;
+    assert!(first.info.exclusive);
+    let (second, _d2) = clients(&servers, 2).await;
+    assert!(!second.info.exclusive);
+    assert_eq!(*first.answers.pushed.lock().unwrap(), [Push::Share]);
+    let (third, _d3) = clients(&servers, 3).await;
+    assert!(!third.info.exclusive);
+    assert_eq!(first.answers.pushed.lock().unwrap().len(), 1, "it knows already");
+    assert!(second.answers.pushed.lock().unwrap().is_empty());
+    let made = first.create(ROOT, "seen by all", NewInode::File).await.unwrap();
+    assert_eq!(second.lookup(ROOT, "seen by all").await.unwrap().ino, made);
+
+    second.change(Op::EndSession).await.unwrap();
+    third.change(Op::EndSession).await.unwrap();
+    assert_eq!(third.call(&Request::Renew).await, Err(Errno::ESHUTDOWN));
+    let (first, _d1) = clients(&servers, 1).await;
+    assert!(first.info.exclusive, "alone again");
+}
+
+#[tokio::test]
+async fn a_newcomer_is_not_let_in_while_the_first_does_not_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let (first, _d1) = clients(&servers, 1).await;
+    first.answers.silent.store(true, Ordering::Relaxed);
+    let identity = servers.client_identity();
+    let refused = MetaClient::connect(&identity, servers.meta_addr(), "dev", 2).await;
+    match refused.err() {
+        Some(CallError::Refused { text, .. }) => assert!(text.contains("try again"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    // It comes back and behaves.
+    let (_first, _d1) = clients(&servers, 1).await;
+    let second = MetaClient::connect(&identity, servers.meta_addr(), "dev", 2).await.unwrap();
+    assert!(!second.info.exclusive);
+}
+
+#[tokio::test]
+async fn strangers_and_nonsense_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let (meta, _data) = clients(&servers, 1).await;
+    let identity = servers.client_identity();
+    let unknown = MetaClient::connect(&identity, servers.meta_addr(), "nowhere", 2).await.err();
+    assert!(matches!(&unknown, Some(CallError::Refused { text, .. }) if text.contains("nowhere")));
+    let error = embedded::start(dir.path(), &EmbeddedOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("in use"), "{error}");
+
+    let (other, _data) = clients(&servers, 2).await;
+    let nonsense = Bytes::from_static(&[0xff; 100]);
+    let _ = other.link.call(nonsense, Instant::now() + PATIENCE).await;
+    other.link.closed().await;
+    assert_eq!(meta.call(&Request::Renew).await, Ok(Response::Done));
+    let huge = Request::ReadDir { ino: ROOT, after: u64::MAX, limit: u32::MAX, plus: true };
+    assert!(meta.call(&huge).await.is_ok());
+    assert_eq!(meta.get(Ino(u64::MAX)).await, Err(Errno::ESTALE));
+    // A directory that is somebody else's is left alone.
+    let foreign = tempfile::tempdir().unwrap();
+    std::fs::write(foreign.path().join("letter.txt"), "dear").unwrap();
+    let error = embedded::start(foreign.path(), &EmbeddedOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("letter.txt"), "{error}");
+    assert_eq!(std::fs::read_dir(foreign.path()).unwrap().count(), 1);
+}
+
+#[tokio::test]
+async fn cuts_and_removals_that_a_crash_interrupted_are_completed() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 0..4u64 {
+        let servers = start(dir.path());
+        let (meta, data) = clients(&servers, 7).await;
+        meta.resume_after(round * 100);
+        if round > 0 {
+            let attr = meta.lookup(ROOT, "cut").await.unwrap();
+            let chunk = ChunkId { ino: attr.ino, generation: attr.generation, index: 0 };
+            assert_eq!(attr.size, 10);
+            assert_eq!(chunk_data(&data, chunk).await, [(0, 10)]);
+        }
+        until_at_most_one_chunk(&data).await;
+        let cut = match meta.lookup(ROOT, "cut").await {
+            Ok(attr) => attr.ino,
+            Err(_) => meta.create(ROOT, "cut", NewInode::File).await.unwrap(),
+        };
+        let gone = meta.create(ROOT, "gone", NewInode::File).await.unwrap();
+        for file in [cut, gone] {
+            write_file(&meta, &data, file, &[vec![7u8; 50_000], vec![8u8; 10]]).await;
+        }
+        data.flush().await;
+        // Sent together, and the servers die while the data server is at work on them.
+        let name = Name::new("gone").unwrap();
+        let changes = [
+            meta.mutation(cut_to(cut, 10)),
+            meta.mutation(Op::Unlink { parent: ROOT, name }),
+            meta.mutation(Op::Forget { inos: vec![gone] }),
+        ];
+        let link = meta.link.clone();
+        let sent: Vec<_> = changes
+            .into_iter()
+            .map(|change| {
+                let bytes = netfs_common::codec::encode(&Request::Mutate(change)).unwrap();
+                let link = link.clone();
+                tokio::spawn(
+                    async move { link.call(bytes.into(), Instant::now() + PATIENCE).await },
+                )
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_micros(300 * round)).await;
+        // Until the changes are in the log; their completion may be anywhere.
+        while meta_lacks(&sent) {
+            tokio::time::sleep(Duration::from_micros(100)).await;
+        }
+        drop(servers);
+    }
+    async fn until_at_most_one_chunk(data: &DataClient) {
+        let deadline = Instant::now() + PATIENCE;
+        while chunks_held(data).await > 1 {
+            assert!(Instant::now() < deadline);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    /// The last of the changes, which waits for nothing, has not been answered.
+    fn meta_lacks<T>(sent: &[tokio::task::JoinHandle<T>]) -> bool {
+        !sent.last().unwrap().is_finished()
+    }
+}
