@@ -1,55 +1,36 @@
-//! Each FUSE request as a call of the [`Vfs`].
+//! How a request becomes a call of the [`Vfs`] and its outcome a reply.
 
 use std::ffi::OsStr;
 use std::future::Future;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::Path;
 use std::sync::Arc;
-use std::time::SystemTime;
 
-use bytes::Bytes;
-use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, INodeNo, IoctlFlags,
-    KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags, PollNotifier, RenameFlags,
-    ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty,
-    ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, TimeOrNow, WriteFlags,
-};
+use fuser::{INodeNo, RenameFlags, ReplyEntry, Request};
 use netfs_common::attr::{FileKind, SetAttr};
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
-use netfs_common::name::Name;
-use netfs_common::wire::meta::{MAX_SYMLINK, NewInode, RenameMode};
+use netfs_common::wire::meta::{NewInode, RenameMode};
 
 use super::inflight::{Inflight, Slot, Wait};
 use super::reply::{self, Refuse};
-use super::{convert, groups, init, ioctl, listing};
+use super::{convert, groups};
 use crate::vfs::{Caller, Looked, Vfs};
-
-/// Bytes that one `copy_file_range` may be answered with: the reply has 32 bits, and the kernel
-/// asks again for the rest.
-const MAX_COPY: u64 = 0x7fff_f000;
-
-/// The extended attribute that is an access control list.
-const ACCESS_LIST: &[u8] = b"system.posix_acl_access";
 
 /// Speaks FUSE on one side and [`Vfs`] on the other.
 #[derive(Debug)]
 pub struct Adapter {
-    vfs: Arc<Vfs>,
-    inflight: Arc<Inflight>,
-    max_background: u16,
+    pub(super) vfs: Arc<Vfs>,
+    pub(super) inflight: Arc<Inflight>,
+    pub(super) max_background: u16,
 }
 
-fn caller(req: &Request) -> Caller {
+pub(super) fn caller(req: &Request) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
 }
 
 /// Runs a handler. One that panics takes its reply with it, and a reply that is dropped answers
 /// `EIO`; the event loop goes on.
-fn guarded(handler: impl FnOnce()) {
+pub(super) fn guarded(handler: impl FnOnce()) {
     if catch_unwind(AssertUnwindSafe(handler)).is_err() {
         tracing::error!("a request handler panicked; its request was answered with EIO");
     }
@@ -64,6 +45,7 @@ macro_rules! ok_or_refuse {
         }
     };
 }
+pub(super) use ok_or_refuse;
 
 impl Adapter {
     /// The adapter of a mounted volume.
@@ -73,7 +55,7 @@ impl Adapter {
 
     /// Answers a request from a task of its own. `answer` gets no reply when the caller was killed
     /// and has been answered: then it undoes what only the caller could have used.
-    fn spawn<R, T>(
+    pub(super) fn spawn<R, T>(
         &self,
         req: &Request,
         wait: Wait,
@@ -99,7 +81,7 @@ impl Adapter {
     }
 
     /// [`Adapter::spawn`] where there is nothing to undo.
-    fn later<R, T>(
+    pub(super) fn later<R, T>(
         &self,
         req: &Request,
         wait: Wait,
@@ -119,7 +101,7 @@ impl Adapter {
 
     /// [`Adapter::spawn`] of something that ends in an entry, which counts as one reference of the
     /// kernel's, unless the kernel does not get it.
-    fn enter(
+    pub(super) fn enter(
         &self,
         req: &Request,
         wait: Wait,
@@ -135,7 +117,7 @@ impl Adapter {
     }
 
     /// Makes an inode with its first name.
-    fn make(
+    pub(super) fn make(
         &self,
         req: &Request,
         parent: INodeNo,
@@ -153,7 +135,7 @@ impl Adapter {
     }
 
     /// Looks up `.` or `..`, as the kernel does for a file handle that it has forgotten.
-    fn lookup_dots(&self, req: &Request, of: Ino, up: bool, reply: ReplyEntry) {
+    pub(super) fn lookup_dots(&self, req: &Request, of: Ino, up: bool, reply: ReplyEntry) {
         let vfs = self.vfs.clone();
         self.enter(req, Wait::Query, reply, async move {
             let mut entry = vfs.getattr(of, None).await?;
@@ -169,622 +151,9 @@ impl Adapter {
     }
 }
 
-impl Filesystem for Adapter {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        init::negotiate(config, self.max_background)
-    }
-
-    fn lookup(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        guarded(|| {
-            let parent = Ino(parent.0);
-            if matches!(name.as_bytes(), b"." | b"..") {
-                return self.lookup_dots(req, parent, name.len() == 2, reply);
-            }
-            let name = ok_or_refuse!(reply, convert::name(name));
-            if let Some(result) = self.vfs.try_lookup(parent, &name) {
-                return reply::looked(reply, result);
-            }
-            let vfs = self.vfs.clone();
-            self.enter(req, Wait::Query, reply, async move { vfs.lookup(parent, &name).await });
-        });
-    }
-
-    fn forget(&self, _req: &Request, ino: INodeNo, nlookup: u64) {
-        guarded(|| self.vfs.forget(Ino(ino.0), nlookup));
-    }
-
-    // `batch_forget` stays as it is, one `forget` for each: fuser 0.18 does not let the type of its
-    // argument be named.
-
-    fn getattr(&self, req: &Request, ino: INodeNo, fh: Option<FileHandle>, reply: ReplyAttr) {
-        guarded(|| {
-            let (ino, fh) = (Ino(ino.0), fh.map(|fh| fh.0));
-            if let Some(result) = self.vfs.try_getattr(ino, fh) {
-                return reply::attr(reply, result);
-            }
-            let vfs = self.vfs.clone();
-            let work = async move { vfs.getattr(ino, fh).await };
-            self.later(req, Wait::Query, reply, work, reply::attr);
-        });
-    }
-
-    fn setattr(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        mode: Option<u32>,
-        uid: Option<u32>,
-        gid: Option<u32>,
-        size: Option<u64>,
-        atime: Option<TimeOrNow>,
-        mtime: Option<TimeOrNow>,
-        // The change time is ours to set; the others are of macOS.
-        _ctime: Option<SystemTime>,
-        fh: Option<FileHandle>,
-        _crtime: Option<SystemTime>,
-        _chgtime: Option<SystemTime>,
-        _bkuptime: Option<SystemTime>,
-        _flags: Option<BsdFileFlags>,
-        reply: ReplyAttr,
-    ) {
-        guarded(|| {
-            let set = SetAttr {
-                perm: mode.map(convert::perm_of),
-                uid,
-                gid,
-                size,
-                atime: atime.map(convert::set_time),
-                mtime: mtime.map(convert::set_time),
-            };
-            let (vfs, caller, ino, fh) =
-                (self.vfs.clone(), caller(req), Ino(ino.0), fh.map(|fh| fh.0));
-            let work = async move { vfs.setattr(ino, set, fh, caller).await };
-            self.later(req, Wait::Change, reply, work, reply::attr);
-        });
-    }
-
-    fn readlink(&self, req: &Request, ino: INodeNo, reply: ReplyData) {
-        guarded(|| {
-            let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
-            let work = async move { vfs.readlink(ino).await };
-            self.later(req, Wait::Query, reply, work, reply::data);
-        });
-    }
-
-    fn mknod(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        rdev: u32,
-        reply: ReplyEntry,
-    ) {
-        guarded(|| {
-            let new = match convert::kind_of(mode) {
-                Some(FileKind::File) => NewInode::File,
-                Some(kind @ (FileKind::Char | FileKind::Block)) => NewInode::Special(kind, rdev),
-                Some(kind @ (FileKind::Fifo | FileKind::Socket)) => NewInode::Special(kind, 0),
-                Some(FileKind::Dir | FileKind::Symlink) | None => {
-                    return reply.refuse(Errno::EINVAL);
-                }
-            };
-            self.make(req, parent, name, new, (mode, umask), reply);
-        });
-    }
-
-    fn mkdir(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        reply: ReplyEntry,
-    ) {
-        guarded(|| self.make(req, parent, name, NewInode::Dir, (mode, umask), reply));
-    }
-
-    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guarded(|| {
-            let name = ok_or_refuse!(reply, convert::name(name));
-            let (vfs, parent) = (self.vfs.clone(), Ino(parent.0));
-            let work = async move { vfs.unlink(parent, &name).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
-        });
-    }
-
-    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guarded(|| {
-            let name = ok_or_refuse!(reply, convert::name(name));
-            let (vfs, parent) = (self.vfs.clone(), Ino(parent.0));
-            let work = async move { vfs.rmdir(parent, &name).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
-        });
-    }
-
-    fn symlink(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        link_name: &OsStr,
-        target: &Path,
-        reply: ReplyEntry,
-    ) {
-        guarded(|| {
-            let target = target.as_os_str().as_bytes();
-            if target.len() > MAX_SYMLINK {
-                return reply.refuse(Errno::ENAMETOOLONG);
-            }
-            let new = NewInode::Symlink(target.to_vec());
-            self.make(req, parent, link_name, new, (0o777, 0), reply);
-        });
-    }
-
-    fn rename(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        newparent: INodeNo,
-        newname: &OsStr,
-        flags: RenameFlags,
-        reply: ReplyEmpty,
-    ) {
-        guarded(|| {
-            let mode = ok_or_refuse!(reply, rename_mode(flags));
-            let name = ok_or_refuse!(reply, convert::name(name));
-            let new_name = ok_or_refuse!(reply, convert::name(newname));
-            let (vfs, parent, new_parent) = (self.vfs.clone(), Ino(parent.0), Ino(newparent.0));
-            let work = async move { vfs.rename(parent, &name, new_parent, &new_name, mode).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
-        });
-    }
-
-    fn link(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        newparent: INodeNo,
-        newname: &OsStr,
-        reply: ReplyEntry,
-    ) {
-        guarded(|| {
-            let name: Name = ok_or_refuse!(reply, convert::name(newname));
-            let (vfs, ino, parent) = (self.vfs.clone(), Ino(ino.0), Ino(newparent.0));
-            self.enter(req, Wait::Change, reply, async move {
-                vfs.link(ino, parent, &name).await.map(Looked::Found)
-            });
-        });
-    }
-
-    fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guarded(|| {
-            let ino = Ino(ino.0);
-            if let Some(result) = self.vfs.try_open(ino, flags.0) {
-                return reply::opened(reply, result);
-            }
-            let (vfs, undo) = (self.vfs.clone(), self.vfs.clone());
-            let work = async move { vfs.open(ino, flags.0).await };
-            // Not dropped half-way: the handle would be lost.
-            self.spawn(req, Wait::Change, reply, work, move |reply, result| {
-                match (reply, result) {
-                    (Some(reply), result) => reply::opened(reply, result),
-                    (None, Ok(opened)) => undo.release(ino, opened.fh),
-                    (None, Err(_)) => {}
-                }
-            });
-        });
-    }
-
-    fn read(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        size: u32,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyData,
-    ) {
-        guarded(|| {
-            let (ino, fh) = (Ino(ino.0), fh.0);
-            if let Some(result) = self.vfs.try_read(ino, fh, offset, size) {
-                return reply::data(reply, result.map(|d| d.0));
-            }
-            let vfs = self.vfs.clone();
-            let work = async move { vfs.read(ino, fh, offset, size).await.map(|d| d.0) };
-            self.later(req, Wait::Query, reply, work, reply::data);
-        });
-    }
-
-    fn write(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        data: &[u8],
-        write_flags: WriteFlags,
-        flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        reply: ReplyWrite,
-    ) {
-        guarded(|| {
-            let (ino, fh, write_flags) = (Ino(ino.0), fh.0, write_flags.bits());
-            let data = Bytes::copy_from_slice(data);
-            if let Some(result) = self.vfs.try_write(ino, fh, offset, &data, flags.0, write_flags) {
-                return reply::written(reply, result);
-            }
-            let vfs = self.vfs.clone();
-            let work = async move { vfs.write(ino, fh, offset, data, flags.0, write_flags).await };
-            self.later(req, Wait::Change, reply, work, reply::written);
-        });
-    }
-
-    fn flush(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        // POSIX locks are the kernel's own, see `setlk`: there are none to release.
-        _lock_owner: LockOwner,
-        reply: ReplyEmpty,
-    ) {
-        guarded(|| {
-            let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
-            let work = async move { vfs.flush(ino, fh.0).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
-        });
-    }
-
-    fn release(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
-        _flush: bool,
-        reply: ReplyEmpty,
-    ) {
-        guarded(|| {
-            self.vfs.release(Ino(ino.0), fh.0);
-            reply.ok();
-        });
-    }
-
-    fn fsync(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        datasync: bool,
-        reply: ReplyEmpty,
-    ) {
-        guarded(|| {
-            let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
-            let work = async move { vfs.fsync(ino, fh.0, datasync).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
-        });
-    }
-
-    fn opendir(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        guarded(|| reply::opened(reply, self.vfs.opendir(Ino(ino.0), flags.0)));
-    }
-
-    fn readdir(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        reply: ReplyDirectory,
-    ) {
-        guarded(|| {
-            let unique = req.unique().0;
-            let slot = Arc::new(Slot::new(reply));
-            let ticket = self.inflight.enter(unique, req.pid(), slot.clone());
-            let task = listing::list(self.vfs.clone(), Ino(ino.0), fh.0, offset, slot, ticket);
-            let task = self.vfs.runtime().spawn(task);
-            self.inflight.abortable(unique, task.abort_handle());
-        });
-    }
-
-    fn readdirplus(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        reply: ReplyDirectoryPlus,
-    ) {
-        guarded(|| {
-            let unique = req.unique().0;
-            let slot = Arc::new(Slot::new(reply));
-            let ticket = self.inflight.enter(unique, req.pid(), slot.clone());
-            let task = listing::list(self.vfs.clone(), Ino(ino.0), fh.0, offset, slot, ticket);
-            // Not dropped half-way: entries that were added count as references.
-            self.vfs.runtime().spawn(task);
-        });
-    }
-
-    fn releasedir(
-        &self,
-        _req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        _flags: OpenFlags,
-        reply: ReplyEmpty,
-    ) {
-        guarded(|| {
-            self.vfs.releasedir(Ino(ino.0), fh.0);
-            reply.ok();
-        });
-    }
-
-    fn fsyncdir(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        _fh: FileHandle,
-        _datasync: bool,
-        reply: ReplyEmpty,
-    ) {
-        guarded(|| {
-            let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
-            let work = async move { vfs.fsyncdir(ino).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
-        });
-    }
-
-    fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
-        guarded(|| {
-            let vfs = self.vfs.clone();
-            let work = async move { vfs.statfs().await };
-            self.later(req, Wait::Query, reply, work, reply::statfs);
-        });
-    }
-
-    fn setxattr(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        name: &OsStr,
-        value: &[u8],
-        flags: i32,
-        // Of macOS.
-        _position: u32,
-        reply: ReplyEmpty,
-    ) {
-        guarded(|| {
-            let (vfs, caller, ino) = (self.vfs.clone(), caller(req), Ino(ino.0));
-            let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
-            let work = async move {
-                vfs.setxattr(ino, &name, &value, flags, caller).await?;
-                if name == ACCESS_LIST { drop_set_gid(&vfs, ino, caller).await } else { Ok(()) }
-            };
-            self.later(req, Wait::Change, reply, work, reply::empty);
-        });
-    }
-
-    fn getxattr(&self, req: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
-        guarded(|| {
-            let ino = Ino(ino.0);
-            if let Some(result) = self.vfs.try_getxattr(ino, name.as_bytes()) {
-                return reply::xattr(reply, size, result);
-            }
-            let (vfs, name) = (self.vfs.clone(), name.as_bytes().to_vec());
-            let work = async move { vfs.getxattr(ino, &name).await };
-            self.later(req, Wait::Query, reply, work, move |r, v| reply::xattr(r, size, v));
-        });
-    }
-
-    fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
-        guarded(|| {
-            let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
-            let work = async move { vfs.listxattr(ino).await.map(|n| reply::xattr_list(&n)) };
-            self.later(req, Wait::Query, reply, work, move |r, v| reply::xattr(r, size, v));
-        });
-    }
-
-    fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        guarded(|| {
-            let (vfs, ino, name) = (self.vfs.clone(), Ino(ino.0), name.as_bytes().to_vec());
-            let work = async move { vfs.removexattr(ino, &name).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
-        });
-    }
-
-    /// With `default_permissions` the kernel checks by itself and does not ask.
-    fn access(&self, _req: &Request, _ino: INodeNo, _mask: AccessFlags, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::ENOSYS);
-    }
-
-    fn create(
-        &self,
-        req: &Request,
-        parent: INodeNo,
-        name: &OsStr,
-        mode: u32,
-        umask: u32,
-        flags: i32,
-        reply: ReplyCreate,
-    ) {
-        guarded(|| {
-            let name = ok_or_refuse!(reply, convert::name(name));
-            let (vfs, undo) = (self.vfs.clone(), self.vfs.clone());
-            let (caller, parent) = (caller(req), Ino(parent.0));
-            let (perm, umask) = (convert::perm_of(mode), convert::perm_of(umask));
-            let work = async move { vfs.create(parent, &name, perm, umask, flags, caller).await };
-            self.spawn(req, Wait::Change, reply, work, move |reply, result| {
-                match (reply, result) {
-                    (Some(reply), result) => reply::created(reply, result),
-                    (None, Ok((entry, opened))) => {
-                        undo.release(entry.attr.ino, opened.fh);
-                        undo.forget(entry.attr.ino, 1);
-                    }
-                    (None, Err(_)) => {}
-                }
-            });
-        });
-    }
-
-    /// Never asked: without `FUSE_POSIX_LOCKS` the kernel keeps `fcntl` locks by itself, and
-    /// without `FUSE_FLOCK_LOCKS` those of `flock`. They hold among the processes of this client.
-    fn getlk(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
-        reply: ReplyLock,
-    ) {
-        reply.error(fuser::Errno::ENOSYS);
-    }
-
-    /// Never asked, see `getlk`.
-    fn setlk(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
-        _sleep: bool,
-        reply: ReplyEmpty,
-    ) {
-        reply.error(fuser::Errno::ENOSYS);
-    }
-
-    /// There is no block device whose blocks could be named.
-    fn bmap(&self, _req: &Request, _ino: INodeNo, _size: u32, _idx: u64, reply: ReplyBmap) {
-        reply.error(fuser::Errno::ENOSYS);
-    }
-
-    fn ioctl(
-        &self,
-        req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _flags: IoctlFlags,
-        cmd: u32,
-        _in_data: &[u8],
-        _out_size: u32,
-        reply: ReplyIoctl,
-    ) {
-        guarded(|| {
-            if cmd != ioctl::GOINGDOWN {
-                // Among them the flags of `chattr`, which no file here has.
-                return reply.refuse(Errno::ENOTTY);
-            }
-            if req.uid() != 0 {
-                return reply.refuse(Errno::EPERM);
-            }
-            let (vfs, flush) = (self.vfs.clone(), ioctl::wants_flush(req.pid()));
-            tracing::warn!(flush, "going down on request: everything fails until the next mount");
-            let work = async move {
-                vfs.going_down(flush).await;
-                Ok(())
-            };
-            self.later(req, Wait::Change, reply, work, |reply, result: Result<(), Errno>| {
-                match result {
-                    Ok(()) => reply.ioctl(0, &[]),
-                    Err(e) => reply.refuse(e),
-                }
-            });
-        });
-    }
-
-    /// Regular files are always ready: the kernel says so by itself after this answer.
-    fn poll(
-        &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _ph: PollNotifier,
-        _events: PollEvents,
-        _flags: PollFlags,
-        reply: ReplyPoll,
-    ) {
-        reply.error(fuser::Errno::ENOSYS);
-    }
-
-    fn fallocate(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: u64,
-        length: u64,
-        mode: i32,
-        reply: ReplyEmpty,
-    ) {
-        guarded(|| {
-            let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
-            let work = async move { vfs.fallocate(ino, fh.0, offset, length, mode).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
-        });
-    }
-
-    fn lseek(
-        &self,
-        req: &Request,
-        ino: INodeNo,
-        fh: FileHandle,
-        offset: i64,
-        whence: i32,
-        reply: ReplyLseek,
-    ) {
-        guarded(|| {
-            let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
-            let work = async move { vfs.lseek(ino, fh.0, offset, whence).await };
-            self.later(req, Wait::Query, reply, work, reply::offset);
-        });
-    }
-
-    fn copy_file_range(
-        &self,
-        req: &Request,
-        ino_in: INodeNo,
-        fh_in: FileHandle,
-        offset_in: u64,
-        ino_out: INodeNo,
-        fh_out: FileHandle,
-        offset_out: u64,
-        len: u64,
-        flags: CopyFileRangeFlags,
-        reply: ReplyWrite,
-    ) {
-        guarded(|| {
-            if !flags.is_empty() {
-                return reply.refuse(Errno::EINVAL);
-            }
-            let (vfs, len) = (self.vfs.clone(), len.min(MAX_COPY));
-            let (from, to) = (Ino(ino_in.0), Ino(ino_out.0));
-            let work = async move {
-                let copied = vfs
-                    .copy_file_range(from, fh_in.0, offset_in, to, fh_out.0, offset_out, len)
-                    .await?;
-                u32::try_from(copied).map_err(|_| Errno::EIO)
-            };
-            self.later(req, Wait::Change, reply, work, reply::written);
-        });
-    }
-}
-
 /// Takes the set-group-id bit from a file whose access control list was set by somebody who must
 /// not keep it.
-async fn drop_set_gid(vfs: &Arc<Vfs>, ino: Ino, caller: Caller) -> Result<(), Errno> {
+pub(super) async fn drop_set_gid(vfs: &Arc<Vfs>, ino: Ino, caller: Caller) -> Result<(), Errno> {
     let attr = vfs.getattr(ino, None).await?.attr;
     let set_gid = libc::S_ISGID as u16;
     if attr.perm & set_gid == 0 || groups::keeps_set_gid(caller.pid, attr.gid) {
@@ -795,7 +164,7 @@ async fn drop_set_gid(vfs: &Arc<Vfs>, ino: Ino, caller: Caller) -> Result<(), Er
 }
 
 /// What `renameat2(2)` is asked for. There are no whiteouts here.
-fn rename_mode(flags: RenameFlags) -> Result<RenameMode, Errno> {
+pub(super) fn rename_mode(flags: RenameFlags) -> Result<RenameMode, Errno> {
     if flags.is_empty() {
         Ok(RenameMode::Replace)
     } else if flags == RenameFlags::RENAME_NOREPLACE {

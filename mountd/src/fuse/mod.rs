@@ -7,7 +7,7 @@
 //! Vfs -> KernelCache (NoticeQueue) -> notice thread -> /dev/fuse
 //! ```
 //!
-//! - [`adapter`](Adapter) turns each request into a call of the [`Vfs`](crate::vfs::Vfs). What the
+//! - The [`Adapter`] turns each request into a call of the [`Vfs`](crate::vfs::Vfs). What the
 //!   caches can answer is answered on the FUSE thread; anything else becomes a task that takes the
 //!   reply with it, so that no operation waits for another.
 //! - Notifications to the kernel wait for locks that request handlers may hold. They have a thread
@@ -25,6 +25,7 @@ mod listing;
 mod mount;
 pub mod mountinfo;
 mod notice;
+mod operations;
 mod reply;
 mod signals;
 

@@ -24,6 +24,10 @@ use crate::vfs::Vfs;
 /// For how long a new mount may take to answer its first request.
 const FIRST_ANSWER: Duration = Duration::from_secs(30);
 
+/// How often, and at what intervals, a busy mount is tried again.
+const BUSY_ATTEMPTS: u32 = 5;
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
+
 /// What to mount and how.
 #[derive(Clone, Debug)]
 pub struct MountSpec {
@@ -190,6 +194,17 @@ pub enum Unmount {
 /// # Errors
 /// `EBUSY` when somebody uses it; what the helper says as text.
 pub fn unmount(target: &Path, how: Unmount) -> io::Result<()> {
+    for _ in 0..BUSY_ATTEMPTS {
+        match unmount_once(target, how) {
+            // The kernel lets go of the files of a process a moment after the process is gone.
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) => thread::sleep(BUSY_PAUSE),
+            other => return other,
+        }
+    }
+    unmount_once(target, how)
+}
+
+fn unmount_once(target: &Path, how: Unmount) -> io::Result<()> {
     let flags = match how {
         Unmount::Busy => 0,
         Unmount::Lazy => libc::MNT_DETACH,

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 /// A running `netfs dev`; stopped, and its traces removed, when dropped.
-pub struct Dev {
+pub(crate) struct Dev {
     dir: tempfile::TempDir,
     child: Option<(Child, BufReader<ChildStdout>)>,
 }
 
 impl Dev {
     /// Starts on an empty state.
-    pub fn start() -> Dev {
+    pub(crate) fn start() -> Dev {
         // SAFETY: the call has no arguments and cannot fail.
         let root = unsafe { libc::geteuid() } == 0;
         assert!(root && Path::new("/dev/fuse").exists(), "this test needs root and /dev/fuse");
@@ -41,11 +41,11 @@ impl Dev {
         self.child = Some((child, lines));
     }
 
-    pub fn dir(&self) -> &Path {
+    pub(crate) fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    pub fn mountpoint(&self) -> &Path {
+    pub(crate) fn mountpoint(&self) -> &Path {
         // Leaked once per test: a path that outlives borrows of the harness is simpler to use.
         Box::leak(self.dir.path().join("mnt").into_boxed_path())
     }
@@ -54,19 +54,19 @@ impl Dev {
         self.dir.path().join("state").join(name)
     }
 
-    pub fn identity(&self) -> String {
+    pub(crate) fn identity(&self) -> String {
         self.state("identity/client").to_str().unwrap().to_string()
     }
 
     /// Where the metadata server listens.
-    pub fn address(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         let text = fs::read_to_string(self.state("servers.toml")).unwrap();
         let line = text.lines().find(|l| l.starts_with("meta")).unwrap();
         line.split('"').nth(1).unwrap().to_string()
     }
 
     /// What a second client mounts.
-    pub fn source(&self) -> String {
+    pub(crate) fn source(&self) -> String {
         format!("{}/dev", self.address())
     }
 
@@ -75,14 +75,14 @@ impl Dev {
     }
 
     /// Runs a command that must succeed.
-    pub fn netfs(&self, args: &[&str]) -> String {
+    pub(crate) fn netfs(&self, args: &[&str]) -> String {
         let out = self.command(args);
         assert!(out.status.success(), "{args:?}: {out:?}");
         String::from_utf8(out.stdout).unwrap()
     }
 
     /// Runs a command that must fail with one line.
-    pub fn fails(&self, args: &[&str]) -> String {
+    pub(crate) fn fails(&self, args: &[&str]) -> String {
         let out = self.command(args);
         let text = String::from_utf8(out.stderr).unwrap();
         assert_eq!((out.status.code(), text.lines().count()), (Some(1), 1), "{args:?}: {text}");
@@ -90,7 +90,7 @@ impl Dev {
     }
 
     /// Ends it as a crash would.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         if let Some((mut child, _)) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -98,7 +98,7 @@ impl Dev {
     }
 
     /// Ends it in order, if it runs, and starts it again.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.stop();
         self.run();
     }
