@@ -1,5 +1,8 @@
 //! Mistakes on the command line: one line that says what is wrong, exit code 1, nothing lost.
 
+// A step that fails is a failed test.
+#![allow(clippy::unwrap_used)]
+
 use std::path::Path;
 use std::process::{Command, Output};
 

@@ -1,5 +1,8 @@
 //! The whole path for real: kernel, client, network, servers, disk. Needs root and /dev/fuse.
 
+// A step that fails is a failed test.
+#![allow(clippy::unwrap_used)]
+
 mod harness;
 
 use std::fs::{self, File, OpenOptions};
