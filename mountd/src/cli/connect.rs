@@ -89,8 +89,10 @@ impl Connection {
 
     /// Ends the session; everything that had to be stored is.
     pub(super) async fn close(&self) {
+        // One that has gone down on request does not say goodbye: its successor does.
+        let ended = !self.vfs.is_down();
         self.vfs.shutdown().await;
-        if let Some(Err(e)) = self.note.as_ref().as_ref().map(Note::clear) {
+        if ended && let Some(Err(e)) = self.note.as_ref().as_ref().map(Note::clear) {
             tracing::warn!(error = %e, "the note of the session stays");
         }
         let farewell = tokio::time::timeout(FAREWELL, self.dialer.close());
