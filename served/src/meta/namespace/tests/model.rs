@@ -352,7 +352,8 @@ fn values_that_contradict_each_other_are_found() {
     let b = world.dir(a, "b");
     let file = world.file(b, "f");
     world.set_xattr(file, b"user.a", b"v").unwrap();
-    let damages: [(Ino, fn(&mut Inode)); 10] = [
+    type Damage = fn(&mut Inode);
+    let damages: [(Ino, Damage); 10] = [
         (ROOT, |root| root.attr.nlink += 1),
         (a, |dir| dir.attr.parent = Ino(3)),
         (b, |dir| dir.entries += 1),
