@@ -1,5 +1,7 @@
 //! `netfs-served` as a process: started with a configuration, ended by signals, killed, checked.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::fs;
