@@ -29,7 +29,7 @@ fn main() -> Outcome<()> {
     let action = Action::OpenSession { id: session, description: String::new() };
     engine.execute(Command { time, action }).1?;
     let mut seq = 0;
-    let mut change = |op| {
+    let mut change = |op| -> Outcome<Ino> {
         seq += 1;
         let (seq, answered) = (OpSeq(seq), OpSeq(seq - 1));
         let (_, reply) =

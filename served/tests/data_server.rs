@@ -1,5 +1,7 @@
 //! A data server over loopback, driven with raw calls.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use bytes::Bytes;

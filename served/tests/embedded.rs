@@ -1,5 +1,7 @@
 //! Both servers in this process, driven with raw calls over loopback.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod common;
 
 use std::sync::atomic::Ordering;

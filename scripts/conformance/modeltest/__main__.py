@@ -32,7 +32,7 @@ class Runs:
         return Judge(f"{self.options.tested}/{name}", f"{self.options.reference}/{name}")
 
     def generated(self):
-        """Returns (operations done, mismatch or None, outcomes)."""
+        """Returns (operations done, mismatch or None, judge)."""
         generator, judge, done = Generator(self.options.seed), self.judge(), []
         try:
             for count in range(self.options.operations):
@@ -46,10 +46,10 @@ class Runs:
                     generator.learn(names_below(judge.sides[1].root))
             judge.compare_trees()
         except Mismatch as mismatch:
-            return done, mismatch, judge.outcomes
+            return done, mismatch, judge
         finally:
             judge.close()
-        return done, None, judge.outcomes
+        return done, None, judge
 
     def replayed(self, operations):
         judge = self.judge()
@@ -111,8 +111,12 @@ def main():
         used, mismatch = runs.replayed(operations)
         operations = operations[:used]
     else:
-        operations, mismatch, outcomes = runs.generated()
-        print("outcomes:", ", ".join(f"{name} {count}" for name, count in sorted(outcomes.items(), key=lambda x: -x[1])))
+        operations, mismatch, judge = runs.generated()
+        print("outcomes:", ", ".join(f"{name} {count}" for name, count in sorted(judge.outcomes.items(), key=lambda x: -x[1])))
+        for key, (count, example) in judge.times_differ.items():
+            print(f"{key} ({count} times, first: {example})")
+        if mismatch is None and judge.times_differ:
+            return 1
     if mismatch is None:
         print(f"seed {options.seed}: {len(operations)} operations, no difference")
         return 0

@@ -31,9 +31,14 @@ def pattern(seed, length):
 def describe(info):
     """What must be alike in the attributes of two files. Sizes and link counts of directories are: a count, no size."""
     kind = stat.S_IFMT(info.st_mode)
+    mode = stat.S_IMODE(info.st_mode)
+    if kind == stat.S_IFREG and not mode & stat.S_IXGRP:
+        # Without execution by the group, set-group-id is no privilege, and the kernel leaves it to the FUSE file system whether a
+        # write by others takes it away.
+        mode &= ~stat.S_ISGID
     return {
         "type": stat.filemode(info.st_mode)[0],
-        "mode": oct(stat.S_IMODE(info.st_mode)),
+        "mode": oct(mode),
         "nlink": info.st_nlink,
         "uid": info.st_uid,
         "gid": info.st_gid,
@@ -265,10 +270,12 @@ class Side:
     # What the judge wants to know.
 
     def times(self, what):
-        """(inode, mtime, ctime) of a slot or a name; None if there is no such thing."""
+        """(inode, mtime, ctime) of a slot or a name; None if there is none. A FIFO is the kernel's: FUSE hears of no write to it."""
         try:
             info = os.fstat(self.files[what]) if isinstance(what, int) else os.lstat(self.path(what))
         except (KeyError, OSError):
+            return None
+        if stat.S_ISFIFO(info.st_mode):
             return None
         return info.st_ino, info.st_mtime_ns, info.st_ctime_ns
 

@@ -64,6 +64,12 @@ pub enum Action {
         /// Their numbers in the queue.
         ids: Vec<u64>,
     },
+    /// Leaves out inode numbers. Commands that a crash has taken from the end of the log may have
+    /// given some out, and data servers may have chunks under them.
+    SkipInodes {
+        /// How many.
+        count: u32,
+    },
 }
 
 /// What is fixed when a volume is made.

@@ -11,6 +11,7 @@
 //! ```text
 //! DIR/NEXT_VOLUME   the number of the next volume
 //! DIR/NAME/         a volume, see `engine`
+//! DIR/NAME/CLEAN    it was left in order
 //! ```
 
 mod client;

@@ -142,7 +142,7 @@ impl Engine {
 
     /// `ENOSPC` while the disk has little more than what removals will need.
     fn require_room(&self) -> Result<(), Errno> {
-        if self.since_space_check.fetch_add(1, Ordering::Relaxed) % SPACE_CHECK_EVERY == 0
+        if self.since_space_check.fetch_add(1, Ordering::Relaxed).is_multiple_of(SPACE_CHECK_EVERY)
             || self.out_of_space.load(Ordering::Relaxed)
         {
             let free = self.disk.free_bytes(&self.dir).map_err(|error| {

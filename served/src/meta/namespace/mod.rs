@@ -117,6 +117,7 @@ fn run(
         Action::Reap { id } => change.reap(id)?,
         Action::TrimDone { id, freed } => change.trim_done(id, freed)?,
         Action::ChunksDeleted { ids } => change.chunks_deleted(&ids)?,
+        Action::SkipInodes { count } => change.skip_inodes(count),
         Action::CreateVolume { .. } => return Err(Errno::EEXIST.into()),
     };
     change.finish(response)

@@ -6,6 +6,7 @@ use netfs_common::id::{Ino, LogIndex};
 use netfs_common::wire::meta::Response;
 
 use super::Fault;
+use super::change::Change;
 use crate::meta::keys;
 use crate::meta::kv::{Read, StoreError, Txn};
 use crate::meta::record::{self, FIRST_COOKIE, Inode, State, Volume};
@@ -76,6 +77,14 @@ pub(super) fn create(
     txn.put(keys::volume(), record::encode(&volume)?);
     txn.put(keys::state(), record::encode(&state)?);
     Ok(Response::Done)
+}
+
+impl Change<'_, '_> {
+    /// Leaves out inode numbers.
+    pub(super) fn skip_inodes(&mut self, count: u32) -> Response {
+        self.state.next_ino = self.state.next_ino.saturating_add(u64::from(count));
+        Response::Done
+    }
 }
 
 /// The length of a directory of so many entries: what ext4 would need, roughly.

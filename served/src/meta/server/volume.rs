@@ -19,7 +19,7 @@ use super::data_link::DataLink;
 use super::deletions;
 use super::members::{LinkId, Members};
 use super::trims::Trims;
-use super::volumes::VolumeError;
+use super::volumes::{self, VolumeError};
 use crate::flusher::Flusher;
 use crate::greeting::Refusal;
 use crate::meta::command::{Action, Command, Settings};
@@ -68,6 +68,7 @@ impl Volume {
         options: &MetaOptions,
     ) -> Result<Arc<Volume>, VolumeError> {
         let failed = |errno| VolumeError::Unreadable { name: name.clone(), errno };
+        skip_lost_inodes(&name, &engine)?;
         let engine = Arc::new(engine);
         let record = engine.volume().map_err(failed)?;
         let sessions = engine.sessions().map_err(failed)?;
@@ -220,9 +221,8 @@ impl Volume {
         self.flush_to(self.engine.last()).await.map_err(failed)?;
         let engine = self.engine.clone();
         match tokio::task::spawn_blocking(move || engine.checkpoint()).await {
-            Ok(result) => {
-                result.map_err(|source| VolumeError::Engine { name: self.name.clone(), source })
-            }
+            Ok(Ok(())) => volumes::mark_clean(self.engine.dir()),
+            Ok(Err(source)) => Err(VolumeError::Engine { name: self.name.clone(), source }),
             Err(error) => {
                 tracing::error!(%error, "the last checkpoint has panicked");
                 Err(failed(Errno::EIO))
@@ -392,6 +392,23 @@ impl From<super::data_link::DataCallError> for TrimError {
     fn from(error: super::data_link::DataCallError) -> Self {
         TrimError::Data(error)
     }
+}
+
+/// Inode numbers that are left out when the end of the log may have been lost: far more than can be
+/// given out between two flushes.
+const LOST_INODES: u32 = 1 << 22;
+
+/// After anything but an orderly end, numbers that lost commands may have given out are not given out again:
+/// the data server may hold chunks under them.
+fn skip_lost_inodes(name: &str, engine: &Engine) -> Result<(), VolumeError> {
+    if volumes::take_clean(engine.dir())? {
+        return Ok(());
+    }
+    let action = Action::SkipInodes { count: LOST_INODES };
+    let failed = |errno| VolumeError::Unreadable { name: name.into(), errno };
+    let (index, reply) = engine.execute(Command { time: now(), action });
+    reply.map_err(failed)?;
+    engine.flush(index).map_err(failed)
 }
 
 /// The server's clock.

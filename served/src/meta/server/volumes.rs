@@ -13,6 +13,8 @@ use crate::meta::engine::{Engine, EngineConfig, EngineError, NewVolume};
 
 /// The file with the number of the next volume.
 const NEXT_VOLUME: &str = "NEXT_VOLUME";
+/// The file in a volume that was left in order.
+const CLEAN: &str = "CLEAN";
 /// Each volume has so many inode numbers. Chunks are named by inode alone, so no two volumes of a
 /// cluster may have a number in common; the first volume has the small ones, which 32-bit programs
 /// can bear.
@@ -134,6 +136,7 @@ fn open_one(dir: &Path, name: &str, config: EngineConfig) -> Result<Engine, Volu
     let failed = |source| VolumeError::Engine { name: name.into(), source };
     let (engine, report) = Engine::open(&dir.join(name), config).map_err(failed)?;
     if report.created {
+        mark_clean(&dir.join(name))?;
         tracing::info!(volume = name, "volume made");
     } else {
         let cut = report.cut.is_some();
@@ -158,6 +161,29 @@ pub fn create(dir: &Path, name: &str, config: EngineConfig) -> Result<Engine, Vo
     let settings = Settings { first_ino: (number << INODE_BITS) + 2, ..Settings::default() };
     let new = NewVolume { id: u64::from_le_bytes(id), settings, time: now() };
     open_one(dir, name, EngineConfig { new_volume: Some(new), ..config })
+}
+
+/// Notes that a volume was left in order: nothing of its log can have been lost.
+pub(super) fn mark_clean(dir: &Path) -> Result<(), VolumeError> {
+    let path = dir.join(CLEAN);
+    let write = || {
+        File::create(&path)?.sync_all()?;
+        File::open(dir)?.sync_all()
+    };
+    write().map_err(VolumeError::io(&path))
+}
+
+/// Whether a volume was left in order, or is new. The mark is gone for good when this returns.
+pub(super) fn take_clean(dir: &Path) -> Result<bool, VolumeError> {
+    let path = dir.join(CLEAN);
+    match fs::remove_file(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(VolumeError::io(path)(e)),
+        Ok(()) => {
+            File::open(dir).and_then(|dir| dir.sync_all()).map_err(VolumeError::io(dir))?;
+            Ok(true)
+        }
+    }
 }
 
 /// The number of a new volume, which no other volume gets, whatever happens.
