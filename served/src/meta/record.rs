@@ -3,6 +3,7 @@
 use bincode::{Decode, Encode};
 use netfs_common::attr::{Attr, FileKind, Timestamp};
 use netfs_common::codec;
+use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, OpSeq};
 use netfs_common::name::Name;
 
@@ -104,6 +105,14 @@ pub struct Window {
     pub dropped: OpSeq,
     /// The highest change that was applied.
     pub highest: OpSeq,
+}
+
+/// What a change came to, kept for a retry. The attributes that a retry is answered with are
+/// those of its own time, which is what the caller needs, and a fraction of the bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Answer {
+    /// The target and all inodes that were touched, or why nothing was done.
+    pub outcome: Result<(Option<Ino>, Vec<Ino>), Errno>,
 }
 
 /// A cut that the data servers have to make before anybody reads the file.

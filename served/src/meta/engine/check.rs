@@ -12,7 +12,8 @@ use crate::meta::acl::{self, Acl};
 use crate::meta::keys;
 use crate::meta::kv::{Read, StoreError};
 use crate::meta::record::{
-    self, Deletion, Entry, FIRST_COOKIE, Inode, Listed, Session, State, Trim, Volume, Window,
+    self, Answer, Deletion, Entry, FIRST_COOKIE, Inode, Listed, Session, State, Trim, Volume,
+    Window,
 };
 
 /// How many faults are listed; more are only counted.
@@ -424,7 +425,7 @@ impl Check<'_> {
         })?;
         self.each(keys::REPLY, |check, key, value| {
             let Some(id) = check.ino_of(&key, 17).map(|i| SessionId(i.0)) else { return Ok(()) };
-            check.decode::<netfs_common::wire::meta::Reply>(&key, &value);
+            check.decode::<Answer>(&key, &value);
             let seq = OpSeq(keys::field(&key, 1).unwrap_or(0));
             if !windows.get(&id).is_some_and(|w| seq > w.dropped && seq <= w.highest) {
                 check.fault(format!("session {id}: an answer to {seq} that should not be there"));

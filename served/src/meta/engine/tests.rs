@@ -134,6 +134,7 @@ fn foreign_newer_and_busy_folders_are_refused_in_one_line() {
 /// A history on a real store, with the folder copied again and again as a crash would leave it.
 #[test]
 fn a_crash_at_any_moment_leaves_a_prefix_with_all_that_was_flushed() {
+    let (mut replayed, mut cuts) = (0, 0);
     for seed in 0..3 {
         let (dir, copies) = (TempDir::new().unwrap(), TempDir::new().unwrap());
         let (engine, _) = Engine::open(dir.path(), config()).unwrap();
@@ -173,6 +174,7 @@ fn a_crash_at_any_moment_leaves_a_prefix_with_all_that_was_flushed() {
                 fs::write(last.last().unwrap(), &bytes[..keep]).unwrap();
             }
             let (engine, report) = Engine::open(&path, existing()).unwrap();
+            (replayed, cuts) = (replayed + report.replayed, cuts + u32::from(report.cut.is_some()));
             let last = report.last;
             assert!(last <= written && (torn || last == written), "{last} of {written}");
             // A torn record costs at most itself and the one before it.
@@ -185,6 +187,7 @@ fn a_crash_at_any_moment_leaves_a_prefix_with_all_that_was_flushed() {
             assert_eq!(Engine::open(&path, existing()).unwrap().1.last, end);
         }
     }
+    assert!(replayed > 0 && cuts > 0, "{replayed} replayed, {cuts} cut: nothing was tested");
 }
 
 #[test]

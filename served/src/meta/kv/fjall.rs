@@ -19,7 +19,7 @@ pub struct FjallConfig {
 
 impl Default for FjallConfig {
     fn default() -> Self {
-        FjallConfig { cache_bytes: 48 << 20, memtable_bytes: 16 << 20 }
+        FjallConfig { cache_bytes: 32 << 20, memtable_bytes: 8 << 20 }
     }
 }
 
@@ -52,7 +52,7 @@ impl FjallStore {
             .max_journaling_size(64 << 20)
             .max_cached_files(Some(128))
             .manual_journal_persist(true)
-            .worker_threads(1)
+            .worker_threads(2)
             .open()
             .map_err(failed)?;
         let pairs = db

@@ -9,7 +9,7 @@ use super::{Fault, changed, valid_time};
 use crate::meta::command::{Action, Command};
 use crate::meta::keys;
 use crate::meta::kv::{Read, StoreError, Txn};
-use crate::meta::record::{self, Session, Window};
+use crate::meta::record::{self, Answer, Inode, Session, Window};
 
 /// The most sessions of a volume, those that are being removed included.
 pub const MAX_SESSIONS: usize = 4096;
@@ -58,7 +58,22 @@ pub fn precheck(store: &dyn Read, command: &Command) -> Result<Option<Reply>, St
     if *seq > window.highest {
         return Ok(None);
     }
-    record::load(store, &keys::reply(*session, *seq))
+    let answer: Option<Answer> = record::load(store, &keys::reply(*session, *seq))?;
+    answer.map(|answer| once_more(store, answer)).transpose()
+}
+
+/// The reply to a change that was made before.
+fn once_more(store: &dyn Read, answer: Answer) -> Result<Reply, StoreError> {
+    let (target, touched) = match answer.outcome {
+        Ok(done) => done,
+        Err(errno) => return Ok(Err(errno)),
+    };
+    let mut attrs = Vec::with_capacity(touched.len());
+    for ino in touched {
+        let inode: Option<Inode> = record::load(store, &keys::inode(ino))?;
+        attrs.extend(inode.map(|i| i.attr));
+    }
+    Ok(Ok(Response::Changed { target, attrs }))
 }
 
 /// Keeps the answer to a change, and drops some that the client has.
@@ -98,7 +113,14 @@ pub(super) fn remember(
         };
         old.into_iter().for_each(|(key, _)| txn.remove(key.to_vec()));
     }
-    txn.put(keys::reply(session, seq), record::encode(reply)?);
+    let outcome = match reply {
+        Ok(Response::Changed { target, attrs }) => {
+            Ok((*target, attrs.iter().map(|a| a.ino).collect()))
+        }
+        Ok(_) => Ok((None, Vec::new())),
+        Err(errno) => Err(*errno),
+    };
+    txn.put(keys::reply(session, seq), record::encode(&Answer { outcome })?);
     txn.put(keys::window(session), record::encode(&window)?);
     Ok(())
 }

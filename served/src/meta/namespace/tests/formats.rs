@@ -2,7 +2,7 @@
 //! format version.
 
 use super::*;
-use crate::meta::record::{self, Entry, Session, Trim, Window};
+use crate::meta::record::{self, Answer, Entry, Session, Trim, Window};
 use crate::meta::{keys, record::Deletion};
 
 fn hex(bytes: impl AsRef<[u8]>) -> String {
@@ -68,11 +68,13 @@ fn values_are_pinned() {
         hex(record::encode(&window).unwrap()),
         hex(record::encode(&trim).unwrap()),
         hex(record::encode(&deletion).unwrap()),
+        hex(record::encode(&Answer { outcome: Ok((Some(Ino(2)), vec![Ino(2), ROOT])) }).unwrap()),
+        hex(record::encode(&Answer { outcome: Err(Errno::ENOENT) }).unwrap()),
     ];
     assert_eq!(values, PINNED);
 }
 
-const PINNED: [&str; 9] = [
+const PINNED: [&str; 11] = [
     "04040103000001",
     "076416fd000000000001000002",
     "0201fbed01020a1400fb001000fbd60705fbd80705fbd80705fbd6070500160000010404010000",
@@ -82,6 +84,8 @@ const PINNED: [&str; 9] = [
     "010102",
     "0201160304",
     "02011604",
+    "000102020201",
+    "0104",
 ];
 
 #[test]

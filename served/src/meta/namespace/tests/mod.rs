@@ -19,7 +19,7 @@ use netfs_common::wire::meta::{DirEntry, NewInode, Op, RenameMode, Reply, Respon
 use super::Fault;
 use crate::meta::command::{Action, Command, Settings};
 use crate::meta::engine::check_store;
-use crate::meta::kv::{MemoryStore, Pair, Read, Store, Txn};
+use crate::meta::kv::{MemoryStore, Pair, Read, Store, StoreError, Txn};
 use crate::meta::record::State;
 
 pub(crate) const ROOT: Ino = Ino::ROOT;
