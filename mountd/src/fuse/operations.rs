@@ -449,8 +449,13 @@ impl Filesystem for Adapter {
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         guarded(|| {
-            let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
-            let work = async move { vfs.listxattr(ino).await.map(|n| reply::xattr_list(&n)) };
+            let (vfs, ino, root) = (self.vfs.clone(), Ino(ino.0), req.uid() == 0);
+            let work = async move {
+                let mut names = vfs.listxattr(ino).await?;
+                // xattr(7): `trusted` is not shown to the unprivileged. The kernel leaves that to us.
+                names.retain(|n| root || !n.starts_with(b"trusted."));
+                Ok(reply::xattr_list(&names))
+            };
             self.later(req, Wait::Query, reply, work, move |r, v| reply::xattr(r, size, v));
         });
     }

@@ -67,7 +67,7 @@ impl Vfs {
         Ok(self.entry(attr))
     }
 
-    async fn set_attrs(&self, node: &Arc<Node>, set: SetAttr) -> Result<(), Errno> {
+    pub(super) async fn set_attrs(&self, node: &Arc<Node>, set: SetAttr) -> Result<(), Errno> {
         let (perm, mtime, atime) = (set.perm.is_some(), set.mtime.is_some(), set.atime.is_some());
         // Times must not be overtaken by reports of earlier writes and reads.
         let _meta = node.gates().meta.lock().await;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use netfs_common::attr::{Attr, SetAttr};
+use netfs_common::attr::{Attr, SetAttr, SetTime};
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Ino};
 use tokio::task::JoinSet;
@@ -56,13 +56,20 @@ impl Vfs {
                 let new = end.saturating_sub(if mode & KEEP_SIZE == 0 { size } else { offset });
                 this.check_space(new.min(len)).await?;
             }
-            if mode & (PUNCH | ZERO) != 0 && offset < size {
+            let emptied = mode & (PUNCH | ZERO) != 0 && offset < size;
+            let extended = mode & KEEP_SIZE == 0 && end > size;
+            if emptied {
                 let hole = Content::Hole(end.min(size) - offset);
                 this.writeback.put(node, hole, |_| offset);
             }
-            if mode & KEEP_SIZE == 0 && end > size {
+            if extended {
                 let set = SetAttr { size: Some(end), ..SetAttr::default() };
                 this.resize(node, end, set).await?;
+            }
+            if !emptied && !extended {
+                // As on ext4, the file counts as changed whether or not a byte did.
+                let set = SetAttr { mtime: Some(SetTime::Now), ..SetAttr::default() };
+                this.set_attrs(node, set).await?;
             }
             if !this.cache.exclusive() {
                 this.writeback.drain(node, false).await?;
