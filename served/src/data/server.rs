@@ -175,11 +175,11 @@ async fn begin(
     )?;
     let addr = server.local_addr()?;
     let upkeep = Upkeep::start(store.clone(), options.upkeep.clone(), options.metrics.clone())?;
-    let watched = Arc::downgrade(&store);
-    let health = Health::new(move || match watched.upgrade() {
-        // Durable already or not, a store that cannot be flushed says why.
-        Some(store) => store.usage().map(drop).map_err(|error| error.to_string()),
-        None => Err("the data server has ended".into()),
+    let (watched, metrics) = (Arc::downgrade(&store), options.metrics.clone());
+    let health = Health::new(move || match metrics.trouble() {
+        Some(why) => Err(format!("data store: {why}")),
+        None if watched.strong_count() == 0 => Err("the data server has ended".into()),
+        None => Ok(()),
     });
     let work = async move { serve(server, store, upkeep, options, instance, stop).await };
     Ok(((addr, instance, health), work))
@@ -196,8 +196,9 @@ async fn serve(
     let cluster = ClusterId(options.identity.peer().cluster);
     let (flushed, metrics) = (store.clone(), options.metrics.clone());
     let flusher = Flusher::start(options.flush_interval, move || {
-        metrics.flushes.inc();
-        flushed.flush().map_err(|error| {
+        let result = flushed.flush();
+        metrics.flushed(result.as_ref().err().map(ToString::to_string));
+        result.map_err(|error| {
             metrics.store_failed(&error);
             fault::errno(&error)
         })

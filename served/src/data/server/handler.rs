@@ -18,8 +18,9 @@ use crate::cluster;
 use crate::data::store::StoreError;
 use crate::flusher::Flusher;
 
-/// Reads and writes up to this size are done on the server's own thread: they take less time than
-/// handing them to another one (some 10 µs) costs.
+/// Reads up to this size are done on the server's own thread: they take less time than handing them
+/// to another one (some 10 µs) costs. Changes never are: they may have to wait for a checkpoint, for
+/// room, or for a flush.
 const INLINE_BYTES: u64 = 32 << 10;
 
 /// What all clients of a data server share.
@@ -118,7 +119,7 @@ impl Handler {
             Op::Write { chunk, offset } => {
                 let data = payload.into_chunks();
                 let work = move || chunks.write(chunk, offset, &data);
-                let allocated = self.stored(given <= INLINE_BYTES, work).await?;
+                let allocated = self.stored(false, work).await?;
                 self.metrics.bytes_written.inc_by(given);
                 Ok(self.written(allocated))
             }
@@ -129,7 +130,8 @@ impl Handler {
                 Ok((Reply::Read, data.into()))
             }
             Op::Punch { chunk, offset, len } => {
-                let allocated = self.stored(true, move || chunks.punch(chunk, offset, len)).await?;
+                let allocated =
+                    self.stored(false, move || chunks.punch(chunk, offset, len)).await?;
                 Ok(self.written(allocated))
             }
             Op::Delete { first } => {
@@ -149,7 +151,7 @@ impl Handler {
                 Ok((Reply::Flushed { verifier: self.instance }, Bytes::new()))
             }
             Op::Usage => {
-                let usage = self.stored(true, move || chunks.store().usage()).await?;
+                let usage = self.stored(false, move || chunks.store().usage()).await?;
                 // What is dead is as good as free: a write that finds no room reclaims it first.
                 let free = usage.free_bytes.saturating_add(usage.dead_bytes);
                 let usage = Usage {

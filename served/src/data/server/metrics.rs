@@ -1,9 +1,9 @@
 //! Counters of a data server.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use netfs_common::telemetry::Rarely;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -12,8 +12,8 @@ use prometheus_client::registry::Registry;
 
 use crate::data::store::StoreError;
 
-/// Failures of the store are logged this often at most, in seconds.
-const LOG_INTERVAL_SECS: u64 = 5;
+/// Failures of the store are logged this often at most.
+const LOG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The kind of a call.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -38,14 +38,9 @@ pub struct DataMetrics {
     pub(super) free: Gauge,
     pub(super) capacity: Gauge,
     pub(super) chunks: Gauge,
-    log: Arc<LogPace>,
-}
-
-#[derive(Debug)]
-struct LogPace {
-    start: Instant,
-    /// Seconds after `start` from which the next failure is logged.
-    next: AtomicU64,
+    log: Arc<Rarely>,
+    /// What the last flush failed with, if it failed. There is one a second at least.
+    trouble: Arc<Mutex<Option<String>>>,
 }
 
 impl Default for DataMetrics {
@@ -65,7 +60,8 @@ impl Default for DataMetrics {
             free: Gauge::default(),
             capacity: Gauge::default(),
             chunks: Gauge::default(),
-            log: Arc::new(LogPace { start: Instant::now(), next: AtomicU64::new(0) }),
+            log: Arc::new(Rarely::every(LOG_INTERVAL)),
+            trouble: Arc::default(),
         }
     }
 }
@@ -96,25 +92,23 @@ impl DataMetrics {
 
     /// Logs a failure of the store, unless one was logged just now.
     pub(super) fn store_failed(&self, error: &StoreError) {
-        // Full is a state of the disk and not a fault of the server; callers are told.
+        // The caller's mistake, and it is told.
         if matches!(error, StoreError::OutOfRange { .. }) {
             return;
         }
-        let now = self.log.start.elapsed().as_secs();
-        let next = self.log.next.load(Ordering::Relaxed);
-        let mine = now >= next
-            && self
-                .log
-                .next
-                .compare_exchange(
-                    next,
-                    now + LOG_INTERVAL_SECS,
-                    Ordering::Relaxed,
-                    Ordering::Relaxed,
-                )
-                .is_ok();
-        if mine {
-            tracing::error!(%error, "data store");
+        if let Some(held_back) = self.log.pass() {
+            tracing::error!(held_back, %error, "data store");
         }
+    }
+
+    /// A flush has ended.
+    pub(super) fn flushed(&self, failure: Option<String>) {
+        self.flushes.inc();
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+    }
+
+    /// What is wrong with the store, as far as its last flush could tell.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }

@@ -51,6 +51,17 @@ struct Member {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LinkId(u64);
 
+/// What telling a session has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    /// It has acted on it.
+    Done,
+    /// The connection was lost: it comes back and is told again, or its term ends.
+    Lost,
+    /// It has not answered within its term, or with nonsense.
+    Silent,
+}
+
 impl Members {
     /// `known`: the sessions found in the store. Each has a full term to come back.
     pub(super) fn new(term: Duration, known: Vec<(SessionId, String)>) -> Members {
@@ -95,6 +106,11 @@ impl Members {
             old.close();
         }
         known
+    }
+
+    /// How many there are, those that are about to join included.
+    pub(super) fn count(&self) -> usize {
+        self.lock().members.len()
     }
 
     /// A sign of life; `false` if there is no such session.
@@ -228,20 +244,18 @@ impl Members {
         }
     }
 
-    /// Tells a session that it is no longer alone, and waits until it has acted on it; `false` if it has
-    /// not within its term.
-    pub(super) async fn tell(&self, id: SessionId, link: &Link) -> bool {
-        let (done, alive) = match self.call_share(link).await {
-            Ok(PushReply::Done) => (true, true),
-            // It comes back and is told again, or its term ends.
-            Err(CallError::Lost(_) | CallError::Closed) => (false, true),
+    /// Tells a session that it is no longer alone, and waits until it has acted on it.
+    pub(super) async fn tell(&self, id: SessionId, link: &Link) -> Told {
+        let told = match self.call_share(link).await {
+            Ok(PushReply::Done) => Told::Done,
+            Err(CallError::Lost(_) | CallError::Closed) => Told::Lost,
             Err(error) => {
                 tracing::warn!(session = %id, %error, "a client has not made room for another");
-                (false, false)
+                Told::Silent
             }
         };
-        self.told(id, done);
-        alive
+        self.told(id, told == Told::Done);
+        told
     }
 
     async fn call_share(&self, link: &Link) -> Result<PushReply, CallError> {

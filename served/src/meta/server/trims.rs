@@ -4,8 +4,10 @@
 //! every answer that shows an inode waits until its cuts are complete; the cut's own answer too.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::wire::meta::Response;
 use tokio::sync::Notify;
@@ -15,6 +17,8 @@ use tokio::sync::Notify;
 #[derive(Debug, Default)]
 pub(super) struct Trims {
     pending: Mutex<HashMap<Ino, HashSet<u64>>>,
+    /// The volume takes no more changes, so no cut will be completed before a restart.
+    failed: AtomicBool,
     changed: Notify,
 }
 
@@ -38,6 +42,12 @@ impl Trims {
             }
         }
         drop(pending);
+        self.changed.notify_waiters();
+    }
+
+    /// No cut will be completed any more.
+    pub(super) fn fail(&self) {
+        self.failed.store(true, Ordering::Relaxed);
         self.changed.notify_waiters();
     }
 
@@ -66,8 +76,8 @@ impl Trims {
         }
     }
 
-    /// Waits until none of these is being cut.
-    pub(super) async fn wait(&self, inos: &[Ino]) {
+    /// Waits until none of these is being cut; `EIO` when that will never be.
+    pub(super) async fn wait(&self, inos: &[Ino]) -> Result<(), Errno> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -75,8 +85,11 @@ impl Trims {
             {
                 let pending = self.lock();
                 if !inos.iter().any(|ino| pending.contains_key(ino)) {
-                    return;
+                    return Ok(());
                 }
+            }
+            if self.failed.load(Ordering::Relaxed) {
+                return Err(Errno::EIO);
             }
             changed.await;
         }

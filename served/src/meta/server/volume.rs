@@ -17,18 +17,21 @@ use super::MetaOptions;
 use super::client::Client;
 use super::data_link::DataLink;
 use super::deletions;
-use super::members::{LinkId, Members};
+use super::members::{LinkId, Members, Told};
 use super::trims::Trims;
 use super::volumes::{self, VolumeError};
 use crate::flusher::Flusher;
 use crate::greeting::Refusal;
 use crate::meta::command::{Action, Command, Settings};
 use crate::meta::engine::Engine;
+use crate::meta::namespace::MAX_SESSIONS;
 use crate::meta::record::Trim;
 
 /// A newcomer's greeting waits this long for others to make room; it is to try again then. Less than
 /// the client's own patience with a greeting, so that it learns the reason.
 const JOIN_PATIENCE: Duration = Duration::from_secs(4);
+/// Before a client whose connection was lost is told again.
+const RETELL: Duration = Duration::from_millis(100);
 /// How often sessions and the log's length are looked at.
 const TICK: Duration = Duration::from_millis(500);
 /// A tick that comes so much too late says that the server was stopped, and heard nobody.
@@ -119,6 +122,9 @@ impl Volume {
         let failed = |errno| Refusal::Unavailable(format!("the volume cannot be used: {errno}"));
         let id = hello.session;
         let resumed = self.engine.knows_session(id).map_err(failed)?;
+        if !resumed && self.members.count() >= MAX_SESSIONS {
+            return Err(too_many());
+        }
         self.members.enter(id, &hello.client);
         if !resumed {
             self.tell_all();
@@ -132,7 +138,7 @@ impl Volume {
                 Ok(_) => {}
                 Err(Errno::ENFILE) => {
                     self.members.left(id);
-                    return Err(Refusal::Limit("too many clients have the volume mounted".into()));
+                    return Err(too_many());
                 }
                 Err(errno) => {
                     self.members.left(id);
@@ -166,8 +172,14 @@ impl Volume {
         for (id, link) in self.members.begin_telling() {
             let volume = self.clone();
             tokio::spawn(async move {
-                if !volume.members.tell(id, &link).await {
-                    volume.expire(id);
+                match volume.members.tell(id, &link).await {
+                    Told::Done => {}
+                    Told::Lost => {
+                        // It may have come back already, when this was still under way.
+                        tokio::time::sleep(RETELL).await;
+                        volume.tell_all();
+                    }
+                    Told::Silent => volume.expire(id),
                 }
             });
         }
@@ -262,7 +274,7 @@ impl Volume {
             if cutting.is_empty() {
                 return reply;
             }
-            self.trims.wait(&cutting).await;
+            self.trims.wait(&cutting).await?;
         }
     }
 
@@ -283,7 +295,7 @@ impl Volume {
         let mut reply = reply?;
         let cutting = self.trims.shown_in(&reply);
         if !cutting.is_empty() {
-            self.trims.wait(&cutting).await;
+            self.trims.wait(&cutting).await?;
             self.refresh(&mut reply, &cutting);
         }
         if sync || self.sync_always {
@@ -363,6 +375,7 @@ impl Volume {
                 // The engine takes no more changes; the cut is in the log for after the restart.
                 Err(TrimError::Engine(errno)) => {
                     tracing::error!(ino = %trim.ino, %errno, "a file cannot be cut until a restart");
+                    self.trims.fail();
                     return;
                 }
             }
@@ -392,6 +405,10 @@ impl From<super::data_link::DataCallError> for TrimError {
     fn from(error: super::data_link::DataCallError) -> Self {
         TrimError::Data(error)
     }
+}
+
+fn too_many() -> Refusal {
+    Refusal::Limit("too many clients have the volume mounted".into())
 }
 
 /// Inode numbers that are left out when the end of the log may have been lost: far more than can be
