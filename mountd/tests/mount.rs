@@ -137,7 +137,9 @@ fn a_second_mount_from_elsewhere_shows_the_same_files() {
     let other = dev.dir().join("other");
     fs::create_dir(&other).unwrap();
     let target = other.to_str().unwrap();
-    dev.netfs(&["mount", &dev.source(), target, "--identity", &dev.identity()]);
+    let log = dev.dir().join("log").to_str().unwrap().to_string();
+    let identity = dev.identity();
+    dev.netfs(&["mount", &dev.source(), target, "--identity", &identity, "--log", &log]);
     assert_eq!(fs::read_to_string(other.join("f")).unwrap(), "by the first");
     fs::write(other.join("f"), "by the second").unwrap();
     assert_eq!(fs::read_to_string(dev.mountpoint().join("f")).unwrap(), "by the second");

@@ -5,9 +5,9 @@
 //! will not. So each daemon notes its session in a file that it holds locked: if the lock can be
 //! had, its owner is dead, and its session can be ended.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::SystemTime;
@@ -27,6 +27,7 @@ const LAST: OpSeq = OpSeq(u64::MAX);
 /// The note of this daemon's session.
 #[derive(Debug)]
 pub(super) struct Note {
+    path: PathBuf,
     file: Mutex<File>,
     volume: String,
     /// The session of the daemon that was here before and died.
@@ -46,22 +47,34 @@ impl Note {
         })
     }
 
-    fn open(path: &PathBuf, volume: &str) -> io::Result<Option<Note>> {
-        let mut options = OpenOptions::new();
-        let mut file =
-            options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(e)) => return Err(e),
-        }
+    fn open(path: &Path, volume: &str) -> io::Result<Option<Note>> {
+        let mut file = loop {
+            let mut options = OpenOptions::new();
+            let file = options
+                .read(true)
+                .write(true)
+                .create(true)
+                .truncate(false)
+                .mode(0o600)
+                .open(path)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(e)) => return Err(e),
+            }
+            // Its last owner may have removed it between opening and locking.
+            if fs::metadata(path).is_ok_and(|m| file.metadata().is_ok_and(|f| f.ino() == m.ino())) {
+                break file;
+            }
+        };
         let mut text = String::new();
         // What cannot be understood names no session.
         let dead = match file.read_to_string(&mut text) {
             Ok(_) => parse(&text, volume),
             Err(_) => None,
         };
-        Ok(Some(Note { file: Mutex::new(file), volume: volume.to_string(), dead }))
+        let (path, volume) = (path.to_path_buf(), volume.to_string());
+        Ok(Some(Note { path, file: Mutex::new(file), volume, dead }))
     }
 
     /// Ends the session of the daemon that died here. Without success others wait for its term.
@@ -75,19 +88,15 @@ impl Note {
 
     /// Notes the session of this daemon.
     pub(super) fn write(&self, session: SessionId) -> io::Result<()> {
-        self.replace(&format!("{:x} {}\n", session.0, self.volume))
+        let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        file.set_len(0)?;
+        file.rewind()?;
+        writeln!(file, "{:x} {}", session.0, self.volume)
     }
 
     /// The session has ended in order.
     pub(super) fn clear(&self) -> io::Result<()> {
-        self.replace("")
-    }
-
-    fn replace(&self, text: &str) -> io::Result<()> {
-        let mut file = self.file.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        file.set_len(0)?;
-        file.rewind()?;
-        file.write_all(text.as_bytes())
+        fs::remove_file(&self.path)
     }
 }
 
