@@ -119,7 +119,7 @@ async fn call(
 
 async fn metadata(link: &Link) -> Outcome<()> {
     for (round, depth) in [1u64, 64].into_iter().enumerate() {
-        let first = round as u64 * 10_000;
+        let first = round as u64 * 20_000;
         calls_per_second("create", depth, 10_000, |n| {
             mutate(link.clone(), first + n + 1, depth, false)
         })
@@ -134,7 +134,7 @@ async fn metadata(link: &Link) -> Outcome<()> {
         })
         .await?;
         calls_per_second("create, synced", depth, 500, |n| {
-            mutate(link.clone(), 100_000 + first + n, depth, true)
+            mutate(link.clone(), first + 10_001 + n, depth, true)
         })
         .await?;
     }

@@ -50,6 +50,7 @@ mod limits;
 mod link;
 mod metrics;
 mod queue;
+mod restart;
 mod server;
 mod socket;
 mod transport;

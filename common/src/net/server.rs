@@ -9,7 +9,7 @@ use quinn::Connection;
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
-use crate::tls::PeerIdentity;
+use crate::tls::{EndpointSecret, PeerIdentity};
 
 use super::bulk_server::{BulkHandler, BulkPeer};
 use super::hello::{self, Greeted};
@@ -50,8 +50,30 @@ impl Server {
         limits: Limits,
         metrics: NetMetrics,
     ) -> Result<Self, EndpointError> {
+        Self::bind_as(address, tls, None, limits, metrics)
+    }
+
+    /// As [`bind`](Self::bind), with a secret that is the same at every start: peers then notice a restart at
+    /// once, where they would wait for the idle timeout otherwise.
+    pub fn bind_with_secret(
+        address: SocketAddr,
+        tls: Arc<rustls::ServerConfig>,
+        secret: &EndpointSecret,
+        limits: Limits,
+        metrics: NetMetrics,
+    ) -> Result<Self, EndpointError> {
+        Self::bind_as(address, tls, Some(secret), limits, metrics)
+    }
+
+    fn bind_as(
+        address: SocketAddr,
+        tls: Arc<rustls::ServerConfig>,
+        secret: Option<&EndpointSecret>,
+        limits: Limits,
+        metrics: NetMetrics,
+    ) -> Result<Self, EndpointError> {
         let inner = Arc::new(Inner {
-            endpoint: transport::server(address, tls, &limits)?,
+            endpoint: transport::server(address, tls, secret, &limits)?,
             connections: Arc::new(Semaphore::new(limits.max_connections as usize)),
             handshakes: Arc::new(Semaphore::new(limits.max_handshakes as usize)),
             shutdown: watch::Sender::new(None),

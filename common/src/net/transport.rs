@@ -12,8 +12,9 @@ use quinn::{
     VarInt, congestion,
 };
 
-use super::Limits;
 use super::socket::CappedSocket;
+use super::{Limits, restart};
+use crate::tls::EndpointSecret;
 
 /// Every path carries this much.
 const MIN_MTU: u16 = 1200;
@@ -49,6 +50,7 @@ pub enum EndpointError {
 pub(super) fn server(
     address: SocketAddr,
     tls: Arc<rustls::ServerConfig>,
+    secret: Option<&EndpointSecret>,
     limits: &Limits,
 ) -> Result<quinn::Endpoint, EndpointError> {
     let crypto =
@@ -60,7 +62,11 @@ pub(super) fn server(
     config.transport_config(Arc::new(transport));
     config.max_incoming(limits.max_handshakes as usize);
     let socket = bind(address).map_err(|source| EndpointError::Bind { address, source })?;
-    endpoint(socket, Some(config), limits)
+    let endpoint_config = match secret {
+        Some(secret) => restart::endpoint_config(secret, socket.local_addr()?.port()),
+        None => EndpointConfig::default(),
+    };
+    endpoint(socket, endpoint_config, Some(config), limits)
 }
 
 /// Binds an address. "Any, of both families" is any of IPv4 where there is no IPv6.
@@ -91,13 +97,14 @@ pub(super) fn client(
     // One socket for both families where there is IPv6, which cannot be taken for granted.
     let socket = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))
         .or_else(|_| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)))?;
-    let mut endpoint = endpoint(socket, None, limits)?;
+    let mut endpoint = endpoint(socket, EndpointConfig::default(), None, limits)?;
     endpoint.set_default_client_config(config);
     Ok(endpoint)
 }
 
 fn endpoint(
     socket: UdpSocket,
+    mut config: EndpointConfig,
     server: Option<quinn::ServerConfig>,
     limits: &Limits,
 ) -> Result<quinn::Endpoint, EndpointError> {
@@ -112,7 +119,6 @@ fn endpoint(
             tracing::debug!(%error, "socket buffer size not granted");
         }
     }
-    let mut config = EndpointConfig::default();
     config
         .max_udp_payload_size(limits.max_mtu)
         .map_err(|e| EndpointError::Setting(format!("max_mtu {}: {e}", limits.max_mtu)))?;

@@ -14,6 +14,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use x509_parser::time::ASN1Time;
 
 use super::cert::{self, PeerIdentity, Role};
+use super::secret::EndpointSecret;
 use super::{ALPN, TlsError, file, pki};
 
 /// A certificate with its key, and the authority that it trusts: checked, and ready for use.
@@ -90,6 +91,12 @@ impl Identity {
     /// Whom the certificate names.
     pub fn peer(&self) -> &PeerIdentity {
         &self.peer
+    }
+
+    /// A secret that this identity has again after a restart.
+    pub fn endpoint_secret(&self) -> Result<EndpointSecret, TlsError> {
+        EndpointSecret::derive(self.key.secret_der())
+            .ok_or_else(|| TlsError::Config("TLS 1.3 is not supported".into()))
     }
 
     /// The configuration of a server: it answers nobody without a certificate of this authority.

@@ -21,9 +21,11 @@ mod cert;
 mod file;
 mod identity;
 pub mod pki;
+mod secret;
 
 pub use cert::{PeerIdentity, Role};
 pub use identity::Identity;
+pub use secret::{EndpointKey, EndpointSecret};
 
 use std::path::PathBuf;
 

@@ -167,9 +167,10 @@ async fn begin(
     }
     let store = Arc::new(store);
     let instance = greeting::draw_instance().map_err(std::io::Error::from)?;
-    let server = Server::bind(
+    let server = Server::bind_with_secret(
         options.listen,
         options.identity.server_config()?,
+        &options.identity.endpoint_secret()?,
         options.limits.clone(),
         options.net_metrics.clone(),
     )?;

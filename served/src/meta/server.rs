@@ -193,9 +193,10 @@ async fn begin(
     let cluster = ClusterId(options.identity.peer().cluster);
     let instance = greeting::draw_instance().map_err(std::io::Error::from)?;
     // Before the volumes are opened: a wrong certificate or a port in use is found out at once.
-    let server = Server::bind(
+    let server = Server::bind_with_secret(
         options.listen,
         options.identity.server_config()?,
+        &options.identity.endpoint_secret()?,
         options.limits.clone(),
         options.net_metrics.clone(),
     )?;
