@@ -162,7 +162,7 @@ async fn what_was_synced_is_there_after_kill_9() {
     for round in 0..4u8 {
         let mut server = start(&config);
         let (meta, data) = connect(&pki, &server, 5).await;
-        meta.resume_after(u64::from(round) * 1000);
+        meta.resume_after(u64::from(round) * 10_000);
         for (name, content) in &synced {
             let attr = meta.lookup(Ino::ROOT, name).await.unwrap();
             assert_eq!(attr.size, content.len() as u64);
