@@ -14,7 +14,11 @@ fail() {
 check() {
     local what=$1 output started=$SECONDS
     shift
-    output=$(mktemp "${TMPDIR:-/tmp}/netfs-check.XXXXXX")
+    if [ -z "${CHECK_OUTPUT:-}" ]; then
+        CHECK_OUTPUT=$(mktemp "${TMPDIR:-/tmp}/netfs-check.XXXXXX")
+        on_exit "rm -f '$CHECK_OUTPUT'"
+    fi
+    output=$CHECK_OUTPUT
     if "$@" >"$output" 2>&1 </dev/null; then
         pass
         say "ok   $what ($((SECONDS - started)) s)"
@@ -23,7 +27,6 @@ check() {
         fail "$what (status $?: $*)"
         tail -n "${CHECK_TAIL:-30}" "$output" | sed 's/^/     /'
     fi
-    rm -f "$output"
 }
 
 # finish: the last line, and the exit status that goes with it. No case at all is a failure too.
