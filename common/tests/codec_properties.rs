@@ -1,5 +1,7 @@
 //! Properties of the codec over arbitrary input.
 
+#![allow(clippy::unwrap_used, reason = "a failure is a panic here")]
+
 use netfs_common::attr::Timestamp;
 use netfs_common::codec;
 use netfs_common::id::{Ino, OpSeq};

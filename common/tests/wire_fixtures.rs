@@ -3,6 +3,8 @@
 //! To change a message, raise `wire::PROTOCOL`, keep decoding the old form for as long as the
 //! range in `Hello` promises it, and add new fixtures beside these.
 
+#![allow(clippy::unwrap_used, reason = "a failure is a panic here")]
+
 use netfs_common::attr::{Attr, FileKind, SetAttr, SetTime, Timestamp};
 use netfs_common::codec;
 use netfs_common::errno::Errno;
