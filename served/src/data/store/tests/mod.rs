@@ -2,7 +2,6 @@
 
 mod faults;
 mod fixture;
-mod measure;
 mod model;
 mod operations;
 mod rot;
