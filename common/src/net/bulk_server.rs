@@ -113,10 +113,7 @@ impl BulkPeer {
             frame::put_header(&mut goodbye, FrameKind::Goodbye, 0, 0);
             shared.control.lock().await.write_chunk(goodbye.freeze()).await?;
             let all = shared.active.acquire_many(shared.max_active).await;
-            all.map(drop).map_err(|_| CallError::Closed)?;
-            // Answers that are on their way are lost if this side closes first.
-            shared.conn.closed().await;
-            Ok(())
+            all.map(drop).map_err(|_| CallError::Closed)
         };
         if let Err(error) = with_deadline(Some(deadline), quiet).await {
             tracing::debug!(%error, "bulk calls were still under way at shutdown");
