@@ -30,7 +30,7 @@ settings! {
         pub sync: SyncPolicy = SyncPolicy::Interval;
         /// With sync = "interval": the longest time that a change stays unflushed, in milliseconds. This much
         /// of what nobody synced can be lost in a crash.
-        pub flush_interval_ms: u64 = 1_000;
+        pub flush_interval_ms: u64 = 500;
         /// Memory for the store's block cache. More makes lookups of cold files faster.
         pub cache_bytes: ByteSize = ByteSize::mib(64);
         /// Inodes and entries kept decoded in memory. Each costs about 500 bytes.

@@ -246,6 +246,14 @@ pub enum Op {
     },
     /// The client leaves; its orphans go.
     EndSession,
+    /// Whatever data servers have beyond what this server was told of goes: a client that died may
+    /// have left it there, and it must not show once the file grows over it. Chunks of a file
+    /// whose data is inline get another generation; those of another file are cut at its length.
+    /// Nobody may be writing to the file.
+    CutTail {
+        /// The file.
+        ino: Ino,
+    },
 }
 
 /// An answer to a [`Request`].

@@ -131,6 +131,7 @@ impl Cache {
             state.valid = false;
             state.complete = false;
             state.target = None;
+            state.tail_known = false;
             if forget_versions && let Some(attr) = &mut state.attr {
                 attr.version = 0;
             }
@@ -154,6 +155,12 @@ impl Cache {
         let mut state = dir.state();
         state.complete =
             self.exclusive() && self.epoch.load(Ordering::SeqCst) == ticket.epoch && state.valid;
+    }
+
+    /// A file was made by this client: the data servers have nothing of it.
+    pub fn sole_writer(&self, ticket: Ticket, node: &Node) {
+        let alone = self.exclusive() && self.epoch.load(Ordering::SeqCst) == ticket.epoch;
+        node.state().tail_known = alone;
     }
 
     /// Takes in attributes, and the inline data that came with them. Returns the node.

@@ -64,6 +64,9 @@ pub struct State {
     pub atime: Option<Timestamp>,
     /// The target of a symbolic link.
     pub target: Option<Bytes>,
+    /// Of a file: the data servers have nothing beyond its length but what this client has sent since; see
+    /// [`crate::writeback`].
+    pub tail_known: bool,
     /// Failures of background writes.
     pub failed: FailLog,
     /// Raised when data on its way was given up: what comes back later no longer counts.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use netfs_common::wire::data;
 use netfs_common::wire::meta::{Op, Request};
 
-const NAMES: [&str; 29] = [
+const NAMES: [&str; 30] = [
     "lookup",
     "get",
     "readlink",
@@ -29,6 +29,7 @@ const NAMES: [&str; 29] = [
     "accessed",
     "forget",
     "end_session",
+    "cut_tail",
     "data_write",
     "data_read",
     "data_punch",
@@ -70,6 +71,7 @@ impl Counters {
                 Op::Accessed { .. } => 20,
                 Op::Forget { .. } => 21,
                 Op::EndSession => 22,
+                Op::CutTail { .. } => 23,
             },
         };
         self.counts[index].fetch_add(1, Ordering::Relaxed);
@@ -77,12 +79,12 @@ impl Counters {
 
     pub(crate) fn data(&self, op: &data::Op) {
         let index = match op {
-            data::Op::Write { .. } => 23,
-            data::Op::Read { .. } => 24,
-            data::Op::Punch { .. } | data::Op::Delete { .. } => 25,
-            data::Op::Copy { .. } => 26,
-            data::Op::Extents { .. } => 27,
-            data::Op::Flush | data::Op::Usage => 28,
+            data::Op::Write { .. } => 24,
+            data::Op::Read { .. } => 25,
+            data::Op::Punch { .. } | data::Op::Delete { .. } => 26,
+            data::Op::Copy { .. } => 27,
+            data::Op::Extents { .. } => 28,
+            data::Op::Flush | data::Op::Usage => 29,
         };
         self.counts[index].fetch_add(1, Ordering::Relaxed);
     }

@@ -144,6 +144,11 @@ impl Vfs {
             // So that the server cuts, and counts, all that there is.
             self.writeback.report(node, false).await?;
         }
+        let known = node.state().attr.as_ref().map(|a| (a.inline, a.size));
+        if known.is_some_and(|(inline, old)| !inline && size > old) {
+            // The file grows over whatever lies beyond its end.
+            self.writeback.cut_tail(node).await?;
+        }
         let _meta = node.gates().meta.lock().await;
         let atime = set.atime.is_some();
         let _access = match atime {

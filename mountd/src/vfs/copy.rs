@@ -90,6 +90,9 @@ impl Vfs {
         self.writeback.report(from, false).await?;
         self.writeback.report(to, false).await?;
         let by_server = chunked(from) && chunked(to);
+        if by_server && to.state().size() < off_out + len {
+            self.writeback.cut_tail(to).await?;
+        }
         if by_server && self.copy_at_server(from, off_in, to, off_out, len).await? {
             return Ok(());
         }

@@ -153,6 +153,7 @@ impl Vfs {
         let node = self.cache.table.obtain(attr.ino);
         match new {
             NewInode::Dir => self.cache.made_empty(ticket, &node),
+            NewInode::File => self.cache.sole_writer(ticket, &node),
             NewInode::Symlink(target) if self.cache.exclusive() => {
                 node.state().target = Some(target.into());
             }

@@ -14,7 +14,7 @@ use crate::cache::{File, Node};
 use crate::session::lock;
 
 /// How long acknowledged data may stay undurable, although nobody asks.
-const PERIOD: Duration = Duration::from_secs(1);
+const PERIOD: Duration = Duration::from_millis(500);
 
 impl Writeback {
     /// Makes durable what a server has acknowledged, and lets go of it here.
@@ -125,7 +125,7 @@ pub(super) fn requeue(file: &mut File, start: u64, content: &Content) {
     }
 }
 
-/// Flushes once a second while something is kept, and at once while it is much.
+/// Flushes every [`PERIOD`] while something is kept, and at once while it is much.
 pub(super) async fn attend(weak: Weak<Writeback>) {
     loop {
         let Some(writeback) = weak.upgrade() else { return };

@@ -13,6 +13,12 @@
 //!
 //! The metadata server hears of the outcome ("report") once per pass and inode, not per batch.
 //!
+//! A client that died may have left bytes at the data servers that it never reported. They lie beyond what the
+//! metadata server knows of, so nobody sees them; but the file may grow over them. So before the first bytes go
+//! out that lie beyond the known length, or that move a file out of its inode, such a tail is cut ([`tail`]);
+//! not for files that this client has made, and then not again while the session goes on. While the volume is
+//! shared nobody can tell a dead client's bytes from those another one is about to report, and nothing is cut.
+//!
 //! When things fail: a lost connection is no event here, calls are repeated below. An error of
 //! the server drops the batch, is told once to every open file ([`crate::cache::FailLog`]), and
 //! the kernel's pages of the range are taken back. A data server that restarts gets again what it
@@ -26,6 +32,7 @@ mod extents_tests;
 mod inline;
 mod report;
 mod send;
+mod tail;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -65,7 +72,7 @@ impl Default for Limits {
             kept: 64 << 20,
             flights: 16,
             passes: 32,
-            age: Duration::from_millis(900),
+            age: Duration::from_millis(400),
         }
     }
 }
@@ -319,6 +326,7 @@ impl Writeback {
 
 fn give_up(state: &mut State) {
     state.era += 1;
+    state.tail_known = false;
     if let Some(file) = &mut state.file {
         file.dirty.clear();
         file.flying.clear();

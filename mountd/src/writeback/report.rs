@@ -119,6 +119,7 @@ fn compose(state: &mut State) -> Option<Report> {
 fn settle(state: &mut State, report: &Report, failed: Option<Errno>) {
     if let Some(e) = failed {
         state.failed.add(e);
+        state.tail_known = false;
     }
     let Some(file) = &mut state.file else { return };
     file.allocated -= report.allocated;

@@ -20,6 +20,14 @@ struct Flight {
     era: u64,
 }
 
+/// What a pump does next.
+enum Next {
+    Fly(Flight),
+    /// There is more beyond the end of the file than is known.
+    Settle,
+    End,
+}
+
 impl Writeback {
     /// Starts the task that takes batches; the caller has set `pumping`.
     pub(super) fn spawn_pump(self: &Arc<Self>, node: Arc<Node>) {
@@ -30,22 +38,34 @@ impl Writeback {
     /// Takes batches and sends them, several at once, until none is due.
     async fn pump(self: Arc<Self>, node: Arc<Node>) {
         loop {
+            if let Err(e) = self.settle_tail(&node).await {
+                self.tail_failed(&node, e);
+                break;
+            }
             // The place first: until there is one, writes go on being merged in the buffer.
             let Ok(place) = Arc::clone(&self.flights).acquire_owned().await else { return };
-            let Some(flight) = self.take_flight(&node) else { break };
-            let (this, node) = (Arc::clone(&self), Arc::clone(&node));
-            tokio::spawn(async move { this.fly(node, flight, place).await });
+            match self.take_flight(&node) {
+                Next::Fly(flight) => {
+                    let (this, node) = (Arc::clone(&self), Arc::clone(&node));
+                    tokio::spawn(async move { this.fly(node, flight, place).await });
+                }
+                Next::Settle => {}
+                Next::End => break,
+            }
         }
         node.gates().progress.notify_waiters();
     }
 
-    /// The next batch; `None` ends the pump, decided together with `pumping` so that nobody
-    /// relies on one that is about to end.
-    fn take_flight(&self, node: &Node) -> Option<Flight> {
+    /// The next batch, or that there is none now, decided together with `pumping` so that nobody
+    /// relies on a pump that is about to end.
+    fn take_flight(&self, node: &Node) -> Next {
         self.edit(node, |state| {
             let (inline, era) = (state.is_inline(), state.era);
             let attr = state.attr.as_ref().map(|a| (a.ino, a.generation, a.chunk_size()));
-            let file = state.file.as_mut()?;
+            if self.tail_in_doubt(state) {
+                return Next::Settle;
+            }
+            let Some(file) = state.file.as_mut() else { return Next::End };
             let batch = match attr {
                 Some((_, _, chunk)) if !inline => {
                     take(&mut file.dirty, &mut file.flying, chunk, file.force == 0, 0)
@@ -57,11 +77,11 @@ impl Writeback {
                 if file.dirty.is_empty() {
                     file.force = 0;
                 }
-                return None;
+                return Next::End;
             };
             file.force = file.force.saturating_sub(weight(&batch.content));
             let chunk = ChunkId { ino, generation, index: batch.start / size };
-            Some(Flight { offset: batch.start % size, batch, chunk, era })
+            Next::Fly(Flight { offset: batch.start % size, batch, chunk, era })
         })
     }
 
@@ -81,6 +101,8 @@ impl Writeback {
             }
             if let Some(error) = failed {
                 state.failed.add(error);
+                // Some of it may be there all the same.
+                state.tail_known = false;
             }
             let file = state.file();
             file.flying.remove(start, end);

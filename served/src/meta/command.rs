@@ -64,11 +64,11 @@ pub enum Action {
         /// Their numbers in the queue.
         ids: Vec<u64>,
     },
-    /// Leaves out inode numbers. Commands that a crash has taken from the end of the log may have
-    /// given some out, and data servers may have chunks under them.
-    SkipInodes {
-        /// How many.
-        count: u32,
+    /// Leaves out numbers of inodes, and generations of every inode. Commands that a crash has taken
+    /// from the end of the log may have given some out, and data servers may have chunks under them.
+    SkipNumbers {
+        /// How many inodes.
+        inodes: u32,
     },
 }
 

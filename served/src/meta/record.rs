@@ -36,6 +36,8 @@ pub struct State {
     pub orphans: u64,
     /// Sessions that have not ended.
     pub sessions: u64,
+    /// How often the end of the log may have been lost.
+    pub crashes: u32,
 }
 
 /// An inode.
@@ -51,6 +53,8 @@ pub struct Inode {
     pub xattr_names: u32,
     /// The sum of the extended attributes' names and values.
     pub xattr_bytes: u32,
+    /// Of a file: [`State::crashes`] when its generation was given.
+    pub crashes: u32,
 }
 
 /// The first cookie of a directory: 1 and 2 are `.` and `..`.
@@ -126,7 +130,7 @@ pub struct Trim {
     pub chunk_bits: u8,
     /// The first byte that goes.
     pub from: u64,
-    /// The length that the file had.
+    /// The length that the file had; `from` when only what was never reported goes.
     pub end: u64,
 }
 

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use netfs_common::attr::SetAttr;
 use netfs_common::errno::Errno;
-use netfs_common::id::Ino;
+use netfs_common::id::{ChunkId, Ino};
+use netfs_common::wire::data::Op;
 use netfs_common::wire::meta::NewInode;
 
 use super::world::{Weather, World, file, name, read, write};
@@ -154,4 +157,75 @@ async fn writers_wait_for_room_and_go_on() {
     vfs.fsync(f.0, f.1, false).await.unwrap();
     assert_eq!(read(&vfs, f, 99 * 20_000, 10).await, [99; 10]);
     assert_eq!(vfs.writeback.pending(), 0);
+}
+
+/// How a file grows over what lies beyond its end.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Growth {
+    Write,
+    Truncate,
+    Copy,
+}
+
+#[tokio::test]
+async fn what_a_dead_client_left_unreported_never_shows() {
+    for (length, growth) in [
+        (10, Growth::Write),
+        (10, Growth::Truncate),
+        (10, Growth::Copy),
+        (70_000, Growth::Write),
+        (70_000, Growth::Truncate),
+        (70_000, Growth::Copy),
+    ] {
+        let world = World::new(9, 16);
+        let vfs = world.mount().await;
+        let f = file(&vfs, "f").await;
+        write(&vfs, f, 0, &vec![1; length]).await.unwrap();
+        let from = file(&vfs, "from").await;
+        write(&vfs, from, 0, &[3; 200_000]).await.unwrap();
+        vfs.shutdown().await;
+        assert_eq!(vfs.session.counters().get("cut_tail"), 0, "nobody else can have written");
+        // Behind the end, and in the next chunk.
+        let generation = lock(&world.meta).inodes[&f.0].attr.generation;
+        for at in [80_000u64, 140_000] {
+            let chunk = ChunkId { ino: f.0, generation, index: at >> 16 };
+            let left = Op::Write { chunk, offset: at & 0xffff };
+            lock(&world.data).call(left, &Bytes::from_static(&[9; 1000]));
+        }
+        let vfs = world.mount().await;
+        let Looked::Found(e) = vfs.lookup(Ino::ROOT, &name("f")).await.unwrap() else { panic!() };
+        assert_eq!(e.attr.size, length as u64);
+        let f = (f.0, vfs.open(f.0, libc::O_RDWR).await.unwrap().fh);
+        match growth {
+            Growth::Write => {
+                write(&vfs, f, 180_000, &[2; 10]).await.unwrap();
+            }
+            Growth::Truncate => {
+                let set = SetAttr { size: Some(180_010), ..SetAttr::default() };
+                vfs.setattr(f.0, set, None, Caller::default()).await.unwrap();
+                // An inline file stays inline until then.
+                write(&vfs, f, 100_000, &[2; 10]).await.unwrap();
+            }
+            Growth::Copy => {
+                let Looked::Found(_) = vfs.lookup(Ino::ROOT, &name("from")).await.unwrap() else {
+                    panic!()
+                };
+                let source = vfs.open(from.0, libc::O_RDONLY).await.unwrap().fh;
+                let copied = vfs.copy_file_range(from.0, source, 0, f.0, f.1, 180_000, 10).await;
+                assert_eq!(copied, Ok(10));
+            }
+        }
+        vfs.fsync(f.0, f.1, false).await.unwrap();
+        let seen = read(&vfs, f, 0, 200_000).await;
+        assert_eq!(seen.len(), 180_010, "{length} {growth:?}");
+        assert_eq!(seen.iter().filter(|b| **b == 9).count(), 0, "{length} {growth:?}");
+        assert_eq!(seen.iter().filter(|b| **b == 1).count(), length);
+        write(&vfs, f, 300_000, &[2; 10]).await.unwrap();
+        vfs.fsync(f.0, f.1, false).await.unwrap();
+        assert_eq!(
+            vfs.session.counters().get("cut_tail"),
+            1,
+            "once is enough: {length} {growth:?}"
+        );
+    }
 }

@@ -365,6 +365,15 @@ impl MetaStore {
                 self.forgotten.extend(inos);
             }
             Op::EndSession => {}
+            Op::CutTail { ino } => {
+                let inode = self.edit(ino, time)?;
+                if inode.attr.inline {
+                    inode.attr.generation += 1;
+                } else {
+                    data.cut(ino, inode.attr.size, inode.attr.chunk_size());
+                }
+                touched.push(ino);
+            }
         }
         let attrs = touched.iter().map(|i| self.inodes[i].attr.clone()).collect();
         Ok(Response::Changed { target, attrs })

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use super::EngineError;
 
 /// The version of everything in the folder. A later version that reads this one raises it.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 const TITLE: &str = "netfs metadata";
 
@@ -97,7 +97,9 @@ fn read_format(dir: &Path) -> Result<Option<u64>, EngineError> {
         return Err(EngineError::Newer { path: dir.to_owned(), found: format, known: FORMAT });
     }
     if format != FORMAT {
-        return Err(bad("a format that never was"));
+        return Err(bad(
+            "made by a version from before the first release, which this one cannot read",
+        ));
     }
     let volume = lines.next().and_then(|l| l.strip_prefix("volume "));
     let volume = volume.and_then(|n| u64::from_str_radix(n, 16).ok());

@@ -118,10 +118,10 @@ fn foreign_newer_and_busy_folders_are_refused_in_one_line() {
     drop(engine);
     let format = dir.path().join("FORMAT");
     let text = fs::read_to_string(&format).unwrap();
-    assert_eq!(text, "netfs metadata\nformat 1\nvolume 0000000000000007\n");
-    fs::write(&format, text.replace("format 1", "format 2")).unwrap();
+    assert_eq!(text, "netfs metadata\nformat 2\nvolume 0000000000000007\n");
+    fs::write(&format, text.replace("format 2", "format 3")).unwrap();
     assert!(refusal(config()).contains("use a newer version"));
-    for bad in ["", "netfs data\n", "netfs metadata\nformat x\n", "netfs metadata\nformat 1\n"] {
+    for bad in ["", "netfs data\n", "netfs metadata\nformat x\n", "netfs metadata\nformat 2\n"] {
         fs::write(&format, bad).unwrap();
         assert!(matches!(Engine::open(dir.path(), config()), Err(EngineError::BadFormat { .. })));
     }

@@ -14,6 +14,8 @@ use crate::meta::record::{self, Deletion, Inode, Trim};
 const SET_UID: u16 = 0o4000;
 const SET_GID: u16 = 0o2000;
 const GROUP_EXEC: u16 = 0o010;
+/// Far more than an inode can be given between two flushes of the log.
+const LOST_GENERATIONS: u32 = 1 << 16;
 
 impl Change<'_, '_> {
     pub(super) fn set_attr(&mut self, ino: Ino, set: &SetAttr) -> Result<Response, Fault> {
@@ -68,21 +70,12 @@ impl Change<'_, '_> {
         if size > MAX_SIZE {
             return Err(Errno::EFBIG.into());
         }
-        let old = inode.attr.size;
         if inode.attr.inline {
             self.cut_inline(inode, size)?;
         } else if size == 0 {
             self.discard_chunks(inode)?;
-        } else if size < old {
-            let id = self.next_task();
-            let trim = Trim {
-                ino: inode.attr.ino,
-                generation: inode.attr.generation,
-                chunk_bits: inode.attr.chunk_bits,
-                from: size,
-                end: old,
-            };
-            self.txn.put(keys::trim(id), record::encode(&trim)?);
+        } else if size < inode.attr.size {
+            self.queue_trim(inode, size)?;
         }
         inode.attr.size = size;
         inode.attr.mtime = inode.attr.ctime;
@@ -115,10 +108,54 @@ impl Change<'_, '_> {
 
     /// The file's contents go; new ones get another generation and begin inline.
     fn discard_chunks(&mut self, inode: &mut Inode) -> Result<(), Fault> {
-        self.queue_deletion(inode)?;
-        inode.attr.generation = inode.attr.generation.checked_add(1).ok_or(Errno::EFBIG)?;
+        self.next_generation(inode)?;
         inode.attr.inline = true;
         self.set_allocated(inode, 0);
+        Ok(())
+    }
+
+    /// The chunks that a file may have go, and it gets another generation.
+    ///
+    /// After a crash that may have taken the end of the log, generations that it may have given out are left
+    /// out: there may be chunks under them.
+    fn next_generation(&mut self, inode: &mut Inode) -> Result<(), Fault> {
+        self.queue_deletion(inode)?;
+        let lost = inode.crashes != self.state.crashes;
+        let step = if lost { LOST_GENERATIONS } else { 1 };
+        inode.attr.generation = inode.attr.generation.checked_add(step).ok_or(Errno::EFBIG)?;
+        inode.crashes = self.state.crashes;
+        Ok(())
+    }
+
+    /// What clients that died have left at the data servers goes; the file itself stays as it is.
+    pub(super) fn cut_tail(&mut self, ino: Ino) -> Result<Response, Fault> {
+        let mut inode = self.inode(ino)?;
+        match inode.attr.kind {
+            FileKind::File => {}
+            FileKind::Dir => return Err(Errno::EISDIR.into()),
+            _ => return Err(Errno::EINVAL.into()),
+        }
+        if inode.attr.inline {
+            self.next_generation(&mut inode)?;
+        } else {
+            let size = inode.attr.size;
+            self.queue_trim(&inode, size)?;
+        }
+        self.put(inode);
+        Ok(changed(ino))
+    }
+
+    /// The data servers are to remove what a file has from a length on.
+    fn queue_trim(&mut self, inode: &Inode, from: u64) -> Result<(), Fault> {
+        let id = self.next_task();
+        let trim = Trim {
+            ino: inode.attr.ino,
+            generation: inode.attr.generation,
+            chunk_bits: inode.attr.chunk_bits,
+            from,
+            end: inode.attr.size,
+        };
+        self.txn.put(keys::trim(id), record::encode(&trim)?);
         Ok(())
     }
 

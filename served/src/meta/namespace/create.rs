@@ -69,6 +69,7 @@ impl Change<'_, '_> {
             entries: 0,
             xattr_names: 0,
             xattr_bytes: 0,
+            crashes: self.state.crashes,
         };
         if kind == FileKind::Dir {
             inode.attr.nlink = 2;

@@ -108,6 +108,8 @@ impl Change<'_, '_> {
         if let Some(mut inode) = self.find(trim.ino)?
             && inode.attr.generation == trim.generation
             && !inode.attr.inline
+            // What nobody has reported is not in the sum.
+            && trim.from < trim.end
         {
             let allocated = inode.attr.allocated.saturating_sub(freed);
             self.set_allocated(&mut inode, allocated);

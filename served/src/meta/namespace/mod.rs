@@ -117,7 +117,7 @@ fn run(
         Action::Reap { id } => change.reap(id)?,
         Action::TrimDone { id, freed } => change.trim_done(id, freed)?,
         Action::ChunksDeleted { ids } => change.chunks_deleted(&ids)?,
-        Action::SkipInodes { count } => change.skip_inodes(count),
+        Action::SkipNumbers { inodes } => change.skip_numbers(inodes),
         Action::CreateVolume { .. } => return Err(Errno::EEXIST.into()),
     };
     change.finish(response)
@@ -147,6 +147,7 @@ fn mutate(change: &mut Change<'_, '_>, session: SessionId, op: Op) -> Result<Res
         Op::Accessed { times } => change.accessed(&times),
         Op::Forget { inos } => change.forget(&inos),
         Op::EndSession => change.end_session(session),
+        Op::CutTail { ino } => change.cut_tail(ino),
     }
 }
 

@@ -70,8 +70,14 @@ pub(super) fn create(
         parent: Ino::ROOT,
         version: index.0,
     };
-    let root =
-        Inode { attr, next_cookie: FIRST_COOKIE, entries: 0, xattr_names: 0, xattr_bytes: 0 };
+    let root = Inode {
+        attr,
+        next_cookie: FIRST_COOKIE,
+        entries: 0,
+        xattr_names: 0,
+        xattr_bytes: 0,
+        crashes: 0,
+    };
     let state = State { next_ino: settings.first_ino, inodes: 1, next_task: 1, ..State::default() };
     txn.put(keys::inode(Ino::ROOT), record::encode(&root)?);
     txn.put(keys::volume(), record::encode(&volume)?);
@@ -80,9 +86,10 @@ pub(super) fn create(
 }
 
 impl Change<'_, '_> {
-    /// Leaves out inode numbers.
-    pub(super) fn skip_inodes(&mut self, count: u32) -> Response {
-        self.state.next_ino = self.state.next_ino.saturating_add(u64::from(count));
+    /// Leaves out numbers of inodes, and from now on generations.
+    pub(super) fn skip_numbers(&mut self, inodes: u32) -> Response {
+        self.state.next_ino = self.state.next_ino.saturating_add(u64::from(inodes));
+        self.state.crashes = self.state.crashes.saturating_add(1);
         Response::Done
     }
 }

@@ -71,7 +71,7 @@ impl Volume {
         options: &MetaOptions,
     ) -> Result<Arc<Volume>, VolumeError> {
         let failed = |errno| VolumeError::Unreadable { name: name.clone(), errno };
-        skip_lost_inodes(&name, &engine)?;
+        skip_lost_numbers(&name, &engine)?;
         let engine = Arc::new(engine);
         let record = engine.volume().map_err(failed)?;
         let sessions = engine.sessions().map_err(failed)?;
@@ -282,7 +282,11 @@ impl Volume {
         let Mutation { seq, answered, time, sync, op } = mutation;
         let time = client.clock.date(time, &client.description);
         let ends = matches!(op, Op::EndSession);
-        let may_cut = matches!(&op, Op::SetAttr { set, .. } if set.size.is_some());
+        let may_cut = match &op {
+            Op::SetAttr { set, .. } => set.size.is_some(),
+            Op::CutTail { .. } => true,
+            _ => false,
+        };
         let action = Action::Mutate { session: client.session, seq, answered, op };
         let (index, reply) = self.engine.execute(Command { time, action });
         if may_cut {
@@ -417,11 +421,11 @@ const LOST_INODES: u32 = 1 << 22;
 
 /// After anything but an orderly end, numbers that lost commands may have given out are not given out again:
 /// the data server may hold chunks under them.
-fn skip_lost_inodes(name: &str, engine: &Engine) -> Result<(), VolumeError> {
+fn skip_lost_numbers(name: &str, engine: &Engine) -> Result<(), VolumeError> {
     if volumes::take_clean(engine.dir())? {
         return Ok(());
     }
-    let action = Action::SkipInodes { count: LOST_INODES };
+    let action = Action::SkipNumbers { inodes: LOST_INODES };
     let failed = |errno| VolumeError::Unreadable { name: name.into(), errno };
     let (index, reply) = engine.execute(Command { time: now(), action });
     reply.map_err(failed)?;

@@ -102,6 +102,50 @@ fn emptying_a_file_gives_it_new_contents() {
 }
 
 #[test]
+fn a_tail_that_was_never_reported_is_cut_and_nothing_else() {
+    let mut world = World::new();
+    let small = world.file(ROOT, "small");
+    world.op(inline(small, b"hello", 5000)).unwrap();
+    let before = world.attr(small);
+    world.op(Op::CutTail { ino: small }).unwrap();
+    let (after, data) = world.entry(small).unwrap();
+    assert_eq!((after.generation, after.inline, data.unwrap()), (1, true, b"hello".to_vec()));
+    assert_eq!((after.size, after.allocated), (before.size, before.allocated));
+    assert_eq!((after.mtime, after.ctime), (before.mtime, before.ctime));
+    let [(_, deletion)] = super::super::deletions(&world.store, 9).unwrap().try_into().unwrap();
+    assert_eq!((deletion.ino, deletion.generation), (small, 0));
+
+    let large = world.file(ROOT, "large");
+    world.op(wrote(large, 0, 1000, 1000)).unwrap();
+    world.op(Op::CutTail { ino: large }).unwrap();
+    let [(id, trim)] = super::super::trims_of(&world.store, large).unwrap().try_into().unwrap();
+    assert_eq!((trim.from, trim.end), (1000, 1000));
+    world.run(Action::TrimDone { id, freed: 300 }).unwrap();
+    assert_eq!((world.attr(large).allocated, world.attr(large).size), (1000, 1000));
+    assert_eq!(errno(world.op(Op::CutTail { ino: ROOT })), Errno::EISDIR);
+    world.check();
+}
+
+#[test]
+fn generations_that_a_lost_log_may_have_given_out_are_not_given_again() {
+    let mut world = World::new();
+    let file = world.file(ROOT, "f");
+    world.run(Action::SkipNumbers { inodes: 10 }).unwrap();
+    let mut seen = 0;
+    for expected in [1 << 16, (1 << 16) + 1] {
+        world.op(wrote(file, seen, 1000, 1000)).unwrap();
+        world.cut(file, 0).unwrap();
+        seen = world.attr(file).generation;
+        assert_eq!(seen, expected);
+    }
+    let new = world.file(ROOT, "new");
+    world.op(wrote(new, 0, 1000, 1000)).unwrap();
+    world.cut(new, 0).unwrap();
+    assert_eq!(world.attr(new).generation, 1);
+    world.check();
+}
+
+#[test]
 fn access_times_only_move_on() {
     let mut world = World::new();
     let file = world.file(ROOT, "f");

@@ -1,0 +1,84 @@
+//! Cutting what a client that died may have left beyond the known end of a file.
+
+use std::sync::Arc;
+
+use netfs_common::errno::Errno;
+use netfs_common::wire::meta::Op;
+use tracing::error;
+
+use super::Writeback;
+use crate::cache::{Node, State};
+
+impl Writeback {
+    /// What is to be sent next may uncover bytes that were never reported.
+    pub(super) fn tail_in_doubt(&self, state: &State) -> bool {
+        if state.tail_known || !self.cache.exclusive() {
+            return false;
+        }
+        let (Some(attr), Some(file)) = (&state.attr, &state.file) else { return false };
+        !file.dirty.is_empty() && (attr.inline || file.dirty.end() > attr.size)
+    }
+
+    /// Cuts the tail where that is due. Called by the one task that sends an inode's batches.
+    pub(super) async fn settle_tail(&self, node: &Arc<Node>) -> Result<(), Errno> {
+        let due = self.tail_in_doubt(&node.state());
+        if due { self.cut_tail(node).await } else { Ok(()) }
+    }
+
+    /// Has everything removed that data servers hold of a file beyond what was reported, unless it
+    /// is known that there is nothing.
+    ///
+    /// What this client itself has sent is reported first. The caller sees to it that nothing is
+    /// sent meanwhile that lies beyond the known end.
+    ///
+    /// # Errors
+    /// Those of the calls.
+    pub async fn cut_tail(&self, node: &Arc<Node>) -> Result<(), Errno> {
+        loop {
+            let progress = node.gates().progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            if node.state().tail_known || !self.cache.exclusive() {
+                return Ok(());
+            }
+            if self.halted() {
+                return Err(Errno::EIO);
+            }
+            if node.state().file.as_ref().is_none_or(|f| f.flying.is_empty()) {
+                break;
+            }
+            progress.await;
+        }
+        if node.state().file.as_ref().is_some_and(|f| f.unreported) {
+            self.report(node, false).await?;
+        }
+        let _meta = node.gates().meta.lock().await;
+        if node.state().tail_known {
+            return Ok(());
+        }
+        let ticket = self.cache.ticket(node);
+        let changed = self.session.mutate(Op::CutTail { ino: node.ino }, false).await?;
+        self.cache.learn_changed(ticket, &changed.attrs);
+        self.cache.sole_writer(ticket, node);
+        Ok(())
+    }
+
+    /// What cannot be sent is given up, and every open file is told.
+    pub(super) fn tail_failed(&self, node: &Node, errno: Errno) {
+        self.edit(node, |state| {
+            state.failed.add(errno);
+            let file = state.file();
+            file.dirty.clear();
+            (file.pumping, file.force, file.converting) = (false, 0, None);
+            if file.flying.is_empty() && !file.unreported {
+                (file.mtime, file.ctime) = (None, None);
+            }
+        });
+        if !self.halted() {
+            error!(ino = %node.ino, error = %errno, "a write that was accepted has failed");
+            if let Some(kernel) = self.kernel() {
+                kernel.inval_data(node.ino, 0, 0);
+            }
+        }
+    }
+}
