@@ -84,12 +84,13 @@ fn hello_is_pinned() {
             resumed: false,
             exclusive: true,
             term_ms: 30000,
+            kept: LogIndex(4),
         }),
     };
     let ones = "01".repeat(16);
     pin(
         &reply,
-        &format!("0100{ones}090105fb0040010101 0103613a31 010101010001fb3075").replace(' ', ""),
+        &format!("0100{ones}090105fb0040010101 0103613a31 010101010001fb307504").replace(' ', ""),
     );
 }
 

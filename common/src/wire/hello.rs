@@ -2,7 +2,7 @@
 
 use bincode::{Decode, Encode};
 
-use crate::id::{ClusterId, InstanceId, SessionId};
+use crate::id::{ClusterId, InstanceId, LogIndex, SessionId};
 use crate::map::ClusterMap;
 
 /// Which kind of connection the caller wants.
@@ -67,4 +67,7 @@ pub struct VolumeInfo {
     pub exclusive: bool,
     /// For how long the session lives without a sign of life, in milliseconds.
     pub term_ms: u32,
+    /// What earlier lives of the server have answered with a version above this is lost. Versions
+    /// are never given out twice.
+    pub kept: LogIndex,
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use netfs_common::attr::{Attr, FileKind, SetTime, Timestamp};
 use netfs_common::errno::Errno;
-use netfs_common::id::{Ino, OpSeq, SessionId};
+use netfs_common::id::{Ino, LogIndex, OpSeq, SessionId};
 use netfs_common::name::Name;
 use netfs_common::wire::meta::{
     DirEntry, Mutation, NewInode, Op, RenameMode, Reply, Request, Response, StatFs,
@@ -27,6 +27,8 @@ pub(super) struct MetaStore {
     pub(super) sessions: HashMap<SessionId, HashMap<OpSeq, Reply>>,
     pub(super) forgotten: Vec<Ino>,
     pub(super) free: u64,
+    /// What survived the last restart.
+    pub(super) kept: LogIndex,
     next: u64,
     version: u64,
     cookie: u64,
@@ -40,6 +42,7 @@ impl MetaStore {
             sessions: HashMap::new(),
             forgotten: Vec::new(),
             free: 1 << 40,
+            kept: LogIndex(u64::MAX),
             next: 1,
             version: 1,
             cookie: 2,

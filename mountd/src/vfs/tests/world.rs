@@ -179,6 +179,7 @@ impl Dialer for Net {
                 resumed,
                 exclusive: world.exclusive.load(Ordering::SeqCst),
                 term_ms: 30_000,
+                kept: lock(&world.meta).kept,
             };
             let reply = world.hello_reply(world.instance.load(Ordering::SeqCst), Some(volume));
             let cut = Arc::clone(&lock(&world.cut));

@@ -52,6 +52,8 @@ pub(super) struct Volume {
     sync_always: bool,
     id: u64,
     settings: Settings,
+    /// The last command that was there at the start.
+    kept: LogIndex,
 }
 
 /// What a greeting has come to.
@@ -71,6 +73,7 @@ impl Volume {
         options: &MetaOptions,
     ) -> Result<Arc<Volume>, VolumeError> {
         let failed = |errno| VolumeError::Unreadable { name: name.clone(), errno };
+        let kept = engine.last();
         skip_lost_numbers(&name, &engine)?;
         let engine = Arc::new(engine);
         let record = engine.volume().map_err(failed)?;
@@ -86,6 +89,7 @@ impl Volume {
             sync_always: options.sync_always,
             id: record.id,
             settings: record.settings,
+            kept,
             name: name.clone(),
             engine,
             data,
@@ -102,6 +106,10 @@ impl Volume {
 
     pub(super) fn name(&self) -> &str {
         &self.name
+    }
+
+    pub(super) fn kept(&self) -> LogIndex {
+        self.kept
     }
 
     pub(super) fn inline_limit(&self) -> u32 {
