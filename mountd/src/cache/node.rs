@@ -134,6 +134,8 @@ pub struct File {
     pub unreported: bool,
     /// The end of that data.
     pub end: u64,
+    /// The file is being cut here: whatever comes back from beyond is no longer wanted.
+    pub limit: Option<u64>,
     /// By how much it grew the allocated bytes.
     pub allocated: i64,
     /// Time of the last write, as long as the metadata server does not know it.
@@ -151,6 +153,14 @@ impl File {
     /// Nothing is to be sent or reported.
     pub fn is_clean(&self) -> bool {
         self.dirty.is_empty() && self.flying.is_empty() && !self.reportable()
+    }
+
+    /// Drops what lies beyond a cut that is being made.
+    pub fn keep_to_limit(&mut self) {
+        if let Some(limit) = self.limit {
+            self.dirty.cut(limit);
+            self.kept.cut(limit);
+        }
     }
 
     /// The metadata server should be told something.

@@ -72,6 +72,8 @@ pub struct Bulk {
     servers: Mutex<HashMap<ServerId, Arc<Server>>>,
     reads: Semaphore,
     events: Mutex<Option<Weak<dyn SessionEvents>>>,
+    /// That of the session; what was sent in an earlier one counts as lost, and must not arrive.
+    incarnation: AtomicU64,
     stopped: AtomicBool,
     stop: Notify,
     stale: Notify,
@@ -92,6 +94,7 @@ impl Bulk {
             servers: Mutex::default(),
             reads: Semaphore::new(MAX_READS),
             events: Mutex::new(None),
+            incarnation: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             stop: Notify::new(),
             stale: Notify::new(),
@@ -104,6 +107,10 @@ impl Bulk {
 
     pub(super) fn set_map(&self, map: Arc<ClusterMap>) {
         *self.map.write().unwrap_or_else(PoisonError::into_inner) = map;
+    }
+
+    pub(super) fn set_incarnation(&self, incarnation: u64) {
+        self.incarnation.store(incarnation, Ordering::SeqCst);
     }
 
     pub(super) fn stop(&self) {
@@ -257,7 +264,12 @@ impl Bulk {
         payload: Bytes,
     ) -> Result<(Reply, Bytes), Errno> {
         let mut after = 0;
+        let changes = matches!(request.op, Op::Write { .. } | Op::Punch { .. } | Op::Copy { .. });
+        let began = self.incarnation.load(Ordering::SeqCst);
         loop {
+            if changes && began != self.incarnation.load(Ordering::SeqCst) {
+                return Err(Errno::EIO);
+            }
             let stopped = self.stop.notified();
             if self.stopped.load(Ordering::SeqCst) {
                 return Err(Errno::EIO);

@@ -270,17 +270,42 @@ impl Session {
     /// # Errors
     /// As [`Session::mutate_at`].
     pub async fn mutate(&self, op: Op, sync: bool) -> Result<Changed, Errno> {
-        self.mutate_at(op, sync, now()).await
+        self.change(op, sync, now(), None).await
     }
 
-    /// A change, applied once however often its connection is lost. The future should be run to
-    /// its end: the change may be applied although nobody waits for the answer any more.
+    /// Which of the sessions that have followed each other under its identifier this is.
+    pub fn incarnation(&self) -> u64 {
+        lock(&self.ops).incarnation()
+    }
+
+    /// A change made up from what was known in an incarnation of the session. It is applied once
+    /// however often its connection is lost. The future should be run to its end: the change may
+    /// be applied although nobody waits for the answer any more.
     ///
     /// # Errors
-    /// The server's; `EIO` when the session has ended before the answer came.
-    pub async fn mutate_at(&self, op: Op, sync: bool, time: Timestamp) -> Result<Changed, Errno> {
+    /// The server's; `EIO` when the incarnation has ended before the answer came.
+    pub async fn mutate_at(
+        &self,
+        op: Op,
+        sync: bool,
+        time: Timestamp,
+        known_in: u64,
+    ) -> Result<Changed, Errno> {
+        self.change(op, sync, time, Some(known_in)).await
+    }
+
+    async fn change(
+        &self,
+        op: Op,
+        sync: bool,
+        time: Timestamp,
+        known_in: Option<u64>,
+    ) -> Result<Changed, Errno> {
         let _slot = self.slots.acquire().await.map_err(|_| Errno::EIO)?;
         let (mut serial, mut incarnation, mut link) = self.up(0).await?;
+        if known_in.is_some_and(|known| known != incarnation) {
+            return Err(Errno::EIO);
+        }
         let number = Number::begin(self);
         loop {
             if incarnation != number.incarnation {
@@ -415,6 +440,7 @@ async fn drive(
             let mut ops = lock(&session.ops);
             if what.lost { ops.restart() } else { ops.incarnation() }
         };
+        session.bulk.set_incarnation(incarnation);
         session.bulk.set_map(Arc::new(volume.map.clone()));
         *session.volume.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);
         if let Some(events) = session.events() {

@@ -113,7 +113,8 @@ impl Vfs {
     /// Cuts or extends a file. The caller holds the `io` gate exclusively.
     ///
     /// What lies beyond the cut leaves the buffers first, and nothing of it may be under way when
-    /// the server cuts, or it would come back. What lies before it may be.
+    /// the server cuts, or it would come back. What lies before it may be. Until the end of it
+    /// nothing from beyond gets into the buffers again, as from a data server that restarts.
     pub(super) async fn resize(
         &self,
         node: &Arc<Node>,
@@ -122,10 +123,20 @@ impl Vfs {
     ) -> Result<(), Errno> {
         self.writeback.edit(node, |state| {
             if let Some(file) = &mut state.file {
-                file.dirty.cut(size);
-                file.kept.cut(size);
+                file.limit = Some(size);
+                file.keep_to_limit();
             }
         });
+        let outcome = self.resize_within(node, size, set).await;
+        self.writeback.edit(node, |state| {
+            if let Some(file) = &mut state.file {
+                file.limit = None;
+            }
+        });
+        outcome
+    }
+
+    async fn resize_within(&self, node: &Arc<Node>, size: u64, set: SetAttr) -> Result<(), Errno> {
         loop {
             let progress = node.gates().progress.notified();
             tokio::pin!(progress);
@@ -173,7 +184,6 @@ impl Vfs {
         }
         self.writeback.edit(node, |state| {
             if let Some(file) = &mut state.file {
-                file.kept.cut(size);
                 file.end = file.end.min(size);
                 file.converting = file.converting.map(|len| len.min(size));
                 if size == 0 {

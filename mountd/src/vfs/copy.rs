@@ -101,8 +101,9 @@ impl Vfs {
 
     /// Copies chunk by chunk at the data server; `false` when the chunks are apart.
     ///
-    /// The copy is made durable before anybody relies on it: there are no bytes here that could
-    /// be sent again.
+    /// Before it, everything of both files is made durable: a server that restarts in between must have
+    /// the source, and nothing of the target may be sent again over the copy. The copy is made durable
+    /// before anybody relies on it: there are no bytes here that could be sent again.
     async fn copy_at_server(
         self: &Arc<Self>,
         from: &Arc<Node>,
@@ -112,9 +113,9 @@ impl Vfs {
         len: u64,
     ) -> Result<bool, Errno> {
         'again: for _ in 0..MAX_ROUNDS {
-            // Bytes of a server that was restarted meanwhile are dirty again.
-            self.writeback.drain(from, false).await?;
-            self.writeback.drain(to, false).await?;
+            for node in [from, to] {
+                self.make_durable_data(node).await?;
+            }
             let (source, target) = match (from.effective(), to.effective()) {
                 (Some(source), Some(target)) => (source, target),
                 _ => return Err(Errno::EIO),
@@ -136,11 +137,6 @@ impl Vfs {
                     self.copy_through(from, a, to, b, len - done).await?;
                     return Ok(true);
                 };
-                self.writeback.edit(to, |s| {
-                    if let Some(f) = &mut s.file {
-                        f.kept.remove(b, b + step);
-                    }
-                });
                 written.push(w);
                 done += step;
             }
@@ -156,6 +152,24 @@ impl Vfs {
                 }
             }
             return Ok(true);
+        }
+        Err(Errno::EIO)
+    }
+
+    /// Sends an inode's data and makes it durable, so that nothing of it is kept here. The caller
+    /// holds the `io` gate exclusively.
+    async fn make_durable_data(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Errno> {
+        for _ in 0..MAX_ROUNDS {
+            // Bytes of a server that was restarted meanwhile are dirty again.
+            self.writeback.drain(node, false).await?;
+            self.writeback.flush_node(node).await?;
+            let clean = |f: &crate::cache::File| {
+                f.kept.is_empty() && f.dirty.is_empty() && f.flying.is_empty()
+            };
+            if node.state().file.as_deref().is_none_or(clean) {
+                return Ok(());
+            }
+            self.up()?;
         }
         Err(Errno::EIO)
     }

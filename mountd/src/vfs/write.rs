@@ -131,6 +131,8 @@ impl Vfs {
         }
         self.writeback.drain(node, false).await?;
         if !self.cache.exclusive() {
+            // Nothing is kept to be sent again: by then another client may have changed it.
+            self.writeback.flush_node(node).await?;
             self.writeback.report(node, false).await?;
         }
         Ok(())

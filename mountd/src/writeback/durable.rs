@@ -49,6 +49,7 @@ impl Writeback {
                 for (start, content) in &lost {
                     requeue(file, *start, content);
                 }
+                file.keep_to_limit();
                 !lost.is_empty() && !std::mem::replace(&mut file.queued, true)
             });
             if again {

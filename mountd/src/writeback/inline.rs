@@ -48,6 +48,7 @@ impl Writeback {
     pub(super) async fn write_inline(&self, node: &Arc<Node>, sync: bool) -> Result<(), Errno> {
         let _meta = node.gates().meta.lock().await;
         let era = node.state().era;
+        let known_in = self.session.incarnation();
         let base = match self.inline_base(node).await {
             Ok(base) => base,
             // Looked at again with what is known now.
@@ -63,7 +64,7 @@ impl Writeback {
             Op::WriteInline { data, mtime, .. } => (Bytes::from(data.clone()), *mtime),
             _ => return Err(Errno::EIO),
         };
-        match self.session.mutate_at(op, sync, time).await {
+        match self.session.mutate_at(op, sync, time, known_in).await {
             Ok(changed) => {
                 if let Some(attr) = changed.attrs.iter().find(|a| a.ino == node.ino) {
                     self.cache.put_content(node.ino, attr.version, data);

@@ -32,8 +32,10 @@ impl Writeback {
         let _meta = node.gates().meta.lock().await;
         self.inline_copy_is_durable(node).await?;
         let ticket = self.cache.ticket(node);
+        let known_in = self.session.incarnation();
         let Some(report) = self.edit(node, compose) else { return Ok(false) };
-        let outcome = self.session.mutate_at(report.op.clone(), sync, report.time).await;
+        let op = report.op.clone();
+        let outcome = self.session.mutate_at(op, sync, report.time, known_in).await;
         let failed = match &outcome {
             Ok(changed) => {
                 self.cache.learn_changed(ticket, &changed.attrs);

@@ -108,6 +108,7 @@ impl Writeback {
             file.flying.remove(start, end);
             if let Ok(written) = outcome {
                 self.landed(file, batch, written);
+                file.keep_to_limit();
             }
             // What was held back behind this batch can go now.
             let more = file.force > 0 && !file.dirty.is_empty();

@@ -229,3 +229,85 @@ async fn what_a_dead_client_left_unreported_never_shows() {
         );
     }
 }
+
+/// Waits a random part of the time that a few calls take, then restarts the data server.
+async fn restart_soon(world: &World) {
+    let pause = lock(&world.random).below(40_000);
+    tokio::time::sleep(Duration::from_micros(pause)).await;
+    world.restart_data();
+}
+
+#[tokio::test]
+async fn a_restart_during_a_cut_brings_nothing_back() {
+    for seed in 0..60 {
+        let world = World::new(seed, 16);
+        let vfs = world.mount().await;
+        let f = file(&vfs, "f").await;
+        write(&vfs, f, 0, &[1; 70_000]).await.unwrap();
+        vfs.fsync(f.0, f.1, false).await.unwrap();
+        world.weather(Weather { delay_ms: 5, loss: 0 });
+        write(&vfs, f, 0, &[2; 700_000]).await.unwrap();
+        vfs.writeback.kick(&vfs.cache.table.obtain(f.0));
+        let size = if seed % 2 == 0 { 0 } else { 4096 };
+        let set = SetAttr { size: Some(size), ..SetAttr::default() };
+        let (cut, ()) =
+            tokio::join!(vfs.setattr(f.0, set, None, Caller::default()), restart_soon(&world),);
+        assert_eq!(cut.unwrap().attr.size, size, "seed {seed}");
+        world.weather(Weather::default());
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        vfs.fsync(f.0, f.1, false).await.unwrap();
+        assert_eq!(vfs.getattr(f.0, None).await.unwrap().attr.size, size, "seed {seed}");
+        write(&vfs, f, 300_000, b"x").await.unwrap();
+        vfs.fsync(f.0, f.1, false).await.unwrap();
+        let seen = read(&vfs, f, size, 300_001).await;
+        assert!(seen[..seen.len() - 1].iter().all(|b| *b == 0), "seed {seed}");
+    }
+}
+
+#[tokio::test]
+async fn a_restart_during_a_copy_neither_loses_nor_undoes_it() {
+    for seed in 0..60 {
+        let world = World::new(seed, 16);
+        let vfs = world.mount().await;
+        let (from, to) = (file(&vfs, "from").await, file(&vfs, "to").await);
+        write(&vfs, from, 0, &[1; 70_000]).await.unwrap();
+        write(&vfs, to, 0, &[2; 300_000]).await.unwrap();
+        vfs.fsync(from.0, from.1, false).await.unwrap();
+        vfs.fsync(to.0, to.1, false).await.unwrap();
+        world.weather(Weather { delay_ms: 5, loss: 0 });
+        write(&vfs, from, 0, &[3; 200_000]).await.unwrap();
+        write(&vfs, to, 0, &[4; 300_000]).await.unwrap();
+        let (copied, ()) = tokio::join!(
+            vfs.copy_file_range(from.0, from.1, 0, to.0, to.1, 0, 200_000),
+            restart_soon(&world),
+        );
+        assert_eq!(copied, Ok(200_000), "seed {seed}");
+        world.weather(Weather::default());
+        tokio::time::sleep(Duration::from_millis(40)).await;
+        vfs.fsync(to.0, to.1, false).await.unwrap();
+        let seen = read(&vfs, to, 0, 300_000).await;
+        assert!(seen[..200_000].iter().all(|b| *b == 3), "seed {seed}");
+        assert!(seen[200_000..].iter().all(|b| *b == 4), "seed {seed}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_lost_with_a_session_is_not_sent_in_the_next_one() {
+    let world = World::new(5, 16);
+    let vfs = world.mount_with(|o| o.writeback.age = Duration::from_secs(60)).await;
+    let f = file(&vfs, "f").await;
+    write(&vfs, f, 0, b"old").await.unwrap();
+    vfs.fsync(f.0, f.1, false).await.unwrap();
+    write(&vfs, f, 0, b"new").await.unwrap();
+    world.weather(Weather { delay_ms: 200, loss: 0 });
+    lock(&world.meta).sessions.clear();
+    world.cut();
+    while vfs.session.connected() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // Made up while there is no connection, to be sent when there is one again.
+    assert_eq!(vfs.fsync(f.0, f.1, false).await, Err(Errno::EIO));
+    world.weather(Weather::default());
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert_eq!(lock(&world.meta).inodes[&f.0].inline, b"old");
+}
