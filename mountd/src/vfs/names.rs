@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use netfs_common::attr::FileKind;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::name::Name;
@@ -163,11 +162,10 @@ impl Vfs {
         Ok(self.entry(node.effective().unwrap_or(attr)))
     }
 
-    /// Makes and opens a file, or opens the one that is there, by the rules of `open(2)` with
-    /// `O_CREAT`.
+    /// Makes and opens a file.
     ///
     /// # Errors
-    /// As `open(2)`.
+    /// As `open(2)` with `O_CREAT`; `ESTALE` when the name exists and that is no error.
     #[allow(clippy::too_many_arguments)]
     pub async fn create(
         self: &Arc<Self>,
@@ -181,38 +179,17 @@ impl Vfs {
         let (this, name) = (Arc::clone(self), name.clone());
         self.run(async move {
             let made = this.make_now(parent, &name, NewInode::File, perm, umask, caller).await;
-            let entry = match made {
+            match made {
                 Ok(entry) => {
                     // Made empty: there is nothing for `O_TRUNC` to do.
                     let opened = this.opened(entry.attr.ino, flags);
                     this.cache.table.refer(entry.attr.ino);
-                    return Ok((entry, opened));
+                    Ok((entry, opened))
                 }
-                Err(Errno::EEXIST) if flags & libc::O_EXCL == 0 => {
-                    match this.ask_name(parent, &name).await? {
-                        Looked::Found(entry) => entry,
-                        // Gone again: the kernel looks anew.
-                        Looked::Absent { .. } => return Err(Errno::ESTALE),
-                    }
-                }
-                Err(e) => return Err(e),
-            };
-            let ino = entry.attr.ino;
-            let opened = match entry.attr.kind {
-                FileKind::File => this.open_now(ino, flags).await,
-                FileKind::Dir => Err(Errno::EISDIR),
-                // To be followed or opened by the kernel, which looks anew.
-                _ => Err(Errno::ESTALE),
-            };
-            match opened {
-                Ok(opened) => {
-                    let attr = this.cache.table.obtain(ino).effective().unwrap_or(entry.attr);
-                    Ok((this.entry(attr), opened))
-                }
-                Err(e) => {
-                    this.forget(ino, 1);
-                    Err(e)
-                }
+                // Somebody else was faster. The kernel would open that file without asking whether
+                // the caller may; told this, it looks the name up again and checks.
+                Err(Errno::EEXIST) if flags & libc::O_EXCL == 0 => Err(Errno::ESTALE),
+                Err(e) => Err(e),
             }
         })
         .await
