@@ -198,7 +198,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guarded(|| {
-            let mode = ok_or_refuse!(reply, rename_mode(flags));
+            let mode = ok_or_refuse!(reply, rename_mode(flags, caller(req)));
             let name = ok_or_refuse!(reply, convert::name(name));
             let new_name = ok_or_refuse!(reply, convert::name(newname));
             let (vfs, parent, new_parent) = (self.vfs.clone(), Ino(parent.0), Ino(newparent.0));
