@@ -151,8 +151,8 @@ impl Adapter {
     }
 }
 
-/// Takes the set-group-id bit from a file whose access control list was set by somebody who must
-/// not keep it.
+/// Takes the set-group-id bit from a file whose contents or access control list are changed by
+/// somebody who must not keep it.
 pub(super) async fn drop_set_gid(vfs: &Arc<Vfs>, ino: Ino, caller: Caller) -> Result<(), Errno> {
     let attr = vfs.getattr(ino, None).await?.attr;
     let set_gid = libc::S_ISGID as u16;

@@ -600,8 +600,12 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guarded(|| {
-            let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
-            let work = async move { vfs.fallocate(ino, fh.0, offset, length, mode).await };
+            let (vfs, ino, caller) = (self.vfs.clone(), Ino(ino.0), caller(req));
+            let work = async move {
+                // The kernel takes away only the bit of a file that its group may execute.
+                drop_set_gid(&vfs, ino, caller).await?;
+                vfs.fallocate(ino, fh.0, offset, length, mode).await
+            };
             self.later(req, Wait::Change, reply, work, reply::empty);
         });
     }
