@@ -160,7 +160,10 @@ pub(super) async fn drop_set_gid(vfs: &Arc<Vfs>, ino: Ino, caller: Caller) -> Re
         return Ok(());
     }
     let set = SetAttr { perm: Some(attr.perm & !set_gid), ..SetAttr::default() };
-    vfs.setattr(ino, set, None, caller).await.map(|_| ())
+    vfs.setattr(ino, set, None, caller).await?;
+    // The kernel did not ask for this change and would go on to show the old mode.
+    vfs.attributes_changed(ino).await;
+    Ok(())
 }
 
 /// What `renameat2(2)` is asked for, by whom.
