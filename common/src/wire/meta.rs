@@ -97,6 +97,14 @@ pub enum RenameMode {
     NoReplace,
     /// `RENAME_EXCHANGE`.
     Exchange,
+    /// `RENAME_WHITEOUT`: replace, and leave a character device 0:0 at the old name, by which an
+    /// overlay marks what is deleted.
+    Whiteout {
+        /// Whom the device belongs to.
+        uid: u32,
+        /// Its group.
+        gid: u32,
+    },
 }
 
 /// The rules of `setxattr(2)`.

@@ -10,7 +10,8 @@ use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
-use std::time::SystemTime;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
 
 use netfs_common::id::{InstanceId, OpSeq, SessionId};
 use netfs_common::wire::meta::{Mutation, Op, Request};
@@ -24,6 +25,10 @@ use crate::session::Dialer;
 /// A number that no change of a session reaches, so that it comes after all of them.
 const LAST: OpSeq = OpSeq(u64::MAX);
 
+/// How long the daemon that was here before may take to end: `umount` returns before it has.
+const LAST_BREATH: Duration = Duration::from_secs(3);
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// The note of this daemon's session.
 #[derive(Debug)]
 pub(super) struct Note {
@@ -35,19 +40,20 @@ pub(super) struct Note {
 }
 
 impl Note {
-    /// Takes the note of a mount point. `None` while a daemon that was detached from it still lives:
+    /// Takes the note of a mount point; waits a little for a daemon that is ending. `None` while a daemon that was detached from it still lives:
     /// then there is no note, and nothing is taken for dead.
     pub(super) fn take(target: &Path, volume: &str) -> Result<Option<Note>, CliError> {
         dirs::private(&dirs::runtime(), "runtime directory")?;
         let path = dirs::socket_of(target).with_extension("session");
-        Note::open(&path, volume).map_err(|error| CliError::Private {
+        Note::open(&path, volume, LAST_BREATH).map_err(|error| CliError::Private {
             what: "session note",
             path,
             error,
         })
     }
 
-    fn open(path: &Path, volume: &str) -> io::Result<Option<Note>> {
+    fn open(path: &Path, volume: &str, patience: Duration) -> io::Result<Option<Note>> {
+        let until = Instant::now() + patience;
         let mut file = loop {
             let mut options = OpenOptions::new();
             let file = options
@@ -59,6 +65,10 @@ impl Note {
                 .open(path)?;
             match file.try_lock() {
                 Ok(()) => {}
+                Err(TryLockError::WouldBlock) if Instant::now() < until => {
+                    thread::sleep(LOCK_PAUSE);
+                    continue;
+                }
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 Err(TryLockError::Error(e)) => return Err(e),
             }
@@ -144,24 +154,42 @@ mod tests {
     fn the_session_of_a_dead_owner_is_found() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("note");
-        let note = Note::open(&path, "vol").unwrap().unwrap();
+        let note = Note::open(&path, "vol", Duration::ZERO).unwrap().unwrap();
         assert_eq!(note.dead, None);
         note.write(SessionId(0xabc)).unwrap();
-        assert!(Note::open(&path, "vol").unwrap().is_none(), "its owner lives");
+        assert!(Note::open(&path, "vol", Duration::ZERO).unwrap().is_none(), "its owner lives");
         drop(note);
-        assert_eq!(Note::open(&path, "other").unwrap().unwrap().dead, None);
-        assert_eq!(Note::open(&path, "vol").unwrap().unwrap().dead, Some(SessionId(0xabc)));
+        assert_eq!(Note::open(&path, "other", Duration::ZERO).unwrap().unwrap().dead, None);
+        assert_eq!(
+            Note::open(&path, "vol", Duration::ZERO).unwrap().unwrap().dead,
+            Some(SessionId(0xabc))
+        );
+    }
+
+    #[test]
+    fn an_owner_that_is_ending_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("note");
+        let note = Note::open(&path, "vol", Duration::ZERO).unwrap().unwrap();
+        note.write(SessionId(6)).unwrap();
+        let ending = thread::spawn(move || {
+            thread::sleep(5 * LOCK_PAUSE);
+            drop(note);
+        });
+        let next = Note::open(&path, "vol", Duration::from_secs(60)).unwrap().unwrap();
+        assert_eq!(next.dead, Some(SessionId(6)));
+        ending.join().unwrap();
     }
 
     #[test]
     fn an_orderly_end_leaves_nothing_to_bury() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("note");
-        let note = Note::open(&path, "vol").unwrap().unwrap();
+        let note = Note::open(&path, "vol", Duration::ZERO).unwrap().unwrap();
         note.write(SessionId(5)).unwrap();
         note.clear().unwrap();
         drop(note);
-        assert_eq!(Note::open(&path, "vol").unwrap().unwrap().dead, None);
+        assert_eq!(Note::open(&path, "vol", Duration::ZERO).unwrap().unwrap().dead, None);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use super::error::CliError;
 use super::source::Source;
 use crate::dial::QuicDialer;
 use crate::fuse::MountSpec;
-use crate::vfs::{Options, Vfs};
+use crate::vfs::{AccessTimes, Options, Vfs};
 
 /// How long saying goodbye to the servers may take.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -108,7 +108,12 @@ fn options(source: &Source, config: &ClientConfig, spec: &MountSpec) -> Options 
     let mut options = Options::new(source.volume.clone(), client);
     options.soft = (config.mount.on_outage == OutagePolicy::Error)
         .then(|| Duration::from_millis(config.mount.outage_timeout_ms));
-    options.noatime = spec.flags.no_access_times();
+    options.access_times = match spec.flags {
+        f if f.no_access_times() => AccessTimes::Never,
+        f if f.all_access_times() => AccessTimes::Always,
+        _ => AccessTimes::Relative,
+    };
+    options.nodiratime = spec.flags.no_directory_access_times();
     let entries = usize::try_from(config.cache.entries).unwrap_or(usize::MAX);
     options.cache.nodes = entries;
     options.cache.names = entries;

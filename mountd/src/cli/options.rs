@@ -9,7 +9,8 @@ pub(super) const HELP: &str = "\
 Mount options (-o):
   ro, rw                   read-only, or not
   nosuid, nodev, noexec    as in mount(8), with their opposites suid, dev, exec
-  noatime, relatime        whether reading changes access times
+  noatime, nodiratime, relatime, strictatime
+                           which reads change access times [default: relatime]
   sync, dirsync            every change is stored before the call returns
   hard                     calls wait for a server that cannot be reached, and can be killed [default]
   soft                     calls fail with ETIMEDOUT after the time of timeo=

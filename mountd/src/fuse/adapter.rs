@@ -151,8 +151,8 @@ impl Adapter {
     }
 }
 
-/// Takes the set-group-id bit from a file whose access control list was set by somebody who must
-/// not keep it.
+/// Takes the set-group-id bit from a file whose contents or access control list are changed by
+/// somebody who must not keep it.
 pub(super) async fn drop_set_gid(vfs: &Arc<Vfs>, ino: Ino, caller: Caller) -> Result<(), Errno> {
     let attr = vfs.getattr(ino, None).await?.attr;
     let set_gid = libc::S_ISGID as u16;
@@ -160,17 +160,22 @@ pub(super) async fn drop_set_gid(vfs: &Arc<Vfs>, ino: Ino, caller: Caller) -> Re
         return Ok(());
     }
     let set = SetAttr { perm: Some(attr.perm & !set_gid), ..SetAttr::default() };
-    vfs.setattr(ino, set, None, caller).await.map(|_| ())
+    vfs.setattr(ino, set, None, caller).await?;
+    // The kernel did not ask for this change and would go on to show the old mode.
+    vfs.attributes_changed(ino).await;
+    Ok(())
 }
 
-/// What `renameat2(2)` is asked for. There are no whiteouts here.
-pub(super) fn rename_mode(flags: RenameFlags) -> Result<RenameMode, Errno> {
+/// What `renameat2(2)` is asked for, by whom.
+pub(super) fn rename_mode(flags: RenameFlags, caller: Caller) -> Result<RenameMode, Errno> {
     if flags.is_empty() {
         Ok(RenameMode::Replace)
     } else if flags == RenameFlags::RENAME_NOREPLACE {
         Ok(RenameMode::NoReplace)
     } else if flags == RenameFlags::RENAME_EXCHANGE {
         Ok(RenameMode::Exchange)
+    } else if flags == RenameFlags::RENAME_WHITEOUT {
+        Ok(RenameMode::Whiteout { uid: caller.uid, gid: caller.gid })
     } else {
         Err(Errno::EINVAL)
     }
@@ -182,12 +187,14 @@ mod tests {
 
     #[test]
     fn rename_flags_have_one_meaning_each() {
-        assert_eq!(rename_mode(RenameFlags::empty()), Ok(RenameMode::Replace));
-        assert_eq!(rename_mode(RenameFlags::RENAME_NOREPLACE), Ok(RenameMode::NoReplace));
-        assert_eq!(rename_mode(RenameFlags::RENAME_EXCHANGE), Ok(RenameMode::Exchange));
-        assert_eq!(rename_mode(RenameFlags::RENAME_WHITEOUT), Err(Errno::EINVAL));
+        let mode = |flags| rename_mode(flags, Caller { uid: 7, gid: 8, pid: 9 });
+        assert_eq!(mode(RenameFlags::empty()), Ok(RenameMode::Replace));
+        assert_eq!(mode(RenameFlags::RENAME_NOREPLACE), Ok(RenameMode::NoReplace));
+        assert_eq!(mode(RenameFlags::RENAME_EXCHANGE), Ok(RenameMode::Exchange));
+        let whiteout = RenameMode::Whiteout { uid: 7, gid: 8 };
+        assert_eq!(mode(RenameFlags::RENAME_WHITEOUT), Ok(whiteout));
         let both = RenameFlags::RENAME_NOREPLACE | RenameFlags::RENAME_EXCHANGE;
-        assert_eq!(rename_mode(both), Err(Errno::EINVAL));
+        assert_eq!(mode(both), Err(Errno::EINVAL));
     }
 
     #[test]

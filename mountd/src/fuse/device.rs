@@ -76,6 +76,16 @@ impl MountFlags {
         self.0 & libc::MS_NOATIME != 0
     }
 
+    /// Whether listing a directory never changes its access time.
+    pub fn no_directory_access_times(self) -> bool {
+        self.0 & libc::MS_NODIRATIME != 0
+    }
+
+    /// Whether every read changes an access time.
+    pub fn all_access_times(self) -> bool {
+        self.0 & libc::MS_STRICTATIME != 0
+    }
+
     /// The bits for `mount(2)`.
     pub(super) fn bits(self) -> libc::c_ulong {
         self.0

@@ -1,13 +1,28 @@
-//! Whether a caller may keep a set-group-id bit.
+//! What a caller may do that its request does not say: keep a set-group-id bit, administer.
 //!
 //! When somebody sets an access control list on a file, the bit goes unless he is of the file's group or
 //! has `CAP_FSETID`. The kernel would say which with an extension of `SETXATTR` that fuser cannot
-//! decode; but the caller is blocked in its system call, and `/proc` shows what he is.
+//! decode; but the caller is blocked in its system call, and `/proc` shows what he is. And since
+//! mounts can be id-mapped, the kernel names the caller's user only where something is created.
 
 use std::fs;
 
 /// The number of `CAP_FSETID`.
 const CAP_FSETID: u32 = 4;
+/// The number of `CAP_SYS_ADMIN`.
+const CAP_SYS_ADMIN: u32 = 21;
+
+/// Whether the thread may administer the system. Where that cannot be seen, it may not.
+pub(super) fn administers(tid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{tid}/status"))
+        .is_ok_and(|s| s.lines().any(|line| has(line, CAP_SYS_ADMIN)))
+}
+
+/// Whether a line of `/proc/TID/status` says that the thread has a capability.
+fn has(line: &str, capability: u32) -> bool {
+    let mask = line.strip_prefix("CapEff:").map(|m| u64::from_str_radix(m.trim(), 16));
+    matches!(mask, Some(Ok(m)) if m & (1 << capability) != 0)
+}
 
 /// Whether the thread may keep the bit on a file of the group. Where that cannot be seen, it may
 /// not: the bit can be set again, what it opens cannot be closed again.
@@ -24,10 +39,7 @@ fn allows(status: &str, group: u32) -> bool {
             // Real, effective, saved, of the file system.
             "Gid" => words.nth(3).is_some_and(is_group),
             "Groups" => words.any(is_group),
-            "CapEff" => words
-                .next()
-                .and_then(|w| u64::from_str_radix(w, 16).ok())
-                .is_some_and(|caps| caps & (1 << CAP_FSETID) != 0),
+            "CapEff" => has(line, CAP_FSETID),
             _ => false,
         }
     })
@@ -56,7 +68,15 @@ mod tests {
     }
 
     #[test]
+    fn administrators_have_a_capability() {
+        assert!(has("CapEff:\t000001fffeffffff", CAP_SYS_ADMIN));
+        assert!(!has("CapEff:\t000001ffffdfffff", CAP_SYS_ADMIN));
+        assert!(!has("CapPrm:\t000001ffffffffff", CAP_SYS_ADMIN));
+    }
+
+    #[test]
     fn who_cannot_be_seen_may_not() {
+        assert!(!administers(u32::MAX));
         assert!(!keeps_set_gid(u32::MAX, 0));
     }
 }

@@ -42,6 +42,8 @@ const WANTED: &[InitFlags] = &[
     InitFlags::FUSE_HAS_IOCTL_DIR,
     // Files that the kernel shall not cache (shared ones) can still be mapped.
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    // Mounts can be id-mapped (containers); then requests that create nothing name no user.
+    InitFlags::FUSE_ALLOW_IDMAP,
 ];
 
 /// Without these the promises cannot be kept.

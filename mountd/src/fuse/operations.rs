@@ -24,7 +24,7 @@ use netfs_common::wire::meta::{MAX_SYMLINK, NewInode};
 use super::adapter::{Adapter, caller, drop_set_gid, guarded, ok_or_refuse, rename_mode};
 use super::inflight::{Slot, Wait};
 use super::reply::{self, Refuse};
-use super::{convert, init, ioctl, listing};
+use super::{convert, groups, init, ioctl, listing};
 use crate::vfs::Looked;
 
 /// Bytes that one `copy_file_range` may be answered with: the reply has 32 bits, and the kernel
@@ -198,7 +198,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guarded(|| {
-            let mode = ok_or_refuse!(reply, rename_mode(flags));
+            let mode = ok_or_refuse!(reply, rename_mode(flags, caller(req)));
             let name = ok_or_refuse!(reply, convert::name(name));
             let new_name = ok_or_refuse!(reply, convert::name(newname));
             let (vfs, parent, new_parent) = (self.vfs.clone(), Ino(parent.0), Ino(newparent.0));
@@ -449,11 +449,14 @@ impl Filesystem for Adapter {
 
     fn listxattr(&self, req: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
         guarded(|| {
-            let (vfs, ino, root) = (self.vfs.clone(), Ino(ino.0), req.uid() == 0);
+            let (vfs, ino, caller) = (self.vfs.clone(), Ino(ino.0), req.pid());
             let work = async move {
                 let mut names = vfs.listxattr(ino).await?;
                 // xattr(7): `trusted` is not shown to the unprivileged. The kernel leaves that to us.
-                names.retain(|n| root || !n.starts_with(b"trusted."));
+                let hidden = names.iter().any(|n| n.starts_with(b"trusted."));
+                if hidden && !groups::administers(caller) {
+                    names.retain(|n| !n.starts_with(b"trusted."));
+                }
                 Ok(reply::xattr_list(&names))
             };
             self.later(req, Wait::Query, reply, work, move |r, v| reply::xattr(r, size, v));
@@ -557,7 +560,7 @@ impl Filesystem for Adapter {
                 // Among them the flags of `chattr`, which no file here has.
                 return reply.refuse(Errno::ENOTTY);
             }
-            if req.uid() != 0 {
+            if !groups::administers(req.pid()) {
                 return reply.refuse(Errno::EPERM);
             }
             let (vfs, flush) = (self.vfs.clone(), ioctl::wants_flush(req.pid()));
@@ -600,8 +603,12 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guarded(|| {
-            let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
-            let work = async move { vfs.fallocate(ino, fh.0, offset, length, mode).await };
+            let (vfs, ino, caller) = (self.vfs.clone(), Ino(ino.0), caller(req));
+            let work = async move {
+                // The kernel takes away only the bit of a file that its group may execute.
+                drop_set_gid(&vfs, ino, caller).await?;
+                vfs.fallocate(ino, fh.0, offset, length, mode).await
+            };
             self.later(req, Wait::Change, reply, work, reply::empty);
         });
     }

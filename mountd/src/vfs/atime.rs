@@ -1,13 +1,14 @@
-//! Access times: moved by the rules of `relatime`, told to the server in batches.
+//! Access times: moved by the rules of `relatime` unless the mount says otherwise, told to the
+//! server in batches.
 
 use std::time::Duration;
 
-use netfs_common::attr::Timestamp;
+use netfs_common::attr::{FileKind, Timestamp};
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::wire::meta::{MAX_BATCH, Op};
 
-use super::Vfs;
+use super::{AccessTimes, Vfs};
 use crate::cache::Node;
 use crate::session::{lock, now};
 
@@ -21,15 +22,25 @@ const MAX_WAITING: usize = 64 << 10;
 pub(super) const PERIOD: Duration = Duration::from_secs(5);
 
 impl Vfs {
+    /// Whether the kernel may keep pages from one `open` to the next: reads that it answers from
+    /// them are not seen here.
+    pub(super) fn keeps_pages(&self) -> bool {
+        self.options.access_times != AccessTimes::Always
+    }
+
     /// An inode was read.
     pub(super) fn touch(&self, node: &Node, flags: i32) {
-        if self.options.noatime || flags & libc::O_NOATIME != 0 {
+        let mode = self.options.access_times;
+        if mode == AccessTimes::Never || flags & libc::O_NOATIME != 0 {
             return;
         }
         let time = now();
         let mut state = node.state();
         let Some(attr) = state.effective() else { return };
-        if !moves(attr.atime, attr.mtime, attr.ctime, time) {
+        if self.options.nodiratime && attr.kind == FileKind::Dir {
+            return;
+        }
+        if mode == AccessTimes::Relative && !moves(attr.atime, attr.mtime, attr.ctime, time) {
             return;
         }
         state.atime = Some(time);

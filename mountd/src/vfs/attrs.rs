@@ -20,6 +20,16 @@ pub(super) const MAX_SIZE: u64 = i64::MAX as u64;
 const SPACE_TTL: Duration = Duration::from_secs(1);
 
 impl Vfs {
+    /// Makes the kernel ask again for the attributes of an inode. Safe while it waits for an answer
+    /// about the same inode: attributes are taken back under no lock that a request holds.
+    pub async fn attributes_changed(&self, ino: Ino) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_attr(ino);
+            // An error means that there is no kernel any more.
+            let _ = kernel.barrier().await;
+        }
+    }
+
     /// The attributes if they are known.
     pub fn try_getattr(&self, ino: Ino, _fh: Option<u64>) -> Option<Result<Entry, Errno>> {
         if self.is_down() {

@@ -59,7 +59,7 @@ impl Vfs {
         let fh = self.handles.add(self.cache.table.obtain(ino), flags);
         Ok(Opened {
             fh,
-            keep_cache: exclusive,
+            keep_cache: exclusive && self.keeps_pages(),
             direct_io: false,
             cache_dir: exclusive,
             noflush: true,

@@ -50,8 +50,10 @@ pub struct Options {
     pub client: String,
     /// A call that waits longer fails with `ETIMEDOUT`; `None`: it waits for ever.
     pub soft: Option<Duration>,
-    /// Reads leave no trace.
-    pub noatime: bool,
+    /// Which reads move an access time.
+    pub access_times: AccessTimes,
+    /// Listing a directory leaves no trace.
+    pub nodiratime: bool,
     /// How long unmounting may take to send what is buffered.
     pub leave: Duration,
     /// Bounds of the caches.
@@ -67,12 +69,26 @@ impl Options {
             volume: volume.into(),
             client: client.into(),
             soft: None,
-            noatime: false,
+            access_times: AccessTimes::default(),
+            nodiratime: false,
             leave: Duration::from_secs(60),
             cache: cache::Limits::default(),
             writeback: writeback::Limits::default(),
         }
     }
+}
+
+/// Which reads move an access time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AccessTimes {
+    /// None (`noatime`).
+    Never,
+    /// The first one after a change, and one a day (`relatime`).
+    #[default]
+    Relative,
+    /// All that reach the daemon (`strictatime`). So that those of a newly opened file do, the
+    /// kernel keeps no pages from one `open` to the next.
+    Always,
 }
 
 /// Why a volume cannot be mounted.

@@ -304,6 +304,9 @@ impl Vfs {
                     Some(other) => this.cache.set_name(&from, &name, Some(other)),
                     None => this.cache.unknown_name(&from, &name),
                 }
+            } else if matches!(mode, RenameMode::Whiteout { .. }) {
+                // It leads to an inode that has just been made.
+                this.cache.unknown_name(&from, &name);
             } else if there != Some(ino) || (parent == new_parent && name == new_name) {
                 this.cache.set_name(&from, &name, None);
             } else {

@@ -54,7 +54,7 @@ impl Vfs {
         let node = self.cache.table.obtain(ino);
         Opened {
             fh: self.handles.add(node, flags),
-            keep_cache: exclusive,
+            keep_cache: exclusive && self.keeps_pages(),
             direct_io: !exclusive,
             cache_dir: false,
             // A handle that cannot write has nothing to be told of at close. Its locks are the

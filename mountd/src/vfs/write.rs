@@ -84,15 +84,32 @@ impl Vfs {
                 let _io = handle.node.gates().io.read().await;
                 return this.put(&handle, offset, data, flags, write_flags);
             }
-            let _io = handle.node.gates().io.write().await;
+            let io = handle.node.gates().io.write().await;
             let written = this.put(&handle, offset, data, flags, write_flags)?;
             let outcome = this.push(&handle.node, flags).await;
+            drop(io);
+            if flags & libc::O_DIRECT != 0 {
+                this.drop_pages(&handle.node, offset, written).await;
+            }
             if outcome.is_err() {
                 handle.told();
             }
             outcome.map(|()| written)
         })
         .await
+    }
+
+    /// Takes back what somebody may have read into the page cache while a direct write was under
+    /// way: the kernel does so only before it, when the program does not wait for it (libaio).
+    ///
+    /// This is the one place where a request waits for the kernel to be told. It may: no gate is
+    /// held, and a direct write holds no page for which the notification could wait.
+    async fn drop_pages(&self, node: &Node, offset: u64, len: u32) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.inval_data(node.ino, offset, len.into());
+            // An error means that there is no kernel any more.
+            let _ = kernel.barrier().await;
+        }
     }
 
     fn put(

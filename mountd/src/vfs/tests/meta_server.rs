@@ -264,6 +264,7 @@ impl MetaStore {
                 touched.extend([ino, parent, new_parent]);
                 let there = self.find(new_parent, &new_name).ok();
                 match (mode, there) {
+                    (RenameMode::Whiteout { .. }, _) => return Err(Errno::EINVAL),
                     (RenameMode::NoReplace, Some(_)) => return Err(Errno::EEXIST),
                     (RenameMode::Exchange, None) => return Err(Errno::ENOENT),
                     (RenameMode::Exchange, Some((other_cookie, other))) => {

@@ -1,11 +1,13 @@
 //! `rename(2)` and `renameat2(2)`.
 
+use netfs_common::attr::FileKind;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::name::Name;
-use netfs_common::wire::meta::{RenameMode, Response};
+use netfs_common::wire::meta::{NewInode, RenameMode, Response};
 
 use super::change::Change;
+use super::create::Wanted;
 use super::{Fault, StoreError, changed};
 use crate::meta::keys;
 use crate::meta::record::{Entry, Inode};
@@ -30,6 +32,12 @@ impl Change<'_, '_> {
             // Two names of one inode: POSIX wants both to stay.
             (_, Some(target)) if target.ino == source.ino => Ok(changed(source.ino)),
             (RenameMode::Exchange, Some(target)) => self.exchange((from, source), (to, target)),
+            (RenameMode::Whiteout { uid, gid }, target) => {
+                self.replace((from, source), (to, target))?;
+                let wanted = Wanted { perm: 0, umask: 0, uid, gid };
+                self.create(from.0, from.1, NewInode::Special(FileKind::Char, 0), wanted)?;
+                Ok(changed(source.ino))
+            }
             (_, target) => self.replace((from, source), (to, target)),
         }
     }

@@ -1,5 +1,5 @@
 use super::*;
-use RenameMode::{Exchange, NoReplace, Replace};
+use RenameMode::{Exchange, NoReplace, Replace, Whiteout};
 
 #[test]
 fn a_file_moves_and_keeps_its_inode() {
@@ -121,5 +121,26 @@ fn a_renamed_entry_keeps_its_place_in_the_listing() {
     assert_eq!(world.list(ROOT, 0, 1).0[0].cookie, place);
     world.rename((ROOT, "z"), (ROOT, "c"), Replace).unwrap();
     assert_eq!(world.names(ROOT), ["c", "b"]);
+    world.check();
+}
+
+#[test]
+fn a_whiteout_stays_at_the_old_name() {
+    let mut world = World::new();
+    let (dir, file, victim) = (world.dir(ROOT, "d"), world.file(ROOT, "f"), world.file(ROOT, "v"));
+    attrs(world.rename((ROOT, "f"), (dir, "g"), Whiteout { uid: 7, gid: 8 }));
+    assert_eq!(world.lookup(dir, "g"), Ok(file));
+    let left = world.lookup(ROOT, "f").unwrap();
+    let left = world.attr(left);
+    assert_eq!((left.kind, left.rdev, left.perm, left.nlink), (FileKind::Char, 0, 0, 1));
+    assert_eq!((left.uid, left.gid), (7, 8));
+    // What is replaced goes, and a directory can leave one too.
+    attrs(world.rename((dir, "g"), (ROOT, "v"), Whiteout { uid: 0, gid: 0 }));
+    assert_eq!(world.lookup(ROOT, "v"), Ok(file));
+    assert_eq!(world.attr(victim).nlink, 0);
+    attrs(world.rename((ROOT, "d"), (ROOT, "e"), Whiteout { uid: 0, gid: 0 }));
+    assert_eq!(world.lookup(ROOT, "e"), Ok(dir));
+    assert_eq!(world.names(dir), ["g"]);
+    assert_eq!(world.names(ROOT), ["d", "e", "f", "v"]);
     world.check();
 }
