@@ -14,6 +14,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -49,6 +50,8 @@ pub(super) trait Answers: Send + Sync + 'static {
 /// The socket; removed when dropped.
 pub(super) struct Control {
     path: PathBuf,
+    /// Which socket at the path is this one's.
+    own: (u64, u64),
     shared: Arc<Shared>,
 }
 
@@ -76,6 +79,7 @@ impl Control {
             Err(e) => return Err(failed(e)),
         }
         let listener = UnixListener::bind(&path).map_err(failed)?;
+        let own = identity(&path).map_err(failed)?;
         let shared = Arc::new(Shared {
             answers: Box::new(answers),
             connections: AtomicUsize::new(0),
@@ -86,7 +90,7 @@ impl Control {
             .name("netfs-control".into())
             .spawn(move || accept(&listener, &serving))
             .map_err(failed)?;
-        Ok(Control { path, shared })
+        Ok(Control { path, own, shared })
     }
 
     /// Tells everybody who waits how it ended, and takes no more questions.
@@ -103,9 +107,17 @@ impl Control {
 
 impl Drop for Control {
     fn drop(&mut self) {
-        // Left behind it is only replaced by the next one.
-        let _ = fs::remove_file(&self.path);
+        // After a lazy unmount another daemon may listen here by now.
+        if identity(&self.path).is_ok_and(|found| found == self.own) {
+            // Left behind it is only replaced by the next one.
+            let _ = fs::remove_file(&self.path);
+        }
     }
+}
+
+/// Tells a socket from another one in its place.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()))
 }
 
 fn accept(listener: &UnixListener, shared: &Arc<Shared>) {
@@ -251,6 +263,14 @@ mod tests {
         let (_dir, path, _daemon, control) = up();
         std::mem::forget(control);
         let _again = Control::listen(path.clone(), Daemon::default()).unwrap();
+        assert_eq!(ask(&path, "status", None).unwrap(), "all is well");
+    }
+
+    #[test]
+    fn a_successor_keeps_its_socket() {
+        let (_dir, path, _daemon, control) = up();
+        let _again = Control::listen(path.clone(), Daemon::default()).unwrap();
+        drop(control);
         assert_eq!(ask(&path, "status", None).unwrap(), "all is well");
     }
 
