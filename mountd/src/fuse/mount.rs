@@ -1,10 +1,9 @@
 //! A mount from beginning to end.
 
 use std::ffi::CString;
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -153,19 +152,13 @@ impl Mounted {
 }
 
 /// Waits until the root directory answers.
-///
-/// Files without a name are asked for too: fuser refuses them, and after that the kernel says
-/// `EOPNOTSUPP` by itself. It would say `EOVERFLOW` to the first one who asks and whose user is not
-/// mapped.
 fn first_answer(target: &Path) -> io::Result<()> {
     let (tx, rx) = mpsc::channel();
     let path = target.to_path_buf();
     // A thread, because nothing else ends a wait for a mount.
     thread::Builder::new().name("netfs-first".into()).spawn(move || {
         // Nobody listens when it took too long.
-        let _ = tx.send(fs::metadata(&path).map(|_| ()));
-        // A read-only mount refuses it anyway.
-        let _ = OpenOptions::new().write(true).custom_flags(libc::O_TMPFILE).open(path);
+        let _ = tx.send(fs::metadata(path).map(|_| ()));
     })?;
     match rx.recv_timeout(FIRST_ANSWER) {
         Ok(result) => result,
