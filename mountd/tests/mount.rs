@@ -9,8 +9,8 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 use harness::Dev;
 
@@ -172,6 +172,106 @@ fn a_killed_daemon_leaves_a_mount_that_is_recognised_and_cleaned() {
     // The next start cleans up by itself.
     dev.restart();
     assert_eq!(fs::read_to_string(dev.mountpoint().join("f")).unwrap(), "kept");
+}
+
+/// A program that works in a directory.
+struct Dweller(Child);
+
+impl Dweller {
+    fn of(dir: &Path) -> Dweller {
+        Dweller(Command::new("cat").current_dir(dir).stdin(Stdio::piped()).spawn().unwrap())
+    }
+
+    /// Where the kernel says that it is; `getcwd` fails where this ends in ` (deleted)`.
+    fn place(&self) -> PathBuf {
+        fs::read_link(format!("/proc/{}/cwd", self.0.id())).unwrap()
+    }
+}
+
+impl Drop for Dweller {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        self.0.wait().unwrap();
+    }
+}
+
+/// Something else mounted on a directory of the mount.
+struct Bound<'a>(&'a Path);
+
+impl Bound<'_> {
+    fn of<'a>(source: &Path, target: &'a Path) -> Bound<'a> {
+        let status = Command::new("mount").arg("--bind").arg(source).arg(target).status().unwrap();
+        assert!(status.success());
+        Bound(target)
+    }
+
+    fn is_there(&self) -> bool {
+        self.0.join("elsewhere").exists()
+    }
+}
+
+impl Drop for Bound<'_> {
+    fn drop(&mut self) {
+        Command::new("umount").arg(self.0).status().unwrap();
+    }
+}
+
+#[test]
+fn names_in_use_outlive_the_cache_of_names() {
+    let dev = Dev::start_with("cache.entries=1000");
+    let (work, bound) = (dev.mountpoint().join("w/deep"), dev.mountpoint().join("b"));
+    let source = dev.dir().join("source");
+    fs::create_dir_all(&work).unwrap();
+    fs::create_dir(&bound).unwrap();
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("elsewhere"), "").unwrap();
+    fs::write(work.join("gone"), "").unwrap();
+    let dweller = Dweller::of(&work);
+    let mounted = Bound::of(&source, &bound);
+    for n in 0..1500 {
+        assert!(!dev.mountpoint().join(format!("absent-{n}")).exists());
+    }
+    assert_eq!(dweller.place(), work);
+    assert!(mounted.is_there());
+    // A name that the kernel was told to ask for again is still one that can go and come.
+    fs::remove_file(work.join("gone")).unwrap();
+    assert!(!work.join("gone").exists());
+    fs::write(dev.mountpoint().join("absent-3"), "").unwrap();
+    assert!(dev.mountpoint().join("absent-3").exists());
+    assert_eq!(fs::read_dir(dev.mountpoint()).unwrap().count(), 3);
+}
+
+#[test]
+fn names_in_use_outlive_a_second_client_and_a_new_server() {
+    let mut dev = Dev::start();
+    let (work, bound) = (dev.mountpoint().join("w"), dev.mountpoint().join("b"));
+    fs::create_dir(&work).unwrap();
+    fs::create_dir(&bound).unwrap();
+    fs::write(work.join("moved"), "").unwrap();
+    let source = dev.dir().join("source");
+    fs::create_dir(&source).unwrap();
+    fs::write(source.join("elsewhere"), "").unwrap();
+    let other = dev.dir().join("other");
+    fs::create_dir(&other).unwrap();
+    let (first, mounted) = (Dweller::of(&work), Bound::of(&source, &bound));
+    let target = other.to_str().unwrap();
+    let log = dev.dir().join("log").to_str().unwrap().to_string();
+    let identity = dev.identity();
+    dev.netfs(&["mount", &dev.source(), target, "--identity", &identity, "--log", &log]);
+    fs::rename(other.join("w/moved"), other.join("w/there")).unwrap();
+    assert!(!work.join("moved").exists() && work.join("there").exists());
+    assert_eq!(first.place(), work);
+    assert!(mounted.is_there());
+    drop((first, mounted));
+    let (work, bound) = (other.join("w"), other.join("b"));
+    let (second, mounted) = (Dweller::of(&work), Bound::of(&source, &bound));
+    dev.kill();
+    dev.restart();
+    assert!(work.join("there").exists());
+    assert_eq!(second.place(), work);
+    assert!(mounted.is_there());
+    drop((second, mounted));
+    dev.netfs(&["umount", target]);
 }
 
 #[test]

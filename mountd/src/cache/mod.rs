@@ -16,6 +16,7 @@
 mod contents;
 mod node;
 mod table;
+mod touched;
 
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -32,6 +33,8 @@ use crate::vfs::KernelCache;
 use contents::Contents;
 pub use node::{FailLog, File, Gates, Mark, Node, State};
 pub use table::Table;
+use touched::touch_name;
+pub use touched::{Touched, noting, touch_all, touch_inode};
 
 /// The bounds of the caches.
 #[derive(Clone, Copy, Debug)]
@@ -183,6 +186,7 @@ impl Cache {
     /// Attributes that a change has answered with. What is not cached needs no update.
     pub fn learn_changed(&self, ticket: Ticket, attrs: &[Attr]) {
         for attr in attrs {
+            touch_inode(attr.ino);
             if attr.nlink == 0 {
                 self.table.orphaned(attr.ino);
             }
@@ -220,6 +224,7 @@ impl Cache {
 
     /// The outcome of a change of this client: the name leads to `ino` now.
     pub fn set_name(&self, dir: &Node, name: &Name, ino: Option<Ino>) {
+        touch_name(dir.ino, name);
         let mut names = lock(&self.names);
         dir.state().changes = self.table.next_stamp();
         if self.exclusive() {
@@ -230,6 +235,7 @@ impl Cache {
 
     /// A name about which nothing is known any more.
     pub fn unknown_name(&self, dir: &Node, name: &Name) {
+        touch_name(dir.ino, name);
         let mut names = lock(&self.names);
         let mut state = dir.state();
         state.changes = self.table.next_stamp();

@@ -11,7 +11,7 @@ use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::wire::meta::{NewInode, RenameMode};
 
-use super::inflight::{Inflight, Slot, Wait};
+use super::inflight::Inflight;
 use super::reply::{self, Refuse};
 use super::{convert, groups};
 use crate::vfs::{Caller, Looked, Vfs};
@@ -22,6 +22,17 @@ pub struct Adapter {
     pub(super) vfs: Arc<Vfs>,
     pub(super) inflight: Arc<Inflight>,
     pub(super) max_background: u16,
+}
+
+/// A reply that tells of an interruption if its task is dropped.
+struct Unanswered<R: Refuse>(Option<R>);
+
+impl<R: Refuse> Drop for Unanswered<R> {
+    fn drop(&mut self) {
+        if let Some(reply) = self.0.take() {
+            reply.refuse(if std::thread::panicking() { Errno::EIO } else { Errno::EINTR });
+        }
+    }
 }
 
 pub(super) fn caller(req: &Request) -> Caller {
@@ -53,38 +64,11 @@ impl Adapter {
         Adapter { vfs, inflight, max_background }
     }
 
-    /// Answers a request from a task of its own. `answer` gets no reply when the caller was killed
-    /// and has been answered: then it undoes what only the caller could have used.
-    pub(super) fn spawn<R, T>(
-        &self,
-        req: &Request,
-        wait: Wait,
-        reply: R,
-        work: impl Future<Output = Result<T, Errno>> + Send + 'static,
-        answer: impl FnOnce(Option<R>, Result<T, Errno>) + Send + 'static,
-    ) where
-        R: Refuse + Send + 'static,
-        T: Send + 'static,
-    {
-        let unique = req.unique().0;
-        let slot = Arc::new(Slot::new(reply));
-        let ticket = self.inflight.enter(unique, req.pid(), slot.clone());
-        let task = self.vfs.runtime().spawn(async move {
-            let result = work.await;
-            let reply = slot.take();
-            drop(ticket);
-            answer(reply, result);
-        });
-        if wait == Wait::Query {
-            self.inflight.abortable(unique, task.abort_handle());
-        }
-    }
-
-    /// [`Adapter::spawn`] where there is nothing to undo.
+    /// Answers a request from a task of its own, which is dropped when the caller is killed: then
+    /// the caller gets `EINTR`, and the core sees to it that what goes on has no one to tell.
     pub(super) fn later<R, T>(
         &self,
         req: &Request,
-        wait: Wait,
         reply: R,
         work: impl Future<Output = Result<T, Errno>> + Send + 'static,
         answer: impl FnOnce(R, Result<T, Errno>) + Send + 'static,
@@ -92,28 +76,29 @@ impl Adapter {
         R: Refuse + Send + 'static,
         T: Send + 'static,
     {
-        self.spawn(req, wait, reply, work, |reply, result| {
-            if let Some(reply) = reply {
+        let unique = req.unique().0;
+        let ticket = self.inflight.enter(unique, req.pid(), None);
+        let mut reply = Unanswered(Some(reply));
+        let task = self.vfs.runtime().spawn(async move {
+            let result = work.await;
+            // No `await` from here on: what has arrived is passed on.
+            drop(ticket);
+            if let Some(reply) = reply.0.take() {
                 answer(reply, result);
             }
         });
+        self.inflight.abortable(unique, task.abort_handle());
     }
 
-    /// [`Adapter::spawn`] of something that ends in an entry, which counts as one reference of the
-    /// kernel's, unless the kernel does not get it.
+    /// [`Adapter::later`] of something that ends in an entry, which counts as one reference of the
+    /// kernel's.
     pub(super) fn enter(
         &self,
         req: &Request,
-        wait: Wait,
         reply: ReplyEntry,
         work: impl Future<Output = Result<Looked, Errno>> + Send + 'static,
     ) {
-        let vfs = self.vfs.clone();
-        self.spawn(req, wait, reply, work, move |reply, result| match (reply, result) {
-            (Some(reply), result) => reply::looked(reply, result),
-            (None, Ok(Looked::Found(entry))) => vfs.forget(entry.attr.ino, 1),
-            (None, _) => {}
-        });
+        self.later(req, reply, work, reply::looked);
     }
 
     /// Makes an inode with its first name.
@@ -129,7 +114,7 @@ impl Adapter {
         let name = ok_or_refuse!(reply, convert::name(name));
         let (vfs, caller, parent) = (self.vfs.clone(), caller(req), Ino(parent.0));
         let (perm, umask) = (convert::perm_of(mode), convert::perm_of(umask));
-        self.enter(req, Wait::Change, reply, async move {
+        self.enter(req, reply, async move {
             vfs.make(parent, &name, new, perm, umask, caller).await.map(Looked::Found)
         });
     }
@@ -137,7 +122,7 @@ impl Adapter {
     /// Looks up `.` or `..`, as the kernel does for a file handle that it has forgotten.
     pub(super) fn lookup_dots(&self, req: &Request, of: Ino, up: bool, reply: ReplyEntry) {
         let vfs = self.vfs.clone();
-        self.enter(req, Wait::Query, reply, async move {
+        self.enter(req, reply, async move {
             let mut entry = vfs.getattr(of, None).await?;
             if up {
                 if entry.attr.kind != FileKind::Dir {

@@ -3,7 +3,8 @@
 //! The kernel announces an interruption by an `INTERRUPT` message, which fuser refuses; so a killed
 //! program would wait until the server answers. Instead a watcher looks at the callers of requests
 //! that have waited for a while: one that is being killed gets `EINTR` at once. There is exactly one
-//! reply: it lies in a [`Slot`], and whoever takes it out answers.
+//! reply: it belongs to the request's task, which answers also when it is dropped, or it lies in a
+//! [`Slot`], and whoever takes it out answers.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
@@ -22,16 +23,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// How often the callers of older requests are looked at.
 const INTERVAL: Duration = Duration::from_millis(50);
 
-/// What happens to a request whose caller is being killed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wait {
-    /// It asks for something: its task is dropped.
-    Query,
-    /// It changes something: the caller is let go, and the task goes on to its end.
-    Change,
-}
-
-/// A reply that is sent once, by its task or by the watcher.
+/// A reply that is sent once, by its task or by the watcher, for tasks that are not dropped.
 pub(super) struct Slot<R>(Mutex<Option<R>>);
 
 impl<R> Slot<R> {
@@ -66,7 +58,9 @@ impl<R: Refuse + Send> Interrupt for Slot<R> {
 struct Waiting {
     since: Instant,
     caller: u32,
-    reply: Arc<dyn Interrupt>,
+    /// Where it does not belong to the task.
+    reply: Option<Arc<dyn Interrupt>>,
+    /// Where the request ends when its task does.
     task: Option<AbortHandle>,
 }
 
@@ -124,7 +118,7 @@ impl Inflight {
         self: &Arc<Self>,
         unique: u64,
         caller: u32,
-        reply: Arc<dyn Interrupt>,
+        reply: Option<Arc<dyn Interrupt>>,
     ) -> Ticket {
         let entry = Waiting { since: Instant::now(), caller, reply, task: None };
         let mut waiting = lock(&self.waiting);
@@ -138,7 +132,7 @@ impl Inflight {
         Ticket { all: self.clone(), unique }
     }
 
-    /// The task of a request, if it may be dropped. It may have ended already.
+    /// The task of a request, if it is to be dropped when the caller is killed. It may have ended already.
     pub(super) fn abortable(&self, unique: u64, task: AbortHandle) {
         if let Some(w) = lock(&self.waiting).get_mut(&unique) {
             w.task = Some(task);
@@ -160,7 +154,9 @@ impl Inflight {
             }
             let Some(w) = lock(&self.waiting).remove(&unique) else { continue };
             tracing::debug!(caller, "a killed program no longer waits for its request");
-            w.reply.interrupt();
+            if let Some(reply) = w.reply {
+                reply.interrupt();
+            }
             if let Some(task) = w.task {
                 task.abort();
             }
@@ -211,7 +207,7 @@ mod tests {
     fn request(all: &Arc<Inflight>, n: u64, pid: u32) -> (Arc<Slot<Told>>, Ticket, Answers) {
         let (tx, rx) = mpsc::channel();
         let slot = Arc::new(Slot::new(Told(tx)));
-        let ticket = all.enter(n, pid, slot.clone());
+        let ticket = all.enter(n, pid, Some(slot.clone()));
         (slot, ticket, rx)
     }
 

@@ -18,7 +18,7 @@ use super::adapter::Adapter;
 use super::device::{self, DeviceError, MountFlags};
 use super::inflight::Inflight;
 use super::mountinfo;
-use super::notice::NoticeQueue;
+use super::notice::{Channel, NoticeQueue};
 use crate::vfs::Vfs;
 
 /// For how long a new mount may take to answer its first request.
@@ -98,6 +98,7 @@ impl Mounted {
             let _ = unmount(&target, Unmount::Lazy);
             e
         };
+        let device = fd.try_clone().map_err(|e| undo(MountError::Session(e)))?.into();
         let adapter = Adapter::new(vfs.clone(), inflight.clone(), spec.max_background);
         let mut config = Config::default();
         // fuser turns others away by this; the kernel has done so already.
@@ -107,7 +108,8 @@ impl Mounted {
         let session = Session::from_fd(adapter, fd, SessionACL::All, config)
             .map_err(|e| undo(MountError::Session(e)))?;
         let known = Box::new(move || vfs.known_inodes());
-        notices.start(session.notifier(), known).map_err(|e| undo(MountError::Thread(e)))?;
+        let channel = Channel { notifier: session.notifier(), device };
+        notices.start(channel, known).map_err(|e| undo(MountError::Thread(e)))?;
         let (tx, ended) = oneshot::channel();
         let closing = notices.clone();
         thread::Builder::new()

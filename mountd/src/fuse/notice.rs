@@ -3,12 +3,15 @@
 //! The kernel takes locks for them that it also holds while it waits for an answer of ours
 //! (measured: taking back a name deadlocks inside `LOOKUP`, pages inside `READ`). So they are only
 //! queued here, and one thread delivers them, for which no handler ever waits.
+//!
+//! A name is taken back by letting it expire: the next walk asks again, and what has gone or leads
+//! elsewhere disappears then. To remove it from the kernel's tree at once would take the path from
+//! under every program that works in it (`getcwd` fails) and detach what is mounted below.
 
 use std::collections::HashMap;
 use std::collections::HashSet;
-use std::ffi::OsStr;
-use std::io;
-use std::os::unix::ffi::OsStrExt;
+use std::fs::File;
+use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -30,19 +33,51 @@ pub(super) trait Kernel: Send {
     fn entry(&self, parent: Ino, name: &Name) -> io::Result<()>;
 }
 
-impl Kernel for Notifier {
+/// The code of a notification about a name, and the flag by which the name only expires (Linux
+/// 6.2; before, the kernel ignores it and removes the name).
+const NOTIFY_INVAL_ENTRY: i32 = 3;
+const EXPIRE_ONLY: u32 = 1;
+
+/// The kernel's end of a mount.
+pub(super) struct Channel {
+    pub(super) notifier: Notifier,
+    /// The connection once more: fuser cannot let names expire.
+    pub(super) device: File,
+}
+
+impl Kernel for Channel {
     fn attr(&self, ino: Ino) -> io::Result<()> {
         // A negative offset spares the pages.
-        self.inval_inode(INodeNo(ino.0), -1, 0)
+        self.notifier.inval_inode(INodeNo(ino.0), -1, 0)
     }
 
     fn data(&self, ino: Ino, offset: i64, len: i64) -> io::Result<()> {
-        self.inval_inode(INodeNo(ino.0), offset, len)
+        self.notifier.inval_inode(INodeNo(ino.0), offset, len)
     }
 
     fn entry(&self, parent: Ino, name: &Name) -> io::Result<()> {
-        self.inval_entry(INodeNo(parent.0), OsStr::from_bytes(name.as_bytes()))
+        // A message is taken whole or not at all.
+        (&self.device).write_all(&expiry(parent, name))
     }
+}
+
+/// The message that lets a name expire: `fuse_out_header`, `fuse_notify_inval_entry_out` and the
+/// name with a NUL behind it.
+fn expiry(parent: Ino, name: &Name) -> Vec<u8> {
+    const FIXED: usize = 32;
+    let name = name.as_bytes();
+    // A name has at most 255 bytes.
+    let total = (FIXED + name.len() + 1) as u32;
+    let mut message = Vec::with_capacity(total as usize);
+    message.extend(total.to_ne_bytes());
+    message.extend(NOTIFY_INVAL_ENTRY.to_ne_bytes());
+    message.extend(0u64.to_ne_bytes());
+    message.extend(parent.0.to_ne_bytes());
+    message.extend((name.len() as u32).to_ne_bytes());
+    message.extend(EXPIRE_ONLY.to_ne_bytes());
+    message.extend(name);
+    message.push(0);
+    message
 }
 
 /// Bytes of a file, `end` excluded; `u64::MAX` is the end of the file.
@@ -277,6 +312,19 @@ mod tests {
         fn entry(&self, parent: Ino, name: &Name) -> io::Result<()> {
             self.note(format!("entry {parent} {name:?}"))
         }
+    }
+
+    #[test]
+    fn a_name_that_expires_is_a_message_of_the_kernel_s_layout() {
+        let message = expiry(Ino(0x0102), &Name::new("ab").unwrap());
+        assert_eq!(message.len(), 35);
+        assert_eq!(message[..4], 35u32.to_ne_bytes());
+        assert_eq!(message[4..8], 3i32.to_ne_bytes());
+        assert_eq!(message[8..16], [0; 8]);
+        assert_eq!(message[16..24], 0x0102u64.to_ne_bytes());
+        assert_eq!(message[24..28], 2u32.to_ne_bytes());
+        assert_eq!(message[28..32], 1u32.to_ne_bytes());
+        assert_eq!(message[32..], *b"ab\0");
     }
 
     fn none() -> KnownInodes {

@@ -22,7 +22,7 @@ use netfs_common::id::Ino;
 use netfs_common::wire::meta::{MAX_SYMLINK, NewInode};
 
 use super::adapter::{Adapter, caller, drop_set_gid, guarded, ok_or_refuse, rename_mode};
-use super::inflight::{Slot, Wait};
+use super::inflight::Slot;
 use super::reply::{self, Refuse};
 use super::{convert, groups, init, ioctl, listing};
 use crate::vfs::Looked;
@@ -50,7 +50,7 @@ impl Filesystem for Adapter {
                 return reply::looked(reply, result);
             }
             let vfs = self.vfs.clone();
-            self.enter(req, Wait::Query, reply, async move { vfs.lookup(parent, &name).await });
+            self.enter(req, reply, async move { vfs.lookup(parent, &name).await });
         });
     }
 
@@ -69,7 +69,7 @@ impl Filesystem for Adapter {
             }
             let vfs = self.vfs.clone();
             let work = async move { vfs.getattr(ino, fh).await };
-            self.later(req, Wait::Query, reply, work, reply::attr);
+            self.later(req, reply, work, reply::attr);
         });
     }
 
@@ -104,7 +104,7 @@ impl Filesystem for Adapter {
             let (vfs, caller, ino, fh) =
                 (self.vfs.clone(), caller(req), Ino(ino.0), fh.map(|fh| fh.0));
             let work = async move { vfs.setattr(ino, set, fh, caller).await };
-            self.later(req, Wait::Change, reply, work, reply::attr);
+            self.later(req, reply, work, reply::attr);
         });
     }
 
@@ -112,7 +112,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
             let work = async move { vfs.readlink(ino).await };
-            self.later(req, Wait::Query, reply, work, reply::data);
+            self.later(req, reply, work, reply::data);
         });
     }
 
@@ -156,7 +156,7 @@ impl Filesystem for Adapter {
             let name = ok_or_refuse!(reply, convert::name(name));
             let (vfs, parent) = (self.vfs.clone(), Ino(parent.0));
             let work = async move { vfs.unlink(parent, &name).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
+            self.later(req, reply, work, reply::empty);
         });
     }
 
@@ -165,7 +165,7 @@ impl Filesystem for Adapter {
             let name = ok_or_refuse!(reply, convert::name(name));
             let (vfs, parent) = (self.vfs.clone(), Ino(parent.0));
             let work = async move { vfs.rmdir(parent, &name).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
+            self.later(req, reply, work, reply::empty);
         });
     }
 
@@ -203,7 +203,7 @@ impl Filesystem for Adapter {
             let new_name = ok_or_refuse!(reply, convert::name(newname));
             let (vfs, parent, new_parent) = (self.vfs.clone(), Ino(parent.0), Ino(newparent.0));
             let work = async move { vfs.rename(parent, &name, new_parent, &new_name, mode).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
+            self.later(req, reply, work, reply::empty);
         });
     }
 
@@ -218,9 +218,11 @@ impl Filesystem for Adapter {
         guarded(|| {
             let name = ok_or_refuse!(reply, convert::name(newname));
             let (vfs, ino, parent) = (self.vfs.clone(), Ino(ino.0), Ino(newparent.0));
-            self.enter(req, Wait::Change, reply, async move {
-                vfs.link(ino, parent, &name).await.map(Looked::Found)
-            });
+            self.enter(
+                req,
+                reply,
+                async move { vfs.link(ino, parent, &name).await.map(Looked::Found) },
+            );
         });
     }
 
@@ -230,16 +232,9 @@ impl Filesystem for Adapter {
             if let Some(result) = self.vfs.try_open(ino, flags.0) {
                 return reply::opened(reply, result);
             }
-            let (vfs, undo) = (self.vfs.clone(), self.vfs.clone());
+            let vfs = self.vfs.clone();
             let work = async move { vfs.open(ino, flags.0).await };
-            // Not dropped half-way: the handle would be lost.
-            self.spawn(req, Wait::Change, reply, work, move |reply, result| {
-                match (reply, result) {
-                    (Some(reply), result) => reply::opened(reply, result),
-                    (None, Ok(opened)) => undo.release(ino, opened.fh),
-                    (None, Err(_)) => {}
-                }
-            });
+            self.later(req, reply, work, reply::opened);
         });
     }
 
@@ -261,7 +256,7 @@ impl Filesystem for Adapter {
             }
             let vfs = self.vfs.clone();
             let work = async move { vfs.read(ino, fh, offset, size).await.map(|d| d.0) };
-            self.later(req, Wait::Query, reply, work, reply::data);
+            self.later(req, reply, work, reply::data);
         });
     }
 
@@ -285,7 +280,7 @@ impl Filesystem for Adapter {
             }
             let vfs = self.vfs.clone();
             let work = async move { vfs.write(ino, fh, offset, data, flags.0, write_flags).await };
-            self.later(req, Wait::Change, reply, work, reply::written);
+            self.later(req, reply, work, reply::written);
         });
     }
 
@@ -301,7 +296,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
             let work = async move { vfs.flush(ino, fh.0).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
+            self.later(req, reply, work, reply::empty);
         });
     }
 
@@ -332,7 +327,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
             let work = async move { vfs.fsync(ino, fh.0, datasync).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
+            self.later(req, reply, work, reply::empty);
         });
     }
 
@@ -351,7 +346,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             let unique = req.unique().0;
             let slot = Arc::new(Slot::new(reply));
-            let ticket = self.inflight.enter(unique, req.pid(), slot.clone());
+            let ticket = self.inflight.enter(unique, req.pid(), Some(slot.clone()));
             let task = listing::list(self.vfs.clone(), Ino(ino.0), fh.0, offset, slot, ticket);
             let task = self.vfs.runtime().spawn(task);
             self.inflight.abortable(unique, task.abort_handle());
@@ -369,7 +364,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             let unique = req.unique().0;
             let slot = Arc::new(Slot::new(reply));
-            let ticket = self.inflight.enter(unique, req.pid(), slot.clone());
+            let ticket = self.inflight.enter(unique, req.pid(), Some(slot.clone()));
             let task = listing::list(self.vfs.clone(), Ino(ino.0), fh.0, offset, slot, ticket);
             // Not dropped half-way: entries that were added count as references.
             self.vfs.runtime().spawn(task);
@@ -401,7 +396,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
             let work = async move { vfs.fsyncdir(ino).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
+            self.later(req, reply, work, reply::empty);
         });
     }
 
@@ -409,7 +404,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             let vfs = self.vfs.clone();
             let work = async move { vfs.statfs().await };
-            self.later(req, Wait::Query, reply, work, reply::statfs);
+            self.later(req, reply, work, reply::statfs);
         });
     }
 
@@ -427,11 +422,13 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (vfs, caller, ino) = (self.vfs.clone(), caller(req), Ino(ino.0));
             let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+            let both = self.vfs.clone();
             let work = async move {
                 vfs.setxattr(ino, &name, &value, flags, caller).await?;
                 if name == ACCESS_LIST { drop_set_gid(&vfs, ino, caller).await } else { Ok(()) }
             };
-            self.later(req, Wait::Change, reply, work, reply::empty);
+            let work = async move { both.as_one(work).await };
+            self.later(req, reply, work, reply::empty);
         });
     }
 
@@ -443,7 +440,7 @@ impl Filesystem for Adapter {
             }
             let (vfs, name) = (self.vfs.clone(), name.as_bytes().to_vec());
             let work = async move { vfs.getxattr(ino, &name).await };
-            self.later(req, Wait::Query, reply, work, move |r, v| reply::xattr(r, size, v));
+            self.later(req, reply, work, move |r, v| reply::xattr(r, size, v));
         });
     }
 
@@ -459,7 +456,7 @@ impl Filesystem for Adapter {
                 }
                 Ok(reply::xattr_list(&names))
             };
-            self.later(req, Wait::Query, reply, work, move |r, v| reply::xattr(r, size, v));
+            self.later(req, reply, work, move |r, v| reply::xattr(r, size, v));
         });
     }
 
@@ -467,7 +464,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (vfs, ino, name) = (self.vfs.clone(), Ino(ino.0), name.as_bytes().to_vec());
             let work = async move { vfs.removexattr(ino, &name).await };
-            self.later(req, Wait::Change, reply, work, reply::empty);
+            self.later(req, reply, work, reply::empty);
         });
     }
 
@@ -488,20 +485,11 @@ impl Filesystem for Adapter {
     ) {
         guarded(|| {
             let name = ok_or_refuse!(reply, convert::name(name));
-            let (vfs, undo) = (self.vfs.clone(), self.vfs.clone());
+            let vfs = self.vfs.clone();
             let (caller, parent) = (caller(req), Ino(parent.0));
             let (perm, umask) = (convert::perm_of(mode), convert::perm_of(umask));
             let work = async move { vfs.create(parent, &name, perm, umask, flags, caller).await };
-            self.spawn(req, Wait::Change, reply, work, move |reply, result| {
-                match (reply, result) {
-                    (Some(reply), result) => reply::created(reply, result),
-                    (None, Ok((entry, opened))) => {
-                        undo.release(entry.attr.ino, opened.fh);
-                        undo.forget(entry.attr.ino, 1);
-                    }
-                    (None, Err(_)) => {}
-                }
-            });
+            self.later(req, reply, work, reply::created);
         });
     }
 
@@ -566,14 +554,19 @@ impl Filesystem for Adapter {
             let (vfs, flush) = (self.vfs.clone(), ioctl::wants_flush(req.pid()));
             tracing::warn!(flush, "going down on request: everything fails until the next mount");
             let work = async move {
-                vfs.going_down(flush).await;
-                Ok(())
-            };
-            self.later(req, Wait::Change, reply, work, |reply, result: Result<(), Errno>| {
-                match result {
-                    Ok(()) => reply.ioctl(0, &[]),
-                    Err(e) => reply.refuse(e),
+                if vfs.is_down() {
+                    return Ok(());
                 }
+                let going = vfs.clone();
+                let all = async move {
+                    going.going_down(flush).await;
+                    Ok(())
+                };
+                vfs.as_one(all).await
+            };
+            self.later(req, reply, work, |reply, result: Result<(), Errno>| match result {
+                Ok(()) => reply.ioctl(0, &[]),
+                Err(e) => reply.refuse(e),
             });
         });
     }
@@ -609,7 +602,7 @@ impl Filesystem for Adapter {
                 drop_set_gid(&vfs, ino, caller).await?;
                 vfs.fallocate(ino, fh.0, offset, length, mode).await
             };
-            self.later(req, Wait::Change, reply, work, reply::empty);
+            self.later(req, reply, work, reply::empty);
         });
     }
 
@@ -625,7 +618,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
             let work = async move { vfs.lseek(ino, fh.0, offset, whence).await };
-            self.later(req, Wait::Query, reply, work, reply::offset);
+            self.later(req, reply, work, reply::offset);
         });
     }
 
@@ -654,7 +647,7 @@ impl Filesystem for Adapter {
                     .await?;
                 u32::try_from(copied).map_err(|_| Errno::EIO)
             };
-            self.later(req, Wait::Change, reply, work, reply::written);
+            self.later(req, reply, work, reply::written);
         });
     }
 }

@@ -74,6 +74,11 @@ impl Handles {
         lock(&self.open).get(&fh).cloned().ok_or(Errno::EBADF)
     }
 
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        lock(&self.open).len()
+    }
+
     pub(super) fn remove(&self, fh: u64) -> Option<Arc<Handle>> {
         lock(&self.open).remove(&fh)
     }

@@ -3,11 +3,12 @@
 //! Operations come in pairs where that pays: `try_…` answers at once from what is known, or not
 //! at all; its asynchronous twin may send messages. Changes run in tasks of their own, so that a
 //! caller who gives up (a signal, a soft mount's time-out) does not leave the caches without the
-//! outcome.
+//! outcome: the future of an operation may be dropped at any time.
 
 mod atime;
 mod attrs;
 mod copy;
+mod delivery;
 mod dir;
 mod handles;
 mod life;
@@ -38,6 +39,7 @@ use tokio::time::Instant;
 use crate::cache::{self, Cache, Node};
 use crate::session::{DialError, Dialer, Session, SessionConfig};
 use crate::writeback::{self, Writeback};
+use delivery::{Delivery, Outcome};
 use handles::Handles;
 pub use types::{Caller, DirItem, Entry, FOREVER, KernelCache, Looked, Opened, ReadData};
 
@@ -261,14 +263,28 @@ impl Vfs {
     }
 
     /// Runs a change to its end, and waits for it as long as the mount options and the caller do.
-    async fn run<T: Send + 'static>(
-        &self,
+    async fn run<T: Outcome>(
+        self: &Arc<Self>,
         change: impl Future<Output = Result<T, Errno>> + Send + 'static,
     ) -> Result<T, Errno> {
         self.up()?;
-        let task = self.runtime.spawn(change);
+        let this = Arc::clone(self);
+        let task = async move { Delivery::new(this, cache::noting(change).await) };
+        let task = self.runtime.spawn(task);
         // A task that panicked has no answer.
-        self.patiently(async { task.await.unwrap_or(Err(Errno::EIO)) }).await
+        let arrival = async { task.await.map_or(Err(Errno::EIO), Delivery::arrive) };
+        self.patiently(arrival).await
+    }
+
+    /// Runs several operations as one change.
+    ///
+    /// # Errors
+    /// Those of the operations.
+    pub async fn as_one(
+        self: &Arc<Self>,
+        change: impl Future<Output = Result<(), Errno>> + Send + 'static,
+    ) -> Result<(), Errno> {
+        self.run(change).await
     }
 
     /// An inode with attributes that are good for now: the cached ones, or fresh ones.

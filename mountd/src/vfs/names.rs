@@ -7,6 +7,7 @@ use netfs_common::id::Ino;
 use netfs_common::name::Name;
 use netfs_common::wire::meta::{MAX_SYMLINK, NewInode, Op, RenameMode, Request, Response};
 
+use super::delivery::Referred;
 use super::{Caller, Entry, Looked, Opened, Vfs};
 use crate::cache::{Node, Ticket};
 use crate::session::Changed;
@@ -117,9 +118,10 @@ impl Vfs {
         self.run(async move {
             let entry = this.make_now(parent, &name, new, perm, umask, caller).await?;
             this.cache.table.refer(entry.attr.ino);
-            Ok(entry)
+            Ok(Referred(entry))
         })
         .await
+        .map(|made| made.0)
     }
 
     async fn make_now(
@@ -184,7 +186,7 @@ impl Vfs {
                     // Made empty: there is nothing for `O_TRUNC` to do.
                     let opened = this.opened(entry.attr.ino, flags);
                     this.cache.table.refer(entry.attr.ino);
-                    Ok((entry, opened))
+                    Ok((Referred(entry), opened))
                 }
                 // Somebody else was faster. The kernel would open that file without asking whether
                 // the caller may; told this, it looks the name up again and checks.
@@ -193,6 +195,7 @@ impl Vfs {
             }
         })
         .await
+        .map(|(made, opened)| (made.0, opened))
     }
 
     /// Gives an inode another name.
@@ -221,9 +224,10 @@ impl Vfs {
             this.cache.set_name(&dir, &name, Some(ino));
             let attr = this.cache.table.obtain(ino).effective().unwrap_or(attr);
             this.cache.table.refer(ino);
-            Ok(this.entry(attr))
+            Ok(Referred(this.entry(attr)))
         })
         .await
+        .map(|linked| linked.0)
     }
 
     /// Removes a name that is not a directory's.

@@ -10,7 +10,7 @@ use netfs_common::id::Ino;
 use super::Vfs;
 use super::attrs::MAX_SIZE;
 use super::handles::Handle;
-use crate::cache::Node;
+use crate::cache::{self, Node};
 use crate::session::lock;
 use crate::writeback::Content;
 
@@ -116,11 +116,12 @@ impl Vfs {
         self: &Arc<Self>,
         handle: &Handle,
         offset: u64,
-        data: Bytes,
+        mut data: Bytes,
         flags: i32,
         write_flags: u32,
     ) -> Result<u32, Errno> {
         let len = data.len();
+        cache::touch_inode(handle.node.ino);
         let append = flags & libc::O_APPEND != 0 && write_flags & WRITE_CACHE == 0;
         if append && !fits(handle.node.state().size(), len) {
             return Err(Errno::EFBIG);
@@ -128,6 +129,14 @@ impl Vfs {
         let place = |size: u64| if append { size } else { offset };
         if !fits(offset, len) {
             return Err(Errno::EFBIG);
+        }
+        if write_flags & WRITE_CACHE != 0 {
+            // A mapping never makes a file longer; the kernel may only not have heard of a cut.
+            let within = handle.node.state().size().saturating_sub(offset);
+            if within == 0 {
+                return u32::try_from(len).map_err(|_| Errno::EINVAL);
+            }
+            data.truncate(usize::try_from(within).unwrap_or(usize::MAX));
         }
         let start = self.writeback.put(&handle.node, Content::Data(data), place);
         if start != offset

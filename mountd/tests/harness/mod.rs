@@ -8,25 +8,31 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 /// A running `netfs dev`; stopped, and its traces removed, when dropped.
 pub(crate) struct Dev {
     dir: tempfile::TempDir,
+    options: &'static str,
     child: Option<(Child, BufReader<ChildStdout>)>,
 }
 
 impl Dev {
     /// Starts on an empty state.
     pub(crate) fn start() -> Dev {
+        Dev::start_with("rw")
+    }
+
+    /// As [`Dev::start`], with mount options.
+    pub(crate) fn start_with(options: &'static str) -> Dev {
         // SAFETY: the call has no arguments and cannot fail.
         let root = unsafe { libc::geteuid() } == 0;
         assert!(root && Path::new("/dev/fuse").exists(), "this test needs root and /dev/fuse");
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("mnt")).unwrap();
-        let mut dev = Dev { dir, child: None };
+        let mut dev = Dev { dir, options, child: None };
         dev.run();
         dev
     }
 
     fn run(&mut self) {
         let mut child = Command::new(env!("CARGO_BIN_EXE_netfs"))
-            .args(["dev", "mnt", "--dir", "state"])
+            .args(["dev", "mnt", "--dir", "state", "-o", self.options])
             .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -7,4 +7,5 @@ mod files;
 mod histories;
 mod meta_server;
 mod names;
+mod unheard;
 mod world;

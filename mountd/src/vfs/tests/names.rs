@@ -11,7 +11,7 @@ use super::world::{Hold, Kernel, World, file, name};
 use crate::session::lock;
 use crate::vfs::{Caller, Looked};
 
-fn hold(world: &World, which: fn(&Request) -> bool) -> Hold {
+pub(super) fn hold(world: &World, which: fn(&Request) -> bool) -> Hold {
     let hold = Hold { which, caught: Arc::new(Notify::new()), release: Arc::new(Notify::new()) };
     *lock(&world.held) = Some(hold.clone());
     hold
