@@ -162,3 +162,26 @@ fn mistakes_elsewhere_are_named_by_their_source() {
     let missing = error(Sources::new().file("/nowhere/netfs.toml"));
     assert!(missing.starts_with("cannot read configuration /nowhere/netfs.toml"), "{missing}");
 }
+
+#[test]
+fn every_complaint_is_one_line_whatever_was_written() {
+    for flag in ["a\rb", "log.\u{1b}[31m=1", "net.max_calls=\n\n7 7", "volume.x=1"] {
+        let message =
+            Sources::new().overrides([flag.into()]).load::<ServedConfig>().unwrap_err().to_string();
+        assert!(!message.contains(char::is_control), "{message:?}");
+    }
+    for text in ["[[volume]]\nname = \"a\\nb\"", "\"a\\rb\" = 1", "[log]\nformat = \"a\\nb\""] {
+        let message = Sources::new().text(text).load::<ServedConfig>().unwrap_err().to_string();
+        assert!(!message.contains(char::is_control), "{message:?}");
+    }
+    assert_eq!(
+        Sources::new().text("x = 1").load::<ServedConfig>().unwrap_err().to_string(),
+        Sources::new()
+            .text("x = 1")
+            .file("/f")
+            .load::<ServedConfig>()
+            .unwrap_err()
+            .to_string()
+            .replace("/f:", "text:"),
+    );
+}

@@ -6,6 +6,8 @@ pub mod cluster;
 pub mod data;
 pub mod embedded;
 mod flusher;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod greeting;
 pub mod health;
 pub mod http;

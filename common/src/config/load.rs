@@ -10,6 +10,7 @@ use super::{Config, ConfigError, Field, FieldKind};
 #[derive(Debug, Clone, Default)]
 pub struct Sources {
     file: Option<PathBuf>,
+    text: Option<String>,
     env: Vec<(String, String)>,
     overrides: Vec<String>,
 }
@@ -24,6 +25,13 @@ impl Sources {
     #[must_use]
     pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
         self.file = Some(path.into());
+        self
+    }
+
+    /// Takes a file's text instead of reading it; the path, if there is one, is only named in errors.
+    #[must_use]
+    pub fn text(mut self, text: impl Into<String>) -> Self {
+        self.text = Some(text.into());
         self
     }
 
@@ -54,9 +62,14 @@ impl Sources {
 
     /// Loads and checks a configuration.
     pub fn load<T: Config>(&self) -> Result<T, ConfigError> {
-        let mut table = match &self.file {
-            Some(path) => read::<T>(path)?,
-            None => Table::new(),
+        self.load_raw().map_err(ConfigError::on_one_line)
+    }
+
+    fn load_raw<T: Config>(&self) -> Result<T, ConfigError> {
+        let mut table = match (&self.text, &self.file) {
+            (Some(text), path) => parse::<T>(path.as_deref().unwrap_or(Path::new("text")), text)?,
+            (None, Some(path)) => read::<T>(path)?,
+            (None, None) => Table::new(),
         };
         let defaults = Table::try_from(T::default())
             .map_err(|e| ConfigError::Conflict(format!("defaults: {e}")))?;
@@ -143,10 +156,14 @@ fn set<T: Config>(
 fn read<T: Config>(path: &Path) -> Result<Table, ConfigError> {
     let text = std::fs::read_to_string(path)
         .map_err(|source| ConfigError::Read { path: path.into(), source })?;
-    let fail = |error: &toml::de::Error| locate(path, &text, error);
+    parse::<T>(path, &text)
+}
+
+fn parse<T: Config>(path: &Path, text: &str) -> Result<Table, ConfigError> {
+    let fail = |error: &toml::de::Error| locate(path, text, error);
     // Read as what it is meant to be, because that error knows the place.
-    toml::from_str::<T>(&text).map_err(|e| fail(&e))?;
-    toml::from_str(&text).map_err(|e| fail(&e))
+    toml::from_str::<T>(text).map_err(|e| fail(&e))?;
+    toml::from_str(text).map_err(|e| fail(&e))
 }
 
 /// An error with its line and key.

@@ -65,6 +65,26 @@ pub enum ConfigError {
     Conflict(String),
 }
 
+impl ConfigError {
+    /// Escapes what would not stay on one line: parts of what was written there are in most messages.
+    fn on_one_line(self) -> Self {
+        let plain = |text: String| match text.contains(char::is_control) {
+            true => text.escape_debug().to_string(),
+            false => text,
+        };
+        match self {
+            Self::Read { .. } => self,
+            Self::File { path, line, key, what } => {
+                Self::File { path, line, key: plain(key), what: plain(what) }
+            }
+            Self::Override { origin, what } => {
+                Self::Override { origin: plain(origin), what: plain(what) }
+            }
+            Self::Conflict(what) => Self::Conflict(plain(what)),
+        }
+    }
+}
+
 /// A configuration that can be loaded.
 pub trait Config: Settings + serde::de::DeserializeOwned {
     /// Checks what no single setting can tell. The message names all values involved.

@@ -3,6 +3,7 @@
 //! On each stream, in both directions: `u32` header length, header, `u64` payload length, payload, end of stream.
 //! Numbers are little-endian.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -268,8 +269,8 @@ pub(super) async fn await_goodbye(
 /// What this side accepts on a stream.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Bounds {
-    max_header_bytes: u32,
-    max_payload_bytes: u32,
+    pub(super) max_header_bytes: u32,
+    pub(super) max_payload_bytes: u32,
 }
 
 impl Bounds {
@@ -315,15 +316,31 @@ pub(super) async fn write_message(
 const PIECES_PER_READ: usize = 32;
 
 /// Reads a message from a stream.
-pub(super) struct Puller<'a> {
-    recv: &'a mut RecvStream,
+pub(super) struct Puller<'a, S = RecvStream> {
+    from: &'a mut S,
     /// What was read beyond what was asked for.
     ahead: Vec<Bytes>,
 }
 
-impl<'a> Puller<'a> {
-    pub(super) fn new(recv: &'a mut RecvStream) -> Self {
-        Self { recv, ahead: Vec::new() }
+/// Where pieces come from.
+pub(super) trait Pieces {
+    /// Waits for some, and appends them to `to`; `false` at the end.
+    fn more(&mut self, to: &mut Vec<Bytes>)
+    -> impl Future<Output = Result<bool, CallError>> + Send;
+}
+
+impl Pieces for RecvStream {
+    async fn more(&mut self, to: &mut Vec<Bytes>) -> Result<bool, CallError> {
+        let mut pieces: [Bytes; PIECES_PER_READ] = std::array::from_fn(|_| Bytes::new());
+        let Some(count) = self.read_chunks(&mut pieces).await? else { return Ok(false) };
+        to.extend(pieces.into_iter().take(count).filter(|piece| !piece.is_empty()));
+        Ok(true)
+    }
+}
+
+impl<'a, S: Pieces> Puller<'a, S> {
+    pub(super) fn new(from: &'a mut S) -> Self {
+        Self { from, ahead: Vec::new() }
     }
 
     /// Reads one message and the end of the stream. Its lengths are checked as soon as they are known; space for
@@ -356,7 +373,7 @@ impl<'a> Puller<'a> {
             None => None,
         };
         let payload = Payload { chunks: self.gather(len as usize).await?, len: len as usize };
-        if !self.ahead.is_empty() || self.more().await? {
+        if !self.ahead.is_empty() || self.from.more(&mut self.ahead).await? {
             return Err(CallError::protocol("a stream went on after its message"));
         }
         Ok((BulkMessage { header, payload }, permit))
@@ -372,7 +389,7 @@ impl<'a> Puller<'a> {
         let mut gathered = Vec::new();
         let mut missing = len;
         while missing > 0 {
-            if self.ahead.is_empty() && !self.more().await? {
+            if self.ahead.is_empty() && !self.from.more(&mut self.ahead).await? {
                 return Err(CallError::protocol("a stream ended in its message"));
             }
             let whole = self
@@ -395,14 +412,6 @@ impl<'a> Puller<'a> {
             }
         }
         Ok(gathered)
-    }
-
-    /// Reads what has come, at least one piece; `false` at the end of the stream.
-    async fn more(&mut self) -> Result<bool, CallError> {
-        let mut pieces: [Bytes; PIECES_PER_READ] = std::array::from_fn(|_| Bytes::new());
-        let Some(count) = self.recv.read_chunks(&mut pieces).await? else { return Ok(false) };
-        self.ahead.extend(pieces.into_iter().take(count).filter(|piece| !piece.is_empty()));
-        Ok(true)
     }
 }
 

@@ -40,7 +40,7 @@ impl Terms {
         }
     }
 
-    fn put(&self, out: &mut BytesMut) {
+    pub(super) fn put(&self, out: &mut BytesMut) {
         out.put_u8(TERMS_VERSION);
         out.put_u8(match self.kind {
             ConnectionKind::Metadata => 1,
@@ -53,7 +53,7 @@ impl Terms {
         out.put_u32_le(self.max_payload_bytes);
     }
 
-    fn take(bytes: &mut Bytes) -> Result<Self, CallError> {
+    pub(super) fn take(bytes: &mut Bytes) -> Result<Self, CallError> {
         if bytes.len() < TERMS_BYTES {
             return Err(CallError::protocol(format!("a greeting of {} bytes", bytes.len())));
         }

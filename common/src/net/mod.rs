@@ -43,6 +43,8 @@ mod channel;
 mod dialer;
 mod error;
 pub mod frame;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod hello;
 mod inbound;
 mod life;

@@ -92,6 +92,12 @@ pub(super) struct StoreId(pub(super) [u8; 16]);
 /// Number of a segment; never used twice for data that is kept.
 pub(super) type SegmentId = u32;
 
+/// No store lives long enough to reach these. What claims more is damage, and was not written by this program; so
+/// counting on from a number that was read cannot overflow.
+pub(super) const MAX_SEGMENT: SegmentId = 1 << 30;
+/// See [`MAX_SEGMENT`].
+pub(super) const MAX_SEQ: u64 = 1 << 62;
+
 /// A place in the log. The order of places is the order of writing.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct LogPos {
@@ -116,7 +122,7 @@ pub(super) fn segment_name(id: SegmentId) -> String {
 /// The segment's number, if this is the name of one.
 pub(super) fn parse_segment_name(name: &str) -> Option<SegmentId> {
     let id = SegmentId::from_str_radix(name.strip_suffix(".seg")?, 16).ok()?;
-    (segment_name(id) == name && id != 0).then_some(id)
+    (segment_name(id) == name && (1..=MAX_SEGMENT).contains(&id)).then_some(id)
 }
 
 fn get<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -177,7 +183,9 @@ impl HeaderBlock {
             });
         }
         let Ok(segment) = SegmentId::try_from(get_u64(b, 32)) else { return Ok(None) };
-        Ok(Some(Self { magic, store: StoreId(get(b, 16)), segment, first_seq: get_u64(b, 40) }))
+        let first_seq = get_u64(b, 40);
+        let known = segment <= MAX_SEGMENT && first_seq <= MAX_SEQ;
+        Ok(known.then_some(Self { magic, store: StoreId(get(b, 16)), segment, first_seq }))
     }
 }
 
@@ -239,7 +247,7 @@ impl SegmentSeed {
         Self(h.finalize())
     }
 
-    fn crc(self, position: u64, header: &[u8]) -> u32 {
+    pub(super) fn crc(self, position: u64, header: &[u8]) -> u32 {
         let mut h = Hasher::new_with_initial(self.0);
         h.update(&position.to_le_bytes());
         h.update(&header[8..RECORD_HEADER_LEN]);
@@ -301,8 +309,8 @@ impl RecordHeader {
         };
         let in_chunk = u64::from(header.offset) + u64::from(header.len) <= MAX_CHUNK_BYTES;
         let has_range = matches!(header.kind, Kind::Write | Kind::Punch | Kind::Bad);
-        let sound =
-            b[9] == 0 && in_chunk && (header.len > 0) == has_range && header.durable < header.seq;
+        let in_order = header.durable < header.seq && header.seq <= MAX_SEQ;
+        let sound = b[9] == 0 && in_chunk && (header.len > 0) == has_range && in_order;
         (sound && get_u32(b, 72) == header.stored()).then_some(header)
     }
 }

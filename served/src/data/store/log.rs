@@ -9,8 +9,8 @@ use super::config::StoreConfig;
 use super::disk::{Disk, DiskFile, write_all};
 use super::error::StoreError;
 use super::format::{
-    FIRST_RECORD, HeaderBlock, Kind, LogPos, RECORD_ALIGN, RecordHeader, SEGMENT_MAGIC, SegmentId,
-    SegmentSeed, StoreId, segment_name,
+    FIRST_RECORD, HeaderBlock, Kind, LogPos, MAX_SEGMENT, MAX_SEQ, RECORD_ALIGN, RecordHeader,
+    SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId, segment_name,
 };
 use super::key::ChunkKey;
 use super::sync::{lock, wait};
@@ -215,6 +215,7 @@ impl Log {
         space: Space,
     ) -> Result<(LogPos, RecordHeader), StoreError> {
         self.check_poison()?;
+        check_numbers(tail.current.id, tail.next_seq)?;
         let header = draft.header(tail.next_seq, self.durable());
         let footprint = header.footprint();
         self.admit(tail, footprint, space)?;
@@ -385,12 +386,22 @@ impl Log {
     }
 }
 
+/// Refuses numbers beyond those that can be read again.
+pub(super) fn check_numbers(segment: SegmentId, seq: u64) -> Result<(), StoreError> {
+    if segment <= MAX_SEGMENT && seq <= MAX_SEQ {
+        return Ok(());
+    }
+    let why = "the store has used up its segment or record numbers".into();
+    Err(StoreError::BadFile { file: segment_name(segment), why })
+}
+
 fn create_segment(
     disk: &dyn Disk,
     store: StoreId,
     id: SegmentId,
     first_seq: u64,
 ) -> Result<OpenSegment, StoreError> {
+    check_numbers(id, first_seq)?;
     let name = segment_name(id);
     let file = disk.create(&name).map_err(StoreError::io("create", &name))?;
     let block = HeaderBlock { magic: SEGMENT_MAGIC, store, segment: id, first_seq }.encode();

@@ -20,6 +20,8 @@ mod disk;
 mod error;
 mod extent;
 mod format;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod index;
 mod key;
 mod log;

@@ -134,7 +134,8 @@ impl SegmentStore {
                     && seed.crc(block.offset, &buf[at..crc_at]) == get_u32(buf, crc_at);
                 let end = (block.offset + block.len).min(to);
                 if !sound {
-                    let why = format!("checksum mismatch in {} at {}", name(), e.at.at + block.at);
+                    let place = u64::from(e.at.at) + u64::from(block.at);
+                    let why = format!("checksum mismatch in {} at {place}", name());
                     return Err(corrupt(key, x, end - x, why).into());
                 }
                 let skip = at + (x - block.offset) as usize;

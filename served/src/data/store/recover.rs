@@ -41,7 +41,7 @@ pub struct RecoveryReport {
     pub damage: Vec<Damage>,
     /// Flushed records that could not be found; their data is lost, or older data may show in its place.
     pub records_lost: u64,
-    /// Segments that should be there and are not. Reads of what they held fail.
+    /// Segments that should be there and are not; the first 1000. Reads of what they held fail.
     pub missing_segments: Vec<u32>,
 }
 
@@ -99,6 +99,9 @@ pub(super) struct Recovered {
     pub(super) next_segment: SegmentId,
 }
 
+/// Missing segments that are listed. A file with a number far beyond the others must not make the list endless.
+const MISSING_MAX: usize = 1000;
+
 /// A segment file at hand.
 struct SegmentFile {
     id: SegmentId,
@@ -112,7 +115,8 @@ struct SegmentFile {
 fn open_segment(disk: &dyn Disk, store: StoreId, id: SegmentId) -> Result<SegmentFile, StoreError> {
     let name = segment_name(id);
     let file = disk.open(&name).map_err(StoreError::io("open", &name))?;
-    let len = file.len().map_err(StoreError::io("examine", &name))?;
+    // Positions have 32 bits; no segment of ours is longer.
+    let len = file.len().map_err(StoreError::io("examine", &name))?.min(u64::from(u32::MAX));
     let mut block = [0; HEADER_BLOCK_LEN];
     let got = match read_full(file.as_ref(), &mut block, 0) {
         Err(e) if is_medium_error(&e) => 0,
@@ -193,7 +197,7 @@ struct Replay<'a> {
     plan: Plan,
     /// Where replaying begins; `None`: with the first record of all.
     start: Option<(SegmentId, u64)>,
-    /// Segments that must be there, if that is known.
+    /// Segments that must be there, beside those from `next_segment` on, if that is known.
     known: Option<BTreeSet<SegmentId>>,
     retired: BTreeSet<SegmentId>,
     evidence: u64,
@@ -233,9 +237,7 @@ impl<'a> Replay<'a> {
             last_scanned: None,
         };
         if let Some(Snapshot { point, state }) = snapshot {
-            let newest = present.last().copied().unwrap_or(0);
-            let known = state.segments.keys().copied().chain(point.next_segment..=newest).collect();
-            r.known = Some(known);
+            r.known = Some(state.segments.keys().copied().collect());
             r.start = Some((point.tail, point.tail_len));
             r.evidence = point.seq;
             r.expected = Some(point.seq + 1);
@@ -452,11 +454,12 @@ impl<'a> Replay<'a> {
         let newest =
             present.iter().rfind(|id| !self.plan.discard.contains(id)).copied().unwrap_or(0);
         if let Some(known) = &self.known {
-            let gone = |id: &&SegmentId| !present.contains(id) && !self.retired.contains(id);
+            let gone = |id: &SegmentId| !present.contains(id) && !self.retired.contains(id);
             // Beyond the end of the log an interrupted recovery may have removed some already.
-            let was_kept = |id: &&SegmentId| **id < self.next_segment || **id < newest;
-            self.report.missing_segments =
-                known.iter().filter(gone).filter(was_kept).copied().collect();
+            let was_kept = |id: &SegmentId| *id < self.next_segment || *id < newest;
+            let missing = known.iter().copied().chain(self.next_segment..newest);
+            let missing = missing.filter(gone).filter(was_kept);
+            self.report.missing_segments = missing.take(MISSING_MAX).collect();
         }
         if let Some(expected) = self.expected {
             self.report.records_lost += (self.evidence + 1).saturating_sub(expected);

@@ -17,7 +17,7 @@ use super::format::{
     SegmentId, StoreId, segment_name,
 };
 use super::key::ChunkKey;
-use super::log::{Draft, Log, Resume, Space};
+use super::log::{self, Draft, Log, Resume, Space};
 use super::reclaim::Reclaimer;
 use super::recover::{self, Recovered, RecoveryReport};
 use super::snapshot::{self, SNAPSHOT_FILE, SNAPSHOT_TEMP, SnapshotPoint};
@@ -139,6 +139,7 @@ impl SegmentStore {
         };
         let Recovered { mut state, plan, mut report, next_seq, next_segment, .. } =
             recover::recover(disk.as_ref(), id)?;
+        log::check_numbers(next_segment, next_seq)?;
         report.created = found.is_none();
         recover::carry_out(disk.as_ref(), &mut state, &plan)?;
         let newest = state.segments.last_key_value();

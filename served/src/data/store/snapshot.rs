@@ -18,7 +18,9 @@ use std::io::IoSlice;
 use super::disk::{DiskFile, read_full, write_all};
 use super::error::StoreError;
 use super::extent::{Extent, Extents};
-use super::format::{LogPos, MAX_CHUNK_BYTES, SegmentId, StoreId, get_u32};
+use super::format::{
+    FIRST_RECORD, LogPos, MAX_CHUNK_BYTES, MAX_SEGMENT, MAX_SEQ, SegmentId, StoreId, get_u32,
+};
 use super::key::ChunkKey;
 use super::state::{SegmentInfo, State};
 
@@ -28,6 +30,10 @@ const MAGIC: &[u8; 8] = b"NETFSIDX";
 const VERSION: u32 = 1;
 const FRAME_FULL: usize = 1 << 20;
 const FRAME_MAX: usize = FRAME_FULL + (64 << 10);
+/// Positions in a segment have 32 bits.
+const MAX_SEGMENT_LEN: u64 = u32::MAX as u64;
+/// More than the records of a segment can speak of: notes of lost bytes are shorter than these.
+const MAX_SEGMENT_DATA: u64 = MAX_SEGMENT_LEN * MAX_CHUNK_BYTES / 64;
 
 /// Where in the log a snapshot was taken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,7 +52,7 @@ pub(super) struct Snapshot {
     pub(super) state: State,
 }
 
-fn frame_crc(store: StoreId, number: u64, payload: &[u8]) -> u32 {
+pub(super) fn frame_crc(store: StoreId, number: u64, payload: &[u8]) -> u32 {
     let mut h = crc32fast::Hasher::new();
     h.update(&store.0);
     h.update(&number.to_le_bytes());
@@ -201,20 +207,26 @@ impl Reader<'_> {
         let (first_seq, last_seq) = (self.u64()?, self.u64()?);
         let (min_ino, max_ino) = (self.u64()?, self.u64()?);
         let damaged = flags & 1 != 0;
-        Ok((
-            id,
-            SegmentInfo {
-                len,
-                data,
-                live: 0,
-                tombs,
-                first_seq,
-                last_seq,
-                min_ino,
-                max_ino,
-                damaged,
-            },
-        ))
+        let possible = (1..=MAX_SEGMENT).contains(&id)
+            && len <= MAX_SEGMENT_LEN
+            && data <= MAX_SEGMENT_DATA
+            && tombs <= len
+            && first_seq.max(last_seq) <= MAX_SEQ;
+        if !possible {
+            return Err("a segment is impossible");
+        }
+        let info = SegmentInfo {
+            len,
+            data,
+            live: 0,
+            tombs,
+            first_seq,
+            last_seq,
+            min_ino,
+            max_ino,
+            damaged,
+        };
+        Ok((id, info))
     }
 
     fn chunk(&mut self) -> Result<(ChunkKey, Extents), Unusable> {
@@ -227,10 +239,10 @@ impl Reader<'_> {
             let at = LogPos { segment: self.u32()?, at: self.u32()? };
             let (record_offset, record_len) = (self.u32()?, self.u32()?);
             let end = u64::from(offset) + u64::from(len);
-            let in_record = record_len == 0
-                || (offset >= record_offset
-                    && end <= u64::from(record_offset) + u64::from(record_len));
-            if len == 0 || u64::from(offset) < free_from || end > MAX_CHUNK_BYTES || !in_record {
+            let record_end = u64::from(record_offset) + u64::from(record_len);
+            let in_record = record_len == 0 || (offset >= record_offset && end <= record_end);
+            let in_chunk = end.max(record_end) <= MAX_CHUNK_BYTES;
+            if len == 0 || u64::from(offset) < free_from || !in_chunk || !in_record {
                 return Err("an extent is impossible");
             }
             free_from = end;
@@ -251,6 +263,13 @@ pub(super) fn read(file: &dyn DiskFile, store: StoreId) -> Result<Snapshot, Unus
     }
     let point =
         SnapshotPoint { seq: r.u64()?, tail: r.u32()?, tail_len: r.u64()?, next_segment: r.u32()? };
+    if point.seq > MAX_SEQ
+        || !(FIRST_RECORD..=MAX_SEGMENT_LEN).contains(&point.tail_len)
+        || point.tail >= point.next_segment
+        || point.next_segment > MAX_SEGMENT + 1
+    {
+        return Err("its place in the log is impossible");
+    }
     let mut state = State::default();
     for _ in 0..r.u32()? {
         let (id, info) = r.segment()?;

@@ -21,6 +21,10 @@ pub const RECORD_BYTES: usize = 24;
 /// The longest payload.
 pub const MAX_PAYLOAD: usize = 4 << 20;
 
+/// No log lives long enough to reach this number. What claims a higher one is damage, so counting on from a number that
+/// was read cannot overflow.
+pub const MAX_INDEX: LogIndex = LogIndex(1 << 62);
+
 const MAGIC: &[u8; 8] = b"netfslog";
 
 /// A segment's header.
@@ -105,11 +109,11 @@ impl<'b> Record<'b> {
         if crc32fast::hash(body) != u32_at(bytes, 4) {
             return Err("a record's checksum is wrong".into());
         }
-        Ok(Record {
-            index: LogIndex(u64_at(bytes, 8)),
-            flushed: LogIndex(u64_at(bytes, 16)),
-            payload: &bytes[RECORD_BYTES..RECORD_BYTES + len],
-        })
+        let (index, flushed) = (LogIndex(u64_at(bytes, 8)), LogIndex(u64_at(bytes, 16)));
+        if index > MAX_INDEX || flushed >= index {
+            return Err(format!("record {index} claims that {flushed} was flushed before it"));
+        }
+        Ok(Record { index, flushed, payload: &bytes[RECORD_BYTES..RECORD_BYTES + len] })
     }
 
     /// The length of the record's bytes.
@@ -131,7 +135,10 @@ pub fn segment_name(first: LogIndex) -> String {
 /// The first index of the segment of this name.
 pub fn segment_first(name: &str) -> Option<LogIndex> {
     let digits = name.strip_suffix(".log").filter(|d| d.len() == 16)?;
-    u64::from_str_radix(digits, 16).ok().filter(|first| *first > 0).map(LogIndex)
+    u64::from_str_radix(digits, 16)
+        .ok()
+        .map(LogIndex)
+        .filter(|first| first.0 > 0 && *first <= MAX_INDEX)
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -200,5 +207,17 @@ mod tests {
         assert_eq!(segment_first("000000000000001f.log"), Some(LogIndex(0x1f)));
         assert_eq!(segment_first("1f.log"), None);
         assert_eq!(segment_first("000000000000001f.tmp"), None);
+    }
+
+    #[test]
+    fn impossible_numbers_are_damage() {
+        let refused = |index: u64, flushed: u64| {
+            let record =
+                Record { index: LogIndex(index), flushed: LogIndex(flushed), payload: b"" };
+            Record::parse(&record.to_bytes()).is_err()
+        };
+        assert!(!refused(MAX_INDEX.0, 0) && !refused(5, 4));
+        assert!(refused(u64::MAX, 0) && refused(MAX_INDEX.0 + 1, 0) && refused(5, 5));
+        assert_eq!(segment_first("ffffffffffffffff.log"), None);
     }
 }

@@ -14,6 +14,8 @@
 mod disk;
 mod flush;
 pub mod format;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod recovery;
 mod writer;
 
@@ -65,6 +67,9 @@ pub enum LogError {
     /// An earlier write or flush failed, so nothing is certain any more until a restart.
     #[error("the log has failed before and takes no more commands: {0}")]
     Poisoned(String),
+    /// No number is left for another record.
+    #[error("the log has used up its numbers")]
+    Full,
     /// A record would be longer than any command can be.
     #[error("a command of {0} bytes is too long for the log")]
     TooLong(usize),

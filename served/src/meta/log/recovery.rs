@@ -80,7 +80,7 @@ pub fn scan<E: From<LogError>>(
     let count = segments.len();
     for (i, (first, path)) in segments.into_iter().enumerate() {
         // What is before the first segment must be in the store.
-        let wanted = if i == 0 { first.0.min(applied.0 + 1) } else { out.last.0 + 1 };
+        let wanted = if i == 0 { first.0.min(applied.0.saturating_add(1)) } else { out.last.0 + 1 };
         if first.0 != wanted {
             return Err(LogError::Gap { path, wanted, found: first.0 }.into());
         }

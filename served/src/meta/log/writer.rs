@@ -8,7 +8,7 @@ use netfs_common::errno::Errno;
 use netfs_common::id::LogIndex;
 
 use super::flush::Flusher;
-use super::format::{self, HEADER_BYTES, Header, MAX_PAYLOAD, Record};
+use super::format::{self, HEADER_BYTES, Header, MAX_INDEX, MAX_PAYLOAD, Record};
 use super::{Disk, LogError, LogFile, Recovered};
 
 /// How the log is kept.
@@ -91,6 +91,9 @@ impl Log {
             return Err(LogError::TooLong(payload.len()));
         }
         let mut tail = self.tail();
+        if tail.last >= MAX_INDEX {
+            return Err(LogError::Full);
+        }
         let index = LogIndex(tail.last.0 + 1);
         self.roll(&mut tail, index)?;
         let Tail { last, current: Some(segment), .. } = &mut *tail else {
@@ -220,11 +223,12 @@ impl Log {
     /// When the disk fails; what is left is removed the next time.
     pub fn drop_before(&self, upto: LogIndex) -> Result<(), LogError> {
         let mut tail = self.tail();
-        let end = tail.current.as_ref().map_or(LogIndex(tail.last.0 + 1), |s| s.first);
+        let end =
+            tail.current.as_ref().map_or(LogIndex(tail.last.0.saturating_add(1)), |s| s.first);
         let mut removed = false;
         while let Some((_, path, _)) = tail.sealed.front() {
             let next = tail.sealed.get(1).map_or(end, |(first, _, _)| *first);
-            if next.0 > upto.0 + 1 {
+            if next.0 > upto.0.saturating_add(1) {
                 break;
             }
             self.disk.remove(path).map_err(|e| LogError::io(path, e))?;

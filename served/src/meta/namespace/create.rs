@@ -41,7 +41,7 @@ impl Change<'_, '_> {
         }
         let ino = Ino(self.state.next_ino);
         self.state.next_ino = ino.0.checked_add(1).ok_or(Errno::ENOSPC)?;
-        self.state.inodes += 1;
+        self.state.inodes = self.state.inodes.saturating_add(1);
 
         let mut inode = Inode {
             attr: Attr {

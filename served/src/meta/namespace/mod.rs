@@ -8,6 +8,8 @@ mod attrs;
 mod change;
 mod create;
 mod data;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzzing;
 mod names;
 mod orphans;
 mod read;

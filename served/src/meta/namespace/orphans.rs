@@ -26,7 +26,7 @@ impl Change<'_, '_> {
             1 => vec![self.session],
             _ => session::live(self.txn)?,
         };
-        self.state.orphans += 1;
+        self.state.orphans = self.state.orphans.saturating_add(1);
         for holder in &holders {
             self.txn.put(keys::hold(*holder, ino), Vec::new());
         }

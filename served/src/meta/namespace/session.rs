@@ -89,7 +89,11 @@ pub(super) fn remember(
     if known.is_none_or(|s| s.ended) {
         return Ok(());
     }
-    let mut window: Window = record::load(txn, &keys::window(session))?.unwrap_or_default();
+    let key = keys::window(session);
+    let mut window: Window = record::load(txn, &key)?.unwrap_or_default();
+    if window.dropped > window.answered {
+        return Err(StoreError::damaged(&key, "answers were dropped before they had arrived"));
+    }
     window.answered = window.answered.max(answered);
     window.highest = window.highest.max(seq);
     // Numbers are used one after the other: trying each is cheaper than a search, which would
@@ -121,7 +125,7 @@ pub(super) fn remember(
         Err(errno) => Err(*errno),
     };
     txn.put(keys::reply(session, seq), record::encode(&Answer { outcome })?);
-    txn.put(keys::window(session), record::encode(&window)?);
+    txn.put(key, record::encode(&window)?);
     Ok(())
 }
 
@@ -164,7 +168,7 @@ impl Change<'_, '_> {
         description.truncate(description.floor_char_boundary(MAX_DESCRIPTION));
         let session = Session { description, opened: self.time, ended: false };
         self.txn.put(key, record::encode(&session)?);
-        self.state.sessions += 1;
+        self.state.sessions = self.state.sessions.saturating_add(1);
         Ok(Response::Done)
     }
 

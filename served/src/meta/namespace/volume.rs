@@ -96,5 +96,5 @@ impl Change<'_, '_> {
 
 /// The length of a directory of so many entries: what ext4 would need, roughly.
 pub(super) fn dir_size(entries: u64) -> u64 {
-    entries.saturating_mul(64).max(1).next_multiple_of(4096)
+    (entries.min(1 << 50) * 64).max(1).next_multiple_of(4096)
 }

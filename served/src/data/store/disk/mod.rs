@@ -2,7 +2,8 @@
 //! tests' model of a disk that loses power.
 
 mod real;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
+#[cfg_attr(not(test), allow(dead_code, reason = "fuzzing cuts no power"))]
 pub(super) mod sim;
 
 use std::io::{self, IoSlice};

@@ -1,9 +1,7 @@
 //! Frames of a metadata connection, in any pieces: no input may panic, and how it is cut into pieces
 //! makes no difference.
-#![no_main]
 
 use bytes::Bytes;
-use libfuzzer_sys::fuzz_target;
 use netfs_common::net::frame::{Decoder, Frame};
 
 const MAX_BODY: u32 = 4096;
@@ -24,11 +22,11 @@ fn decode(pieces: &[&[u8]]) -> (Vec<Frame>, bool) {
     (frames, false)
 }
 
-fuzz_target!(|input: &[u8]| {
+pub(crate) fn run(input: &[u8]) {
     let Some((at, bytes)) = input.split_first() else { return };
     let cut = usize::from(*at).min(bytes.len());
     let (first, second) = bytes.split_at(cut);
     let whole = decode(&[bytes]);
     let parts = decode(&[first, second]);
     assert_eq!(format!("{:?}", whole), format!("{:?}", parts));
-});
+}
