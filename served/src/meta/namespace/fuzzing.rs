@@ -267,7 +267,7 @@ fn command(input: &mut Input<'_>, world: &World) -> Command {
         2 => Action::Reap { id },
         3 => Action::TrimDone { id: input.telling(), freed: input.telling() },
         4 => Action::ChunksDeleted { ids: vec![input.telling(), input.telling()] },
-        5 => Action::SkipInodes { count: u32::from(input.byte()) },
+        5 => Action::SkipNumbers { inodes: u32::from(input.byte()) },
         6 => Action::Mutate {
             session: id,
             seq: OpSeq(input.telling()),
@@ -346,7 +346,8 @@ fn op(input: &mut Input<'_>) -> Op {
             Op::WroteChunks { ino, generation, end, allocated, mtime: time(input) }
         }
         18 => Op::Accessed { times: vec![(ino, time(input)), (parent, time(input))] },
-        _ if kind > 240 => Op::EndSession,
+        _ if kind == 239 => Op::EndSession,
+        _ if kind & 64 != 0 => Op::CutTail { ino },
         _ => Op::Forget { inos: vec![ino, parent] },
     }
 }
