@@ -107,18 +107,21 @@ struct Shared {
     bounds: Bounds,
     /// As many calls as both sides accept.
     calls: Semaphore,
+    max_calls: u32,
     metrics: NetMetrics,
 }
 
 impl Bulk {
     pub(super) fn start(greeted: Greeted, limits: &Limits, metrics: NetMetrics) -> Self {
         let Greeted { conn, send, recv, decoder, theirs, .. } = greeted;
+        let max_calls = theirs.max_calls.min(limits.max_bulk_calls);
         let shared = Arc::new(Shared {
             conn,
             life: Life::new(),
             theirs,
             bounds: Bounds::of(limits),
-            calls: Semaphore::new(theirs.max_calls.min(limits.max_bulk_calls) as usize),
+            calls: Semaphore::new(max_calls as usize),
+            max_calls,
             metrics,
         });
         let bulk = Self { shared };
@@ -137,8 +140,15 @@ impl Bulk {
         let shared = &*self.shared;
         match drained {
             Ok(()) => {
-                shared.life.drain(CallError::lost("the peer is shutting down"));
-                shared.end(shared.conn.closed().await.into());
+                let leaving = CallError::lost("the peer is shutting down");
+                shared.life.drain(leaving.clone());
+                // The server waits for this side to close: only this side knows when it has read all
+                // its answers, and what is unread when a connection closes is lost.
+                let error = tokio::select! {
+                    _ = shared.calls.acquire_many(shared.max_calls) => leaving,
+                    error = shared.conn.closed() => error.into(),
+                };
+                shared.end(error);
             }
             Err(error) => shared.end(error),
         }
@@ -160,6 +170,7 @@ impl Bulk {
         check_size(&request, &shared.theirs)?;
         shared.life.check_open()?;
         let _slot = shared.calls.acquire().await.map_err(|_| shared.life.end())?;
+        shared.life.check_open()?;
         let (send, recv) = shared.conn.open_bi().await.map_err(|e| shared.lost(e.into()))?;
         let mut ends = Ends { send, recv, armed: true };
         let Ends { send, recv, .. } = &mut ends;

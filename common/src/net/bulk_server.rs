@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use quinn::{Connection, RecvStream, SendStream};
@@ -14,6 +14,11 @@ use super::frame::{self, FrameKind};
 use super::hello::{Greeted, Terms, violated};
 use super::life::Life;
 use super::{BulkMessage, CallError, CloseCode, Limits, NetMetrics, with_deadline};
+
+/// How long a client may be silent while a shutdown waits for it to read its answers and close. One that is there
+/// acknowledges what it gets within milliseconds, and closes when it has all; one whose process or runtime has gone
+/// without a word never does.
+const SILENCE: Duration = Duration::from_millis(500);
 
 /// The answer to a bulk call, in the making.
 pub type BulkReplyFuture = Pin<Box<dyn Future<Output = BulkMessage> + Send>>;
@@ -59,7 +64,7 @@ struct Shared {
     budget: Budget,
     handler: Arc<dyn BulkHandler>,
     metrics: NetMetrics,
-    /// One permit for each stream being served; all are free when nothing is under way.
+    /// One permit for each stream being served; all are free when every answer is written.
     active: Semaphore,
     max_active: u32,
     /// The stream of the greeting, on which goodbye is said.
@@ -113,7 +118,9 @@ impl BulkPeer {
             frame::put_header(&mut goodbye, FrameKind::Goodbye, 0, 0);
             shared.control.lock().await.write_chunk(goodbye.freeze()).await?;
             let all = shared.active.acquire_many(shared.max_active).await;
-            all.map(drop).map_err(|_| CallError::Closed)
+            all.map(drop).map_err(|_| CallError::Closed)?;
+            shared.until_read().await;
+            Ok(())
         };
         if let Err(error) = with_deadline(Some(deadline), quiet).await {
             tracing::debug!(%error, "bulk calls were still under way at shutdown");
@@ -128,6 +135,22 @@ impl BulkPeer {
 }
 
 impl Shared {
+    /// All answers are written: waits until the client has read them and closes, because what is unread when this side
+    /// closes is lost. Not for a client from which nothing more is heard.
+    async fn until_read(&self) {
+        let mut heard = self.conn.stats().udp_rx.datagrams;
+        while tokio::time::timeout(SILENCE, self.conn.closed()).await.is_err() {
+            let now = self.conn.stats().udp_rx.datagrams;
+            // A call that crossed the goodbye may still be under way; its client has nothing to say meanwhile.
+            let idle = self.active.available_permits() == self.max_active as usize;
+            if now == heard && idle {
+                tracing::debug!("a client went without closing its bulk connection");
+                return;
+            }
+            heard = now;
+        }
+    }
+
     fn end(&self, error: CallError) {
         if !self.life.close(error.clone()) {
             return;
@@ -200,12 +223,7 @@ async fn serve(shared: &Shared, mut answer: Answer, mut recv: RecvStream) {
         Err(error) => Err(error),
     };
     match result {
-        Ok(()) => {
-            answer.given = true;
-            // Under way until the client has all of it: a shutdown waits for that. An error says that the
-            // connection has ended, which others notice.
-            let _ = answer.send.stopped().await;
-        }
+        Ok(()) => answer.given = true,
         Err(CallError::Cancelled) => {
             shared.metrics.calls_cancelled.inc();
         }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netfs_common::net::{BulkMessage, CallError, Limits};
@@ -126,6 +126,29 @@ async fn shutdown_lets_bulk_calls_finish() {
     assert_eq!(reply.payload.into_bytes(), pattern(4 << 20));
     let late = bulk.call(Bytes::new(), Bytes::new(), soon()).await;
     assert!(matches!(late, Err(CallError::Lost(_))), "{late:?}");
+}
+
+#[tokio::test]
+async fn shutdown_does_not_wait_for_a_client_that_has_gone_without_a_word() {
+    let pki = Pki::new();
+    let server = echo_server(&pki);
+    let address = server.address;
+    let client = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let bulk = runtime.block_on(async {
+            let (bulk, _) = dialer(&pki).bulk(address, b"").await.unwrap();
+            bulk.call(Bytes::new(), pattern(10), soon()).await.unwrap();
+            bulk
+        });
+        // Nobody is left to send anything, not even that the connection is closed.
+        runtime.shutdown_background();
+        bulk
+    });
+    let _bulk = tokio::task::spawn_blocking(|| client.join().unwrap()).await.unwrap();
+    let begun = Instant::now();
+    server.server.shutdown(in_ms(10_000)).await;
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(2), "{took:?}");
 }
 
 #[tokio::test]

@@ -54,6 +54,8 @@ use volumes::VolumeError;
 const BLOCKING_THREADS: usize = 4;
 /// How long calls under way may take when the server is told to end.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long the goodbye to the data servers may take.
+const FAREWELL: Duration = Duration::from_millis(500);
 
 /// Where the data server is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -262,7 +264,13 @@ async fn serve(
             result = Err(error.into());
         }
     }
-    drop(dialer);
+    if ending == Ending::Drain {
+        // Otherwise a data server that stops next would wait for this one to read and close.
+        dialer.close();
+        if tokio::time::timeout(FAREWELL, dialer.wait_idle()).await.is_err() {
+            tracing::debug!("a data server has not acknowledged the goodbye");
+        }
+    }
     result
 }
 
