@@ -10,7 +10,7 @@
 //! STATE/servers.toml      where the servers are, while they run: for further clients
 //! ```
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,7 @@ use netfs_common::tls::{Identity, TlsError};
 
 use crate::data::server::{DataError, DataOptions, DataServer};
 use crate::meta::server::{DataServers, MetaError, MetaOptions, MetaServer};
+use crate::private;
 use crate::thread::Ending;
 
 /// The name of the volume that there is.
@@ -195,13 +196,20 @@ fn record(dir: &Path, meta: SocketAddr, data: SocketAddr) -> Result<(), Embedded
         identity.display().to_string(),
         std::process::id()
     );
-    fs::write(&new, text).map_err(EmbeddedError::io(&new))?;
+    let mut options = private::file_options();
+    let mut write = || {
+        let mut file = options.write(true).create(true).truncate(true).open(&new)?;
+        file.write_all(text.as_bytes())
+    };
+    write().map_err(EmbeddedError::io(&new))?;
     fs::rename(&new, &path).map_err(EmbeddedError::io(path))
 }
 
 /// Makes the directory if there is none, and locks it.
 fn enter(dir: &Path) -> Result<File, EmbeddedError> {
-    fs::create_dir_all(dir).map_err(EmbeddedError::io(dir))?;
+    if !dir.exists() {
+        private::create_dir(dir).map_err(EmbeddedError::io(dir))?;
+    }
     let path = dir.join("lock");
     if !path.exists() {
         let entries = fs::read_dir(dir).map_err(EmbeddedError::io(dir))?;
@@ -213,7 +221,9 @@ fn enter(dir: &Path) -> Result<File, EmbeddedError> {
             }
         }
     }
-    let mut options = OpenOptions::new();
+    // It is ours, so others may not look into it.
+    private::create_dir(dir).map_err(EmbeddedError::io(dir))?;
+    let mut options = private::file_options();
     let file = options.create(true).truncate(false).write(true).open(&path);
     let mut file = file.map_err(EmbeddedError::io(&path))?;
     match file.try_lock() {

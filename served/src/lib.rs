@@ -12,4 +12,5 @@ pub mod greeting;
 pub mod health;
 pub mod http;
 pub mod meta;
+mod private;
 pub mod thread;

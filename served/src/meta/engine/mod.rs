@@ -24,10 +24,11 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
+use netfs_common::attr::Timestamp;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
-use netfs_common::id::{LogIndex, SessionId};
-use netfs_common::wire::meta::{Op, Reply, Response};
+use netfs_common::id::LogIndex;
+use netfs_common::wire::meta::{Op, Reply};
 
 use crate::meta::command::{Action, Command};
 use crate::meta::kv::{Store, StoreError, Txn};
@@ -36,13 +37,16 @@ use crate::meta::namespace;
 
 pub use check::{CheckReport, check, check_store};
 pub use config::{EngineConfig, NewVolume};
-pub use dir::{DirLock, FORMAT};
+pub use dir::{DirLock, FORMAT, NUMBER};
 pub use error::EngineError;
 pub use open::RecoveryReport;
 pub use read::EngineStatus;
 
 /// After so many changes that need room the free space is looked at again.
 const SPACE_CHECK_EVERY: u32 = 64;
+
+/// Far more than can be given out between two flushes of the log.
+const LOST_INDICES: u64 = 1 << 32;
 
 /// One volume's metadata.
 pub struct Engine {
@@ -64,24 +68,9 @@ pub struct Engine {
 impl Engine {
     /// Makes a change: its position in the log, and its answer. With that position
     /// [`Engine::flush`] makes it durable. A change that was made before is answered as then.
+    ///
+    /// What the end of a session leaves is removed by [`Engine::reap`].
     pub fn execute(&self, command: Command) -> (LogIndex, Reply) {
-        let time = command.time;
-        let ends = match &command.action {
-            Action::ExpireSession { id } => Some(*id),
-            Action::Mutate { session, op: Op::EndSession, .. } => Some(*session),
-            _ => None,
-        };
-        let (index, reply) = self.execute_one(command);
-        match (ends, &reply) {
-            (Some(id), Ok(_)) => match self.reap(id, time) {
-                Ok(last) => (index.max(last), reply),
-                Err(errno) => (index, Err(errno)),
-            },
-            _ => (index, reply),
-        }
-    }
-
-    fn execute_one(&self, command: Command) -> (LogIndex, Reply) {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         match self.change(command) {
             Ok(done) => done,
@@ -102,7 +91,7 @@ impl Engine {
             self.require_room()?;
         }
         let payload = codec::encode(&command).map_err(|_| Errno::E2BIG)?;
-        let index = LogIndex(self.log.last().0 + 1);
+        let index = self.log.next();
         let mut txn = Txn::new(&*self.store);
         // An attempt that fails has changed nothing, so there is nothing to stop for.
         let reply = namespace::apply(&mut txn, index, command).map_err(|e| read_failed(&e))?;
@@ -117,20 +106,36 @@ impl Engine {
         Ok((index, reply))
     }
 
-    /// Removes all that an ended session has left, in bounded steps.
-    fn reap(&self, id: SessionId, time: netfs_common::attr::Timestamp) -> Result<LogIndex, Errno> {
-        let mut last = self.log.last();
-        while self.knows_session(id)? {
-            let (index, reply) = self.execute_one(Command { time, action: Action::Reap { id } });
-            match reply {
-                Ok(Response::Done) => last = index,
-                // The identifier is in use again.
-                Err(Errno::EBUSY) => break,
-                Err(errno) => return Err(errno),
-                Ok(_) => return Err(Errno::EIO),
-            }
-        }
-        Ok(last)
+    /// Removes some of what ended sessions have left; `false` when there is nothing left. One step
+    /// is bounded, however much there is.
+    ///
+    /// # Errors
+    /// `EIO` when the disk fails.
+    pub fn reap(&self, time: Timestamp) -> Result<bool, Errno> {
+        let Some(id) = self.query(namespace::ended_sessions)?.first().copied() else {
+            return Ok(false);
+        };
+        let (_, reply) = self.execute(Command { time, action: Action::Reap { id } });
+        reply.map(|_| true)
+    }
+
+    /// Leaves out numbers that were given out by commands which may have been lost with the end of
+    /// the log: positions in it (which are versions of inodes), inodes, generations. Durable when it
+    /// returns.
+    ///
+    /// # Errors
+    /// `EIO` when the disk fails.
+    pub fn skip_lost(&self, inodes: u32, time: Timestamp) -> Result<(), Errno> {
+        let writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.log.skip(LOST_INDICES).map_err(|error| {
+            tracing::error!(%error, "the log cannot go on");
+            error.errno()
+        })?;
+        drop(writer);
+        let action = Action::SkipNumbers { inodes };
+        let (index, reply) = self.execute(Command { time, action });
+        reply?;
+        self.flush(index)
     }
 
     /// The store is not to be trusted until it has been opened anew; reads may go on.

@@ -4,13 +4,12 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, RwLock};
 
-use netfs_common::attr::Timestamp;
 use netfs_common::codec;
 use netfs_common::id::LogIndex;
 
 use super::{Engine, EngineConfig, EngineError, dir};
 use crate::meta::command::{Action, Command};
-use crate::meta::kv::{Cached, FjallStore, Store, Txn};
+use crate::meta::kv::{Cached, FjallStore, Store, StoreError, Txn};
 use crate::meta::log::{self, Cut, Disk, Log, LogError, RealDisk};
 use crate::meta::namespace;
 
@@ -55,19 +54,29 @@ impl Engine {
         path: &Path,
         config: EngineConfig,
         disk: Arc<dyn Disk>,
-        store: impl FnOnce(&Path) -> Result<Box<dyn Store>, EngineError>,
+        store: impl Fn(&Path) -> Result<Box<dyn Store>, EngineError>,
     ) -> Result<(Engine, RecoveryReport), EngineError> {
         let (lock, known) = dir::enter(path, config.new_volume.is_some())?;
         let volume = match (known, config.new_volume) {
             (Some(id), _) => id,
             (None, Some(new)) => {
-                dir::make(path, new.id)?;
+                dir::begin(path, new.id)?;
                 new.id
             }
             (None, None) => return Err(EngineError::Missing(path.to_owned())),
         };
-        let store = store(&dir::store_dir(path))?;
         let log_dir = dir::log_dir(path);
+        let store = match store(&dir::store_dir(path)) {
+            // The log is the truth, and it still has all of it.
+            Err(EngineError::Store(StoreError::Broken(what)))
+                if log::is_whole(&*disk, &log_dir)? =>
+            {
+                let aside = dir::set_aside(path)?;
+                tracing::error!(%what, aside = %aside.display(), "the store is made anew from the log");
+                store(&dir::store_dir(path))?
+            }
+            other => other?,
+        };
         let applied = namespace::state(&*store)?.map(|s| s.applied).unwrap_or_default();
         let mut replayed = 0;
         let found = log::recover(&*disk, &log_dir, volume, applied, |index, payload| {
@@ -103,7 +112,7 @@ impl Engine {
         Ok((engine, report))
     }
 
-    /// Finishes what was under way: the making of the volume, the end of sessions.
+    /// Makes the volume if it is not there.
     fn complete(&self, volume: u64, report: &mut RecoveryReport) -> Result<(), EngineError> {
         if namespace::volume(&*self.store)?.is_none() {
             let new = self.config.new_volume.ok_or(EngineError::Missing(self.dir.clone()))?;
@@ -111,11 +120,8 @@ impl Engine {
             let (index, reply) = self.execute(Command { time: new.time, action });
             reply.map_err(EngineError::NotMade)?;
             self.log.flush(index)?;
+            dir::finish(&self.dir)?;
             report.created = true;
-        }
-        for id in namespace::ended_sessions(&*self.store)? {
-            self.reap(id, Timestamp::default())
-                .map_err(|e| EngineError::Failed(format!("session {id} cannot be ended: {e}")))?;
         }
         report.last = self.log.last();
         Ok(())

@@ -8,9 +8,10 @@ use netfs_common::name::Name;
 use netfs_common::wire::meta::Reply;
 
 use super::{Engine, read_failed};
+use crate::meta::keys;
 use crate::meta::kv::{Read, StoreError};
 use crate::meta::namespace::{self, Fault};
-use crate::meta::record::{Deletion, Session, State, Trim, Volume};
+use crate::meta::record::{self, Deletion, Session, State, Trim, Volume};
 
 /// The condition of a volume.
 #[derive(Clone, Debug)]
@@ -111,12 +112,12 @@ impl Engine {
         self.query(namespace::state)?.ok_or(Errno::EIO)
     }
 
-    /// Whether there is such a session, or what an ended one has left.
+    /// A session; an ended one is there until all that it has left is removed.
     ///
     /// # Errors
     /// `EIO` when the store fails.
-    pub fn knows_session(&self, id: SessionId) -> Result<bool, Errno> {
-        self.query(|store| Ok(store.get(&crate::meta::keys::session(id))?.is_some()))
+    pub fn session(&self, id: SessionId) -> Result<Option<Session>, Errno> {
+        self.query(|store| record::load(store, &keys::session(id)))
     }
 
     /// All sessions that have not ended.

@@ -74,6 +74,10 @@ impl<S: Store> Store for Cached<S> {
         Ok(())
     }
 
+    fn is_ready(&self) -> Result<bool, StoreError> {
+        self.store.is_ready()
+    }
+
     fn persist(&self) -> Result<(), StoreError> {
         self.store.persist()
     }

@@ -26,6 +26,9 @@ pub enum StoreError {
     /// The disk or the library below failed.
     #[error("the metadata store failed: {0}")]
     Failed(String),
+    /// What is on disk cannot be read as a store.
+    #[error("the metadata store cannot be opened: {0}")]
+    Broken(String),
     /// A value is not what its key says.
     #[error("the metadata store is damaged: {what} at key {key}")]
     Damaged {
@@ -61,6 +64,14 @@ pub trait Read {
 
 /// A store.
 pub trait Store: Read + Send + Sync {
+    /// Whether a batch is taken at once. If not, [`Store::commit`] waits until the store has caught up.
+    ///
+    /// # Errors
+    /// When it never will.
+    fn is_ready(&self) -> Result<bool, StoreError> {
+        Ok(true)
+    }
+
     /// Applies a batch: all of it or nothing, also after a crash.
     ///
     /// # Errors

@@ -8,6 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::private;
+
 /// A disk.
 pub trait Disk: Send + Sync {
     /// Makes a file that must not exist yet, for appending.
@@ -80,7 +82,7 @@ pub struct RealDisk;
 
 impl Disk for RealDisk {
     fn create(&self, path: &Path) -> io::Result<Arc<dyn LogFile>> {
-        Ok(Arc::new(OpenOptions::new().append(true).create_new(true).open(path)?))
+        Ok(Arc::new(private::file_options().append(true).create_new(true).open(path)?))
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {

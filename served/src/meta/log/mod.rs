@@ -30,7 +30,7 @@ use std::path::PathBuf;
 use netfs_common::errno::Errno;
 
 pub use disk::{Disk, LogFile, RealDisk};
-pub use recovery::{Cut, Recovered, recover, scan};
+pub use recovery::{Cut, Recovered, is_whole, recover, scan};
 pub use writer::{Log, LogConfig};
 
 /// Why the log does not take or give records.

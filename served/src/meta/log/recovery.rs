@@ -79,15 +79,11 @@ pub fn scan<E: From<LogError>>(
     let mut out = Recovered::default();
     let count = segments.len();
     for (i, (first, path)) in segments.into_iter().enumerate() {
-        // What is before the first segment must be in the store.
-        let wanted = if i == 0 { first.0.min(applied.0.saturating_add(1)) } else { out.last.0 + 1 };
-        if first.0 != wanted {
-            return Err(LogError::Gap { path, wanted, found: first.0 }.into());
-        }
         let bytes = disk.read(&path).map_err(|e| LogError::io(&path, e))?;
-        let last_segment = i + 1 == count;
-        let (last, cut) =
-            read_segment(&path, &bytes, (volume, first), last_segment, applied, &mut replay)?;
+        // What is before the first segment must be in the store.
+        let before = (i > 0).then_some(out.last);
+        let place = Place { volume, first, before, applied, is_last: i + 1 == count };
+        let (last, cut) = read_segment(&path, &bytes, &place, &mut replay)?;
         let kept = cut.as_ref().map_or(bytes.len() as u64, |c| c.offset);
         out.last = last;
         out.cut = cut;
@@ -96,6 +92,14 @@ pub fn scan<E: From<LogError>>(
         }
     }
     Ok(out)
+}
+
+/// Whether the log has everything since the first command.
+///
+/// # Errors
+/// When the disk fails.
+pub fn is_whole(disk: &dyn Disk, dir: &Path) -> Result<bool, LogError> {
+    Ok(list(disk, dir)?.first().is_some_and(|(first, _)| *first == LogIndex(1)))
 }
 
 /// The segments in a folder, in order. Other files are none of ours to judge.
@@ -107,40 +111,59 @@ fn list(disk: &dyn Disk, dir: &Path) -> Result<Vec<(LogIndex, PathBuf)>, LogErro
     Ok(out)
 }
 
+/// What is known of a segment before it is read.
+struct Place {
+    volume: u64,
+    /// Its first index, as its name says.
+    first: LogIndex,
+    /// The last index of the segment before it, if there is one.
+    before: Option<LogIndex>,
+    /// The last command that the store has.
+    applied: LogIndex,
+    /// There is none after it.
+    is_last: bool,
+}
+
 /// Reads one segment: the last index in it or before it, and what is to be cut off.
 fn read_segment<E: From<LogError>>(
     path: &Path,
     bytes: &[u8],
-    (volume, first): (u64, LogIndex),
-    last_segment: bool,
-    applied: LogIndex,
+    place: &Place,
     replay: &mut impl FnMut(LogIndex, &[u8]) -> Result<(), E>,
 ) -> Result<(LogIndex, Option<Cut>), E> {
+    let Place { volume, first, applied, is_last: last_segment, .. } = *place;
     let damaged = |offset: usize, what: String| LogError::Damaged {
         path: path.to_owned(),
         offset: offset as u64,
         what,
     };
-    let before = LogIndex(first.0 - 1);
-    match Header::parse(bytes) {
-        Ok(header) if header == (Header { volume, first }) => {}
+    let header = match Header::parse(bytes) {
         Ok(header) if header.volume != volume => {
             return Err(damaged(0, "a segment of another volume".into()).into());
         }
+        Ok(header) if header.first == first && header.previous < first => header,
         Ok(_) => return Err(damaged(0, "the header and the name do not agree".into()).into()),
         // Made just before a power failure: the header may not have come to the disk.
         Err(_) if last_segment && is_torn_header(bytes) => {
             let cut =
                 Cut { path: path.to_owned(), offset: 0, bytes: bytes.len() as u64, records: 0 };
-            return Ok((before, Some(cut)));
+            return Ok((place.before.unwrap_or(applied), Some(cut)));
         }
         Err(what) => return Err(damaged(0, what).into()),
+    };
+    let gap = match place.before {
+        Some(before) => header.previous != before,
+        None => header.previous > applied,
+    };
+    if gap {
+        let wanted = place.before.unwrap_or(applied).0 + 1;
+        return Err(LogError::Gap { path: path.to_owned(), wanted, found: first.0 }.into());
     }
     let mut at = HEADER_BYTES;
-    let mut last = before;
+    let mut last = header.previous;
     while at < bytes.len() {
-        let wanted = last.0 + 1;
-        let what = match Record::parse(&bytes[at..]) {
+        let wanted = if at == HEADER_BYTES { first.0 } else { last.0 + 1 };
+        let what = match Record::parse(&bytes[at..], header.salt) {
             Ok(record) if record.index.0 == wanted => {
                 if record.index > applied {
                     replay(record.index, record.payload)?;
@@ -152,7 +175,7 @@ fn read_segment<E: From<LogError>>(
             Ok(record) => format!("record {} where {wanted:x} belongs", record.index),
             Err(what) => what,
         };
-        let (records, flushed) = survivors(&bytes[at..], wanted);
+        let (records, flushed) = survivors(&bytes[at..], wanted, header.salt);
         if !last_segment || flushed.0 >= wanted {
             return Err(damaged(at, what).into());
         }
@@ -169,7 +192,7 @@ fn is_torn_header(bytes: &[u8]) -> bool {
 }
 
 /// The whole records somewhere after a bad one, and up to where they say the log was flushed.
-fn survivors(bytes: &[u8], wanted: u64) -> (u64, LogIndex) {
+fn survivors(bytes: &[u8], wanted: u64, salt: u32) -> (u64, LogIndex) {
     // No record is shorter than its frame, so this is the most that can follow.
     let most = wanted + (bytes.len() / format::RECORD_BYTES) as u64;
     let (mut count, mut flushed) = (0, LogIndex(0));
@@ -178,7 +201,7 @@ fn survivors(bytes: &[u8], wanted: u64) -> (u64, LogIndex) {
         let rest = &bytes[at..];
         // The index rules out nearly everything before a checksum has to be computed.
         let likely = Record::claimed_index(rest).is_some_and(|i| i >= wanted && i <= most);
-        match likely.then(|| Record::parse(rest)) {
+        match likely.then(|| Record::parse(rest, salt)) {
             Some(Ok(record)) => {
                 count += 1;
                 flushed = flushed.max(record.flushed);

@@ -39,6 +39,8 @@ pub struct Log {
 struct Tail {
     /// The last record that was written.
     last: LogIndex,
+    /// The next one.
+    next: LogIndex,
     /// The segment that is written to, once there is one.
     current: Option<Segment>,
     /// All segments before it: first index, path, bytes.
@@ -47,6 +49,7 @@ struct Tail {
 
 struct Segment {
     first: LogIndex,
+    salt: u32,
     path: PathBuf,
     file: Arc<dyn LogFile>,
     len: u64,
@@ -68,7 +71,12 @@ impl Log {
             dir: dir.to_owned(),
             volume,
             config,
-            tail: Mutex::new(Tail { last, current: None, sealed: recovered.segments.into() }),
+            tail: Mutex::new(Tail {
+                last,
+                next: LogIndex(last.0.saturating_add(1)),
+                current: None,
+                sealed: recovered.segments.into(),
+            }),
             flusher: Flusher::new(last),
         }
     }
@@ -91,15 +99,16 @@ impl Log {
             return Err(LogError::TooLong(payload.len()));
         }
         let mut tail = self.tail();
-        if tail.last >= MAX_INDEX {
+        if tail.next > MAX_INDEX {
             return Err(LogError::Full);
         }
-        let index = LogIndex(tail.last.0 + 1);
-        self.roll(&mut tail, index)?;
-        let Tail { last, current: Some(segment), .. } = &mut *tail else {
+        let index = tail.next;
+        self.roll(&mut tail)?;
+        let Tail { last, next, current: Some(segment), .. } = &mut *tail else {
             return Err(LogError::Poisoned("no segment to write to".into()));
         };
-        let bytes = Record { index, flushed: self.flusher.durable(), payload }.to_bytes();
+        let record = Record { index, flushed: self.flusher.durable(), payload };
+        let bytes = record.to_bytes(segment.salt);
         if let Err(source) = segment.file.append(&bytes) {
             // A part of the record may be there. Without it nothing has happened.
             let undone = segment.file.truncate(segment.len);
@@ -111,26 +120,52 @@ impl Log {
         }
         segment.len += bytes.len() as u64;
         *last = index;
+        *next = LogIndex(index.0 + 1);
         Ok(index)
     }
 
-    /// Makes sure that there is a segment with room, beginning with `index` if it is new.
-    fn roll(&self, tail: &mut Tail, index: LogIndex) -> Result<(), LogError> {
+    /// The index of the next command.
+    pub fn next(&self) -> LogIndex {
+        self.tail().next
+    }
+
+    /// Leaves out indices: commands that have them may have been lost with the end of the log, and
+    /// somebody may know of them.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn skip(&self, count: u64) -> Result<(), LogError> {
+        let mut tail = self.tail();
+        // A segment has no gap within.
+        self.seal(&mut tail)?;
+        tail.next = LogIndex(tail.next.0.saturating_add(count));
+        Ok(())
+    }
+
+    /// Makes sure that there is a segment with room, beginning with the next index if it is new.
+    fn roll(&self, tail: &mut Tail) -> Result<(), LogError> {
         match &tail.current {
             Some(segment) if segment.len < self.config.segment_bytes => return Ok(()),
             _ => {}
         }
         self.seal(tail)?;
+        let index = tail.next;
         let path = self.dir.join(format::segment_name(index));
-        let header = Header { volume: self.volume, first: index }.to_bytes();
+        let mut salt = [0; 4];
+        getrandom::fill(&mut salt).map_err(|e| LogError::io(&path, e.into()))?;
+        let salt = u32::from_le_bytes(salt);
+        let header = Header { volume: self.volume, salt, first: index, previous: tail.last };
+        let header = header.to_bytes();
         let create = || {
             let file = self.disk.create(&path)?;
-            // The name must be as durable as the records that a flush is asked for.
-            file.append(&header).and_then(|()| self.disk.sync_dir(&self.dir)).map(|()| file)
+            // Header and name come to the disk before any record: recovery reads a torn segment by them.
+            file.append(&header).and_then(|()| file.sync())?;
+            self.disk.sync_dir(&self.dir).map(|()| file)
         };
         match create() {
             Ok(file) => {
-                tail.current = Some(Segment { first: index, path, file, len: HEADER_BYTES as u64 });
+                let len = HEADER_BYTES as u64;
+                tail.current = Some(Segment { first: index, salt, path, file, len });
                 Ok(())
             }
             Err(source) => {
@@ -202,6 +237,13 @@ impl Log {
         self.flusher.fail(why);
     }
 
+    /// The segment that is written to, and its length.
+    #[cfg(test)]
+    pub(crate) fn segment(&self) -> (PathBuf, u64) {
+        let tail = self.tail();
+        tail.current.as_ref().map_or((PathBuf::new(), 0), |s| (s.path.clone(), s.len))
+    }
+
     /// The length of all segments in bytes.
     pub fn bytes(&self) -> u64 {
         let tail = self.tail();
@@ -223,12 +265,13 @@ impl Log {
     /// When the disk fails; what is left is removed the next time.
     pub fn drop_before(&self, upto: LogIndex) -> Result<(), LogError> {
         let mut tail = self.tail();
-        let end =
-            tail.current.as_ref().map_or(LogIndex(tail.last.0.saturating_add(1)), |s| s.first);
+        let end = tail.current.as_ref().map_or(tail.next, |s| s.first);
         let mut removed = false;
         while let Some((_, path, _)) = tail.sealed.front() {
             let next = tail.sealed.get(1).map_or(end, |(first, _, _)| *first);
-            if next.0 > upto.0.saturating_add(1) {
+            // What the segment before a gap holds ends at the gap.
+            let ends = if next > tail.last { tail.last.0 } else { next.0 - 1 };
+            if ends > upto.0 {
                 break;
             }
             self.disk.remove(path).map_err(|e| LogError::io(path, e))?;

@@ -11,6 +11,7 @@ use netfs_common::net::{Backoff, Link};
 use netfs_common::warn_rarely;
 use netfs_common::wire::Hello;
 use netfs_common::wire::meta::{Mutation, Op, Reply, Request, Response, StatFs, VolumeStatus};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::MetaOptions;
@@ -54,6 +55,8 @@ pub(super) struct Volume {
     settings: Settings,
     /// The last command that was there at the start.
     kept: LogIndex,
+    /// Told when a session has ended that may have left something.
+    ended: Notify,
 }
 
 /// What a greeting has come to.
@@ -74,6 +77,7 @@ impl Volume {
     ) -> Result<Arc<Volume>, VolumeError> {
         let failed = |errno| VolumeError::Unreadable { name: name.clone(), errno };
         let kept = engine.last();
+        // Before anything else is done that gets a position in the log.
         skip_lost_numbers(&name, &engine)?;
         let engine = Arc::new(engine);
         let record = engine.volume().map_err(failed)?;
@@ -90,6 +94,7 @@ impl Volume {
             id: record.id,
             settings: record.settings,
             kept,
+            ended: Notify::new(),
             name: name.clone(),
             engine,
             data,
@@ -97,6 +102,7 @@ impl Volume {
         volume.begin_trims().map_err(failed)?;
         tokio::spawn(volume.clone().keep_time());
         tokio::spawn(deletions::work_off(volume.clone()));
+        tokio::spawn(volume.clone().reap());
         Ok(volume)
     }
 
@@ -129,7 +135,12 @@ impl Volume {
     pub(super) async fn join(self: &Arc<Self>, hello: &Hello) -> Result<Joined, Refusal> {
         let failed = |errno| Refusal::Unavailable(format!("the volume cannot be used: {errno}"));
         let id = hello.session;
-        let resumed = self.engine.knows_session(id).map_err(failed)?;
+        let known = self.engine.session(id).map_err(failed)?;
+        if known.as_ref().is_some_and(|session| session.ended) {
+            let text = "what the session has left is still being removed";
+            return Err(Refusal::Unavailable(text.into()));
+        }
+        let resumed = known.is_some();
         if !resumed && self.members.count() >= MAX_SESSIONS {
             return Err(too_many());
         }
@@ -193,12 +204,31 @@ impl Volume {
         }
     }
 
+    /// Removes what ended sessions have left, a step at a time, so that others get their turn.
+    async fn reap(self: Arc<Self>) {
+        loop {
+            // Enabled before the look, so that no end is missed.
+            let ended = self.ended.notified();
+            tokio::pin!(ended);
+            ended.as_mut().enable();
+            match self.engine.reap(now()) {
+                Ok(true) => tokio::task::yield_now().await,
+                Ok(false) => ended.await,
+                Err(errno) => {
+                    warn_rarely!(WARN_INTERVAL, volume = %self.name, %errno, "what ended sessions have left cannot be removed");
+                    tokio::time::sleep(WARN_INTERVAL).await;
+                }
+            }
+        }
+    }
+
     fn expire(&self, id: SessionId) {
         let action = Action::ExpireSession { id };
         let (_, reply) = self.engine.execute(Command { time: now(), action });
         match reply {
             // ESHUTDOWN: it was only about to join.
             Ok(_) | Err(Errno::ESHUTDOWN) => {
+                self.ended.notify_waiters();
                 tracing::warn!(volume = %self.name, session = %id, "session ended: not heard of for too long");
                 if let Some(link) = self.members.left(id) {
                     link.close();
@@ -303,6 +333,7 @@ impl Volume {
         if ends && reply.is_ok() {
             // The connection is left to the client, which closes it when it has the answer.
             self.members.left(client.session);
+            self.ended.notify_waiters();
         }
         let mut reply = reply?;
         let cutting = self.trims.shown_in(&reply);
@@ -427,17 +458,14 @@ fn too_many() -> Refusal {
 /// given out between two flushes.
 const LOST_INODES: u32 = 1 << 22;
 
-/// After anything but an orderly end, numbers that lost commands may have given out are not given out again:
-/// the data server may hold chunks under them.
+/// After anything but an orderly end, numbers that lost commands may have given out are not given out again: clients
+/// may know the versions, and the data server may hold chunks under the inodes.
 fn skip_lost_numbers(name: &str, engine: &Engine) -> Result<(), VolumeError> {
     if volumes::take_clean(engine.dir())? {
         return Ok(());
     }
-    let action = Action::SkipNumbers { inodes: LOST_INODES };
     let failed = |errno| VolumeError::Unreadable { name: name.into(), errno };
-    let (index, reply) = engine.execute(Command { time: now(), action });
-    reply.map_err(failed)?;
-    engine.flush(index).map_err(failed)
+    engine.skip_lost(LOST_INODES, now()).map_err(failed)
 }
 
 /// The server's clock.

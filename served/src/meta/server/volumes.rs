@@ -1,15 +1,17 @@
 //! The volumes of a server, on disk.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use netfs_common::errno::Errno;
 
 use super::volume::now;
 use crate::meta::command::Settings;
-use crate::meta::engine::{Engine, EngineConfig, EngineError, NewVolume};
+use crate::meta::engine::{Engine, EngineConfig, EngineError, NUMBER, NewVolume};
+use crate::private;
 
 /// The file with the number of the next volume.
 const NEXT_VOLUME: &str = "NEXT_VOLUME";
@@ -22,6 +24,10 @@ const INODE_BITS: u32 = 48;
 /// The most volumes that a server may ever have had.
 const MAX_VOLUMES: u64 = 1 << (64 - INODE_BITS);
 
+/// How often, and after which pause, it is tried to take the lock on the numbers.
+const LOCK_TRIES: u32 = 500;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
+
 /// What is wrong with a volume.
 #[derive(Debug, thiserror::Error)]
 pub enum VolumeError {
@@ -33,6 +39,9 @@ pub enum VolumeError {
     /// There is one already.
     #[error("there is a volume \"{0}\" already")]
     Exists(String),
+    /// Another process is making one.
+    #[error("{} is in use by another process that is making a volume; try again", .0.display())]
+    Busy(PathBuf),
     /// All numbers are used up.
     #[error("no more volumes can be made on this server")]
     TooMany,
@@ -84,7 +93,11 @@ impl VolumeError {
 fn check_name(name: &str) -> Result<(), VolumeError> {
     let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
     let good = (1..=64).contains(&name.len()) && name.bytes().all(ok) && !name.starts_with('.');
-    if good && name != NEXT_VOLUME { Ok(()) } else { Err(VolumeError::BadName(name.into())) }
+    if good && !name.starts_with(NEXT_VOLUME) {
+        Ok(())
+    } else {
+        Err(VolumeError::BadName(name.into()))
+    }
 }
 
 /// The names of the volumes in a directory, in order.
@@ -124,7 +137,7 @@ pub fn open_all(
     let missing = wanted.iter().filter(|name| !present.contains(name));
     let mut open = Vec::new();
     for name in present.iter() {
-        open.push((name.clone(), open_one(dir, name, config)?));
+        open.push((name.clone(), open_one(dir, name, config)?.0));
     }
     for name in missing {
         open.push((name.clone(), create(dir, name, config)?));
@@ -132,17 +145,19 @@ pub fn open_all(
     Ok(open)
 }
 
-fn open_one(dir: &Path, name: &str, config: EngineConfig) -> Result<Engine, VolumeError> {
+fn open_one(dir: &Path, name: &str, config: EngineConfig) -> Result<(Engine, bool), VolumeError> {
     let failed = |source| VolumeError::Engine { name: name.into(), source };
     let (engine, report) = Engine::open(&dir.join(name), config).map_err(failed)?;
     if report.created {
         mark_clean(&dir.join(name))?;
+        // Left by one that was interrupted here, it does no harm.
+        let _ = fs::remove_file(dir.join(name).join(NUMBER));
         tracing::info!(volume = name, "volume made");
     } else {
         let cut = report.cut.is_some();
         tracing::info!(volume = name, last = %report.last, replayed = report.replayed, cut, "volume opened");
     }
-    Ok(engine)
+    Ok((engine, report.created))
 }
 
 /// Makes a volume.
@@ -154,20 +169,25 @@ pub fn create(dir: &Path, name: &str, config: EngineConfig) -> Result<Engine, Vo
     if dir.join(name).join("FORMAT").exists() {
         return Err(VolumeError::Exists(name.into()));
     }
-    fs::create_dir_all(dir).map_err(VolumeError::io(dir))?;
-    let number = take_number(dir)?;
+    private::create_dir(dir).map_err(VolumeError::io(dir))?;
+    let number = number_for(dir, name)?;
     let mut id = [0; 8];
     getrandom::fill(&mut id).map_err(|e| VolumeError::io(dir)(e.into()))?;
     let settings = Settings { first_ino: (number << INODE_BITS) + 2, ..Settings::default() };
     let new = NewVolume { id: u64::from_le_bytes(id), settings, time: now() };
-    open_one(dir, name, EngineConfig { new_volume: Some(new), ..config })
+    match open_one(dir, name, EngineConfig { new_volume: Some(new), ..config })? {
+        (engine, true) => Ok(engine),
+        // Somebody else was faster.
+        (_, false) => Err(VolumeError::Exists(name.into())),
+    }
 }
 
 /// Notes that a volume was left in order: nothing of its log can have been lost.
 pub(super) fn mark_clean(dir: &Path) -> Result<(), VolumeError> {
     let path = dir.join(CLEAN);
     let write = || {
-        File::create(&path)?.sync_all()?;
+        let mut options = private::file_options();
+        options.create(true).truncate(true).write(true).open(&path)?.sync_all()?;
         File::open(dir)?.sync_all()
     };
     write().map_err(VolumeError::io(&path))
@@ -186,7 +206,51 @@ pub(super) fn take_clean(dir: &Path) -> Result<bool, VolumeError> {
     }
 }
 
-/// The number of a new volume, which no other volume gets, whatever happens.
+/// The number of a volume that is to be made: the same for each attempt to make it.
+fn number_for(dir: &Path, name: &str) -> Result<u64, VolumeError> {
+    let _lock = lock(dir)?;
+    let (home, path) = (dir.join(name), dir.join(name).join(NUMBER));
+    if let Ok(text) = fs::read_to_string(&path)
+        && let Ok(number) = text.trim().parse()
+    {
+        return Ok(number);
+    }
+    let number = take_number(dir)?;
+    if !home.exists() {
+        private::create_dir(&home).map_err(VolumeError::io(&home))?;
+    }
+    let entries = fs::read_dir(&home).map_err(VolumeError::io(&home))?;
+    if entries.count() == 0 {
+        let write = || {
+            let mut options = private::file_options();
+            let mut file = options.create(true).truncate(true).write(true).open(&path)?;
+            writeln!(file, "{number}")?;
+            file.sync_all()?;
+            File::open(&home)?.sync_all()
+        };
+        write().map_err(VolumeError::io(&path))?;
+    }
+    Ok(number)
+}
+
+/// Held by who takes a number.
+fn lock(dir: &Path) -> Result<File, VolumeError> {
+    let path = dir.join(format!("{NEXT_VOLUME}.lock"));
+    let mut options = private::file_options();
+    let file = options.create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(VolumeError::io(&path))?;
+    // It is held for a few writes; a server may start at the same moment.
+    for _ in 0..LOCK_TRIES {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+            Err(TryLockError::Error(e)) => return Err(VolumeError::io(path)(e)),
+        }
+    }
+    Err(VolumeError::Busy(dir.to_owned()))
+}
+
+/// The number of a new volume, which no other volume gets, whatever happens. Called under the [`lock`].
 fn take_number(dir: &Path) -> Result<u64, VolumeError> {
     let (path, new) = (dir.join(NEXT_VOLUME), dir.join(format!("{NEXT_VOLUME}.new")));
     let number = match fs::read_to_string(&path) {
@@ -202,7 +266,8 @@ fn take_number(dir: &Path) -> Result<u64, VolumeError> {
         return Err(VolumeError::TooMany);
     }
     let write = || {
-        let mut file = File::create(&new)?;
+        let mut options = private::file_options();
+        let mut file = options.create(true).truncate(true).write(true).open(&new)?;
         writeln!(file, "{}", number + 1)?;
         file.sync_all()?;
         fs::rename(&new, &path)?;
@@ -233,6 +298,38 @@ mod tests {
         assert!(again.is_some_and(|e| e.contains("already")));
         fs::remove_file(dir.path().join(NEXT_VOLUME)).unwrap();
         assert!(matches!(create(dir.path(), "c", config), Err(VolumeError::BadNumber(_))));
+    }
+
+    #[test]
+    fn an_interrupted_attempt_to_make_a_volume_is_taken_up_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = EngineConfig::default();
+        // The disk is too full for it.
+        let full = EngineConfig { reserve_bytes: u64::MAX, ..config };
+        let refused = open_all(dir.path(), &["v".into()], full).err().map(|e| e.to_string());
+        assert!(refused.is_some_and(|e| e.contains("cannot be made")));
+        assert_eq!(list(dir.path()).unwrap(), Vec::<String>::new());
+        let engine = create(dir.path(), "v", config).unwrap();
+        assert_eq!(engine.volume().unwrap().settings.first_ino, 2, "no number is lost");
+        drop(engine);
+        let again = open_all(dir.path(), &["v".into()], config).unwrap();
+        assert_eq!(again.len(), 1);
+    }
+
+    #[test]
+    fn two_who_make_volumes_at_once_get_different_numbers() {
+        let dir = tempfile::tempdir().unwrap();
+        let make = |name: String| {
+            let dir = dir.path();
+            move || number_for(dir, &name).unwrap()
+        };
+        let mut all: Vec<u64> = std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                (0..16).map(|n| scope.spawn(make(format!("volume-{n}")))).collect();
+            threads.into_iter().map(|t| t.join().unwrap()).collect()
+        });
+        all.sort_unstable();
+        assert_eq!(all, (0..16).collect::<Vec<_>>());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::{Disk, DiskFile, Space};
 use crate::data::store::error::StoreError;
 use crate::data::store::format::LOCK_FILE;
+use crate::private;
 
 /// The most slices that Linux takes in one call.
 const IOV_MAX: usize = 1024;
@@ -37,7 +38,8 @@ impl RealDisk {
     pub(in crate::data::store) fn open(dir: &Path, access: Access) -> Result<Self, StoreError> {
         let shown = || dir.display().to_string();
         if access == Access::Write {
-            std::fs::create_dir_all(dir).map_err(StoreError::io("create directory", shown()))?;
+            // Chunks are the contents of everybody's files.
+            private::create_dir(dir).map_err(StoreError::io("create directory", shown()))?;
         } else if !dir.is_dir() {
             return Err(StoreError::BadFile {
                 file: shown(),
@@ -47,7 +49,7 @@ impl RealDisk {
         let path = dir.join(LOCK_FILE);
         let opened = match access {
             Access::Write => {
-                OpenOptions::new().write(true).create(true).truncate(false).open(&path)
+                private::file_options().write(true).create(true).truncate(false).open(&path)
             }
             Access::Read => File::open(&path),
         };
@@ -87,7 +89,7 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let mut options = OpenOptions::new();
+        let mut options = private::file_options();
         options.read(true).write(true).create(true).truncate(true);
         Ok(Arc::new(RealFile(options.open(self.dir.join(name))?)))
     }
