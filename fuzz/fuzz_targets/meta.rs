@@ -20,7 +20,7 @@ fuzz_target!(|input: &[u8]| {
         1 => {
             if let Ok(record) = Record::parse(bytes, 0) {
                 let len = record.byte_len();
-                assert_eq!(record.to_bytes(), &bytes[..len]);
+                assert_eq!(record.to_bytes(0), &bytes[..len]);
             }
         }
         2 => {

@@ -188,7 +188,7 @@ mod tests {
             Record { index: LogIndex(0x1122), flushed: LogIndex(0x11), payload: b"payload" };
         assert_eq!(
             hex(&record.to_bytes(0x0a0b)),
-            "070000007824d501221100000000000011000000000000007061796c6f6164"
+            "0700000015cf7a58221100000000000011000000000000007061796c6f6164"
         );
     }
 
