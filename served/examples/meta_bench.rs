@@ -26,7 +26,8 @@ fn main() -> Outcome<()> {
         return Err("the folder is in use; choose an empty one".into());
     }
     let session = SessionId(1);
-    let action = Action::OpenSession { id: session, description: String::new() };
+    let action =
+        Action::OpenSession { id: session, description: String::new(), owner: String::new() };
     engine.execute(Command { time, action }).1?;
     let mut seq = 0;
     let mut change = |op| -> Outcome<Ino> {

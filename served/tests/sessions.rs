@@ -13,6 +13,7 @@ use netfs_common::attr::{SetAttr, Timestamp};
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::name::Name;
+use netfs_common::net::CallError;
 use netfs_common::wire::meta::{Mutation, NewInode, Op, Push, Request, Response};
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::meta::server::{DataServers, MetaOptions, MetaServer};
@@ -74,7 +75,7 @@ async fn a_silent_session_ends_and_its_open_files_without_a_name_go() {
 }
 
 #[tokio::test]
-async fn a_session_that_renews_but_makes_no_room_is_ended_for_the_newcomer() {
+async fn a_newcomer_waits_while_the_holder_renews_and_not_longer() {
     let dir = tempfile::tempdir().unwrap();
     let servers = start(dir.path(), TERM);
     let first = servers.meta(1).await;
@@ -86,12 +87,89 @@ async fn a_session_that_renews_but_makes_no_room_is_ended_for_the_newcomer() {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     });
-    let begun = Instant::now();
-    let second = servers.meta(2).await;
-    assert!(begun.elapsed() >= TERM, "let in after {:?}", begun.elapsed());
-    assert!(second.info.exclusive, "the first is gone");
+    // Twice its term: it may have much to write back.
+    let refused = MetaClient::connect(&servers.pki.client, servers.meta.addr(), "v", 2).await;
+    match refused.err() {
+        Some(CallError::Refused { text, .. }) => assert!(text.contains("test 1"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(first.call(&Request::Renew).await, Ok(Response::Done), "it has its session");
     assert_eq!(*first.answers.pushed.lock().unwrap(), [Push::Share]);
-    renewing.await.unwrap();
+    renewing.abort();
+    let second = loop {
+        let addr = servers.meta.addr();
+        match MetaClient::connect(&servers.pki.client, addr, "v", 2).await {
+            Ok(second) => break second,
+            Err(CallError::Refused { .. }) => {}
+            Err(other) => panic!("{other}"),
+        }
+    };
+    assert!(second.info.exclusive, "the first is gone");
+    first.link.closed().await;
+}
+
+#[tokio::test]
+async fn nobody_goes_on_in_a_session_with_another_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path(), PATIENCE);
+    let first = servers.meta(1).await;
+    let addr = servers.meta.addr();
+    let refused = MetaClient::connect(&servers.pki.other, addr, "v", 1).await;
+    match refused.err() {
+        Some(CallError::Refused { text, .. }) => assert!(text.contains("certificate"), "{text}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(first.call(&Request::Renew).await, Ok(Response::Done), "it is left alone");
+    match first.call(&Request::Status).await {
+        Ok(Response::Status(status)) => {
+            assert_eq!(status.volumes[0].sessions[0].0.0, 0, "no numbers for everybody");
+        }
+        other => panic!("{other:?}"),
+    }
+    // Not after a restart either.
+    let Servers { pki, meta, data } = servers;
+    first.sync().await;
+    meta.stop(netfs_served::thread::Ending::Drain).unwrap();
+    let at = DataServers::At(vec![data.as_ref().unwrap().addr().to_string()]);
+    let meta = MetaServer::start(MetaOptions::new(
+        dir.path().join("meta"),
+        localhost(),
+        at,
+        pki.server.clone(),
+    ))
+    .unwrap();
+    assert!(MetaClient::connect(&pki.other, meta.addr(), "v", 1).await.is_err());
+    assert!(MetaClient::connect(&pki.client, meta.addr(), "v", 1).await.unwrap().info.resumed);
+}
+
+#[tokio::test]
+async fn what_one_client_deletes_gives_its_space_back_while_another_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path(), PATIENCE);
+    let (first, second) = (servers.meta(1).await, servers.meta(2).await);
+    let name = |text| Name::new(text).unwrap();
+    let unseen = first.create(Ino::ROOT, "unseen", NewInode::File).await.unwrap();
+    let seen = first.create(Ino::ROOT, "seen", NewInode::File).await.unwrap();
+    assert_eq!(second.lookup(Ino::ROOT, "seen").await.unwrap().ino, seen);
+    for text in ["unseen", "seen"] {
+        first.change(Op::Unlink { parent: Ino::ROOT, name: name(text) }).await.unwrap();
+    }
+    first.change(Op::Forget { inos: vec![unseen, seen] }).await.unwrap();
+    assert_eq!(first.get(unseen).await, Err(Errno::ESTALE));
+    assert_eq!(first.get(seen).await.map(|a| a.nlink), Ok(0), "the other may have it open");
+    second.change(Op::Forget { inos: vec![seen] }).await.unwrap();
+    assert_eq!(first.get(seen).await, Err(Errno::ESTALE));
+}
+
+#[tokio::test]
+async fn a_session_that_its_client_has_ended_is_not_begun_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path(), PATIENCE);
+    let first = servers.meta(1).await;
+    first.change(Op::EndSession).await.unwrap();
+    let late = MetaClient::connect(&servers.pki.client, servers.meta.addr(), "v", 1).await;
+    assert!(matches!(late.err(), Some(CallError::Refused { .. })));
+    assert!(servers.meta(2).await.info.exclusive);
 }
 
 #[tokio::test]

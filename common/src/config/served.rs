@@ -35,6 +35,9 @@ settings! {
         pub cache_bytes: ByteSize = ByteSize::mib(64);
         /// Inodes and entries kept decoded in memory. Each costs about 500 bytes.
         pub cache_entries: u64 = 100_000;
+        /// Space left free on the file system; below it whatever adds names or attributes fails with ENOSPC and only
+        /// removal goes on.
+        pub reserve_bytes: ByteSize = ByteSize::mib(128);
         /// Addresses of the data servers, as clients reach them. Empty: the data server in this process.
         pub data_servers: Vec<String> = Vec::new();
     }

@@ -9,7 +9,7 @@ use netfs_common::config::{DataConfig, MetaConfig, ServedConfig, SyncPolicy};
 use netfs_common::net::NetMetrics;
 use netfs_common::telemetry::{self, Metrics};
 use netfs_common::tls::Identity;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::notify::notify;
 use super::{ConfigArgs, Failure};
@@ -65,7 +65,11 @@ async fn serve(config: &ServedConfig, parts: Parts) -> Result<ExitCode, Failure>
         let mut options = data_options(config, identity.clone());
         options.net_metrics = net_metrics.clone();
         metrics.with(|registry| options.metrics.register(registry));
-        let server = DataServer::start(options)?;
+        let starting = tokio::task::spawn_blocking(move || DataServer::start(options));
+        let server = tokio::select! {
+            server = starting => server??,
+            () = asked_to_end(&mut terminate, &mut interrupt) => end_early(),
+        };
         tracing::info!(address = %server.addr(), "data server ready");
         data = Some(server);
     }
@@ -75,7 +79,11 @@ async fn serve(config: &ServedConfig, parts: Parts) -> Result<ExitCode, Failure>
         let mut options = meta_options(config, identity, data_servers(&config.meta, local)?);
         options.net_metrics = net_metrics;
         options.calls = metrics.calls("meta");
-        let server = MetaServer::start(options)?;
+        let starting = tokio::task::spawn_blocking(move || MetaServer::start(options));
+        let server = tokio::select! {
+            server = starting => server??,
+            () = asked_to_end(&mut terminate, &mut interrupt) => end_early(),
+        };
         tracing::info!(address = %server.addr(), "metadata server ready");
         meta = Some(server);
     }
@@ -103,21 +111,29 @@ async fn serve(config: &ServedConfig, parts: Parts) -> Result<ExitCode, Failure>
         let data = data.map_or(Ok(()), |server| server.stop(Ending::Drain));
         meta.map_err(|e| e.to_string()).and(data.map_err(|e| e.to_string()))
     });
-    let hurry = async {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
     tokio::select! {
         ended = ended => ended??,
-        () = hurry => {
+        () = asked_to_end(&mut terminate, &mut interrupt) => {
             tracing::warn!("ended at once; what was not flushed is recovered at the next start");
             std::process::exit(1);
         }
     }
     tracing::info!("ended");
     Ok(ExitCode::SUCCESS)
+}
+
+async fn asked_to_end(terminate: &mut Signal, interrupt: &mut Signal) {
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+}
+
+/// Opening a store can take long. What it has done so far it finds at the next start, as after a crash.
+fn end_early() -> ! {
+    notify("STOPPING=1");
+    tracing::info!("ended by a signal before the start was complete");
+    std::process::exit(0)
 }
 
 /// Where the data server is; `local`: the port of the one in this process.
@@ -162,7 +178,8 @@ fn meta_options(config: &ServedConfig, identity: Arc<Identity>, data: DataServer
     let meta = &config.meta;
     let mut options = MetaOptions::new(meta.dir.clone(), meta.listen, data, identity);
     options.volumes = config.volume.iter().map(|volume| volume.name.clone()).collect();
-    let mut engine = EngineConfig::default();
+    let mut engine =
+        EngineConfig { reserve_bytes: meta.reserve_bytes.0, ..EngineConfig::default() };
     engine.store.cache_bytes = meta.cache_bytes.0;
     if let Some(entries) =
         usize::try_from(meta.cache_entries).ok().and_then(std::num::NonZeroUsize::new)

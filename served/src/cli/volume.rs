@@ -28,8 +28,10 @@ pub(super) enum VolumeCommand {
 pub(super) fn run(command: &VolumeCommand) -> Result<ExitCode, Failure> {
     match command {
         VolumeCommand::Create { name, config } => {
-            let dir = config.load()?.meta.dir;
-            volumes::create(&dir, name, EngineConfig::default())?;
+            let meta = config.load()?.meta;
+            let reserve_bytes = meta.reserve_bytes.0;
+            let dir = meta.dir;
+            volumes::create(&dir, name, EngineConfig { reserve_bytes, ..EngineConfig::default() })?;
             println!("volume {name} made in {}", dir.display());
         }
         VolumeCommand::List { config } => {

@@ -30,6 +30,8 @@ pub enum Action {
         id: SessionId,
         /// Host and mount point, for people.
         description: String,
+        /// The name in the client's certificate: nobody else may go on in the session.
+        owner: String,
     },
     /// Ends a session whose client has not been heard of for too long.
     ExpireSession {
@@ -69,6 +71,11 @@ pub enum Action {
     SkipNumbers {
         /// How many inodes.
         inodes: u32,
+    },
+    /// Sessions that cannot have these inodes open let go of them.
+    Release {
+        /// Which session lets go of which inode.
+        holds: Vec<(SessionId, Ino)>,
     },
 }
 

@@ -94,6 +94,8 @@ pub struct Listed {
 pub struct Session {
     /// Host and mount point.
     pub description: String,
+    /// The name in the certificate of whoever has opened it.
+    pub owner: String,
     /// When it was opened.
     pub opened: Timestamp,
     /// It has ended; what it left is being removed.

@@ -16,8 +16,10 @@
 
 mod client;
 mod clock;
+mod cuts;
 mod data_link;
 mod deletions;
+mod lookups;
 mod members;
 mod trims;
 mod volume;
@@ -184,6 +186,8 @@ pub(crate) struct Shared {
     instance: InstanceId,
     started: Instant,
     volumes: BTreeMap<String, Arc<Volume>>,
+    /// Volumes that cannot be opened, and why.
+    broken: BTreeMap<String, String>,
     data: DataServers,
     calls: CallMetrics,
 }
@@ -213,16 +217,29 @@ async fn begin(
         DataServers::At(addresses) => addresses.clone(),
     });
     let data = Arc::new(DataLink::new(&dialer, Arc::new(own_map), cluster, instance)?);
-    let mut served = BTreeMap::new();
-    for (name, engine) in volumes::open_all(&options.dir, &options.volumes, options.engine)? {
-        let volume = Volume::start(name.clone(), engine, data.clone(), &options)?;
-        served.insert(name, volume);
+    let (mut served, mut broken) = (BTreeMap::new(), BTreeMap::new());
+    let mut first = None;
+    for (name, opened) in volumes::open_all(&options.dir, &options.volumes, options.engine)? {
+        let started =
+            opened.and_then(|engine| Volume::start(name.clone(), engine, data.clone(), &options));
+        match started {
+            Ok(volume) => drop(served.insert(name, volume)),
+            Err(error) => {
+                tracing::error!(volume = %name, %error, "the volume is not served; the others are");
+                broken.insert(name, error.to_string());
+                first.get_or_insert(error);
+            }
+        }
+    }
+    if let (true, Some(error)) = (served.is_empty(), first) {
+        return Err(error.into());
     }
     let shared = Arc::new(Shared {
         cluster,
         instance,
         started: Instant::now(),
         volumes: served,
+        broken,
         data: options.data,
         calls: options.calls,
     });
@@ -305,12 +322,19 @@ enum Lost {
 }
 
 async fn member(incoming: Incoming, hello: Hello, shared: Arc<Shared>) -> Result<(), Lost> {
+    if shared.broken.contains_key(&hello.volume) {
+        let text =
+            format!("the volume {} cannot be opened; the server's log says why", hello.volume);
+        greeting::refuse(incoming, &Refusal::Unavailable(text));
+        return Ok(());
+    }
     let Some(volume) = shared.volumes.get(&hello.volume).cloned() else {
         let shown: String = hello.volume.chars().take(greeting::MAX_VOLUME_BYTES).collect();
         greeting::refuse(incoming, &Refusal::UnknownVolume(shown));
         return Ok(());
     };
-    let joined = match volume.join(&hello).await {
+    let certificate = incoming.peer().name.clone();
+    let joined = match volume.join(&hello, &certificate).await {
         Ok(joined) => joined,
         Err(refusal) => {
             greeting::refuse(incoming, &refusal);
@@ -329,15 +353,17 @@ async fn member(incoming: Incoming, hello: Hello, shared: Arc<Shared>) -> Result
     let reply =
         HelloReply { volume: Some(info), ..greeting::reply(shared.cluster, shared.instance) };
     let words = codec::encode(&reply)?;
-    let (address, certificate) = (incoming.remote_address(), incoming.peer().name.clone());
+    let address = incoming.remote_address();
     let session = hello.session;
     tracing::info!(
         %address, %certificate, client = %hello.client, volume = %hello.volume, %session,
         resumed = joined.resumed, alone = joined.exclusive, "client connected"
     );
-    let client = Client::new(shared, volume.clone(), session, hello.client);
+    let client = Client::new(shared, volume.clone(), (session, joined.entry), hello.client);
     let link = incoming.welcome_link(&words, Arc::new(Member(client))).await?;
-    let connection = volume.connected(session, link.clone());
+    let Some(connection) = volume.connected(session, joined.entry, link.clone()) else {
+        return Ok(());
+    };
     let reason = link.closed().await;
     volume.disconnected(session, connection);
     tracing::info!(%address, %session, %reason, "client gone");
@@ -359,8 +385,11 @@ impl Shared {
     fn health(&self) -> Result<(), String> {
         for volume in self.volumes.values() {
             if let Some(why) = volume.failure() {
-                return Err(format!("volume {} takes no changes: {why}", volume.name()));
+                return Err(format!("volume {} {why}", volume.name()));
             }
+        }
+        if let Some((name, why)) = self.broken.first_key_value() {
+            return Err(format!("volume {name} is not served: {why}"));
         }
         Ok(())
     }

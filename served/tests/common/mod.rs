@@ -40,6 +40,8 @@ pub fn localhost() -> SocketAddr {
 pub struct Pki {
     pub server: Arc<Identity>,
     pub client: Arc<Identity>,
+    /// Another client's.
+    pub other: Arc<Identity>,
 }
 
 pub fn make_pki(dir: &Path) -> Pki {
@@ -49,9 +51,12 @@ pub fn make_pki(dir: &Path) -> Pki {
     let leaf = pki::Leaf::Server { name: "server".into(), names: Vec::new() };
     pki::issue(&ca, &leaf, &server, &options).unwrap();
     pki::issue(&ca, &pki::Leaf::Client { name: "client".into() }, &client, &options).unwrap();
+    let other = dir.join("other");
+    pki::issue(&ca, &pki::Leaf::Client { name: "other".into() }, &other, &options).unwrap();
     Pki {
         server: Arc::new(Identity::load_dir(&server).unwrap()),
         client: Arc::new(Identity::load_dir(&client).unwrap()),
+        other: Arc::new(Identity::load_dir(&other).unwrap()),
     }
 }
 

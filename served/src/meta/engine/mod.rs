@@ -45,6 +45,8 @@ pub use read::EngineStatus;
 /// After so many changes that need room the free space is looked at again.
 const SPACE_CHECK_EVERY: u32 = 64;
 
+/// Nothing that needs room is taken when the log is so many times longer than it should be.
+const LOG_LIMIT: u64 = 32;
 /// Far more than can be given out between two flushes of the log.
 const LOST_INDICES: u64 = 1 << 32;
 
@@ -78,6 +80,14 @@ impl Engine {
         }
     }
 
+    /// Whether a change is made at once. If not, [`Engine::execute`] waits until the store has caught up.
+    ///
+    /// # Errors
+    /// `EIO` when it never will; no more changes are taken then.
+    pub fn is_ready(&self) -> Result<bool, Errno> {
+        self.store.is_ready().map_err(|e| self.broken(&e))
+    }
+
     /// Called under the `writer` lock.
     fn change(&self, command: Command) -> Result<(LogIndex, Reply), Errno> {
         if self.log.failure().is_some() {
@@ -87,6 +97,7 @@ impl Engine {
         if let Some(reply) = known {
             return Ok((self.log.last(), reply));
         }
+        self.is_ready()?;
         if needs_room(&command) {
             self.require_room()?;
         }
@@ -154,7 +165,10 @@ impl Engine {
                 tracing::error!(%error, "free space is not known");
                 Errno::from_io(&error)
             })?;
-            self.out_of_space.store(free < self.config.reserve_bytes, Ordering::Relaxed);
+            // A log that only grows, because no checkpoint succeeds, must end before the disk does.
+            let endless = self.log.bytes() / LOG_LIMIT > self.config.checkpoint_log_bytes;
+            let full = free < self.config.reserve_bytes || endless;
+            self.out_of_space.store(full, Ordering::Relaxed);
         }
         match self.out_of_space.load(Ordering::Relaxed) {
             true => Err(Errno::ENOSPC),
@@ -224,10 +238,11 @@ fn read_failed(error: &StoreError) -> Errno {
 }
 
 /// Whether a change makes the store larger. All others are let through on a full disk, for they
-/// are how it gets room again, or report what has happened already.
+/// are how it gets room again, or report what has happened already. So is a new session: their number is
+/// bounded, and without one nobody could remove anything.
 fn needs_room(command: &Command) -> bool {
     match &command.action {
-        Action::OpenSession { .. } | Action::CreateVolume { .. } => true,
+        Action::CreateVolume { .. } => true,
         Action::Mutate { op, .. } => matches!(
             op,
             Op::Create { .. } | Op::Link { .. } | Op::SetXattr { .. } | Op::WriteInline { .. }

@@ -130,9 +130,8 @@ impl Engine {
         Ok(all)
     }
 
-    /// Cuts that the data servers have not completed, oldest first. After a start they must all
-    /// be completed before a client is let in, and later each before its change is answered,
-    /// also when the change is answered once more.
+    /// Cuts that the data servers have not completed, oldest first. Each must be completed before
+    /// anybody is shown its inode, also when the change is answered once more.
     ///
     /// # Errors
     /// `EIO` when the store fails.

@@ -1,4 +1,5 @@
 use std::fs;
+use std::io::Read as _;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
@@ -38,7 +39,8 @@ fn at(secs: u64) -> Timestamp {
 }
 
 fn open_session(engine: &Engine) {
-    let action = Action::OpenSession { id: SESSION, description: "test".into() };
+    let action =
+        Action::OpenSession { id: SESSION, description: "test".into(), owner: String::new() };
     engine.execute(Command { time: at(1), action }).1.unwrap();
 }
 
@@ -65,6 +67,14 @@ fn faults(engine: &Engine) -> Vec<String> {
     check_store(&*engine.store).unwrap().faults
 }
 
+/// What has been written to a journal of the store, which is made with zeros in it. Tests write much less than is read.
+fn journal(path: &Path) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    fs::File::open(path).unwrap().take(8 << 20).read_to_end(&mut bytes).unwrap();
+    bytes.truncate(bytes.iter().rposition(|b| *b != 0).map_or(0, |last| last + 1));
+    bytes
+}
+
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
@@ -72,6 +82,10 @@ fn copy(from: &Path, to: &Path) {
         let target = to.join(entry.file_name());
         match entry.file_type().unwrap().is_dir() {
             true => copy(&entry.path(), &target),
+            // Mostly room for what is to come.
+            false if target.extension().is_some_and(|e| e == "jnl") => {
+                fs::write(target, journal(&entry.path())).unwrap();
+            }
             // The store removes what it has compacted, also while it is copied.
             false => drop(fs::copy(entry.path(), target)),
         }
@@ -298,13 +312,12 @@ fn a_hole_in_the_stores_journal_never_keeps_a_volume_from_opening() {
     }
     let (last, expected) = (engine.last(), dump(&*engine.store));
     drop(engine);
-    let journal = newest(&dir::store_dir(dir.path()), ".jnl");
-    let whole = fs::read(&journal).unwrap();
-    let end = whole.iter().rposition(|b| *b != 0).unwrap();
-    for page in 0..end / 4096 {
+    let newest = newest(&dir::store_dir(dir.path()), ".jnl");
+    let whole = journal(&newest);
+    for page in (0..whole.len() / 4096).step_by(5) {
         let mut bytes = whole.clone();
         bytes[page * 4096..(page + 1) * 4096].fill(0);
-        fs::write(&journal, bytes).unwrap();
+        fs::write(&newest, bytes).unwrap();
         let copied = TempDir::new().unwrap();
         copy(dir.path(), copied.path());
         let (engine, report) = Engine::open(copied.path(), existing()).unwrap();
@@ -448,10 +461,28 @@ fn a_full_disk_refuses_what_needs_room_and_lets_removals_through() {
     });
     let seq = refused.unwrap();
     engine.execute(change(seq, unlink("f"))).1.unwrap();
+    // Who could remove something is let in.
+    let (id, owner) = (SessionId(2), String::new());
+    let open = Action::OpenSession { id, description: "late".into(), owner };
+    engine.execute(Command { time: at(1), action: open }).1.unwrap();
     assert_eq!(engine.execute(change(seq + 1, create("h"))).1, Err(Errno::ENOSPC));
     *disk.0.free.lock().unwrap() = None;
     engine.execute(change(seq + 1, create("h"))).1.unwrap();
     assert_eq!(faults(&engine), Vec::<String>::new());
+}
+
+#[test]
+fn a_log_that_only_grows_takes_nothing_more_that_needs_room() {
+    let dir = TempDir::new().unwrap();
+    let config = EngineConfig { checkpoint_log_bytes: 200, ..config() };
+    let (engine, _) = on_bad_disk(&dir, config);
+    let refused = (1..500)
+        .find(|seq| engine.execute(change(*seq, create(&seq.to_string()))).1 == Err(Errno::ENOSPC));
+    let seq = refused.unwrap();
+    engine.execute(change(seq, unlink("1"))).1.unwrap();
+    assert!(engine.checkpoint_due());
+    engine.checkpoint().unwrap();
+    engine.execute(change(seq + 1, create("g"))).1.unwrap();
 }
 
 #[test]

@@ -114,12 +114,15 @@ fn run(
     let mut change = Change::begin(txn, index, time)?;
     let response = match action {
         Action::Mutate { session, op, .. } => mutate(&mut change, session, op)?,
-        Action::OpenSession { id, description } => change.open_session(id, description)?,
+        Action::OpenSession { id, description, owner } => {
+            change.open_session(id, description, owner)?
+        }
         Action::ExpireSession { id } => change.end_session(id)?,
         Action::Reap { id } => change.reap(id)?,
         Action::TrimDone { id, freed } => change.trim_done(id, freed)?,
         Action::ChunksDeleted { ids } => change.chunks_deleted(&ids)?,
         Action::SkipNumbers { inodes } => change.skip_numbers(inodes),
+        Action::Release { holds } => change.release_all(&holds)?,
         Action::CreateVolume { .. } => return Err(Errno::EEXIST.into()),
     };
     change.finish(response)

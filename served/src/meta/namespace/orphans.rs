@@ -1,8 +1,8 @@
 //! Inodes without a name, and what they leave behind.
 //!
 //! An orphan is held by every session that lived when it lost its last name: any of them may
-//! have it open. A hold ends with [`netfs_common::wire::meta::Op::Forget`] or with the session, and the last one takes the
-//! inode along. There are at most as many holds as orphans times sessions.
+//! have it open. A hold ends with [`netfs_common::wire::meta::Op::Forget`], with the session, or when the server knows that the
+//! session has never seen the inode; the last one takes the inode along. There are at most as many holds as orphans times sessions.
 
 use netfs_common::attr::FileKind;
 use netfs_common::errno::Errno;
@@ -42,6 +42,17 @@ impl Change<'_, '_> {
             self.release(self.session, *ino)?;
         }
         Ok(changed(None))
+    }
+
+    /// Sessions let go of inodes that they have never seen.
+    pub(super) fn release_all(&mut self, holds: &[(SessionId, Ino)]) -> Result<Response, Fault> {
+        if holds.len() > MAX_BATCH {
+            return Err(Errno::E2BIG.into());
+        }
+        for (session, ino) in holds {
+            self.release(*session, *ino)?;
+        }
+        Ok(Response::Done)
     }
 
     /// A session no longer uses an inode; nothing happens unless it is an orphan that it holds.

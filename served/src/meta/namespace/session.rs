@@ -155,18 +155,21 @@ impl Change<'_, '_> {
         &mut self,
         id: SessionId,
         mut description: String,
+        owner: String,
     ) -> Result<Response, Fault> {
         let key = keys::session(id);
         match record::load::<Session>(self.txn, &key)? {
             Some(known) if known.ended => return Err(Errno::ESHUTDOWN.into()),
+            Some(known) if known.owner != owner => return Err(Errno::EPERM.into()),
             Some(_) => return Ok(Response::Done),
+            None if owner.len() > MAX_DESCRIPTION => return Err(Errno::E2BIG.into()),
             None => {}
         }
         if sessions(self.txn)?.len() >= MAX_SESSIONS {
             return Err(Errno::ENFILE.into());
         }
         description.truncate(description.floor_char_boundary(MAX_DESCRIPTION));
-        let session = Session { description, opened: self.time, ended: false };
+        let session = Session { description, owner, opened: self.time, ended: false };
         self.txn.put(key, record::encode(&session)?);
         self.state.sessions = self.state.sessions.saturating_add(1);
         Ok(Response::Done)

@@ -12,6 +12,7 @@ use netfs_common::wire::meta::{Reply, Request, Response};
 
 use super::Shared;
 use super::clock::ClientClock;
+use super::members::Entry;
 use super::volume::Volume;
 
 /// The largest answer. Only listings come near it; they are shortened to fit.
@@ -22,6 +23,7 @@ pub(super) struct Client {
     shared: Arc<Shared>,
     volume: Arc<Volume>,
     pub(super) session: SessionId,
+    pub(super) entry: Entry,
     pub(super) description: String,
     pub(super) clock: ClientClock,
 }
@@ -30,10 +32,10 @@ impl Client {
     pub(super) fn new(
         shared: Arc<Shared>,
         volume: Arc<Volume>,
-        session: SessionId,
+        (session, entry): (SessionId, Entry),
         description: String,
     ) -> Arc<Client> {
-        Arc::new(Client { shared, volume, session, description, clock: ClientClock::new() })
+        Arc::new(Client { shared, volume, session, entry, description, clock: ClientClock::new() })
     }
 }
 
@@ -49,7 +51,7 @@ impl Handler for Member {
         Box::pin(async move {
             let (name, start) = (name(&request), Instant::now());
             let reply = match request {
-                Request::Status => client.shared.status().await,
+                Request::Status => client.shared.status().await.map(without_sessions),
                 request => client.volume.answer(&client, request).await,
             };
             let outcome = reply.as_ref().map_or_else(outcome, |_| "ok");
@@ -57,6 +59,15 @@ impl Handler for Member {
             bytes_of(reply)
         })
     }
+}
+
+/// Who knows a session's number may try to go on in it, so only administrators are shown any.
+fn without_sessions(mut response: Response) -> Response {
+    if let Response::Status(status) = &mut response {
+        let sessions = status.volumes.iter_mut().flat_map(|volume| &mut volume.sessions);
+        sessions.for_each(|(id, ..)| *id = SessionId(0));
+    }
+    response
 }
 
 /// An administrator's connection.

@@ -1,6 +1,7 @@
 //! The metadata server as a client of the data servers.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,34 @@ pub(super) enum DataCallError {
     Refused { server: ServerId, errno: Errno },
     #[error("data server {server} gave an answer that makes no sense")]
     Nonsense { server: ServerId },
+    #[error("data server {server} has restarted, and may have lost what it did before")]
+    Restarted { server: ServerId },
+}
+
+/// Changes that are to be flushed together, at all data servers: a server that restarts before the flush may
+/// lose what it has answered, and then all of it is done once more.
+#[derive(Debug, Default)]
+pub(super) struct Attempt {
+    /// The life of each server in which it made the changes.
+    lives: Mutex<HashMap<ServerId, InstanceId>>,
+    /// By how many bytes the data shrank.
+    freed: AtomicU64,
+}
+
+impl Attempt {
+    /// By how many bytes the data shrank so far.
+    pub(super) fn freed(&self) -> u64 {
+        self.freed.load(Ordering::Relaxed)
+    }
+
+    /// A server answers in this life.
+    fn met(&self, server: ServerId, life: InstanceId) -> Result<(), DataCallError> {
+        let mut lives = self.lives.lock().unwrap_or_else(PoisonError::into_inner);
+        match *lives.entry(server).or_insert(life) == life {
+            true => Ok(()),
+            false => Err(DataCallError::Restarted { server }),
+        }
+    }
 }
 
 /// Connections to all data servers of the map.
@@ -91,45 +120,46 @@ impl DataLink {
         Ok(DataLink { channels: channels.collect(), map, usage: Mutex::new(None) })
     }
 
-    /// Removes everything of a file's contents from a byte on. Durable when it returns; by how many
-    /// bytes the data shrank.
+    /// Removes everything of a file's contents from a byte on. Durable when it returns.
     pub(super) async fn cut(
         &self,
+        attempt: &Attempt,
         file: ChunkId,
         chunk_bits: u8,
         from: u64,
-    ) -> Result<u64, DataCallError> {
+    ) -> Result<(), DataCallError> {
         let (index, within) = (from >> chunk_bits, from & ((1u64 << chunk_bits) - 1));
-        let mut freed = 0;
         let mut first = index;
         if within > 0 {
             let chunk = ChunkId { index, ..file };
             let punch = Op::Punch { chunk, offset: within, len: u64::MAX };
             let (_, chain) = self.map.chain_of(chunk);
             for server in &chain.replicas {
-                freed = self.change(*server, chunk, punch.clone()).await?;
+                self.change(attempt, *server, chunk, punch.clone()).await?;
             }
             first += 1;
         }
-        freed += self.delete_from(ChunkId { index: first, ..file }).await?;
-        self.flush().await?;
-        Ok(freed)
+        self.delete_from(attempt, ChunkId { index: first, ..file }).await?;
+        self.flush(attempt).await
     }
 
-    /// Removes chunks; durable after [`DataLink::flush`]. By how many bytes the data shrank.
-    pub(super) async fn delete_from(&self, first: ChunkId) -> Result<u64, DataCallError> {
-        let mut freed = 0;
+    /// Removes chunks; durable after [`DataLink::flush`].
+    pub(super) async fn delete_from(
+        &self,
+        attempt: &Attempt,
+        first: ChunkId,
+    ) -> Result<(), DataCallError> {
         for server in self.channels.keys() {
-            freed += self.change(*server, first, Op::Delete { first }).await?;
+            self.change(attempt, *server, first, Op::Delete { first }).await?;
         }
-        Ok(freed)
+        Ok(())
     }
 
-    /// Brings what was changed to stable storage.
-    pub(super) async fn flush(&self) -> Result<(), DataCallError> {
+    /// Brings what was changed in an attempt to stable storage.
+    pub(super) async fn flush(&self, attempt: &Attempt) -> Result<(), DataCallError> {
         for server in self.channels.keys() {
             match self.call(*server, NO_CHUNK, Op::Flush).await? {
-                Reply::Flushed { .. } => {}
+                Reply::Flushed { verifier } => attempt.met(*server, verifier)?,
                 _ => return Err(DataCallError::Nonsense { server: *server }),
             }
         }
@@ -174,10 +204,20 @@ impl DataLink {
         Ok(sum)
     }
 
-    /// A change that can only make data less; by how much.
-    async fn change(&self, server: ServerId, chunk: ChunkId, op: Op) -> Result<u64, DataCallError> {
+    /// A change that can only make data less.
+    async fn change(
+        &self,
+        attempt: &Attempt,
+        server: ServerId,
+        chunk: ChunkId,
+        op: Op,
+    ) -> Result<(), DataCallError> {
         match self.call(server, chunk, op).await? {
-            Reply::Written { allocated, .. } => Ok(allocated.min(0).unsigned_abs()),
+            Reply::Written { allocated, verifier } => {
+                attempt.met(server, verifier)?;
+                attempt.freed.fetch_add(allocated.min(0).unsigned_abs(), Ordering::Relaxed);
+                Ok(())
+            }
             _ => Err(DataCallError::Nonsense { server }),
         }
     }
@@ -199,5 +239,20 @@ impl DataLink {
             Ok(reply) => Ok(reply),
             Err(_) => Err(DataCallError::Nonsense { server }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attempt_across_two_lives_of_a_server_is_none() {
+        let (attempt, server) = (Attempt::default(), ServerId(1));
+        attempt.met(server, InstanceId(7)).unwrap();
+        attempt.met(server, InstanceId(7)).unwrap();
+        attempt.met(ServerId(2), InstanceId(8)).unwrap();
+        let refused = attempt.met(server, InstanceId(9));
+        assert!(matches!(refused, Err(DataCallError::Restarted { .. })));
     }
 }

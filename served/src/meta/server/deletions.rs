@@ -9,7 +9,7 @@ use netfs_common::net::Backoff;
 use netfs_common::warn_rarely;
 use tokio::task::JoinSet;
 
-use super::data_link::DataCallError;
+use super::data_link::{Attempt, DataCallError};
 use super::volume::{Volume, now};
 use crate::meta::command::{Action, Command};
 use crate::meta::record::Deletion;
@@ -62,19 +62,20 @@ async fn batch(volume: &Arc<Volume>, next: &mut u64) -> Result<usize, DeletionEr
     let (Some((last, _)), count) = (queue.last().cloned(), queue.len()) else { return Ok(0) };
     volume.flush_to(volume.engine.last()).await?;
     let ids = queue.iter().map(|(id, _)| *id).collect();
+    let attempt = Arc::new(Attempt::default());
     let mut calls = JoinSet::new();
     for (_, deletion) in queue {
         if calls.len() >= AT_ONCE {
             joined(&mut calls).await?;
         }
-        calls.spawn(delete(volume.clone(), deletion));
+        calls.spawn(delete(volume.clone(), attempt.clone(), deletion));
     }
     while !calls.is_empty() {
         joined(&mut calls).await?;
     }
-    volume.data.flush().await?;
+    volume.data.flush(&attempt).await?;
     let action = Action::ChunksDeleted { ids };
-    let (_, reply) = volume.engine.execute(Command { time: now(), action });
+    let (_, reply) = volume.execute(Command { time: now(), action }).await;
     reply?;
     *next = last + 1;
     Ok(count)
@@ -88,7 +89,11 @@ async fn joined(calls: &mut JoinSet<Result<(), DataCallError>>) -> Result<(), De
     }
 }
 
-async fn delete(volume: Arc<Volume>, deletion: Deletion) -> Result<(), DataCallError> {
+async fn delete(
+    volume: Arc<Volume>,
+    attempt: Arc<Attempt>,
+    deletion: Deletion,
+) -> Result<(), DataCallError> {
     let first = ChunkId { ino: deletion.ino, generation: deletion.generation, index: 0 };
-    volume.data.delete_from(first).await.map(drop)
+    volume.data.delete_from(&attempt, first).await
 }

@@ -2,14 +2,14 @@
 //!
 //! A session that is alone is told so and caches everything. When another one joins, each session
 //! that may think to be alone is called ([`Push::Share`]): it sends what it has, drops what it
-//! cached, and only then answers; the newcomer's greeting waits for that. One that does not answer
-//! within its term is ended. When all others have gone, a session stays shared until it connects
-//! anew.
+//! cached, and only then answers; the newcomer's greeting waits for that, and while it does not come
+//! is told to try again. However long that takes: a session ends only when it is silent for its term.
+//! When all others have gone, a session stays shared until it connects anew.
 //!
 //! A session is entered into the store only after all others have been told. So when a restart
 //! finds one session in the store, it may think to be alone; when it finds more, none does.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +21,11 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::meta::sessions::Sessions;
+
+/// A session that has not made room is told again after this time, at the latest.
+const TELL_AGAIN: Duration = Duration::from_secs(600);
+/// So many sessions that were ended by their clients are remembered.
+const MAX_ENDED: usize = 1024;
 
 /// The members of one volume.
 #[derive(Debug)]
@@ -35,12 +40,18 @@ pub(super) struct Members {
 struct Inner {
     sessions: Sessions,
     members: HashMap<SessionId, Member>,
+    /// Sessions that were ended by their clients, the latest first.
+    ended: VecDeque<SessionId>,
     last_link: u64,
+    last_entry: u64,
 }
 
 #[derive(Debug, Default)]
 struct Member {
     description: String,
+    /// The name in the certificate of whoever opened it.
+    owner: String,
+    entry: Entry,
     link: Option<(LinkId, Link)>,
     maybe_alone: bool,
     /// It is being told otherwise.
@@ -51,6 +62,20 @@ struct Member {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LinkId(u64);
 
+/// One greeting of a session. Calls that come with an older one than the last are of a connection that has been replaced,
+/// and nothing of that may come after what the new one brings.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Entry(u64);
+
+/// Why a client may not go on in a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotAdmitted {
+    /// It belongs to the holder of another certificate.
+    Stranger,
+    /// Its client has ended it: this is a late attempt to hear that it was done.
+    Ended,
+}
+
 /// What telling a session has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Told {
@@ -58,23 +83,29 @@ pub(super) enum Told {
     Done,
     /// The connection was lost: it comes back and is told again, or its term ends.
     Lost,
-    /// It has not answered within its term, or with nonsense.
-    Silent,
+    /// It has answered with nonsense.
+    Nonsense,
 }
 
 impl Members {
     /// `known`: the sessions found in the store. Each has a full term to come back.
-    pub(super) fn new(term: Duration, known: Vec<(SessionId, String)>) -> Members {
+    pub(super) fn new(term: Duration, known: Vec<(SessionId, String, String)>) -> Members {
         let mut sessions = Sessions::new(term);
         let mut members = HashMap::new();
         let maybe_alone = known.len() == 1;
-        for (id, description) in known {
+        for (id, description, owner) in known {
             sessions.seen(id, Duration::ZERO);
-            members.insert(id, Member { description, maybe_alone, ..Member::default() });
+            members.insert(id, Member { description, owner, maybe_alone, ..Member::default() });
         }
         Members {
             start: Instant::now(),
-            inner: Mutex::new(Inner { sessions, members, last_link: 0 }),
+            inner: Mutex::new(Inner {
+                sessions,
+                members,
+                ended: VecDeque::new(),
+                last_link: 0,
+                last_entry: 0,
+            }),
             changed: Notify::new(),
         }
     }
@@ -91,21 +122,35 @@ impl Members {
         self.lock().sessions.term()
     }
 
-    /// A session begins or comes back. Whether it was known. Its present connection, if there is one, is
-    /// closed: nothing of it may come after what the new one brings.
-    pub(super) fn enter(&self, id: SessionId, description: &str) -> bool {
+    /// A session begins or comes back. Its present connection, if there is one, is closed: nothing of it
+    /// may come after what the new one brings.
+    pub(super) fn enter(
+        &self,
+        id: SessionId,
+        owner: &str,
+        description: &str,
+    ) -> Result<Entry, NotAdmitted> {
         let now = self.now();
         let mut inner = self.lock();
+        if inner.members.get(&id).is_some_and(|member| member.owner != owner) {
+            return Err(NotAdmitted::Stranger);
+        }
+        if inner.ended.contains(&id) {
+            return Err(NotAdmitted::Ended);
+        }
         inner.sessions.seen(id, now);
-        let known = inner.members.contains_key(&id);
+        inner.last_entry += 1;
+        let entry = Entry(inner.last_entry);
         let member = inner.members.entry(id).or_default();
         member.description = description.to_owned();
+        member.owner = owner.to_owned();
+        member.entry = entry;
         let old = member.link.take();
         drop(inner);
         if let Some((_, old)) = old {
             old.close();
         }
-        known
+        Ok(entry)
     }
 
     /// How many there are, those that are about to join included.
@@ -113,11 +158,11 @@ impl Members {
         self.lock().members.len()
     }
 
-    /// A sign of life; `false` if there is no such session.
-    pub(super) fn seen(&self, id: SessionId) -> bool {
+    /// A sign of life; `false` if there is no such session, or a newer connection of it.
+    pub(super) fn seen(&self, id: SessionId, entry: Entry) -> bool {
         let now = self.now();
         let mut inner = self.lock();
-        let known = inner.members.contains_key(&id);
+        let known = inner.members.get(&id).is_some_and(|member| member.entry == entry);
         if known {
             inner.sessions.seen(id, now);
         }
@@ -132,18 +177,25 @@ impl Members {
         ids.into_iter().for_each(|id| inner.sessions.seen(id, now));
     }
 
-    /// The session's connection, in place of an older one, which is closed.
-    pub(super) fn connected(&self, id: SessionId, link: Link) -> LinkId {
+    /// The session's connection. `None`, and it is closed, if the session has ended meanwhile or has a newer one.
+    pub(super) fn connected(&self, id: SessionId, entry: Entry, link: Link) -> Option<LinkId> {
         let mut inner = self.lock();
         inner.last_link += 1;
         let link_id = LinkId(inner.last_link);
-        let old = inner.members.entry(id).or_default().link.replace((link_id, link));
+        let old = match inner.members.get_mut(&id).filter(|member| member.entry == entry) {
+            Some(member) => member.link.replace((link_id, link)).map(|(_, old)| old),
+            None => {
+                drop(inner);
+                link.close();
+                return None;
+            }
+        };
         drop(inner);
-        if let Some((_, old)) = old {
+        if let Some(old) = old {
             old.close();
         }
         self.changed.notify_waiters();
-        link_id
+        Some(link_id)
     }
 
     /// A connection has ended. The session goes on until its term is over.
@@ -163,6 +215,28 @@ impl Members {
         drop(inner);
         self.changed.notify_waiters();
         member.and_then(|m| m.link).map(|(_, link)| link)
+    }
+
+    /// A session was ended by its client, which nobody takes up again.
+    pub(super) fn ended(&self, id: SessionId) {
+        {
+            let mut inner = self.lock();
+            inner.ended.truncate(MAX_ENDED - 1);
+            inner.ended.push_front(id);
+        }
+        self.left(id);
+    }
+
+    /// All but one.
+    pub(super) fn others(&self, id: SessionId) -> Vec<SessionId> {
+        self.lock().members.keys().filter(|other| **other != id).copied().collect()
+    }
+
+    /// Whom `id` has to wait for: one of those who may think to be alone.
+    pub(super) fn maybe_alone(&self, id: SessionId) -> Option<String> {
+        let inner = self.lock();
+        let mut holders = inner.members.iter().filter(|(other, m)| **other != id && m.maybe_alone);
+        holders.next().map(|(_, member)| member.description.clone())
     }
 
     /// Lets go of all connections, at the server's end.
@@ -248,10 +322,11 @@ impl Members {
     pub(super) async fn tell(&self, id: SessionId, link: &Link) -> Told {
         let told = match self.call_share(link).await {
             Ok(PushReply::Done) => Told::Done,
-            Err(CallError::Lost(_) | CallError::Closed) => Told::Lost,
+            // A deadline that has passed: it is told once more, for as long as it renews.
+            Err(CallError::Lost(_) | CallError::Closed | CallError::Deadline) => Told::Lost,
             Err(error) => {
                 tracing::warn!(session = %id, %error, "a client has not made room for another");
-                Told::Silent
+                Told::Nonsense
             }
         };
         self.told(id, told == Told::Done);
@@ -260,7 +335,7 @@ impl Members {
 
     async fn call_share(&self, link: &Link) -> Result<PushReply, CallError> {
         let nonsense = |e: codec::CodecError| CallError::Protocol(e.to_string().into());
-        let deadline = std::time::Instant::now() + self.term();
+        let deadline = std::time::Instant::now() + TELL_AGAIN;
         let push = codec::encode(&Push::Share).map_err(nonsense)?;
         let reply = link.call(push.into(), deadline).await?;
         codec::decode(&reply).map_err(nonsense)

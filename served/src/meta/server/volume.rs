@@ -1,24 +1,25 @@
 //! One volume: its engine, and what makes its answers true: flushes, cuts, sessions.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use netfs_common::attr::Timestamp;
 use netfs_common::errno::Errno;
-use netfs_common::id::{ChunkId, Ino, LogIndex, SessionId};
-use netfs_common::net::{Backoff, Link};
+use netfs_common::id::{Ino, LogIndex, SessionId};
+use netfs_common::net::Link;
 use netfs_common::warn_rarely;
 use netfs_common::wire::Hello;
 use netfs_common::wire::meta::{Mutation, Op, Reply, Request, Response, StatFs, VolumeStatus};
-use tokio::sync::Notify;
+use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::time::Instant;
 
 use super::MetaOptions;
 use super::client::Client;
 use super::data_link::DataLink;
 use super::deletions;
-use super::members::{LinkId, Members, Told};
+use super::lookups::Lookups;
+use super::members::{Entry, LinkId, Members, NotAdmitted, Told};
 use super::trims::Trims;
 use super::volumes::{self, VolumeError};
 use crate::flusher::Flusher;
@@ -26,13 +27,14 @@ use crate::greeting::Refusal;
 use crate::meta::command::{Action, Command, Settings};
 use crate::meta::engine::Engine;
 use crate::meta::namespace::MAX_SESSIONS;
-use crate::meta::record::Trim;
 
 /// A newcomer's greeting waits this long for others to make room; it is to try again then. Less than
 /// the client's own patience with a greeting, so that it learns the reason.
 const JOIN_PATIENCE: Duration = Duration::from_secs(4);
 /// Before a client whose connection was lost is told again.
 const RETELL: Duration = Duration::from_millis(100);
+/// How often it is looked whether the store has caught up.
+const CATCH_UP: Duration = Duration::from_millis(5);
 /// How often sessions and the log's length are looked at.
 const TICK: Duration = Duration::from_millis(500);
 /// A tick that comes so much too late says that the server was stopped, and heard nobody.
@@ -46,9 +48,14 @@ pub(super) struct Volume {
     pub(super) engine: Arc<Engine>,
     pub(super) data: Arc<DataLink>,
     members: Members,
-    trims: Trims,
+    pub(super) trims: Trims,
+    lookups: Lookups,
+    /// Held by whoever makes a change, in the order of arrival.
+    turn: Mutex<()>,
+    /// Why the log is not cut short, if so.
+    trouble: std::sync::Mutex<Option<String>>,
     /// Cuts with a lower number are known to `trims`, or complete.
-    next_trim: AtomicU64,
+    pub(super) next_trim: AtomicU64,
     flusher: Flusher,
     sync_always: bool,
     id: u64,
@@ -59,12 +66,23 @@ pub(super) struct Volume {
     ended: Notify,
 }
 
+/// Why the server ends a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ends {
+    /// It has not been heard of for its term.
+    Silent,
+    /// It answers with nonsense when it is told to make room.
+    Nonsense,
+}
+
 /// What a greeting has come to.
 pub(super) struct Joined {
     /// The session was there before.
     pub(super) resumed: bool,
     /// It is the only one.
     pub(super) exclusive: bool,
+    /// What its calls come with.
+    pub(super) entry: Entry,
 }
 
 impl Volume {
@@ -82,12 +100,19 @@ impl Volume {
         let engine = Arc::new(engine);
         let record = engine.volume().map_err(failed)?;
         let sessions = engine.sessions().map_err(failed)?;
-        let known = sessions.into_iter().map(|(id, s)| (id, s.description)).collect();
+        let known: Vec<_> =
+            sessions.into_iter().map(|(id, s)| (id, s.description, s.owner)).collect();
+        let next = engine.counters().map_err(failed)?.next_ino;
+        let lookups = Lookups::new();
+        known.iter().for_each(|(id, ..)| lookups.found(*id, next));
         let flushed = engine.clone();
         let flusher = Flusher::start(options.flush_interval, move || flushed.flush(flushed.last()));
         let volume = Arc::new(Volume {
             members: Members::new(options.term, known),
             trims: Trims::default(),
+            lookups,
+            turn: Mutex::new(()),
+            trouble: std::sync::Mutex::default(),
             next_trim: AtomicU64::new(0),
             flusher,
             sync_always: options.sync_always,
@@ -126,13 +151,41 @@ impl Volume {
         self.members.term()
     }
 
-    /// Why the volume takes no changes, if so.
-    pub(super) fn failure(&self) -> Option<String> {
-        self.engine.failure()
+    fn trouble(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// A client begins its session or takes it up again.
-    pub(super) async fn join(self: &Arc<Self>, hello: &Hello) -> Result<Joined, Refusal> {
+    /// What is wrong with the volume, if anything.
+    pub(super) fn failure(&self) -> Option<String> {
+        let stopped = self.engine.failure().map(|why| format!("takes no changes: {why}"));
+        stopped.or_else(|| {
+            self.trouble().as_ref().map(|why| format!("has a log that only grows: {why}"))
+        })
+    }
+
+    /// Makes a change when its turn has come.
+    pub(super) async fn execute(&self, command: Command) -> (LogIndex, Reply) {
+        let _turn = self.my_turn().await;
+        self.engine.execute(command)
+    }
+
+    /// Waits until a change can be made. While the store has to catch up, changes wait in the order in which they
+    /// came, and everything else goes on.
+    async fn my_turn(&self) -> MutexGuard<'_, ()> {
+        let turn = self.turn.lock().await;
+        // Otherwise the engine itself would wait, and everybody with it. It also says what is wrong.
+        while self.engine.is_ready() == Ok(false) {
+            tokio::time::sleep(CATCH_UP).await;
+        }
+        turn
+    }
+
+    /// A client begins its session or takes it up again. `owner`: the name in its certificate.
+    pub(super) async fn join(
+        self: &Arc<Self>,
+        hello: &Hello,
+        owner: &str,
+    ) -> Result<Joined, Refusal> {
         let failed = |errno| Refusal::Unavailable(format!("the volume cannot be used: {errno}"));
         let id = hello.session;
         let known = self.engine.session(id).map_err(failed)?;
@@ -140,21 +193,38 @@ impl Volume {
             let text = "what the session has left is still being removed";
             return Err(Refusal::Unavailable(text.into()));
         }
+        if known.as_ref().is_some_and(|session| session.owner != owner) {
+            return Err(not_yours());
+        }
         let resumed = known.is_some();
         if !resumed && self.members.count() >= MAX_SESSIONS {
             return Err(too_many());
         }
-        self.members.enter(id, &hello.client);
+        let enter = || {
+            self.members.enter(id, owner, &hello.client).map_err(|why| match why {
+                NotAdmitted::Stranger => not_yours(),
+                NotAdmitted::Ended => Refusal::Limit("the session has ended".into()),
+            })
+        };
+        let mut entry = enter()?;
         if !resumed {
             self.tell_all();
             if !self.members.wait_shared(id, Instant::now() + JOIN_PATIENCE).await {
-                let text = "another client has not yet written back what it holds";
-                return Err(Refusal::Unavailable(text.into()));
+                let holder = self.members.maybe_alone(id).unwrap_or_default();
+                let text =
+                    format!("another client ({holder}) has not yet written back what it holds");
+                return Err(Refusal::Unavailable(text));
             }
-            let open = Action::OpenSession { id, description: hello.client.clone() };
-            let (index, reply) = self.engine.execute(Command { time: now(), action: open });
+            // It may have waited for longer than its term.
+            if !self.members.seen(id, entry) {
+                entry = enter()?;
+            }
+            let next = self.engine.counters().map_err(failed)?.next_ino;
+            let (description, owner) = (hello.client.clone(), owner.to_owned());
+            let open = Action::OpenSession { id, description, owner };
+            let (index, reply) = self.execute(Command { time: now(), action: open }).await;
             match reply {
-                Ok(_) => {}
+                Ok(_) => self.lookups.begin(id, next),
                 Err(Errno::ENFILE) => {
                     self.members.left(id);
                     return Err(too_many());
@@ -167,12 +237,17 @@ impl Volume {
             // What the client is told to be done is done in this session, so it must last as long.
             self.flush_to(index).await.map_err(failed)?;
         }
-        Ok(Joined { resumed, exclusive: self.members.claim_alone(id) })
+        Ok(Joined { resumed, exclusive: self.members.claim_alone(id), entry })
     }
 
     /// The client has its welcome.
-    pub(super) fn connected(self: &Arc<Self>, id: SessionId, link: Link) -> LinkId {
-        let link_id = self.members.connected(id, link);
+    pub(super) fn connected(
+        self: &Arc<Self>,
+        id: SessionId,
+        entry: Entry,
+        link: Link,
+    ) -> Option<LinkId> {
+        let link_id = self.members.connected(id, entry, link);
         self.tell_all();
         link_id
     }
@@ -186,7 +261,8 @@ impl Volume {
         self.members.forget_links();
     }
 
-    /// Tells everybody who may think to be alone and is not. Whoever does not listen loses its session.
+    /// Tells everybody who may think to be alone and is not. Whoever renews its session has all the time that it
+    /// needs to write back what it holds; whoever answers with nonsense loses it.
     fn tell_all(self: &Arc<Self>) {
         for (id, link) in self.members.begin_telling() {
             let volume = self.clone();
@@ -198,7 +274,7 @@ impl Volume {
                         tokio::time::sleep(RETELL).await;
                         volume.tell_all();
                     }
-                    Told::Silent => volume.expire(id),
+                    Told::Nonsense => volume.expire(id, Ends::Nonsense).await,
                 }
             });
         }
@@ -222,14 +298,21 @@ impl Volume {
         }
     }
 
-    fn expire(&self, id: SessionId) {
+    async fn expire(&self, id: SessionId, why: Ends) {
+        let turn = self.my_turn().await;
+        // It may have been heard of while this was waiting.
+        if why == Ends::Silent && !self.members.expired().contains(&id) {
+            return;
+        }
         let action = Action::ExpireSession { id };
         let (_, reply) = self.engine.execute(Command { time: now(), action });
+        drop(turn);
         match reply {
             // ESHUTDOWN: it was only about to join.
             Ok(_) | Err(Errno::ESHUTDOWN) => {
+                self.lookups.end(id);
                 self.ended.notify_waiters();
-                tracing::warn!(volume = %self.name, session = %id, "session ended: not heard of for too long");
+                tracing::warn!(volume = %self.name, session = %id, ?why, "session ended by the server");
                 if let Some(link) = self.members.left(id) {
                     link.close();
                 }
@@ -250,14 +333,15 @@ impl Volume {
             }
             last = Instant::now();
             for id in self.members.expired() {
-                self.expire(id);
+                self.expire(id, Ends::Silent).await;
             }
             if self.engine.failure().is_none() && self.engine.checkpoint_due() {
                 let engine = self.engine.clone();
                 match tokio::task::spawn_blocking(move || engine.checkpoint()).await {
-                    Ok(Ok(())) => {}
+                    Ok(Ok(())) => *self.trouble() = None,
                     Ok(Err(error)) => {
                         warn_rarely!(WARN_INTERVAL, %error, "a checkpoint has failed");
+                        *self.trouble() = Some(error.to_string());
                     }
                     Err(error) => tracing::error!(%error, "a checkpoint has panicked"),
                 }
@@ -287,7 +371,7 @@ impl Volume {
 
     /// Answers a client's call. Up to the first wait it does so in the order of arrival.
     pub(super) async fn answer(self: &Arc<Self>, client: &Client, request: Request) -> Reply {
-        if !self.members.seen(client.session) {
+        if !self.members.seen(client.session, client.entry) {
             return Err(Errno::ESHUTDOWN);
         }
         match request {
@@ -297,10 +381,18 @@ impl Volume {
                 Ok(Response::Done)
             }
             Request::StatFs => self.statfs().await,
-            Request::Mutate(mutation) => self.mutate(client, mutation).await,
+            Request::Mutate(mutation) => {
+                let reply = self.mutate(client, mutation).await?;
+                self.lookups.note(client.session, &reply);
+                Ok(reply)
+            }
             // Answered by whoever knows all volumes.
             Request::Status => Err(Errno::EINVAL),
-            read => self.read(&read).await,
+            read => {
+                let reply = self.read(&read).await?;
+                self.lookups.note(client.session, &reply);
+                Ok(reply)
+            }
         }
     }
 
@@ -325,14 +417,24 @@ impl Volume {
             Op::CutTail { .. } => true,
             _ => false,
         };
+        let forgotten = match &op {
+            Op::Forget { inos } => inos.clone(),
+            _ => Vec::new(),
+        };
         let action = Action::Mutate { session: client.session, seq, answered, op };
-        let (index, reply) = self.engine.execute(Command { time, action });
+        let (index, reply) = self.execute(Command { time, action }).await;
+        // Before anything is waited for: nobody may be shown a file that is yet to be cut.
         if may_cut {
             self.begin_trims()?;
         }
+        if let Ok(response) = &reply {
+            self.lookups.forget(client.session, &forgotten);
+            self.release(client.session, response).await;
+        }
         if ends && reply.is_ok() {
             // The connection is left to the client, which closes it when it has the answer.
-            self.members.left(client.session);
+            self.members.ended(client.session);
+            self.lookups.end(client.session);
             self.ended.notify_waiters();
         }
         let mut reply = reply?;
@@ -342,9 +444,33 @@ impl Volume {
             self.refresh(&mut reply, &cutting);
         }
         if sync || self.sync_always {
-            self.flush_to(index).await?;
+            // The client takes all that the answer shows to be on stable storage.
+            self.flush_to(index.max(newest(&reply))).await?;
         }
         Ok(reply)
+    }
+
+    /// Inodes that have lost their last name: sessions that cannot have them open let go of them.
+    async fn release(&self, by: SessionId, response: &Response) {
+        let Response::Changed { attrs, .. } = response else { return };
+        let orphans: Vec<Ino> = attrs.iter().filter(|a| a.nlink == 0).map(|a| a.ino).collect();
+        if orphans.is_empty() || self.members.count() < 2 {
+            return;
+        }
+        let others = self.members.others(by);
+        let mut holds = Vec::new();
+        for ino in orphans {
+            holds.extend(self.lookups.strangers(&others, ino).into_iter().map(|id| (id, ino)));
+        }
+        if holds.is_empty() {
+            return;
+        }
+        let (_, reply) =
+            self.execute(Command { time: now(), action: Action::Release { holds } }).await;
+        if let Err(errno) = reply {
+            // Their sessions' end gives the space back.
+            warn_rarely!(WARN_INTERVAL, volume = %self.name, %errno, "a removed file is kept for clients that never saw it");
+        }
     }
 
     /// Brings what an answer says of inodes up to date that have been cut since.
@@ -383,71 +509,20 @@ impl Volume {
             sessions: self.members.list(),
         })
     }
+}
 
-    /// Begins all cuts that are not known yet.
-    fn begin_trims(self: &Arc<Self>) -> Result<(), Errno> {
-        loop {
-            let found = self.engine.pending_trims_from(self.next_trim.load(Ordering::Relaxed))?;
-            if found.is_empty() {
-                return Ok(());
-            }
-            for (id, trim) in found {
-                self.next_trim.fetch_max(id + 1, Ordering::Relaxed);
-                if self.trims.begin(trim.ino, id) {
-                    tokio::spawn(self.clone().trim(id, trim));
-                }
-            }
+/// The latest change that an answer shows.
+fn newest(response: &Response) -> LogIndex {
+    match response {
+        Response::Changed { attrs, .. } => {
+            LogIndex(attrs.iter().map(|attr| attr.version).max().unwrap_or(0))
         }
-    }
-
-    /// Has a file cut by the data servers, however long that takes.
-    ///
-    /// First the log is flushed: if the cut were lost in a crash after the data is gone, the file would have
-    /// its old length and zeros where the data was. Last the log is told, and only then the client: what
-    /// is written after that comes after the end of the cut in the log, so a restart does not cut again.
-    async fn trim(self: Arc<Self>, id: u64, trim: Trim) {
-        let backoff = Backoff::default();
-        let file = ChunkId { ino: trim.ino, generation: trim.generation, index: 0 };
-        let mut failures = 0;
-        loop {
-            match self.try_trim(id, &trim, file).await {
-                Ok(()) => break,
-                Err(TrimError::Data(error)) => {
-                    warn_rarely!(WARN_INTERVAL, ino = %trim.ino, %error, "a file cannot be cut yet");
-                }
-                // The engine takes no more changes; the cut is in the log for after the restart.
-                Err(TrimError::Engine(errno)) => {
-                    tracing::error!(ino = %trim.ino, %errno, "a file cannot be cut until a restart");
-                    self.trims.fail();
-                    return;
-                }
-            }
-            failures += 1;
-            // The pause needs no jitter: there is one metadata server.
-            tokio::time::sleep(backoff.delay(failures, u32::MAX)).await;
-        }
-        self.trims.done(trim.ino, id);
-    }
-
-    async fn try_trim(&self, id: u64, trim: &Trim, file: ChunkId) -> Result<(), TrimError> {
-        self.flush_to(self.engine.last()).await.map_err(TrimError::Engine)?;
-        let freed = self.data.cut(file, trim.chunk_bits, trim.from).await?;
-        let action = Action::TrimDone { id, freed };
-        let (_, reply) = self.engine.execute(Command { time: now(), action });
-        reply.map(drop).map_err(TrimError::Engine)
+        _ => LogIndex(0),
     }
 }
 
-#[derive(Debug)]
-enum TrimError {
-    Data(super::data_link::DataCallError),
-    Engine(Errno),
-}
-
-impl From<super::data_link::DataCallError> for TrimError {
-    fn from(error: super::data_link::DataCallError) -> Self {
-        TrimError::Data(error)
-    }
+fn not_yours() -> Refusal {
+    Refusal::NotEntitled("the session was opened with another certificate".into())
 }
 
 fn too_many() -> Refusal {

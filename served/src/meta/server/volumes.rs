@@ -124,23 +124,27 @@ pub fn list(dir: &Path) -> Result<Vec<String>, VolumeError> {
     Ok(names.into_iter().collect())
 }
 
-/// Opens all volumes in a directory, and makes those in `wanted` that are not there.
+/// A volume's name, and what came of opening it.
+pub type Opened = (String, Result<Engine, VolumeError>);
+
+/// Opens all volumes in a directory, and makes those in `wanted` that are not there. One that cannot be opened or made
+/// does not keep the others down.
 ///
 /// # Errors
-/// The first that cannot be opened or made.
+/// When the directory cannot be read.
 pub fn open_all(
     dir: &Path,
     wanted: &[String],
     config: EngineConfig,
-) -> Result<Vec<(String, Engine)>, VolumeError> {
+) -> Result<Vec<Opened>, VolumeError> {
     let present = list(dir)?;
     let missing = wanted.iter().filter(|name| !present.contains(name));
     let mut open = Vec::new();
     for name in present.iter() {
-        open.push((name.clone(), open_one(dir, name, config)?.0));
+        open.push((name.clone(), open_one(dir, name, config).map(|(engine, _)| engine)));
     }
     for name in missing {
-        open.push((name.clone(), create(dir, name, config)?));
+        open.push((name.clone(), create(dir, name, config)));
     }
     Ok(open)
 }
@@ -306,14 +310,20 @@ mod tests {
         let config = EngineConfig::default();
         // The disk is too full for it.
         let full = EngineConfig { reserve_bytes: u64::MAX, ..config };
-        let refused = open_all(dir.path(), &["v".into()], full).err().map(|e| e.to_string());
-        assert!(refused.is_some_and(|e| e.contains("cannot be made")));
+        let refused = open_all(dir.path(), &["v".into()], full).unwrap().pop().unwrap().1;
+        assert!(refused.err().is_some_and(|e| e.to_string().contains("cannot be made")));
         assert_eq!(list(dir.path()).unwrap(), Vec::<String>::new());
         let engine = create(dir.path(), "v", config).unwrap();
         assert_eq!(engine.volume().unwrap().settings.first_ino, 2, "no number is lost");
         drop(engine);
         let again = open_all(dir.path(), &["v".into()], config).unwrap();
-        assert_eq!(again.len(), 1);
+        assert!(again.len() == 1 && again[0].1.is_ok());
+        drop(again);
+        // One that is damaged does not keep the others down.
+        fs::write(dir.path().join("v/FORMAT"), "not what was here").unwrap();
+        let both = open_all(dir.path(), &["w".into()], config).unwrap();
+        let (v, w) = (&both[0], &both[1]);
+        assert!(v.0 == "v" && v.1.is_err() && w.0 == "w" && w.1.is_ok());
     }
 
     #[test]

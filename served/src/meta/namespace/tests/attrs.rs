@@ -38,7 +38,8 @@ fn times_are_set_and_ctime_never_runs_backwards() {
 fn a_command_at_an_impossible_time_is_refused() {
     let world = World::new();
     let time = Timestamp { secs: 0, nanos: u32::MAX };
-    let action = Action::OpenSession { id: SessionId(5), description: String::new() };
+    let action =
+        Action::OpenSession { id: SessionId(5), description: String::new(), owner: String::new() };
     let mut txn = Txn::new(&world.store);
     let reply = super::super::apply(&mut txn, LogIndex(9), Command { time, action }).unwrap();
     assert_eq!(reply, Err(Errno::EINVAL));

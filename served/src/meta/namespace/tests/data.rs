@@ -84,6 +84,25 @@ fn a_cut_of_chunks_is_remembered_until_the_data_servers_have_made_it() {
 }
 
 #[test]
+fn a_cut_that_was_made_twice_leaves_no_file_larger_than_its_length() {
+    let mut world = World::new();
+    let file = world.file(ROOT, "f");
+    world.op(wrote(file, 0, 1000, 1000)).unwrap();
+    world.cut(file, 300).unwrap();
+    let [(id, _)] = super::super::trims_of(&world.store, file).unwrap().try_into().unwrap();
+    // Nobody knows what the first attempt has freed.
+    world.run(Action::TrimDone { id, freed: 0 }).unwrap();
+    assert_eq!((world.attr(file).allocated, world.state().bytes), (300, 300));
+    // What was written beyond the cut since counts.
+    world.cut(file, 200).unwrap();
+    let [(id, _)] = super::super::trims_of(&world.store, file).unwrap().try_into().unwrap();
+    world.op(wrote(file, 0, 900, 500)).unwrap();
+    world.run(Action::TrimDone { id, freed: 100 }).unwrap();
+    assert_eq!(world.attr(file).allocated, 700);
+    world.check();
+}
+
+#[test]
 fn emptying_a_file_gives_it_new_contents() {
     let mut world = World::new();
     let file = world.file(ROOT, "f");

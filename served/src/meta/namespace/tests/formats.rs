@@ -54,7 +54,8 @@ fn values_are_pinned() {
     world.file(dir, "f");
     let stored = |key: Vec<u8>| hex(world.store.get(&key).unwrap().unwrap());
     let entry = Entry { ino: Ino(300), kind: FileKind::Symlink, cookie: 3 };
-    let session = Session { description: "host".into(), opened: at(1), ended: false };
+    let session =
+        Session { description: "host".into(), owner: "laptop".into(), opened: at(1), ended: false };
     let window = Window { answered: OpSeq(1), dropped: OpSeq(1), highest: OpSeq(2) };
     let trim = Trim { ino: Ino(2), generation: 1, chunk_bits: 22, from: 3, end: 4 };
     let deletion = Deletion { ino: Ino(2), generation: 1, chunk_bits: 22, end: 4 };
@@ -80,7 +81,7 @@ const PINNED: [&str; 11] = [
     "0201fbed01020a1400fb001000fbd60705fbd80705fbd80705fbd607050016000001040401000000",
     "03000166",
     "fb2c010203",
-    "04686f7374020500",
+    "04686f7374066c6170746f70020500",
     "010102",
     "0201160304",
     "02011604",

@@ -54,7 +54,11 @@ impl World {
     }
 
     pub(crate) fn open(&mut self, id: u64) {
-        let action = Action::OpenSession { id: SessionId(id), description: "test".into() };
+        let action = Action::OpenSession {
+            id: SessionId(id),
+            description: "test".into(),
+            owner: String::new(),
+        };
         self.run(action).unwrap();
     }
 

@@ -57,6 +57,22 @@ fn every_session_that_may_have_it_open_holds_an_orphan() {
 }
 
 #[test]
+fn who_has_never_seen_an_orphan_can_be_made_to_let_go_of_it() {
+    let mut world = World::new();
+    world.open(2);
+    world.open(3);
+    let file = world.file(ROOT, "f");
+    world.unlink(ROOT, "f").unwrap();
+    let holds = vec![(SessionId(2), file), (SessionId(3), file), (SessionId(9), file)];
+    world.run(Action::Release { holds: holds.clone() }).unwrap();
+    assert_eq!(world.attr(file).nlink, 0, "who removed it may have it open");
+    world.op(forget(file)).unwrap();
+    assert_eq!(world.entry(file).unwrap_err(), Errno::ESTALE);
+    world.run(Action::Release { holds }).unwrap();
+    world.check();
+}
+
+#[test]
 fn a_sessions_end_releases_what_it_held() {
     let mut world = World::new();
     world.open(2);
@@ -85,7 +101,7 @@ fn a_session_with_very_many_orphans_goes_in_bounded_steps() {
     while let [id] = super::super::ended_sessions(&world.store).unwrap()[..] {
         assert_eq!(world.state().orphans, 3000 - 1024 * (steps + 1));
         world.check();
-        let open = Action::OpenSession { id, description: String::new() };
+        let open = Action::OpenSession { id, description: String::new(), owner: String::new() };
         assert_eq!(world.run(open), Err(Errno::ESHUTDOWN));
         world.run(Action::Reap { id }).unwrap();
         steps += 1;
