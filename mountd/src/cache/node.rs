@@ -67,7 +67,9 @@ pub struct State {
     /// Of a file: the data servers have nothing beyond its length but what this client has sent since; see
     /// [`crate::writeback`].
     pub tail_known: bool,
-    /// Failures of background writes.
+    /// The version of the latest change that was made through this client.
+    pub changed_at: u64,
+    /// Failures of background writes, and changes that the server has lost.
     pub failed: FailLog,
     /// Raised when data on its way was given up: what comes back later no longer counts.
     pub era: u64,

@@ -1,6 +1,5 @@
 //! Calls to the metadata server.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -12,12 +11,13 @@ use netfs_common::wire::hello::VolumeInfo;
 use netfs_common::wire::meta::{Mutation, Op, Push, PushReply, Reply, Request, Response};
 use netfs_common::wire::{Hello, HelloReply, PROTOCOL, Role};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::counters::Counters;
 use super::data::Bulk;
 use super::link::{Answer, DialError, Dialer, LinkError, MetaLink, PushCall};
 use super::oplog::OpLog;
+use super::positions::Positions;
 
 /// The most metadata calls under way at once; further ones wait.
 const MAX_CALLS: usize = 256;
@@ -51,6 +51,8 @@ pub struct Reconnected {
     pub lost: bool,
     /// Nobody else uses the volume.
     pub exclusive: bool,
+    /// After a restart: what was answered before with a version above this is lost.
+    pub kept: Option<u64>,
 }
 
 /// Who is told what happens to the session.
@@ -102,10 +104,8 @@ pub struct Session {
     counters: Arc<Counters>,
     bulk: Bulk,
     events: Mutex<Option<Weak<dyn SessionEvents>>>,
-    /// The latest log position seen in an answer to a change.
-    latest: AtomicU64,
-    /// Up to where the log is known to be durable.
-    durable: AtomicU64,
+    /// A leaf.
+    positions: Mutex<Positions>,
 }
 
 impl std::fmt::Debug for Session {
@@ -149,8 +149,7 @@ impl Session {
             counters,
             bulk,
             events: Mutex::new(None),
-            latest: AtomicU64::new(0),
-            durable: AtomicU64::new(0),
+            positions: Mutex::new(Positions::new(1)),
         });
         tokio::spawn(drive(Arc::downgrade(&session), reply.instance, pushes));
         Ok(session)
@@ -236,8 +235,9 @@ impl Session {
         loop {
             let (serial, _, link) = self.up(after).await?;
             match self.once(&*link, request.clone()).await? {
-                Some(reply) => return reply,
-                None => after = serial,
+                // An earlier life of the server does not speak for the present one.
+                Some(reply) if lock(&self.positions).is_current(serial) => return reply,
+                _ => after = serial,
             }
         }
     }
@@ -295,10 +295,7 @@ impl Session {
                         return Err(Errno::EPROTO);
                     };
                     let at = attrs.iter().map(|a| a.version).max().unwrap_or(0);
-                    self.latest.fetch_max(at, Ordering::SeqCst);
-                    if sync {
-                        self.durable.fetch_max(at, Ordering::SeqCst);
-                    }
+                    lock(&self.positions).answered(serial, at, sync)?;
                     return Ok(Changed { target, attrs });
                 }
                 None => (serial, incarnation, link) = self.up(serial).await?,
@@ -308,22 +305,18 @@ impl Session {
 }
 
 impl Session {
-    /// Returns when the log is durable up to a position, `u64::MAX` for everything answered so
+    /// Returns when the log is durable up to a position, `u64::MAX` or 0 for everything answered so
     /// far. Costs no message when that is known.
     ///
     /// # Errors
     /// As [`Session::ask`].
     pub async fn sync_to(&self, position: u64) -> Result<(), Errno> {
-        let latest = self.latest.load(Ordering::SeqCst);
-        if self.durable.load(Ordering::SeqCst) >= position {
-            return Ok(());
-        }
+        let Some(wanted) = lock(&self.positions).want(position) else { return Ok(()) };
         match self.ask(Request::Sync).await? {
             Response::Done => {}
             _ => return Err(Errno::EPROTO),
         }
-        let known = if position == u64::MAX { latest } else { latest.max(position) };
-        self.durable.fetch_max(known, Ordering::SeqCst);
+        lock(&self.positions).reached(wanted);
         Ok(())
     }
 }
@@ -404,10 +397,12 @@ async fn drive(
         let Some((reply, link, new_pushes, volume)) = session.reconnect().await else { return };
         pushes = new_pushes;
         serial += 1;
+        let restarted = reply.instance != instance;
         let what = Reconnected {
-            restarted: reply.instance != instance,
+            restarted,
             lost: !volume.resumed,
             exclusive: volume.exclusive,
+            kept: restarted.then_some(volume.kept.0),
         };
         info!(?what, "connected to the metadata server again");
         instance = reply.instance;
@@ -415,6 +410,16 @@ async fn drive(
             let mut ops = lock(&session.ops);
             if what.lost { ops.restart() } else { ops.incarnation() }
         };
+        if what.restarted || what.lost {
+            let kept = what.kept.unwrap_or(u64::MAX);
+            if let Some(latest) = lock(&session.positions).begin_anew(serial, kept) {
+                error!(
+                    latest,
+                    kept,
+                    "the metadata server has lost changes that it had answered and nobody had synced"
+                );
+            }
+        }
         session.bulk.set_map(Arc::new(volume.map.clone()));
         *session.volume.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);
         if let Some(events) = session.events() {

@@ -12,6 +12,7 @@ mod data;
 mod link;
 mod meta;
 mod oplog;
+mod positions;
 
 pub use counters::Counters;
 pub use data::{Bulk, Copied, Place, Written};

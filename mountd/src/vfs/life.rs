@@ -193,6 +193,9 @@ impl SessionEvents for Vfs {
         if what.restarted || what.lost || lost_exclusive {
             self.cache.drop_all(what.exclusive, what.restarted || what.lost);
         }
+        if let Some(kept) = what.kept {
+            self.cache.changes_lost(kept);
+        }
         if what.lost {
             error!("the session has expired: changes that were not yet sent are lost");
             self.writeback.lose();

@@ -7,5 +7,6 @@ mod files;
 mod histories;
 mod meta_server;
 mod names;
+mod power;
 mod unheard;
 mod world;

@@ -119,6 +119,13 @@ impl World {
         self.cut();
     }
 
+    /// The metadata server loses its power, and is started again.
+    pub(super) fn restart_meta(&self) {
+        lock(&self.meta).crash();
+        self.instance.fetch_add(1, Ordering::SeqCst);
+        self.cut();
+    }
+
     pub(super) async fn push(&self, push: Push) -> PushReply {
         let to = lock(&self.pushes).clone().unwrap();
         let (answer, wait) = oneshot::channel();
