@@ -18,6 +18,7 @@ use super::data::Bulk;
 use super::link::{Answer, DialError, Dialer, LinkError, MetaLink, PushCall};
 use super::oplog::OpLog;
 use super::positions::Positions;
+use super::term::{Look, Term, since_boot};
 
 /// The most metadata calls under way at once; further ones wait.
 const MAX_CALLS: usize = 256;
@@ -59,6 +60,9 @@ pub struct Reconnected {
 pub trait SessionEvents: Send + Sync {
     /// There is a new connection, which no call has used yet. Must not wait for a call.
     fn reconnected(&self, what: Reconnected);
+    /// The server may end the session any moment and let others in: nothing that was learned may be
+    /// used until it answers again, which [`SessionEvents::reconnected`] tells. Must not wait.
+    fn lapsed(&self);
     /// [`Push::Share`]; the answer goes out when the future is done.
     fn share(self: Arc<Self>) -> Answer<'static, ()>;
     /// A data server has a new life: what it had not flushed may be gone.
@@ -106,6 +110,8 @@ pub struct Session {
     events: Mutex<Option<Weak<dyn SessionEvents>>>,
     /// A leaf.
     positions: Mutex<Positions>,
+    /// A leaf.
+    term: Mutex<Term>,
 }
 
 impl std::fmt::Debug for Session {
@@ -130,6 +136,7 @@ impl Session {
     ) -> Result<Arc<Session>, DialError> {
         let (push_to, pushes) = mpsc::channel(4);
         let hello = hello(&config, Role::Meta);
+        let sent = since_boot();
         let (reply, link) = dialer.meta(hello, push_to).await?;
         let volume = usable(&reply)?;
         let counters = Arc::new(Counters::default());
@@ -150,7 +157,9 @@ impl Session {
             bulk,
             events: Mutex::new(None),
             positions: Mutex::new(Positions::new(1)),
+            term: Mutex::new(Term::new(sent)),
         });
+        tokio::spawn(watch_term(Arc::downgrade(&session)));
         tokio::spawn(drive(Arc::downgrade(&session), reply.instance, pushes));
         Ok(session)
     }
@@ -451,9 +460,10 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
             _ = renew.tick() => {
                 let Some(session) = weak.upgrade() else { return };
                 session.counters.meta(&Request::Renew);
+                let sent = since_boot();
                 // Anything but an answer shows in `closed`.
                 match tokio::time::timeout(third * 2, link.call(Request::Renew)).await {
-                    Ok(Ok(Ok(_))) => {}
+                    Ok(Ok(Ok(_))) => lock(&session.term).answered(sent),
                     Ok(Ok(Err(e))) => {
                         warn!(error = %e, "the session was not renewed");
                         link.close();
@@ -474,6 +484,35 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
                 });
             }
         }
+    }
+}
+
+/// Sees to it that the session is not relied upon beyond its term.
+async fn watch_term(weak: Weak<Session>) {
+    loop {
+        let pause = {
+            let Some(session) = weak.upgrade() else { return };
+            if matches!(*session.state.borrow(), State::Stopped) {
+                return;
+            }
+            let term = Duration::from_millis(u64::from(session.volume().term_ms));
+            let look = lock(&session.term).look(since_boot(), term);
+            match look {
+                Look::Again(pause) => pause,
+                Look::Lapsed => {
+                    warn!(
+                        "the metadata server does not answer: the caches are not used until it does"
+                    );
+                    if let Some(events) = session.events() {
+                        events.lapsed();
+                    }
+                    // A connection that seems to be there does not work.
+                    session.refresh();
+                    Duration::from_millis(1)
+                }
+            }
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -499,13 +538,18 @@ impl Session {
                 return None;
             }
             let (push_to, pushes) = mpsc::channel(4);
+            let sent = since_boot();
             let dialled = self.dialer.meta(hello(&self.config, Role::Meta), push_to).await;
             let outcome = dialled.and_then(|(reply, link)| {
                 let volume = usable(&reply)?;
                 Ok((reply, link, pushes, volume))
             });
             match outcome {
-                Ok(connected) => return Some(connected),
+                Ok(connected) => {
+                    // Nothing is awaited until `reconnected` was told.
+                    lock(&self.term).begin_anew(sent);
+                    return Some(connected);
+                }
                 Err(e) => {
                     if told.as_ref() != Some(&e) {
                         warn!(error = %e, "no connection to the metadata server; trying again");

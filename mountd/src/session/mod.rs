@@ -13,6 +13,7 @@ mod link;
 mod meta;
 mod oplog;
 mod positions;
+mod term;
 
 pub use counters::Counters;
 pub use data::{Bulk, Copied, Place, Written};

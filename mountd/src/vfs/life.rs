@@ -189,9 +189,12 @@ fn joined(outcome: Option<Result<Result<(), Errno>, tokio::task::JoinError>>) ->
 
 impl SessionEvents for Vfs {
     fn reconnected(&self, what: Reconnected) {
-        let lost_exclusive = self.cache.exclusive() && !what.exclusive;
-        if what.restarted || what.lost || lost_exclusive {
-            self.cache.drop_all(what.exclusive, what.restarted || what.lost);
+        // A session that lapsed and is still known has kept everybody else waiting.
+        let alone = self.lapsed_alone.swap(false, Ordering::SeqCst) || self.cache.exclusive();
+        if what.restarted || what.lost {
+            self.cache.drop_all(what.exclusive, true);
+        } else if self.cache.exclusive() != (alone && what.exclusive) {
+            self.cache.drop_all(alone && what.exclusive, false);
         }
         if let Some(kept) = what.kept {
             self.cache.changes_lost(kept);
@@ -202,6 +205,12 @@ impl SessionEvents for Vfs {
             self.cache.table.no_orphans();
             lock(&self.forgotten).clear();
         }
+    }
+
+    fn lapsed(&self) {
+        self.lapsed_alone.store(self.cache.exclusive(), Ordering::SeqCst);
+        // As on a shared volume, every call asks the server now, and waits for it.
+        self.cache.drop_all(false, false);
     }
 
     fn share(self: Arc<Self>) -> Answer<'static, ()> {

@@ -106,6 +106,8 @@ pub struct Vfs {
     background: Notify,
     space: Mutex<Option<(Instant, StatFs)>>,
     down: AtomicBool,
+    /// The session has lapsed, and nobody else used the volume before.
+    lapsed_alone: AtomicBool,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -167,6 +169,7 @@ impl Vfs {
             background: Notify::new(),
             space: Mutex::new(None),
             down: AtomicBool::new(false),
+            lapsed_alone: AtomicBool::new(false),
         });
         let weak = Arc::downgrade(&vfs);
         vfs.session.set_events(weak.clone());

@@ -8,5 +8,6 @@ mod histories;
 mod meta_server;
 mod names;
 mod power;
+mod silence;
 mod unheard;
 mod world;

@@ -1,6 +1,6 @@
 //! Both servers in memory, and a network that delays, reorders and loses.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -55,6 +55,9 @@ pub(super) struct World {
     /// Raised to cut all connections.
     cut: Mutex<Arc<Cut>>,
     pub(super) exclusive: AtomicBool,
+    pub(super) term_ms: AtomicU32,
+    /// The metadata server cannot be reached, and nobody says so.
+    pub(super) silent: AtomicBool,
     pushes: Mutex<Option<mpsc::Sender<PushCall>>>,
     /// Answers to metadata calls wait for this to be released.
     pub(super) held: Mutex<Option<Hold>>,
@@ -84,6 +87,8 @@ impl World {
             instance: AtomicU64::new(1),
             cut: Mutex::default(),
             exclusive: AtomicBool::new(true),
+            term_ms: AtomicU32::new(30_000),
+            silent: AtomicBool::new(false),
             pushes: Mutex::new(None),
             held: Mutex::new(None),
         })
@@ -144,6 +149,12 @@ impl World {
         }
     }
 
+    async fn heard(&self) {
+        while self.silent.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     fn loses(&self) -> bool {
         let loss = lock(&self.weather).loss;
         loss > 0 && lock(&self.random).below(loss) == 0
@@ -177,6 +188,7 @@ impl Dialer for Net {
         Box::pin(async move {
             let world = &self.0;
             world.travel().await;
+            world.heard().await;
             *lock(&world.pushes) = Some(pushes);
             let resumed = lock(&world.meta).greet(hello.session);
             let volume = VolumeInfo {
@@ -185,7 +197,7 @@ impl Dialer for Net {
                 map: world.map(),
                 resumed,
                 exclusive: world.exclusive.load(Ordering::SeqCst),
-                term_ms: 30_000,
+                term_ms: world.term_ms.load(Ordering::SeqCst),
                 kept: lock(&world.meta).kept,
             };
             let reply = world.hello_reply(world.instance.load(Ordering::SeqCst), Some(volume));
@@ -240,6 +252,11 @@ impl MetaLink for Link {
         Box::pin(async move {
             let hold = lock(&self.world.held).clone().filter(|h| (h.which)(&request));
             let session = self.hello.session;
+            let gone = self.closed();
+            tokio::select! {
+                () = self.world.heard() => {}
+                () = gone => return Err(LinkError::Lost),
+            }
             let answer = self
                 .through(|world| {
                     let mut data = lock(&world.data);
