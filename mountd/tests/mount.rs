@@ -11,6 +11,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use harness::Dev;
 
@@ -272,6 +273,26 @@ fn names_in_use_outlive_a_second_client_and_a_new_server() {
     assert!(mounted.is_there());
     drop((second, mounted));
     dev.netfs(&["umount", target]);
+}
+
+#[test]
+fn unmounting_ends_without_a_server() {
+    let mut dev = Dev::start();
+    let other = dev.dir().join("other");
+    fs::create_dir(&other).unwrap();
+    let target = other.to_str().unwrap();
+    let log = dev.dir().join("log").to_str().unwrap().to_string();
+    let identity = dev.identity();
+    dev.netfs(&["mount", &dev.source(), target, "--identity", &identity, "--log", &log]);
+    fs::write(other.join("f"), "stored").unwrap();
+    dev.kill();
+    let begun = Instant::now();
+    dev.netfs(&["umount", target]);
+    assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
+    assert_eq!(fs::read_dir(&other).unwrap().count(), 0);
+    // The dead daemon's mount is cleaned up by the next one.
+    dev.restart();
+    assert_eq!(fs::read_to_string(dev.mountpoint().join("f")).unwrap(), "stored");
 }
 
 #[test]

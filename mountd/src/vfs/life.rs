@@ -70,7 +70,7 @@ impl Vfs {
         }
     }
 
-    async fn send_forgotten(&self) {
+    pub(super) async fn send_forgotten(&self) {
         loop {
             let inos: Vec<Ino> = {
                 let mut forgotten = lock(&self.forgotten);
@@ -129,28 +129,7 @@ impl Vfs {
         self.end();
     }
 
-    /// Unmounts: sends everything, ends the session and the connections. Takes no longer than
-    /// [`super::Options::leave`]; what is not sent by then is lost.
-    pub async fn shutdown(self: &Arc<Self>) {
-        if self.is_down() {
-            return;
-        }
-        let leave = async {
-            if let Err(e) = self.syncfs().await {
-                error!(error = %e, "not everything could be written before unmounting");
-            }
-            self.send_forgotten().await;
-            if let Err(e) = self.session.mutate(Op::EndSession, false).await {
-                warn!(error = %e, "the session was not ended; it expires");
-            }
-        };
-        if tokio::time::timeout(self.options.leave, leave).await.is_err() {
-            error!("the servers do not answer: data that was not yet sent is lost");
-        }
-        self.end();
-    }
-
-    fn end(&self) {
+    pub(super) fn end(&self) {
         self.down.store(true, Ordering::SeqCst);
         self.session.stop();
         self.writeback.halt();

@@ -11,6 +11,7 @@ mod copy;
 mod delivery;
 mod dir;
 mod handles;
+mod leave;
 mod life;
 mod names;
 mod open;
@@ -41,6 +42,7 @@ use crate::session::{DialError, Dialer, Session, SessionConfig};
 use crate::writeback::{self, Writeback};
 use delivery::{Delivery, Outcome};
 use handles::Handles;
+pub use leave::{Farewell, NotStored, Unsent};
 pub use types::{Caller, DirItem, Entry, FOREVER, KernelCache, Looked, Opened, ReadData};
 
 /// How a volume is mounted.

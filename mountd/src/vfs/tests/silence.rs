@@ -9,7 +9,7 @@ use netfs_common::id::Ino;
 
 use super::world::{Kernel, World, file, name, read, write};
 use crate::session::lock;
-use crate::vfs::Looked;
+use crate::vfs::{Looked, NotStored};
 
 const TERM: Duration = Duration::from_millis(300);
 
@@ -60,4 +60,40 @@ async fn a_hard_mount_waits_until_the_server_is_back() {
     assert!(!waiting.is_finished());
     world.silent.store(false, Ordering::SeqCst);
     assert_eq!(waiting.await.unwrap().unwrap().attr.ino, f.0);
+}
+
+#[tokio::test]
+async fn unmounting_does_not_wait_for_a_dead_server_with_nothing_to_send() {
+    let world = World::new(3, 16);
+    let vfs = world.mount_with(|o| o.leave = Duration::from_secs(600)).await;
+    let f = file(&vfs, "f").await;
+    write(&vfs, f, 0, b"content").await.unwrap();
+    vfs.syncfs().await.unwrap();
+    world.silent.store(true, Ordering::SeqCst);
+    world.cut();
+    let left = tokio::time::timeout(Duration::from_secs(20), vfs.shutdown()).await.unwrap();
+    assert_eq!((left.stored, left.ended), (Ok(()), false));
+}
+
+#[tokio::test]
+async fn unmounting_waits_for_a_dead_server_as_long_as_it_was_told_to() {
+    let world = World::new(4, 16);
+    let vfs = world.mount_with(|o| o.leave = Duration::from_millis(300)).await;
+    let f = file(&vfs, "f").await;
+    world.silent.store(true, Ordering::SeqCst);
+    world.cut();
+    write(&vfs, f, 0, b"content").await.unwrap();
+    let stored = vfs.store().await;
+    assert!(
+        matches!(stored, Err(NotStored::Unsent(u)) if u.files == 1 && u.bytes >= 7),
+        "{stored:?}"
+    );
+    assert_eq!(vfs.flush(f.0, f.1).await, Ok(()), "nothing is given up by that");
+    world.silent.store(false, Ordering::SeqCst);
+    vfs.store().await.unwrap();
+    world.silent.store(true, Ordering::SeqCst);
+    world.cut();
+    write(&vfs, f, 0, b"CONTENT").await.unwrap();
+    let left = vfs.shutdown().await;
+    assert!(matches!(left.stored, Err(NotStored::Unsent(_))) && !left.ended);
 }
