@@ -142,6 +142,7 @@ impl Cache {
             state.complete = false;
             state.target = None;
             state.tail_known = false;
+            state.paged = 0;
             if forget_versions && let Some(attr) = &mut state.attr {
                 attr.version = 0;
             }
@@ -200,6 +201,11 @@ impl Cache {
                 lock(&self.contents).put(attr.ino, attr.version, data);
             }
             state.valid = keep;
+            let outdated = state.paged != 0 && attr.version > state.paged;
+            if outdated && let Some(kernel) = self.kernel.get() {
+                state.paged = 0;
+                kernel.inval_data(attr.ino, 0, 0);
+            }
             state.attr = Some(attr);
         }
         drop(state);

@@ -60,6 +60,9 @@ pub struct State {
     pub changes: u64,
     /// Of a directory: every name in it is in the cache of names.
     pub complete: bool,
+    /// While others use the volume: the kernel keeps pages, or a listing, that are as of this version,
+    /// for files that were opened before; 0 if it keeps none. See [`crate::vfs`], `pages`.
+    pub paged: u64,
     /// A later access than the server knows of.
     pub atime: Option<Timestamp>,
     /// The target of a symbolic link.

@@ -56,7 +56,7 @@ impl Vfs {
     pub fn opendir(&self, ino: Ino, flags: i32) -> Result<Opened, Errno> {
         self.up()?;
         let exclusive = self.cache.exclusive();
-        let fh = self.handles.add(self.cache.table.obtain(ino), flags);
+        let fh = self.handles.add(self.cache.table.obtain(ino), flags, exclusive);
         Ok(Opened {
             fh,
             keep_cache: exclusive,
@@ -91,7 +91,10 @@ impl Vfs {
     ) -> Result<Vec<DirItem>, Errno> {
         self.up()?;
         let handle = self.handles.get(fh)?;
-        self.patiently(self.list(&handle, after, max, plus)).await
+        let pages = self.before_pages(&handle);
+        let items = self.patiently(self.list(&handle, after, max, plus)).await;
+        self.after_pages(&handle, pages);
+        items
     }
 
     async fn list(

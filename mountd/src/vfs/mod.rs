@@ -15,6 +15,7 @@ mod leave;
 mod life;
 mod names;
 mod open;
+mod pages;
 mod read;
 mod space;
 mod types;
@@ -175,7 +176,8 @@ impl Vfs {
         });
         let weak = Arc::downgrade(&vfs);
         vfs.session.set_events(weak.clone());
-        tokio::spawn(life::attend(weak));
+        tokio::spawn(life::attend(weak.clone()));
+        tokio::spawn(pages::attend(weak));
         Ok(vfs)
     }
 

@@ -53,7 +53,7 @@ impl Vfs {
         let exclusive = self.cache.exclusive();
         let node = self.cache.table.obtain(ino);
         Opened {
-            fh: self.handles.add(node, flags),
+            fh: self.handles.add(node, flags, exclusive),
             keep_cache: exclusive,
             direct_io: !exclusive,
             cache_dir: false,

@@ -8,6 +8,7 @@ mod histories;
 mod meta_server;
 mod names;
 mod power;
+mod shared;
 mod silence;
 mod unheard;
 mod world;
