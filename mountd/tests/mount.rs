@@ -8,9 +8,10 @@ mod harness;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use harness::Dev;
 
@@ -272,6 +273,76 @@ fn names_in_use_outlive_a_second_client_and_a_new_server() {
     assert!(mounted.is_there());
     drop((second, mounted));
     dev.netfs(&["umount", target]);
+}
+
+/// A second client of the same volume; to be unmounted.
+fn second_mount(dev: &Dev) -> PathBuf {
+    let other = dev.dir().join("other");
+    fs::create_dir(&other).unwrap();
+    let target = other.to_str().unwrap();
+    let log = dev.dir().join("log").to_str().unwrap().to_string();
+    let identity = dev.identity();
+    dev.netfs(&["mount", &dev.source(), target, "--identity", &identity, "--log", &log]);
+    other
+}
+
+#[test]
+fn a_file_opened_before_a_second_client_came_shows_what_that_one_writes() {
+    let dev = Dev::start();
+    let path = dev.mountpoint().join("log");
+    fs::write(&path, [b'A'; 100]).unwrap();
+    let file = File::open(&path).unwrap();
+    let mut seen = vec![0; 200];
+    assert_eq!(file.read_at(&mut seen, 0).unwrap(), 100);
+    let other = second_mount(&dev);
+    // Now the kernel has its page again.
+    assert_eq!(file.read_at(&mut seen, 0).unwrap(), 100);
+    let writer = OpenOptions::new().write(true).open(other.join("log")).unwrap();
+    writer.write_all_at(&[b'B'; 50], 100).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 150);
+    assert_eq!(file.read_at(&mut seen, 0).unwrap(), 150);
+    assert_eq!((&seen[..100], &seen[100..150]), (&[b'A'; 100][..], &[b'B'; 50][..]));
+    writer.write_all_at(b"CCCC", 0).unwrap();
+    // Without a question of the program it takes a moment.
+    let begun = Instant::now();
+    while seen[..4] != *b"CCCC" {
+        assert!(begun.elapsed() < Duration::from_secs(10));
+        std::thread::sleep(Duration::from_millis(20));
+        file.read_at(&mut seen, 0).unwrap();
+    }
+    drop(writer);
+    dev.netfs(&["umount", other.to_str().unwrap()]);
+}
+
+#[test]
+fn with_a_second_client_a_write_takes_set_id_bits() {
+    let dev = Dev::start();
+    let other = second_mount(&dev);
+    let path = dev.mountpoint().join("tool");
+    fs::write(&path, "x").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+    fs::set_permissions(dev.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    let write = format!("printf y >> {}", path.display());
+    let status = Command::new("sh").args(["-c", &write]).uid(65534).status().unwrap();
+    assert!(status.success());
+    assert_eq!(fs::metadata(other.join("tool")).unwrap().mode() & 0o7777, 0o777);
+    dev.netfs(&["umount", other.to_str().unwrap()]);
+}
+
+#[test]
+fn unmounting_ends_without_a_server() {
+    let mut dev = Dev::start();
+    let other = second_mount(&dev);
+    let target = other.to_str().unwrap();
+    fs::write(other.join("f"), "stored").unwrap();
+    dev.kill();
+    let begun = Instant::now();
+    dev.netfs(&["umount", target]);
+    assert!(begun.elapsed() < Duration::from_secs(50), "{:?}", begun.elapsed());
+    assert_eq!(fs::read_dir(&other).unwrap().count(), 0);
+    // The dead daemon's mount is cleaned up by the next one.
+    dev.restart();
+    assert_eq!(fs::read_to_string(dev.mountpoint().join("f")).unwrap(), "stored");
 }
 
 #[test]

@@ -51,6 +51,10 @@ settings! {
         pub on_outage: OutagePolicy = OutagePolicy::Wait;
         /// With on_outage = "error": how long a call waits, in milliseconds.
         pub outage_timeout_ms: u64 = 60_000;
+        /// How long unmounting waits for servers that do not answer, in milliseconds, while they lack
+        /// something that was written. After that it is given up, which is said. With nothing to send
+        /// unmounting does not wait.
+        pub leave_timeout_ms: u64 = 60_000;
     }
 }
 

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use bytes::Bytes;
 use lru::LruCache;
 use netfs_common::attr::Attr;
+use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::name::Name;
 
@@ -78,6 +79,8 @@ pub struct Cache {
     xattrs: Mutex<LruCache<XattrKey, Option<Vec<u8>>>>,
     exclusive: AtomicBool,
     epoch: AtomicU64,
+    /// The epoch since which versions count.
+    versions_since: AtomicU64,
     kernel: OnceLock<Arc<dyn KernelCache>>,
 }
 
@@ -102,6 +105,7 @@ impl Cache {
             xattrs: Mutex::new(LruCache::new(at_least_one(limits.xattrs))),
             exclusive: AtomicBool::new(exclusive),
             epoch: AtomicU64::new(0),
+            versions_since: AtomicU64::new(0),
             kernel: OnceLock::new(),
         }
     }
@@ -128,13 +132,17 @@ impl Cache {
     /// positions too: the server may have lost the end of its log.
     pub fn drop_all(&self, exclusive: bool, forget_versions: bool) {
         self.exclusive.store(exclusive, Ordering::SeqCst);
-        self.epoch.fetch_add(1, Ordering::SeqCst);
+        let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
+        if forget_versions {
+            self.versions_since.store(epoch, Ordering::SeqCst);
+        }
         for node in self.table.all() {
             let mut state = node.state();
             state.valid = false;
             state.complete = false;
             state.target = None;
             state.tail_known = false;
+            state.paged = 0;
             if forget_versions && let Some(attr) = &mut state.attr {
                 attr.version = 0;
             }
@@ -153,6 +161,17 @@ impl Cache {
         names.clear();
     }
 
+    /// The server has lost what it had answered with a version above `kept`: whoever has such an
+    /// inode open is told once.
+    pub fn changes_lost(&self, kept: u64) {
+        for node in self.table.all() {
+            let mut state = node.state();
+            if std::mem::take(&mut state.changed_at) > kept {
+                state.failed.add(Errno::EIO);
+            }
+        }
+    }
+
     /// A directory was made by this client: nothing is in it.
     pub fn made_empty(&self, ticket: Ticket, dir: &Node) {
         let mut state = dir.state();
@@ -167,9 +186,14 @@ impl Cache {
     }
 
     /// Takes in attributes, and the inline data that came with them. Returns the node.
-    pub fn learn(&self, ticket: Ticket, attr: Attr, inline: Option<Bytes>) -> Arc<Node> {
+    pub fn learn(&self, ticket: Ticket, mut attr: Attr, inline: Option<Bytes>) -> Arc<Node> {
         let node = self.table.obtain(attr.ino);
         let mut state = node.state();
+        if ticket.epoch < self.versions_since.load(Ordering::SeqCst) {
+            // Asked in an earlier life of the server, which may have lost it: it yields to whatever
+            // this one says.
+            attr.version = 0;
+        }
         let current = state.attr.as_ref().map_or(0, |a| a.version);
         if attr.version >= current {
             let keep = self.exclusive() && self.epoch.load(Ordering::SeqCst) == ticket.epoch;
@@ -177,6 +201,11 @@ impl Cache {
                 lock(&self.contents).put(attr.ino, attr.version, data);
             }
             state.valid = keep;
+            let outdated = state.paged != 0 && attr.version > state.paged;
+            if outdated && let Some(kernel) = self.kernel.get() {
+                state.paged = 0;
+                kernel.inval_data(attr.ino, 0, 0);
+            }
             state.attr = Some(attr);
         }
         drop(state);
@@ -190,7 +219,9 @@ impl Cache {
             if attr.nlink == 0 {
                 self.table.orphaned(attr.ino);
             }
-            self.learn(ticket, attr.clone(), None);
+            let node = self.learn(ticket, attr.clone(), None);
+            let mut state = node.state();
+            state.changed_at = state.changed_at.max(attr.version);
         }
     }
 

@@ -60,6 +60,9 @@ pub struct State {
     pub changes: u64,
     /// Of a directory: every name in it is in the cache of names.
     pub complete: bool,
+    /// While others use the volume: the kernel keeps pages, or a listing, that are as of this version,
+    /// for files that were opened before; 0 if it keeps none. See [`crate::vfs`], `pages`.
+    pub paged: u64,
     /// A later access than the server knows of.
     pub atime: Option<Timestamp>,
     /// The target of a symbolic link.
@@ -67,7 +70,9 @@ pub struct State {
     /// Of a file: the data servers have nothing beyond its length but what this client has sent since; see
     /// [`crate::writeback`].
     pub tail_known: bool,
-    /// Failures of background writes.
+    /// The version of the latest change that was made through this client.
+    pub changed_at: u64,
+    /// Failures of background writes, and changes that the server has lost.
     pub failed: FailLog,
     /// Raised when data on its way was given up: what comes back later no longer counts.
     pub era: u64,

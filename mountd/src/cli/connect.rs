@@ -5,6 +5,8 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use netfs_common::config::{ClientConfig, OutagePolicy};
 use netfs_common::net::NetMetrics;
 
@@ -13,7 +15,7 @@ use super::error::CliError;
 use super::source::Source;
 use crate::dial::QuicDialer;
 use crate::fuse::MountSpec;
-use crate::vfs::{AccessTimes, Options, Vfs};
+use crate::vfs::{AccessTimes, NotStored, Options, Vfs};
 
 /// How long saying goodbye to the servers may take.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -87,18 +89,22 @@ impl Connection {
         Ok(Connection { vfs, dialer, note })
     }
 
-    /// Ends the session; everything that had to be stored is.
-    pub(super) async fn close(&self) {
-        // One that has gone down on request does not say goodbye: its successor does.
-        let ended = !self.vfs.is_down();
-        self.vfs.shutdown().await;
-        if ended && let Some(Err(e)) = self.note.as_ref().as_ref().map(Note::clear) {
+    /// Stores everything and ends the session, unless that has been hopeless for too long, counted
+    /// since a time.
+    pub(super) async fn close(&self, since: Instant) -> Result<(), NotStored> {
+        // One that has gone down on request does not say goodbye, nor one that nobody hears: its
+        // successor does.
+        let farewell = self.vfs.shutdown_since(since).await;
+        if farewell.ended
+            && let Some(Err(e)) = self.note.as_ref().as_ref().map(Note::clear)
+        {
             tracing::warn!(error = %e, "the note of the session stays");
         }
-        let farewell = tokio::time::timeout(FAREWELL, self.dialer.close());
-        if farewell.await.is_err() {
+        let goodbye = tokio::time::timeout(FAREWELL, self.dialer.close());
+        if goodbye.await.is_err() {
             tracing::debug!("the servers did not answer the goodbye");
         }
+        farewell.stored
     }
 }
 
@@ -117,6 +123,7 @@ fn options(source: &Source, config: &ClientConfig, spec: &MountSpec) -> Options 
     let entries = usize::try_from(config.cache.entries).unwrap_or(usize::MAX);
     options.cache.nodes = entries;
     options.cache.names = entries;
+    options.leave = Duration::from_millis(config.mount.leave_timeout_ms);
     options.writeback.dirty = config.cache.dirty_bytes.0;
     options
 }

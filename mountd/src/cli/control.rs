@@ -6,7 +6,8 @@
 //! | --- | --- |
 //! | `status` | lines for a person |
 //! | `pid` | the daemon's process number |
-//! | `sync` | `ok` when everything written is stored, else why not |
+//! | `sync` | `ok` when everything written is stored, else why not, after a while at most |
+//! | `waiting` | for whom and what a `sync` waits, for a person |
 //! | `abandon` | `ok`; the daemon will end without storing what is buffered |
 //! | `wait` | when the daemon has finished: `ok`, or what was lost |
 //!
@@ -43,6 +44,8 @@ pub(super) trait Answers: Send + Sync + 'static {
     fn status(&self) -> String;
     /// Stores everything that was written; an error in words.
     fn sync(&self) -> Result<(), String>;
+    /// For whom and what [`Answers::sync`] waits.
+    fn waits_for(&self) -> String;
     /// From now on nothing needs to be stored.
     fn abandon(&self);
 }
@@ -156,6 +159,7 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
             Ok(()) => writeln!(stream, "{OK}"),
             Err(why) => writeln!(stream, "{why}"),
         },
+        "waiting" => writeln!(stream, "{}", shared.answers.waits_for()),
         "abandon" => {
             shared.answers.abandon();
             writeln!(stream, "{OK}")
@@ -221,6 +225,10 @@ mod tests {
             Err("the disk is full".into())
         }
 
+        fn waits_for(&self) -> String {
+            "the disk to store 5 bytes".into()
+        }
+
         fn abandon(&self) {
             self.0.store(true, Ordering::Relaxed);
         }
@@ -240,6 +248,7 @@ mod tests {
         assert_eq!(ask(&path, "status", None).unwrap(), "all is well");
         assert_eq!(ask(&path, "pid", None).unwrap(), std::process::id().to_string());
         assert_eq!(ask(&path, "sync", None).unwrap(), "the disk is full");
+        assert_eq!(ask(&path, "waiting", None).unwrap(), "the disk to store 5 bytes");
         assert_eq!(ask(&path, "what", None).unwrap(), "unknown request");
         assert_eq!(ask(&path, "abandon", None).unwrap(), OK);
         assert!(daemon.0.load(Ordering::Relaxed));

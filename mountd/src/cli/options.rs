@@ -16,6 +16,8 @@ Mount options (-o):
   soft                     calls fail with ETIMEDOUT after the time of timeo=
   timeo=TIME               how long `soft` waits: 30s, 500ms, or a number in tenths of a second as
                            for NFS [default: 60s]
+  leave=TIME               how long unmounting waits for servers that do not answer while they lack
+                           something that was written [default: 60s]
   allow_other              other users may use the mount [default for root]
   noallow_other            they may not
   readahead=SIZE           how far the kernel reads ahead, for root [default: 8M]
@@ -158,6 +160,11 @@ impl MountOptions {
                 let wanted = "a time: 30s, 500ms, 2m, or a number in tenths of a second";
                 let time = time_ms(needed()?).ok_or_else(|| wrong(wanted))?;
                 self.set("mount.outage_timeout_ms", time);
+            }
+            ("leave", _) => {
+                let wanted = "a time: 30s, 500ms, 2m, or a number in tenths of a second";
+                let time = time_ms(needed()?).ok_or_else(|| wrong(wanted))?;
+                self.set("mount.leave_timeout_ms", time);
             }
             ("readahead", _) => self.set("mount.read_ahead_kb", sized()? >> 10),
             ("cache", _) => self.set("cache.read_bytes", sized()?),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -14,10 +14,7 @@ use super::daemon;
 use super::error::CliError;
 use super::users;
 use crate::fuse::{MountSpec, Mounted, Unmount, unmount};
-use crate::vfs::Vfs;
-
-/// How long a stop by signal waits for what is buffered, before it detaches a busy mount.
-const STOP_PATIENCE: Duration = Duration::from_secs(60);
+use crate::vfs::{Unsent, Vfs};
 
 /// What the control socket can say about a mount.
 struct Facts {
@@ -67,7 +64,8 @@ impl Answers for Facts {
         let sharing = if stats.exclusive { "this mount alone" } else { "shared with others" };
         let _ = writeln!(text, "  in use by:  {sharing}");
         let _ = writeln!(text, "  mounted:    {} s", self.since.elapsed().as_secs());
-        let _ = writeln!(text, "  unsent:     {} bytes", stats.dirty_bytes);
+        let unsent = self.vfs.unsent();
+        let _ = writeln!(text, "  unsent:     {} bytes in {} files", unsent.bytes, unsent.files);
         let _ = writeln!(text, "  inodes:     {}", stats.inodes);
         for (kind, count) in stats.messages.iter().filter(|(_, n)| *n > 0) {
             let _ = writeln!(text, "  message {kind}: {count}");
@@ -81,7 +79,13 @@ impl Answers for Facts {
             return Ok(());
         }
         let vfs = self.vfs.clone();
-        self.vfs.runtime().block_on(async move { vfs.syncfs().await }).map_err(|e| e.to_string())
+        self.vfs.runtime().block_on(async move { vfs.store().await }).map_err(|e| e.to_string())
+    }
+
+    fn waits_for(&self) -> String {
+        let (unsent, limit) = (self.vfs.unsent(), self.vfs.leave_limit());
+        let (bytes, files, limit) = (unsent.bytes, unsent.files, limit.as_secs());
+        format!("{} to store {bytes} bytes in {files} files, for {limit} s at most", self.source)
     }
 
     fn abandon(&self) {
@@ -108,7 +112,7 @@ pub(super) fn serve(
     let mut mounted = match Mounted::mount(vfs.clone(), spec) {
         Ok(mounted) => mounted,
         Err(e) => {
-            runtime.block_on(connection.close());
+            give_back(&runtime, connection);
             return Err(e.into());
         }
     };
@@ -126,13 +130,13 @@ pub(super) fn serve(
             if let Err(e) = unmount(&spec.target, Unmount::Lazy) {
                 tracing::error!(error = %e, "the mount could not be taken away again");
             }
-            runtime.block_on(connection.close());
+            give_back(&runtime, connection);
             return Err(e);
         }
     };
     let outcome = runtime.block_on(async {
-        until_gone(&vfs, &mut mounted, &mut signals, &abandoned).await;
-        store(connection, &mut signals, &abandoned).await
+        let since = until_gone(&vfs, &mut mounted, &mut signals, &abandoned).await;
+        store(connection, since, &mut signals, &abandoned).await
     });
     match outcome {
         Ok(()) => {
@@ -143,6 +147,13 @@ pub(super) fn serve(
             control.finish(&lost);
             Err(CliError::LostData(spec.target.clone(), lost))
         }
+    }
+}
+
+/// Ends a session that nothing was written in.
+fn give_back(runtime: &tokio::runtime::Runtime, connection: &Connection) {
+    if let Err(e) = runtime.block_on(connection.close(tokio::time::Instant::now())) {
+        tracing::error!(error = %e, "the session did not end well");
     }
 }
 
@@ -172,21 +183,28 @@ impl Signals {
     }
 }
 
-/// Waits until the mount is gone, or makes it so at a signal.
+/// Waits until the mount is gone, or makes it so at a signal. Returns since when it is being left.
 async fn until_gone(
     vfs: &Arc<Vfs>,
     mounted: &mut Mounted,
     signals: &mut Signals,
     abandoned: &Abandoned,
-) {
+) -> tokio::time::Instant {
     tokio::select! {
-        result = mounted.ended() => return report_end(result),
+        result = mounted.ended() => {
+            report_end(result);
+            return tokio::time::Instant::now();
+        }
         () = signals.any() => {}
     }
     tracing::info!("stopping");
+    let since = tokio::time::Instant::now();
     let target = mounted.target().to_path_buf();
     match unmount(&target, Unmount::Busy) {
-        Ok(()) => return report_end(mounted.ended().await),
+        Ok(()) => {
+            report_end(mounted.ended().await);
+            return since;
+        }
         Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {}
         Err(e) => tracing::warn!(error = %e, "cannot unmount {}", target.display()),
     }
@@ -199,12 +217,14 @@ async fn until_gone(
         result = vfs.syncfs() => if let Err(e) = result {
             tracing::error!(error = %e, "not everything could be stored");
         },
-        () = tokio::time::sleep(STOP_PATIENCE) => tracing::warn!("storing takes long: detaching"),
+        _ = vfs.patience(since) => tracing::warn!("the servers do not answer: detaching"),
+        () = abandoned.wait() => {}
         () = signals.any() => abandoned.set(),
     }
     if let Err(e) = unmount(&target, Unmount::Lazy) {
         tracing::warn!(error = %e, "cannot detach {}", target.display());
     }
+    since
 }
 
 fn report_end(result: std::io::Result<()>) {
@@ -217,26 +237,23 @@ fn report_end(result: std::io::Result<()>) {
 /// Stores what is buffered and says goodbye, unless it was given up. An error says what was lost.
 async fn store(
     connection: &Connection,
+    since: tokio::time::Instant,
     signals: &mut Signals,
     abandoned: &Abandoned,
 ) -> Result<(), String> {
     let vfs = &connection.vfs;
-    let finish = async {
-        let result = if vfs.is_down() { Ok(()) } else { vfs.syncfs().await };
-        connection.close().await;
-        result
-    };
     let given_up = || {
-        let unsent = vfs.stats().dirty_bytes;
-        match unsent {
-            0 => Ok(()),
-            n => Err(format!("{n} bytes that were written are not stored and were given up")),
+        let unsent = vfs.unsent();
+        if unsent == Unsent::default() {
+            return Ok(());
         }
+        let Unsent { bytes, files } = unsent;
+        Err(format!(
+            "{bytes} bytes in {files} files that were written are not stored and were given up"
+        ))
     };
     tokio::select! {
-        result = finish => result.map_err(|e| {
-            format!("not everything that was written could be stored ({e})")
-        }),
+        result = connection.close(since) => result.map_err(|e| e.to_string()),
         () = abandoned.wait() => given_up(),
         () = signals.any() => {
             abandoned.set();

@@ -2,6 +2,8 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::mpsc;
+use std::thread;
 use std::time::Duration;
 
 use super::args::UmountArgs;
@@ -14,6 +16,9 @@ use crate::fuse::{Unmount, unmount};
 
 /// How long a question that the daemon answers from memory may take.
 const ANSWER: Duration = Duration::from_secs(5);
+
+/// A wait for the servers is announced when it has lasted so long.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// How long a daemon may take to end after it was told to give everything up.
 const FORCED_END: Duration = Duration::from_secs(10);
@@ -36,7 +41,7 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), CliError> {
     }
     if ending.is_some() && !args.lazy {
         // While programs can still be told, and nothing is given up.
-        let stored = control::ask(&socket, "sync", None).unwrap_or_else(|e| e.to_string());
+        let stored = sync(&target, &socket)?;
         if stored != OK {
             return Err(CliError::Unflushed(target, stored));
         }
@@ -57,6 +62,29 @@ pub(super) fn run(args: &UmountArgs) -> Result<(), CliError> {
         Err(e) => return Err(CliError::Umount(target, e)),
     }
     Ok(())
+}
+
+/// Has the daemon store everything, and says for what that waits if it takes long.
+fn sync(target: &Path, socket: &Path) -> Result<String, CliError> {
+    let (tx, answered) = mpsc::channel();
+    let asked = socket.to_path_buf();
+    let ask = move || {
+        let stored = control::ask(&asked, "sync", None).unwrap_or_else(|e| e.to_string());
+        // Whoever waited for it is there until it has come.
+        let _ = tx.send(stored);
+    };
+    thread::Builder::new()
+        .name("netfs-sync".into())
+        .spawn(ask)
+        .map_err(CliError::system("starting a thread"))?;
+    if let Ok(stored) = answered.recv_timeout(QUIET) {
+        return Ok(stored);
+    }
+    if let Ok(what) = control::ask(socket, "waiting", Some(ANSWER)) {
+        let target = target.display();
+        complain!("netfs: waiting for {what}; `netfs umount -f {target}` gives it up");
+    }
+    Ok(answered.recv().unwrap_or_else(|e| e.to_string()))
 }
 
 fn is_ours(mount: &MountEntry) -> bool {

@@ -389,13 +389,13 @@ impl Filesystem for Adapter {
         &self,
         req: &Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
         guarded(|| {
             let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
-            let work = async move { vfs.fsyncdir(ino).await };
+            let work = async move { vfs.fsyncdir(ino, fh.0).await };
             self.later(req, reply, work, reply::empty);
         });
     }

@@ -1,6 +1,5 @@
 //! Calls to the metadata server.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -12,12 +11,14 @@ use netfs_common::wire::hello::VolumeInfo;
 use netfs_common::wire::meta::{Mutation, Op, Push, PushReply, Reply, Request, Response};
 use netfs_common::wire::{Hello, HelloReply, PROTOCOL, Role};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::counters::Counters;
 use super::data::Bulk;
 use super::link::{Answer, DialError, Dialer, LinkError, MetaLink, PushCall};
 use super::oplog::OpLog;
+use super::positions::Positions;
+use super::term::{Look, Term, since_boot};
 
 /// The most metadata calls under way at once; further ones wait.
 const MAX_CALLS: usize = 256;
@@ -51,12 +52,17 @@ pub struct Reconnected {
     pub lost: bool,
     /// Nobody else uses the volume.
     pub exclusive: bool,
+    /// After a restart: what was answered before with a version above this is lost.
+    pub kept: Option<u64>,
 }
 
 /// Who is told what happens to the session.
 pub trait SessionEvents: Send + Sync {
     /// There is a new connection, which no call has used yet. Must not wait for a call.
     fn reconnected(&self, what: Reconnected);
+    /// The server may end the session any moment and let others in: nothing that was learned may be
+    /// used until it answers again, which [`SessionEvents::reconnected`] tells. Must not wait.
+    fn lapsed(&self);
     /// [`Push::Share`]; the answer goes out when the future is done.
     fn share(self: Arc<Self>) -> Answer<'static, ()>;
     /// A data server has a new life: what it had not flushed may be gone.
@@ -102,10 +108,10 @@ pub struct Session {
     counters: Arc<Counters>,
     bulk: Bulk,
     events: Mutex<Option<Weak<dyn SessionEvents>>>,
-    /// The latest log position seen in an answer to a change.
-    latest: AtomicU64,
-    /// Up to where the log is known to be durable.
-    durable: AtomicU64,
+    /// A leaf.
+    positions: Mutex<Positions>,
+    /// A leaf.
+    term: Mutex<Term>,
 }
 
 impl std::fmt::Debug for Session {
@@ -130,6 +136,7 @@ impl Session {
     ) -> Result<Arc<Session>, DialError> {
         let (push_to, pushes) = mpsc::channel(4);
         let hello = hello(&config, Role::Meta);
+        let sent = since_boot();
         let (reply, link) = dialer.meta(hello, push_to).await?;
         let volume = usable(&reply)?;
         let counters = Arc::new(Counters::default());
@@ -149,9 +156,10 @@ impl Session {
             counters,
             bulk,
             events: Mutex::new(None),
-            latest: AtomicU64::new(0),
-            durable: AtomicU64::new(0),
+            positions: Mutex::new(Positions::new(1)),
+            term: Mutex::new(Term::new(sent)),
         });
+        tokio::spawn(watch_term(Arc::downgrade(&session)));
         tokio::spawn(drive(Arc::downgrade(&session), reply.instance, pushes));
         Ok(session)
     }
@@ -236,8 +244,9 @@ impl Session {
         loop {
             let (serial, _, link) = self.up(after).await?;
             match self.once(&*link, request.clone()).await? {
-                Some(reply) => return reply,
-                None => after = serial,
+                // An earlier life of the server does not speak for the present one.
+                Some(reply) if lock(&self.positions).is_current(serial) => return reply,
+                _ => after = serial,
             }
         }
     }
@@ -320,10 +329,7 @@ impl Session {
                         return Err(Errno::EPROTO);
                     };
                     let at = attrs.iter().map(|a| a.version).max().unwrap_or(0);
-                    self.latest.fetch_max(at, Ordering::SeqCst);
-                    if sync {
-                        self.durable.fetch_max(at, Ordering::SeqCst);
-                    }
+                    lock(&self.positions).answered(serial, at, sync)?;
                     return Ok(Changed { target, attrs });
                 }
                 None => (serial, incarnation, link) = self.up(serial).await?,
@@ -333,22 +339,18 @@ impl Session {
 }
 
 impl Session {
-    /// Returns when the log is durable up to a position, `u64::MAX` for everything answered so
+    /// Returns when the log is durable up to a position, `u64::MAX` or 0 for everything answered so
     /// far. Costs no message when that is known.
     ///
     /// # Errors
     /// As [`Session::ask`].
     pub async fn sync_to(&self, position: u64) -> Result<(), Errno> {
-        let latest = self.latest.load(Ordering::SeqCst);
-        if self.durable.load(Ordering::SeqCst) >= position {
-            return Ok(());
-        }
+        let Some(wanted) = lock(&self.positions).want(position) else { return Ok(()) };
         match self.ask(Request::Sync).await? {
             Response::Done => {}
             _ => return Err(Errno::EPROTO),
         }
-        let known = if position == u64::MAX { latest } else { latest.max(position) };
-        self.durable.fetch_max(known, Ordering::SeqCst);
+        lock(&self.positions).reached(wanted);
         Ok(())
     }
 }
@@ -429,10 +431,12 @@ async fn drive(
         let Some((reply, link, new_pushes, volume)) = session.reconnect().await else { return };
         pushes = new_pushes;
         serial += 1;
+        let restarted = reply.instance != instance;
         let what = Reconnected {
-            restarted: reply.instance != instance,
+            restarted,
             lost: !volume.resumed,
             exclusive: volume.exclusive,
+            kept: restarted.then_some(volume.kept.0),
         };
         info!(?what, "connected to the metadata server again");
         instance = reply.instance;
@@ -441,6 +445,16 @@ async fn drive(
             if what.lost { ops.restart() } else { ops.incarnation() }
         };
         session.bulk.set_incarnation(incarnation);
+        if what.restarted || what.lost {
+            let kept = what.kept.unwrap_or(u64::MAX);
+            if let Some(latest) = lock(&session.positions).begin_anew(serial, kept) {
+                error!(
+                    latest,
+                    kept,
+                    "the metadata server has lost changes that it had answered and nobody had synced"
+                );
+            }
+        }
         session.bulk.set_map(Arc::new(volume.map.clone()));
         *session.volume.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);
         if let Some(events) = session.events() {
@@ -472,9 +486,10 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
             _ = renew.tick() => {
                 let Some(session) = weak.upgrade() else { return };
                 session.counters.meta(&Request::Renew);
+                let sent = since_boot();
                 // Anything but an answer shows in `closed`.
                 match tokio::time::timeout(third * 2, link.call(Request::Renew)).await {
-                    Ok(Ok(Ok(_))) => {}
+                    Ok(Ok(Ok(_))) => lock(&session.term).answered(sent),
                     Ok(Ok(Err(e))) => {
                         warn!(error = %e, "the session was not renewed");
                         link.close();
@@ -495,6 +510,35 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
                 });
             }
         }
+    }
+}
+
+/// Sees to it that the session is not relied upon beyond its term.
+async fn watch_term(weak: Weak<Session>) {
+    loop {
+        let pause = {
+            let Some(session) = weak.upgrade() else { return };
+            if matches!(*session.state.borrow(), State::Stopped) {
+                return;
+            }
+            let term = Duration::from_millis(u64::from(session.volume().term_ms));
+            let look = lock(&session.term).look(since_boot(), term);
+            match look {
+                Look::Again(pause) => pause,
+                Look::Lapsed => {
+                    warn!(
+                        "the metadata server does not answer: the caches are not used until it does"
+                    );
+                    if let Some(events) = session.events() {
+                        events.lapsed();
+                    }
+                    // A connection that seems to be there does not work.
+                    session.refresh();
+                    Duration::from_millis(1)
+                }
+            }
+        };
+        tokio::time::sleep(pause).await;
     }
 }
 
@@ -520,13 +564,18 @@ impl Session {
                 return None;
             }
             let (push_to, pushes) = mpsc::channel(4);
+            let sent = since_boot();
             let dialled = self.dialer.meta(hello(&self.config, Role::Meta), push_to).await;
             let outcome = dialled.and_then(|(reply, link)| {
                 let volume = usable(&reply)?;
                 Ok((reply, link, pushes, volume))
             });
             match outcome {
-                Ok(connected) => return Some(connected),
+                Ok(connected) => {
+                    // Nothing is awaited until `reconnected` was told.
+                    lock(&self.term).begin_anew(sent);
+                    return Some(connected);
+                }
                 Err(e) => {
                     if told.as_ref() != Some(&e) {
                         warn!(error = %e, "no connection to the metadata server; trying again");

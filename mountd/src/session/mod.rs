@@ -12,6 +12,8 @@ mod data;
 mod link;
 mod meta;
 mod oplog;
+mod positions;
+mod term;
 
 pub use counters::Counters;
 pub use data::{Bulk, Copied, Place, Written};

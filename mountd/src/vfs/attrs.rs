@@ -44,7 +44,8 @@ impl Vfs {
     /// # Errors
     /// As `stat(2)`; `ESTALE` when there is no such inode.
     pub async fn getattr(self: &Arc<Self>, ino: Ino, _fh: Option<u64>) -> Result<Entry, Errno> {
-        let (_, attr) = self.patiently(self.known(ino)).await?;
+        let (node, attr) = self.patiently(self.asked(ino)).await?;
+        drop(node);
         Ok(self.entry(attr))
     }
 

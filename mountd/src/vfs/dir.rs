@@ -56,7 +56,7 @@ impl Vfs {
     pub fn opendir(&self, ino: Ino, flags: i32) -> Result<Opened, Errno> {
         self.up()?;
         let exclusive = self.cache.exclusive();
-        let fh = self.handles.add(self.cache.table.obtain(ino), flags);
+        let fh = self.handles.add(self.cache.table.obtain(ino), flags, exclusive);
         Ok(Opened {
             fh,
             keep_cache: exclusive && self.keeps_pages(),
@@ -77,7 +77,7 @@ impl Vfs {
         self.cache.table.refer(ino);
     }
 
-    /// Entries after a cookie, at most `max`; none at the end.
+    /// Entries after a cookie, at most `max`, often fewer; none at the end.
     ///
     /// # Errors
     /// As `getdents(2)`.
@@ -91,7 +91,10 @@ impl Vfs {
     ) -> Result<Vec<DirItem>, Errno> {
         self.up()?;
         let handle = self.handles.get(fh)?;
-        self.patiently(self.list(&handle, after, max, plus)).await
+        let pages = self.before_pages(&handle);
+        let items = self.patiently(self.list(&handle, after, max, plus)).await;
+        self.after_pages(&handle, pages);
+        items
     }
 
     async fn list(
@@ -124,12 +127,18 @@ impl Vfs {
             return Ok(items);
         }
         let mut from = if after == DOT_DOT { 0 } else { after };
+        let mut taken = 0;
         while items.len() < max {
             let usable = dir.page.as_ref().is_some_and(|p| {
                 let last = p.entries.last().map_or(p.after, |e| e.cookie);
                 from >= p.after && (from < last || (p.end && from == last))
             });
             if !usable {
+                if taken > 0 {
+                    // The kernel may have room for a part of these only, and ask for the rest again:
+                    // this page must still be there then.
+                    break;
+                }
                 dir.page = Some(self.fetch_page(node, from, plus).await?);
             }
             let Some(page) = &dir.page else { break };
@@ -137,6 +146,7 @@ impl Vfs {
             let rest = &page.entries[begin..];
             for entry in rest.iter().take(max - items.len()) {
                 from = entry.cookie;
+                taken += 1;
                 items.push(self.item(node, entry));
             }
             if rest.is_empty() || (page.end && from == page.entries.last().map_or(0, |e| e.cookie))
@@ -149,6 +159,8 @@ impl Vfs {
 
     async fn fetch_page(&self, node: &Arc<Node>, after: u64, plus: bool) -> Result<Page, Errno> {
         let ticket = self.cache.ticket(node);
+        // While it can be kept, the attributes are most often asked for next.
+        let plus = plus || self.cache.exclusive();
         let request = Request::ReadDir { ino: node.ino, after, limit: PAGE, plus };
         let Response::Listing { entries, end, .. } = self.session.ask(request).await? else {
             return Err(Errno::EPROTO);

@@ -70,7 +70,7 @@ impl Vfs {
         }
     }
 
-    async fn send_forgotten(&self) {
+    pub(super) async fn send_forgotten(&self) {
         loop {
             let inos: Vec<Ino> = {
                 let mut forgotten = lock(&self.forgotten);
@@ -129,28 +129,7 @@ impl Vfs {
         self.end();
     }
 
-    /// Unmounts: sends everything, ends the session and the connections. Takes no longer than
-    /// [`super::Options::leave`]; what is not sent by then is lost.
-    pub async fn shutdown(self: &Arc<Self>) {
-        if self.is_down() {
-            return;
-        }
-        let leave = async {
-            if let Err(e) = self.syncfs().await {
-                error!(error = %e, "not everything could be written before unmounting");
-            }
-            self.send_forgotten().await;
-            if let Err(e) = self.session.mutate(Op::EndSession, false).await {
-                warn!(error = %e, "the session was not ended; it expires");
-            }
-        };
-        if tokio::time::timeout(self.options.leave, leave).await.is_err() {
-            error!("the servers do not answer: data that was not yet sent is lost");
-        }
-        self.end();
-    }
-
-    fn end(&self) {
+    pub(super) fn end(&self) {
         self.down.store(true, Ordering::SeqCst);
         self.session.stop();
         self.writeback.halt();
@@ -189,9 +168,15 @@ fn joined(outcome: Option<Result<Result<(), Errno>, tokio::task::JoinError>>) ->
 
 impl SessionEvents for Vfs {
     fn reconnected(&self, what: Reconnected) {
-        let lost_exclusive = self.cache.exclusive() && !what.exclusive;
-        if what.restarted || what.lost || lost_exclusive {
-            self.cache.drop_all(what.exclusive, what.restarted || what.lost);
+        // A session that lapsed and is still known has kept everybody else waiting.
+        let alone = self.lapsed_alone.swap(false, Ordering::SeqCst) || self.cache.exclusive();
+        if what.restarted || what.lost {
+            self.cache.drop_all(what.exclusive, true);
+        } else if self.cache.exclusive() != (alone && what.exclusive) {
+            self.cache.drop_all(alone && what.exclusive, false);
+        }
+        if let Some(kept) = what.kept {
+            self.cache.changes_lost(kept);
         }
         if what.lost {
             error!("the session has expired: changes that were not yet sent are lost");
@@ -199,6 +184,12 @@ impl SessionEvents for Vfs {
             self.cache.table.no_orphans();
             lock(&self.forgotten).clear();
         }
+    }
+
+    fn lapsed(&self) {
+        self.lapsed_alone.store(self.cache.exclusive(), Ordering::SeqCst);
+        // As on a shared volume, every call asks the server now, and waits for it.
+        self.cache.drop_all(false, false);
     }
 
     fn share(self: Arc<Self>) -> Answer<'static, ()> {

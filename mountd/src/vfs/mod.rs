@@ -11,9 +11,11 @@ mod copy;
 mod delivery;
 mod dir;
 mod handles;
+mod leave;
 mod life;
 mod names;
 mod open;
+mod pages;
 mod read;
 mod space;
 mod types;
@@ -41,6 +43,7 @@ use crate::session::{DialError, Dialer, Session, SessionConfig};
 use crate::writeback::{self, Writeback};
 use delivery::{Delivery, Outcome};
 use handles::Handles;
+pub use leave::{Farewell, NotStored, Unsent};
 pub use types::{Caller, DirItem, Entry, FOREVER, KernelCache, Looked, Opened, ReadData};
 
 /// How a volume is mounted.
@@ -122,6 +125,8 @@ pub struct Vfs {
     background: Notify,
     space: Mutex<Option<(Instant, StatFs)>>,
     down: AtomicBool,
+    /// The session has lapsed, and nobody else used the volume before.
+    lapsed_alone: AtomicBool,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -183,10 +188,12 @@ impl Vfs {
             background: Notify::new(),
             space: Mutex::new(None),
             down: AtomicBool::new(false),
+            lapsed_alone: AtomicBool::new(false),
         });
         let weak = Arc::downgrade(&vfs);
         vfs.session.set_events(weak.clone());
-        tokio::spawn(life::attend(weak));
+        tokio::spawn(life::attend(weak.clone()));
+        tokio::spawn(pages::attend(weak));
         Ok(vfs)
     }
 

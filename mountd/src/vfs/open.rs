@@ -53,7 +53,7 @@ impl Vfs {
         let exclusive = self.cache.exclusive();
         let node = self.cache.table.obtain(ino);
         Opened {
-            fh: self.handles.add(node, flags),
+            fh: self.handles.add(node, flags, exclusive),
             keep_cache: exclusive && self.keeps_pages(),
             direct_io: !exclusive,
             cache_dir: false,
@@ -129,9 +129,11 @@ impl Vfs {
     ///
     /// # Errors
     /// As `fsync(2)`.
-    pub async fn fsyncdir(self: &Arc<Self>, ino: Ino) -> Result<(), Errno> {
+    pub async fn fsyncdir(self: &Arc<Self>, ino: Ino, fh: u64) -> Result<(), Errno> {
+        let handle = self.handles.get(fh)?;
         // What this client did not see happen may be anywhere in the log.
         let known = self.cache.table.get(ino).and_then(|n| n.served()).map(|a| a.version);
-        self.patiently(self.session.sync_to(known.unwrap_or(u64::MAX))).await
+        self.patiently(self.session.sync_to(known.unwrap_or(u64::MAX))).await?;
+        handle.check()
     }
 }

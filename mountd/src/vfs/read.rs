@@ -80,8 +80,11 @@ impl Vfs {
             return done;
         }
         let handle = self.handles.get(fh)?;
+        let pages = self.before_pages(&handle);
         let read = self.read_node(&handle.node, offset, u64::from(size));
-        let data = self.patiently(read).await?;
+        let data = self.patiently(read).await;
+        self.after_pages(&handle, pages);
+        let data = data?;
         self.touch(&handle.node, handle.flags);
         Ok(ReadData(data))
     }

@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use netfs_common::attr::{Attr, SetAttr};
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
+use netfs_common::wire::meta::Op;
 
 use super::Vfs;
 use super::attrs::MAX_SIZE;
@@ -16,6 +18,9 @@ use crate::writeback::Content;
 
 /// `FUSE_WRITE_CACHE`: the kernel writes back a page of a mapping, not a program.
 const WRITE_CACHE: u32 = 1;
+/// `FUSE_WRITE_KILL_SUIDGID`: the writer must not keep set-id bits. The kernel leaves them to us where
+/// it keeps no pages.
+const WRITE_KILL_SUIDGID: u32 = 4;
 /// With less free space than what is buffered and this much, writes go to the server at once, so
 /// that the program that fills the volume is told, and not one that has long closed its file.
 const SPACE_MARGIN: u64 = 64 << 20;
@@ -38,6 +43,7 @@ impl Vfs {
         let node = &handle.node;
         let ready = !self.is_down()
             && self.cache.exclusive()
+            && handle.cached
             && !through(flags)
             && !handle.has_failure()
             && !data.is_empty()
@@ -78,7 +84,11 @@ impl Vfs {
                 return Ok(0);
             }
             this.writeback.wait_for_room().await?;
-            this.known(handle.node.ino).await?;
+            let (_, attr) = this.known(handle.node.ino).await?;
+            if !handle.cached {
+                this.kill_privileges(&handle.node, &attr, write_flags).await?;
+            }
+            let pages = this.before_pages(&handle);
             let space = this.space_for(data.len() as u64).await?;
             if space && this.cache.exclusive() && !through(flags) {
                 let _io = handle.node.gates().io.read().await;
@@ -91,6 +101,7 @@ impl Vfs {
             if flags & libc::O_DIRECT != 0 {
                 this.drop_pages(&handle.node, offset, written).await;
             }
+            this.after_pages(&handle, pages);
             if outcome.is_err() {
                 handle.told();
             }
@@ -110,6 +121,35 @@ impl Vfs {
             // An error means that there is no kernel any more.
             let _ = kernel.barrier().await;
         }
+    }
+
+    /// Takes from a file what a writer must not inherit, by the kernel's rules: set-id bits, unless
+    /// the writer may set them, and capabilities.
+    async fn kill_privileges(
+        &self,
+        node: &Arc<Node>,
+        attr: &Attr,
+        write_flags: u32,
+    ) -> Result<(), Errno> {
+        const SET_UID: u16 = libc::S_ISUID as u16;
+        const SET_GID: u16 = libc::S_ISGID as u16;
+        let mut killed = attr.perm & SET_UID;
+        if attr.perm & libc::S_IXGRP as u16 != 0 {
+            // Without the right to execute it marks a file for mandatory locking.
+            killed |= attr.perm & SET_GID;
+        }
+        if killed != 0 && write_flags & WRITE_KILL_SUIDGID != 0 {
+            let set = SetAttr { perm: Some(attr.perm & !killed), ..SetAttr::default() };
+            self.set_attrs(node, set).await?;
+        }
+        if attr.has_xattrs {
+            let name = b"security.capability".to_vec();
+            match self.session.mutate(Op::RemoveXattr { ino: node.ino, name }, false).await {
+                Ok(_) | Err(Errno::ENODATA) => self.cache.xattrs_moved(node),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     fn put(

@@ -29,6 +29,7 @@ pub(super) struct MetaStore {
     pub(super) free: u64,
     /// What survived the last restart.
     pub(super) kept: LogIndex,
+    durable: (u64, HashMap<Ino, Inode>),
     next: u64,
     version: u64,
     cookie: u64,
@@ -43,13 +44,26 @@ impl MetaStore {
             forgotten: Vec::new(),
             free: 1 << 40,
             kept: LogIndex(u64::MAX),
+            durable: (0, HashMap::new()),
             next: 1,
             version: 1,
             cookie: 2,
             chunk_bits,
         };
         store.make(FileKind::Dir, 0o755, Timestamp { secs: 1, nanos: 0 });
+        store.sync();
         store
+    }
+
+    fn sync(&mut self) {
+        self.durable = (self.version, self.inodes.clone());
+    }
+
+    /// The power fails: what was not synced is lost, and its versions are not given out again.
+    pub(super) fn crash(&mut self) {
+        self.kept = LogIndex(self.durable.0);
+        self.inodes = self.durable.1.clone();
+        self.version += 1000;
     }
 
     pub(super) fn greet(&mut self, session: SessionId) -> bool {
@@ -190,7 +204,11 @@ impl MetaStore {
                 inodes: 1 << 20,
                 inodes_free: 1 << 19,
             })),
-            Request::Sync | Request::Renew => Ok(Response::Done),
+            Request::Renew => Ok(Response::Done),
+            Request::Sync => {
+                self.sync();
+                Ok(Response::Done)
+            }
             Request::Status => Err(Errno::EPERM),
             Request::Mutate(m) => {
                 let answered = m.answered;
@@ -202,7 +220,11 @@ impl MetaStore {
                     return reply.clone();
                 }
                 self.version += 1;
+                let sync = m.sync;
                 let reply = self.apply(m, data);
+                if sync {
+                    self.sync();
+                }
                 if let Some(done) = self.sessions.get_mut(&session) {
                     done.insert(seq, reply.clone());
                 }

@@ -7,5 +7,8 @@ mod files;
 mod histories;
 mod meta_server;
 mod names;
+mod power;
+mod shared;
+mod silence;
 mod unheard;
 mod world;

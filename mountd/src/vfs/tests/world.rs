@@ -1,6 +1,6 @@
 //! Both servers in memory, and a network that delays, reorders and loses.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -55,6 +55,9 @@ pub(super) struct World {
     /// Raised to cut all connections.
     cut: Mutex<Arc<Cut>>,
     pub(super) exclusive: AtomicBool,
+    pub(super) term_ms: AtomicU32,
+    /// The metadata server cannot be reached, and nobody says so.
+    pub(super) silent: AtomicBool,
     pushes: Mutex<Option<mpsc::Sender<PushCall>>>,
     /// Answers to metadata calls wait for this to be released.
     pub(super) held: Mutex<Option<Hold>>,
@@ -84,6 +87,8 @@ impl World {
             instance: AtomicU64::new(1),
             cut: Mutex::default(),
             exclusive: AtomicBool::new(true),
+            term_ms: AtomicU32::new(30_000),
+            silent: AtomicBool::new(false),
             pushes: Mutex::new(None),
             held: Mutex::new(None),
         })
@@ -119,6 +124,13 @@ impl World {
         self.cut();
     }
 
+    /// The metadata server loses its power, and is started again.
+    pub(super) fn restart_meta(&self) {
+        lock(&self.meta).crash();
+        self.instance.fetch_add(1, Ordering::SeqCst);
+        self.cut();
+    }
+
     pub(super) async fn push(&self, push: Push) -> PushReply {
         let to = lock(&self.pushes).clone().unwrap();
         let (answer, wait) = oneshot::channel();
@@ -134,6 +146,12 @@ impl World {
         match ms {
             0 => tokio::task::yield_now().await,
             ms => tokio::time::sleep(Duration::from_micros(ms * 700)).await,
+        }
+    }
+
+    async fn heard(&self) {
+        while self.silent.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
@@ -170,6 +188,7 @@ impl Dialer for Net {
         Box::pin(async move {
             let world = &self.0;
             world.travel().await;
+            world.heard().await;
             *lock(&world.pushes) = Some(pushes);
             let resumed = lock(&world.meta).greet(hello.session);
             let volume = VolumeInfo {
@@ -178,7 +197,7 @@ impl Dialer for Net {
                 map: world.map(),
                 resumed,
                 exclusive: world.exclusive.load(Ordering::SeqCst),
-                term_ms: 30_000,
+                term_ms: world.term_ms.load(Ordering::SeqCst),
                 kept: lock(&world.meta).kept,
             };
             let reply = world.hello_reply(world.instance.load(Ordering::SeqCst), Some(volume));
@@ -233,6 +252,11 @@ impl MetaLink for Link {
         Box::pin(async move {
             let hold = lock(&self.world.held).clone().filter(|h| (h.which)(&request));
             let session = self.hello.session;
+            let gone = self.closed();
+            tokio::select! {
+                () = self.world.heard() => {}
+                () = gone => return Err(LinkError::Lost),
+            }
             let answer = self
                 .through(|world| {
                     let mut data = lock(&world.data);

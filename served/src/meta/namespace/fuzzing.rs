@@ -88,7 +88,7 @@ impl World {
         let (time, description) = (Timestamp::default(), "fuzz".to_owned());
         for action in [
             Action::CreateVolume { id: 7, settings },
-            Action::OpenSession { id: SessionId(1), description },
+            Action::OpenSession { id: SessionId(1), description, owner: String::new() },
         ] {
             world.run(Command { time, action }).expect("an empty store takes a volume");
         }
@@ -262,7 +262,7 @@ fn command(input: &mut Input<'_>, world: &World) -> Command {
     let time = time(input);
     let id = SessionId(1 + u64::from(kind >> 5 & 3));
     let action = match kind % 32 {
-        0 => Action::OpenSession { id, description: "another".into() },
+        0 => Action::OpenSession { id, description: "another".into(), owner: "b".into() },
         1 => Action::ExpireSession { id },
         2 => Action::Reap { id },
         3 => Action::TrimDone { id: input.telling(), freed: input.telling() },
@@ -389,7 +389,8 @@ mod tests {
         let create =
             Op::Create { parent: Ino::ROOT, name: name(), new, perm: 0, umask: 0, uid: 0, gid: 0 };
         let unlink = Op::Unlink { parent: Ino::ROOT, name: name() };
-        let open = Action::OpenSession { id: SessionId(2), description: String::new() };
+        let (description, owner) = (String::new(), String::new());
+        let open = Action::OpenSession { id: SessionId(2), description, owner };
         let change = |seq, op| Action::Mutate {
             session: SessionId(1),
             seq: OpSeq(seq),
