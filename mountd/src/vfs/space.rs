@@ -16,6 +16,9 @@ use crate::writeback::Content;
 const KEEP_SIZE: i32 = libc::FALLOC_FL_KEEP_SIZE;
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE;
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
+/// Data and holes are told in blocks of this size, as on a local disk: the size that `stat` shows,
+/// by which programs take it that they are measured.
+const BLOCK: u64 = 4096;
 /// How many chunks are asked at once where their data is.
 const MAX_ASKED: u64 = 32;
 
@@ -124,7 +127,7 @@ impl Vfs {
             0
         };
         let span = if inline { size } else { attr.chunk_size() * MAX_ASKED };
-        let mut at = offset;
+        let mut at = offset - offset % BLOCK;
         while at < size {
             let end = ((at / span + 1).saturating_mul(span)).min(size);
             let sent = if inline {
@@ -135,7 +138,7 @@ impl Vfs {
             let there = self.merge_data(node, sent, at, end);
             if data {
                 if let Some((start, _)) = there.first() {
-                    return Ok(*start);
+                    return Ok(offset.max(*start));
                 }
             } else {
                 let mut edge = at;
@@ -146,7 +149,7 @@ impl Vfs {
                     edge = e;
                 }
                 if edge < end {
-                    return Ok(edge);
+                    return Ok(offset.max(edge));
                 }
             }
             at = end;
@@ -194,7 +197,7 @@ impl Vfs {
         Ok(found)
     }
 
-    /// Data at the servers and in the buffers together: ascending, not touching.
+    /// Data at the servers and in the buffers together: whole blocks, ascending, not touching.
     fn merge_data(
         &self,
         node: &Node,
@@ -219,6 +222,7 @@ impl Vfs {
         all.sort_unstable();
         let mut merged: Vec<(u64, u64)> = Vec::new();
         for (s, e) in all {
+            let (s, e) = (s - s % BLOCK, e.next_multiple_of(BLOCK).min(end));
             match merged.last_mut() {
                 Some((_, last)) if *last >= s => *last = (*last).max(e),
                 _ => merged.push((s, e)),

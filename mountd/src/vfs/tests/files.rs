@@ -51,8 +51,9 @@ async fn a_small_file_stays_in_its_inode_until_it_outgrows_it() {
     expected[..3000].fill(1);
     expected[10_000..].fill(2);
     assert_eq!(read(&vfs, f, 0, 20_000).await, expected);
-    assert_eq!(vfs.lseek(f.0, f.1, 3000, libc::SEEK_DATA).await, Ok(10_000));
-    assert_eq!(vfs.lseek(f.0, f.1, 0, libc::SEEK_HOLE).await, Ok(3000));
+    assert_eq!(vfs.lseek(f.0, f.1, 3000, libc::SEEK_DATA).await, Ok(3000));
+    assert_eq!(vfs.lseek(f.0, f.1, 0, libc::SEEK_HOLE).await, Ok(4096));
+    assert_eq!(vfs.lseek(f.0, f.1, 4096, libc::SEEK_DATA).await, Ok(8192));
 }
 
 #[tokio::test]
@@ -65,19 +66,19 @@ async fn holes_are_found_in_buffers_and_at_servers() {
         if synced {
             vfs.fsync(f.0, f.1, false).await.unwrap();
         }
-        assert_eq!(vfs.lseek(f.0, f.1, 0, libc::SEEK_DATA).await, Ok(100_000));
+        assert_eq!(vfs.lseek(f.0, f.1, 0, libc::SEEK_DATA).await, Ok(98_304));
         assert_eq!(vfs.lseek(f.0, f.1, 0, libc::SEEK_HOLE).await, Ok(0));
         assert_eq!(vfs.lseek(f.0, f.1, 101_000, libc::SEEK_HOLE).await, Ok(105_000));
         assert_eq!(vfs.lseek(f.0, f.1, 105_000, libc::SEEK_DATA).await, Err(Errno::ENXIO));
     }
-    vfs.fallocate(f.0, f.1, 101_000, 1000, PUNCH).await.unwrap();
+    vfs.fallocate(f.0, f.1, 98_304, 4096, PUNCH).await.unwrap();
     for synced in [false, true] {
         if synced {
             vfs.fsync(f.0, f.1, false).await.unwrap();
         }
-        assert_eq!(vfs.lseek(f.0, f.1, 100_500, libc::SEEK_HOLE).await, Ok(101_000));
-        assert_eq!(vfs.lseek(f.0, f.1, 101_000, libc::SEEK_DATA).await, Ok(102_000));
-        assert_eq!(read(&vfs, f, 100_999, 3).await, [1, 0, 0]);
+        assert_eq!(vfs.lseek(f.0, f.1, 100_500, libc::SEEK_HOLE).await, Ok(100_500));
+        assert_eq!(vfs.lseek(f.0, f.1, 100_500, libc::SEEK_DATA).await, Ok(102_400));
+        assert_eq!(read(&vfs, f, 102_398, 3).await, [0, 0, 1]);
     }
 }
 
@@ -172,7 +173,7 @@ async fn copies_are_made_by_the_server_and_keep_holes() {
     assert_eq!(all.len(), 65_000);
     assert!(all[..5000].iter().all(|x| *x == 8) && all[5000..15_000].iter().all(|x| *x == 0));
     assert_eq!(all[15_000..], data);
-    assert_eq!(vfs.lseek(b.0, b.1, 0, libc::SEEK_HOLE).await, Ok(5000));
+    assert_eq!(vfs.lseek(b.0, b.1, 0, libc::SEEK_HOLE).await, Ok(8192));
     let overlap = vfs.copy_file_range(a.0, a.1, 0, a.0, a.1, 10, 20).await;
     assert_eq!(overlap, Err(Errno::EINVAL));
     // Inline files go through the client.
