@@ -1,11 +1,11 @@
 //! A directory of the local file system.
 
 use std::ffi::CString;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,6 +15,9 @@ use crate::data::store::format::LOCK_FILE;
 
 /// The most slices that Linux takes in one call.
 const IOV_MAX: usize = 1024;
+
+/// The mode of new files.
+const FILE_MODE: u32 = 0o600;
 
 /// A locked directory; the lock ends with the value.
 pub(in crate::data::store) struct RealDisk {
@@ -37,7 +40,10 @@ impl RealDisk {
     pub(in crate::data::store) fn open(dir: &Path, access: Access) -> Result<Self, StoreError> {
         let shown = || dir.display().to_string();
         if access == Access::Write {
-            std::fs::create_dir_all(dir).map_err(StoreError::io("create directory", shown()))?;
+            // Only its owner may look into the files of all users.
+            let mut make = DirBuilder::new();
+            make.recursive(true).mode(0o700);
+            make.create(dir).map_err(StoreError::io("create directory", shown()))?;
         } else if !dir.is_dir() {
             return Err(StoreError::BadFile {
                 file: shown(),
@@ -47,7 +53,8 @@ impl RealDisk {
         let path = dir.join(LOCK_FILE);
         let opened = match access {
             Access::Write => {
-                OpenOptions::new().write(true).create(true).truncate(false).open(&path)
+                let mut options = OpenOptions::new();
+                options.write(true).create(true).truncate(false).mode(FILE_MODE).open(&path)
             }
             Access::Read => File::open(&path),
         };
@@ -88,7 +95,7 @@ impl Disk for RealDisk {
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(true);
+        options.read(true).write(true).create(true).truncate(true).mode(FILE_MODE);
         Ok(Arc::new(RealFile(options.open(self.dir.join(name))?)))
     }
 
@@ -134,6 +141,25 @@ impl DiskFile for RealFile {
 
     fn read_at(&self, out: &mut [u8], position: u64) -> io::Result<usize> {
         FileExt::read_at(&self.0, out, position)
+    }
+
+    fn read_now(&self, out: &mut [u8], position: u64) -> io::Result<usize> {
+        let position = i64::try_from(position).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let part = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: out.len() };
+        // SAFETY: `part` describes `out`, which is borrowed for the duration of the call.
+        let done =
+            unsafe { libc::preadv2(self.0.as_raw_fd(), &part, 1, position, libc::RWF_NOWAIT) };
+        usize::try_from(done).map_err(|_| match io::Error::last_os_error() {
+            // Some file systems cannot tell, and kernels do not know it for all of them.
+            e if matches!(
+                e.raw_os_error(),
+                Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)
+            ) =>
+            {
+                io::ErrorKind::WouldBlock.into()
+            }
+            e => e,
+        })
     }
 
     fn len(&self) -> io::Result<u64> {
