@@ -404,7 +404,7 @@ mod tests {
     #[test]
     fn looking_up_the_inodes_of_many_chunks_reads_each_inode_once() {
         // Every third number is an inode; all are asked for.
-        let there = |ino: u64| ino % 3 == 0;
+        let there = |ino: u64| ino.is_multiple_of(3);
         let count = 10 * STEP as u64;
         let mut window = Window::default();
         let mut fetched = 0;

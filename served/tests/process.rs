@@ -246,7 +246,7 @@ async fn chunks_of_files_that_are_gone_are_noted_and_removed_on_request() {
     assert!(text(&after).contains("0 faults, 1 notes"), "{}", text(&after));
 
     let server = start(&config);
-    let (_, data) = connect(&pki, &server, 6).await;
+    let data = DataClient::connect(&pki.client, server.data).await.unwrap();
     assert_eq!(data.read(chunk(kept, 0), 0, 1 << 20).await, vec![1; 1 << 20]);
     assert_eq!(data.read(chunk(kept, 7), 0, 100).await, vec![3; 100]);
     assert_eq!(data.read(chunk(gone, 3), 0, 10).await, vec![0; 10]);
@@ -278,7 +278,9 @@ async fn volumes_are_apart_from_each_other() {
     let b = second.create(Ino::ROOT, "f", NewInode::File).await.unwrap();
     assert_ne!(a, b, "chunks are named by inode alone");
     write_file(&main, &data, a, &[vec![1; 100]]).await;
-    write_file(&second, &data, b, &[vec![2; 100]]).await;
+    // A connection to the data server is for one volume.
+    let other = DataClient::connect(&pki.client, server.data).await.unwrap();
+    write_file(&second, &other, b, &[vec![2; 100]]).await;
     let generation = main.get(a).await.unwrap().generation;
     let chunk = ChunkId { ino: a, generation, index: 0 };
     assert_eq!(data.read(chunk, 0, 100).await, [1; 100][..]);
