@@ -147,6 +147,12 @@ fn data_messages_are_pinned() {
     pin(&write, "0001002a0103fb0010");
     pin(&data::Reply::Written { verifier: InstanceId(9), allocated: -1 }, "000901");
     pin(&data::Reply::Failed(Errno::ENOSPC), "0638");
+    let span = data::Span { ino: Ino(42), generation: 1, chunk_bits: 22, from: 5, to: 1 << 44 };
+    pin(&data::Op::Extents { span, limit: 16 }, "052a011605fd000000000010000010");
+    pin(&data::Op::PunchSpan { span }, "082a011605fd0000000000100000");
+    let extents = data::Reply::Extents { extents: vec![(0, 1), (300, 302)], upto: 1 << 44 };
+    pin(&extents, "02020001fb2c01fb2e01fd0000000000100000");
+    pin(&data::Reply::Punched { verifier: InstanceId(9), allocated: -1, upto: 6 }, "07090106");
 }
 
 #[test]

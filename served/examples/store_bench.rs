@@ -44,7 +44,9 @@ fn main() {
         let config = StoreConfig { max_unflushed_segments: 1000, ..StoreConfig::default() };
         let (store, _) = SegmentStore::open(&dir.path().join("s"), config.clone()).unwrap();
         let start = Instant::now();
-        (0..TOTAL_MIB).for_each(|n| store.write(key(1, n / 4), n % 4 * MIB, &[&data]).unwrap());
+        for n in 0..TOTAL_MIB {
+            store.write(key(1, n / 4), n % 4 * MIB, &[&data]).unwrap();
+        }
         report("store write", start);
         store.flush().unwrap();
         report("store write and flush", start);

@@ -1,20 +1,29 @@
-//! Verifying what both servers have on disk while none of them runs.
+//! Verifying what both servers have on disk while none of them runs. Nothing there is changed: the metadata is looked
+//! at in a copy, because opening it brings log and store together.
 //!
 //! Each store is verified by itself first: whatever is found wrong there is a **fault**. Then the two are
 //! compared. Differences are **notes**: a client that died between writing data and reporting it, or data that
 //! nobody synced before a power failure, leave such traces, and neither is wrong.
+//!
+//! What belongs to nobody for certain can be removed (`repair.rs`).
+
+mod repair;
+mod scratch;
 
 use std::collections::HashSet;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use netfs_common::attr::{Attr, FileKind};
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 
-use crate::data::store::{ChunkInfo, ChunkKey, SegmentStore, StoreConfig, StoreError};
+use crate::data::store::{ChunkInfo, ChunkKey, SegmentStore, StoreConfig, StoreError, StoreView};
 use crate::meta::engine::{self, Engine, EngineConfig, EngineError};
 use crate::meta::record::{Deletion, Trim};
 use crate::meta::server::volumes::{self, VolumeError};
+use repair::Leftovers;
+use scratch::Scratch;
 
 /// Notes of one kind that are shown; more are only counted.
 const MAX_NOTES: usize = 20;
@@ -30,6 +39,10 @@ pub struct CheckOptions {
     pub data: Option<PathBuf>,
     /// Settings of the chunk store.
     pub store: StoreConfig,
+    /// Where there is room for a copy of the metadata.
+    pub scratch: PathBuf,
+    /// Whether to remove chunks that belong to nobody for certain.
+    pub repair: bool,
 }
 
 /// Why nothing can be said.
@@ -54,9 +67,27 @@ pub enum CheckError {
         /// What is wrong.
         source: StoreError,
     },
+    /// The metadata cannot be copied.
+    #[error("metadata is checked in a copy (--scratch says where): {}: {source}", path.display())]
+    Copy {
+        /// The file or directory.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// Nothing was removed.
+    #[error("nothing was repaired: {0}")]
+    NotRepaired(String),
     /// A read of the metadata failed.
     #[error("the metadata cannot be read: {0}")]
     Read(#[from] Errno),
+}
+
+impl CheckError {
+    fn copy(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> CheckError {
+        let path = path.into();
+        move |source| CheckError::Copy { path, source }
+    }
 }
 
 /// What a check has found.
@@ -103,22 +134,27 @@ pub fn check(options: &CheckOptions) -> Result<Report, CheckError> {
         let shown = |dir: &Option<PathBuf>| dir.clone().unwrap_or_default();
         return Err(CheckError::Nothing { meta: shown(&options.meta), data: shown(&options.data) });
     }
+    let scratch = Scratch::new(&options.scratch)?;
     let mut open = Vec::new();
     for name in &names {
         let dir = options.meta.as_deref().unwrap_or(Path::new("")).join(name);
-        open.push(check_volume(&dir, name, &mut report)?);
+        open.push(check_volume(&scratch.copy_volume(&dir, name)?, name, &mut report)?);
     }
     if let Some(dir) = data {
         let failed = |source| CheckError::Data { dir: dir.into(), source };
-        let found = SegmentStore::check(dir).map_err(failed)?;
+        let (found, store) = SegmentStore::examine(dir).map_err(failed)?;
         report.summary.push(format!(
             "data: {} chunks, {} bytes live; {} segments, {} records, {} bytes verified",
             found.chunks, found.live_bytes, found.segments, found.records, found.bytes
         ));
         report.faults("data", found.faults, found.fault_count);
+        let mut leftovers = Leftovers::default();
         if !open.is_empty() {
-            let (store, _) = SegmentStore::open(dir, options.store.clone()).map_err(failed)?;
-            compare(&mut open, &store, &mut report)?;
+            compare(&mut open, &store, &mut report, &mut leftovers)?;
+        }
+        drop(store);
+        if options.repair {
+            repair::remove(dir, &options.store, &leftovers, &mut report)?;
         }
     }
     Ok(report)
@@ -139,7 +175,7 @@ fn check_volume(dir: &Path, name: &str, report: &mut Report) -> Result<Live, Che
         next_ino: engine.counters()?.next_ino,
         trims: engine.pending_trims()?.into_iter().map(|(_, t): (_, Trim)| t.ino).collect(),
         deletions: HashSet::new(),
-        files: Vec::new(),
+        files: Window::default(),
         engine,
     };
     let mut from = 0;
@@ -162,8 +198,32 @@ struct Live {
     trims: HashSet<Ino>,
     /// Contents that will be removed at the next start.
     deletions: HashSet<(Ino, u32)>,
-    /// The next files, the nearest last.
-    files: Vec<Attr>,
+    files: Window,
+}
+
+/// The inodes around the one that was asked for last.
+#[derive(Default)]
+struct Window {
+    inodes: Vec<Attr>,
+    /// Which numbers it knows all about.
+    known: Option<(Ino, Ino)>,
+}
+
+impl Window {
+    /// An inode; `fetch` gives the next [`STEP`] from a number on.
+    fn get(
+        &mut self,
+        ino: Ino,
+        fetch: impl FnOnce(Ino) -> Result<Vec<Attr>, Errno>,
+    ) -> Result<Option<Attr>, Errno> {
+        if self.known.is_none_or(|(first, last)| ino < first || ino > last) {
+            self.inodes = fetch(ino)?;
+            let more = self.inodes.last().filter(|_| self.inodes.len() >= STEP);
+            self.known = Some((ino, more.map_or(Ino(u64::MAX), |a| a.ino)));
+        }
+        let at = self.inodes.binary_search_by_key(&ino, |a| a.ino);
+        Ok(at.ok().and_then(|at| self.inodes.get(at).cloned()))
+    }
 }
 
 impl Live {
@@ -180,18 +240,7 @@ impl Live {
 
     /// The inode of a chunk; chunks are asked for in ascending order.
     fn inode(&mut self, ino: Ino) -> Result<Option<Attr>, Errno> {
-        if self.files.last().is_none_or(|a| a.ino > ino)
-            && self.files.first().is_none_or(|a| a.ino < ino)
-        {
-            self.files = self.engine.inodes_from(ino, STEP)?;
-        }
-        match self.files.binary_search_by_key(&ino, |a| a.ino) {
-            Ok(at) => Ok(self.files.get(at).cloned()),
-            Err(_) => {
-                self.files = self.engine.inodes_from(ino, STEP)?;
-                Ok(self.files.first().filter(|a| a.ino == ino).cloned())
-            }
-        }
+        self.files.get(ino, |from| self.engine.inodes_from(from, STEP))
     }
 }
 
@@ -205,8 +254,9 @@ struct Sums {
 
 fn compare(
     volumes: &mut [Live],
-    store: &SegmentStore,
+    store: &StoreView,
     report: &mut Report,
+    leftovers: &mut Leftovers,
 ) -> Result<(), CheckError> {
     let mut sums = Sums::default();
     let mut from = ChunkKey::MIN;
@@ -227,7 +277,10 @@ fn compare(
                     present.get_or_insert((*attr, 0)).1 += chunk.allocated_bytes;
                 }
                 Place::Pending => sums.pending += 1,
-                Place::Orphan(why) => {
+                Place::Orphan(why, sure) => {
+                    if sure {
+                        leftovers.add(chunk);
+                    }
                     sums.orphans += 1;
                     sums.orphan_bytes += chunk.allocated_bytes;
                     let bytes = chunk.allocated_bytes;
@@ -285,24 +338,85 @@ enum Place {
     Live(Box<Attr>),
     /// It goes at the next start.
     Pending,
-    Orphan(&'static str),
+    /// Nobody's, and why; whether nobody can come back for it.
+    Orphan(&'static str, bool),
 }
 
 fn place_of(volumes: &mut [Live], chunk: &ChunkInfo) -> Result<Place, Errno> {
     let (ino, generation) = (Ino(chunk.key.ino), chunk.key.generation);
     let volume = volumes.iter_mut().find(|v| (v.first_ino..v.next_ino).contains(&ino.0));
-    let Some(volume) = volume else { return Ok(Place::Orphan("no volume has such an inode")) };
+    let Some(volume) = volume else {
+        return Ok(Place::Orphan("no volume has such an inode", false));
+    };
     if volume.deletions.contains(&(ino, generation)) || volume.trims.contains(&ino) {
         return Ok(Place::Pending);
     }
-    let Some(attr) = volume.inode(ino)? else { return Ok(Place::Orphan("there is no such inode")) };
-    Ok(if attr.kind != FileKind::File || attr.inline {
-        Place::Orphan("the inode has no chunks")
+    // Numbers are never given out again.
+    let Some(attr) = volume.inode(ino)? else {
+        return Ok(Place::Orphan("there is no such inode", true));
+    };
+    Ok(if attr.kind != FileKind::File {
+        Place::Orphan("the inode has no chunks", false)
     } else if attr.generation != generation {
-        Place::Orphan("the file has other contents by now")
+        // Generations only rise. A higher one tells that metadata was lost.
+        Place::Orphan("the file has other contents by now", generation < attr.generation)
+    } else if attr.inline {
+        // These may be what a client has sent, and will tell as soon as it can.
+        Place::Orphan("the inode has no chunks", false)
     } else if chunk.key.index.saturating_mul(attr.chunk_size()) >= attr.size {
-        Place::Orphan("it is beyond the end of the file")
+        Place::Orphan("it is beyond the end of the file", false)
     } else {
         Place::Live(Box::new(attr))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use netfs_common::attr::Timestamp;
+
+    use super::*;
+
+    fn attr(ino: u64) -> Attr {
+        let time = Timestamp { secs: 0, nanos: 0 };
+        Attr {
+            ino: Ino(ino),
+            kind: FileKind::File,
+            perm: 0,
+            nlink: 1,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size: 0,
+            allocated: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+            generation: 0,
+            chunk_bits: 22,
+            inline: false,
+            has_xattrs: false,
+            parent: Ino(0),
+            version: 0,
+        }
+    }
+
+    #[test]
+    fn looking_up_the_inodes_of_many_chunks_reads_each_inode_once() {
+        // Every third number is an inode; all are asked for.
+        let there = |ino: u64| ino.is_multiple_of(3);
+        let count = 10 * STEP as u64;
+        let mut window = Window::default();
+        let mut fetched = 0;
+        for ino in 1..3 * count {
+            let found = window.get(Ino(ino), |from| {
+                let all = (from.0..3 * count).filter(|n| there(*n)).map(attr);
+                let part: Vec<Attr> = all.take(STEP).collect();
+                fetched += part.len() as u64;
+                Ok(part)
+            });
+            assert_eq!(found.unwrap().map(|a| a.ino.0), there(ino).then_some(ino));
+        }
+        assert!(fetched <= count + STEP as u64, "{fetched} inodes read");
+    }
 }

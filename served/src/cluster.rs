@@ -3,7 +3,7 @@
 //! Chunks are placed by group and chain already, so that clients need not change when there are
 //! more servers; the map is only not negotiated yet: both servers derive it from these constants.
 
-use netfs_common::id::{Epoch, GroupId, ServerId};
+use netfs_common::id::{Epoch, GroupId, Ino, ServerId};
 use netfs_common::map::{Chain, ClusterMap, DataServer};
 
 /// Placement groups. It never changes, because it decides where chunks are.
@@ -12,6 +12,16 @@ pub const GROUPS: u32 = 64;
 pub const FIRST_EPOCH: Epoch = Epoch(1);
 /// The number of the only data server.
 pub const FIRST_SERVER: ServerId = ServerId(1);
+
+/// Each volume has so many inode numbers. Chunks are named by inode alone, so no two volumes of a
+/// cluster may have a number in common; the first volume has the small ones, which 32-bit programs
+/// can bear.
+pub const INODE_BITS: u32 = 48;
+
+/// The number of the volume to which an inode belongs.
+pub fn volume_of(ino: Ino) -> u64 {
+    ino.0 >> INODE_BITS
+}
 
 /// The map in which one data server, reached at `addrs`, holds everything.
 pub fn single_server_map(addrs: Vec<String>) -> ClusterMap {

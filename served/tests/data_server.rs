@@ -8,9 +8,9 @@ use bytes::Bytes;
 use common::{DataClient, PATIENCE, chunk, dialer, hello, localhost, make_pki};
 use netfs_common::codec;
 use netfs_common::errno::Errno;
-use netfs_common::id::{Epoch, GroupId};
+use netfs_common::id::{Epoch, GroupId, Ino};
 use netfs_common::net::{BulkMessage, CallError};
-use netfs_common::wire::data::{Op, Reply, Request};
+use netfs_common::wire::data::{Op, Reply, Request, Span};
 use netfs_common::wire::{Hello, Role};
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::data::store::SegmentStore;
@@ -44,12 +44,20 @@ async fn what_is_written_is_read_back_after_a_restart_under_another_verifier() {
         matches!(reply, Reply::Written { allocated, .. } if allocated == -(3 << 20)),
         "{reply:?}"
     );
-    let (reply, _) =
-        client.call(chunk(2, 0), Op::Extents { chunk: chunk(2, 0) }, Bytes::new()).await;
-    assert_eq!(reply, Reply::Extents(vec![(0, 1 << 20)]));
-    let (reply, _) =
-        client.call(chunk(2, 0), Op::Delete { first: chunk(2, 0) }, Bytes::new()).await;
-    assert!(matches!(reply, Reply::Written { allocated, .. } if allocated == -(1 << 20) - 5));
+    let span = Span { ino: Ino(2), generation: 0, chunk_bits: 22, from: 0, to: 1 << 62 };
+    let (reply, _) = client.call(chunk(2, 0), Op::Extents { span, limit: 9 }, Bytes::new()).await;
+    let small = ((4 << 20) + 100, (4 << 20) + 105);
+    assert_eq!(reply, Reply::Extents { extents: vec![(0, 1 << 20), small], upto: span.to });
+    let first = Op::PunchSpan { span: Span { to: 5, ..span } };
+    let (reply, _) = client.call(chunk(2, 0), first, Bytes::new()).await;
+    let verifier = client.welcome.instance;
+    assert_eq!(reply, Reply::Punched { verifier, allocated: -5, upto: 5 });
+    let delete = || Op::Delete { first: chunk(2, 0) };
+    let (reply, _) = client.call(chunk(2, 0), delete(), Bytes::new()).await;
+    assert_eq!(reply, Reply::Failed(Errno::EPERM));
+    let meta = DataClient::connect(&pki.server, server.addr()).await.unwrap();
+    let (reply, _) = meta.call(chunk(2, 0), delete(), Bytes::new()).await;
+    assert!(matches!(reply, Reply::Written { allocated, .. } if allocated == -(1 << 20)));
     let (Reply::Usage(usage), _) = client.call(chunk(0, 0), Op::Usage, Bytes::new()).await else {
         panic!("no figures");
     };
@@ -68,6 +76,7 @@ async fn calls_out_of_bounds_are_refused_and_nonsense_ends_only_its_own_connecti
     let client = DataClient::connect(&pki.client, server.addr()).await.unwrap();
     let c = chunk(2, 0);
     let beyond = Op::Write { chunk: c, offset: (4 << 20) - 1 };
+    let backwards = Span { ino: Ino(2), generation: 0, chunk_bits: 22, from: 9, to: 8 };
     let refused = [
         (beyond, Bytes::from_static(b"xy")),
         (Op::Write { chunk: c, offset: u64::MAX }, Bytes::from_static(b"x")),
@@ -77,6 +86,8 @@ async fn calls_out_of_bounds_are_refused_and_nonsense_ends_only_its_own_connecti
         (Op::Read { chunk: c, offset: 0, len: 1 }, Bytes::from_static(b"x")),
         (Op::Punch { chunk: c, offset: u64::MAX, len: u64::MAX }, Bytes::new()),
         (Op::Flush, Bytes::from_static(b"x")),
+        (Op::PunchSpan { span: backwards }, Bytes::new()),
+        (Op::Extents { span: backwards, limit: 1 }, Bytes::new()),
     ];
     for (op, payload) in refused {
         let (reply, _) = client.call(c, op.clone(), payload).await;
@@ -142,4 +153,49 @@ async fn what_was_flushed_survives_an_abrupt_end() {
         client.flush().await;
         drop(server);
     }
+}
+
+#[tokio::test]
+async fn a_client_that_connects_anew_loses_its_old_connection() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = make_pki(dir.path());
+    let options = DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
+    let server = DataServer::start(options).unwrap();
+    let old = DataClient::connect_as(&pki.client, server.addr(), 7).await.unwrap();
+    let other = DataClient::connect_as(&pki.client, server.addr(), 8).await.unwrap();
+    old.write(chunk(2, 0), 0, b"old").await;
+    let new = DataClient::connect_as(&pki.client, server.addr(), 7).await.unwrap();
+    old.bulk.closed().await;
+    assert_eq!(new.read(chunk(2, 0), 0, 3).await, &b"old"[..]);
+    other.flush().await;
+}
+
+#[tokio::test]
+async fn a_connection_of_a_client_is_for_one_volume() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = make_pki(dir.path());
+    let options = DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
+    let server = DataServer::start(options).unwrap();
+    let (first, second) = (chunk(2, 0), chunk((1 << 48) + 2, 0));
+    let client = DataClient::connect(&pki.client, server.addr()).await.unwrap();
+    client.write(first, 0, b"first").await;
+    let other = DataClient::connect(&pki.client, server.addr()).await.unwrap();
+    other.write(second, 0, b"second").await;
+    let span = Span { ino: second.ino, generation: 0, chunk_bits: 22, from: 0, to: 9 };
+    let (c, offset, len) = (second, 0, 5);
+    let (source, target, source_offset, target_offset) = (second, first, 0, 0);
+    let refused = [
+        (Op::Write { chunk: c, offset }, Bytes::from_static(b"x")),
+        (Op::Read { chunk: c, offset, len }, Bytes::new()),
+        (Op::Punch { chunk: c, offset, len }, Bytes::new()),
+        (Op::Copy { source, source_offset, target, target_offset, len }, Bytes::new()),
+        (Op::Extents { span, limit: 1 }, Bytes::new()),
+        (Op::PunchSpan { span }, Bytes::new()),
+    ];
+    for (op, payload) in refused {
+        let (reply, _) = client.call(first, op.clone(), payload).await;
+        assert_eq!(reply, Reply::Failed(Errno::EPERM), "{op:?}");
+    }
+    assert_eq!(client.read(first, 0, 5).await, &b"first"[..]);
+    assert_eq!(other.read(second, 0, 6).await, &b"second"[..]);
 }

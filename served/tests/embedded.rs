@@ -14,7 +14,7 @@ use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Ino, OpSeq};
 use netfs_common::name::Name;
 use netfs_common::net::CallError;
-use netfs_common::wire::data::{Op as DataOp, Reply as DataReply};
+use netfs_common::wire::data::{Op as DataOp, Reply as DataReply, Span};
 use netfs_common::wire::meta::{NewInode, Op, Push, Request, Response};
 use netfs_served::embedded::{self, Embedded, EmbeddedOptions};
 
@@ -41,8 +41,13 @@ fn cut_to(ino: Ino, size: u64) -> Op {
 }
 
 async fn chunk_data(data: &DataClient, chunk: ChunkId) -> Vec<(u64, u64)> {
-    match data.call(chunk, DataOp::Extents { chunk }, Bytes::new()).await.0 {
-        DataReply::Extents(extents) => extents,
+    let from = chunk.index << 22;
+    let (ino, generation, to) = (chunk.ino, chunk.generation, from + (1 << 22));
+    let span = Span { ino, generation, chunk_bits: 22, from, to };
+    match data.call(chunk, DataOp::Extents { span, limit: 100 }, Bytes::new()).await.0 {
+        DataReply::Extents { extents, .. } => {
+            extents.into_iter().map(|(start, end)| (start - from, end - start)).collect()
+        }
         other => panic!("{other:?}"),
     }
 }

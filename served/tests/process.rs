@@ -4,10 +4,11 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -190,9 +191,65 @@ async fn what_was_synced_is_there_after_kill_9() {
         link.close();
         more.await.unwrap();
         drop(server);
+        let before = contents(dir.path());
         let found = run(&["check", "--config", config.to_str().unwrap()]);
         assert_eq!(found.status.code(), Some(0), "{}", text(&found));
+        assert!(contents(dir.path()) == before, "a check has written to the state");
     }
+}
+
+/// Every file below a directory with its bytes.
+fn contents(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(contents(&path));
+        } else {
+            all.insert(path.clone(), fs::read(&path).unwrap());
+        }
+    }
+    all
+}
+
+#[tokio::test]
+async fn chunks_of_files_that_are_gone_are_noted_and_removed_on_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = make_pki(dir.path());
+    let config = configure(dir.path());
+    let config_arg = config.to_str().unwrap();
+    let mut server = start(&config);
+    let (meta, data) = connect(&pki, &server, 5).await;
+    let kept = meta.create(Ino::ROOT, "kept", NewInode::File).await.unwrap();
+    write_file(&meta, &data, kept, &[vec![1; 1 << 20]]).await;
+    let gone = meta.create(Ino::ROOT, "gone", NewInode::File).await.unwrap();
+    let name = netfs_common::name::Name::new("gone").unwrap();
+    meta.change(Op::Unlink { parent: Ino::ROOT, name }).await.unwrap();
+    meta.change(Op::Forget { inos: vec![gone] }).await.unwrap();
+    // As a client does that has not heard of it; and one that has not yet told of what it has sent.
+    let chunk = |ino, index| ChunkId { ino, generation: 0, index };
+    data.write(chunk(gone, 3), 0, &[2; 5000]).await;
+    data.write(chunk(kept, 7), 0, &[3; 100]).await;
+    data.flush().await;
+    let code = tokio::task::spawn_blocking(move || terminate(&mut server)).await.unwrap();
+    assert_eq!(code, Some(0));
+
+    let check = |more: &[&str]| run(&[&["check", "--config", config_arg], more].concat());
+    let found = check(&[]);
+    assert!(text(&found).contains("0 faults, 2 notes"), "{}", text(&found));
+    let scratch = check(&["--scratch", "/nowhere"]);
+    assert!(scratch.status.code() == Some(2) && text(&scratch).contains("--scratch"));
+    let repaired = check(&["--repair"]);
+    assert!(text(&repaired).contains("removed 5000 bytes of 1 contents"), "{}", text(&repaired));
+    let after = check(&["--repair"]);
+    assert!(text(&after).contains("nothing to remove"), "{}", text(&after));
+    assert!(text(&after).contains("0 faults, 1 notes"), "{}", text(&after));
+
+    let server = start(&config);
+    let data = DataClient::connect(&pki.client, server.data).await.unwrap();
+    assert_eq!(data.read(chunk(kept, 0), 0, 1 << 20).await, vec![1; 1 << 20]);
+    assert_eq!(data.read(chunk(kept, 7), 0, 100).await, vec![3; 100]);
+    assert_eq!(data.read(chunk(gone, 3), 0, 10).await, vec![0; 10]);
 }
 
 fn create(meta: &MetaClient, name: &str) -> bytes::Bytes {
@@ -221,7 +278,9 @@ async fn volumes_are_apart_from_each_other() {
     let b = second.create(Ino::ROOT, "f", NewInode::File).await.unwrap();
     assert_ne!(a, b, "chunks are named by inode alone");
     write_file(&main, &data, a, &[vec![1; 100]]).await;
-    write_file(&second, &data, b, &[vec![2; 100]]).await;
+    // A connection to the data server is for one volume.
+    let other = DataClient::connect(&pki.client, server.data).await.unwrap();
+    write_file(&second, &other, b, &[vec![2; 100]]).await;
     let generation = main.get(a).await.unwrap().generation;
     let chunk = ChunkId { ino: a, generation, index: 0 };
     assert_eq!(data.read(chunk, 0, 100).await, [1; 100][..]);

@@ -41,7 +41,9 @@ pub struct Limits {
     pub max_mtu: u16,
     /// Bytes that the peer may send on one stream before they are read.
     pub stream_window: u32,
-    /// Bytes that the peer may send on one connection before they are read: its memory at worst.
+    /// Bytes that the peer may send on one connection before they are read: its memory at worst. At least what all
+    /// bulk calls together may bring: those that wait unread for `max_bulk_bytes` take it up, and must leave some to
+    /// those that are being read.
     pub connection_window: u32,
     /// Size asked for the socket's buffers; the system may grant less.
     pub socket_buffer_bytes: usize,
@@ -54,7 +56,7 @@ impl Default for Limits {
             max_calls: 1024,
             max_queued_bytes: 4 << 20,
             max_header_bytes: 64 << 10,
-            max_payload_bytes: 8 << 20,
+            max_payload_bytes: 1 << 20,
             max_bulk_calls: 64,
             max_bulk_bytes: 64 << 20,
             max_connections: 4096,
@@ -65,8 +67,49 @@ impl Default for Limits {
             idle_timeout: Duration::from_secs(15),
             max_mtu: 8900,
             stream_window: 16 << 20,
-            connection_window: 64 << 20,
+            connection_window: 72 << 20,
             socket_buffer_bytes: 4 << 20,
         }
+    }
+}
+
+impl Limits {
+    /// Whether the bounds fit together.
+    ///
+    /// # Errors
+    /// Which do not, with their values.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let call = u64::from(self.max_payload_bytes) + u64::from(self.max_header_bytes);
+        let calls = call.saturating_mul(self.max_bulk_calls.into());
+        if calls > u64::from(self.connection_window) {
+            return Err(format!(
+                "{} bulk calls of {call} bytes do not fit into a connection's window of {} bytes",
+                self.max_bulk_calls, self.connection_window
+            ));
+        }
+        if self.max_payload_bytes > self.max_bulk_bytes {
+            return Err(format!(
+                "a payload of {} bytes does not fit into the {} bytes for bulk requests",
+                self.max_payload_bytes, self.max_bulk_bytes
+            ));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::data::MAX_PAYLOAD;
+
+    #[test]
+    fn calls_that_wait_for_memory_leave_room_for_those_that_have_it() {
+        let limits = Limits::default();
+        assert_eq!(limits.check(), Ok(()));
+        assert_eq!(u64::from(limits.max_payload_bytes), MAX_PAYLOAD);
+        let large = Limits { max_payload_bytes: 8 << 20, ..Limits::default() };
+        assert!(large.check().is_err_and(|e| e.contains("window")));
+        let poor = Limits { max_bulk_bytes: 1000, ..Limits::default() };
+        assert!(poor.check().is_err_and(|e| e.contains("1000 bytes")));
     }
 }

@@ -53,6 +53,7 @@ pub(super) fn server(
     secret: Option<&EndpointSecret>,
     limits: &Limits,
 ) -> Result<quinn::Endpoint, EndpointError> {
+    limits.check().map_err(EndpointError::Setting)?;
     let crypto =
         QuicServerConfig::try_from(tls).map_err(|e| EndpointError::Setting(e.to_string()))?;
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));

@@ -3,10 +3,28 @@
 use bincode::{Decode, Encode};
 
 use crate::errno::Errno;
-use crate::id::{ChunkId, Epoch, GroupId, InstanceId};
+use crate::id::{ChunkId, Epoch, GroupId, Ino, InstanceId};
 
 /// The most payload of one call, in bytes.
-pub const MAX_PAYLOAD: u64 = 8 << 20;
+pub const MAX_PAYLOAD: u64 = 1 << 20;
+
+/// The most ranges in one [`Reply::Extents`].
+pub const MAX_EXTENTS: u32 = 2048;
+
+/// A part of a file's contents, however long. Every data server that is asked answers for the chunks that it has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Span {
+    /// The file.
+    pub ino: Ino,
+    /// The generation of its contents.
+    pub generation: u32,
+    /// Log2 of the size of its chunks.
+    pub chunk_bits: u8,
+    /// First byte in the file.
+    pub from: u64,
+    /// The byte after the last.
+    pub to: u64,
+}
 
 /// A call.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -65,15 +83,22 @@ pub enum Op {
         /// Number of bytes.
         len: u64,
     },
-    /// Where a chunk has data. Answered by [`Reply::Extents`].
+    /// Where a file has data. Answered by [`Reply::Extents`].
     Extents {
-        /// The chunk.
-        chunk: ChunkId,
+        /// Where to look.
+        span: Span,
+        /// The most ranges wanted; at least 1, and [`MAX_EXTENTS`] if it is more.
+        limit: u32,
     },
     /// Bring everything acknowledged so far to stable storage. Answered by [`Reply::Flushed`].
     Flush,
     /// Answered by [`Reply::Usage`].
     Usage,
+    /// Make a range of a file a hole. Answered by [`Reply::Punched`]. It may be repeated, like every change.
+    PunchSpan {
+        /// The range.
+        span: Span,
+    },
 }
 
 /// An answer.
@@ -88,8 +113,13 @@ pub enum Reply {
     },
     /// The payload follows.
     Read,
-    /// `(offset, length)` of data within the chunk, ascending, not touching.
-    Extents(Vec<(u64, u64)>),
+    /// Where the data is, as far as the answer goes.
+    Extents {
+        /// `(start, end)` in the file, within what was asked for, ascending, not touching.
+        extents: Vec<(u64, u64)>,
+        /// The answer is complete up to here, which is beyond where it begins: ask again from here on.
+        upto: u64,
+    },
     /// All that was acknowledged under this verifier is durable.
     Flushed {
         /// This life of the server.
@@ -101,6 +131,15 @@ pub enum Reply {
     StaleEpoch(Epoch),
     /// Nothing was done.
     Failed(Errno),
+    /// As [`Reply::Written`], as far as it was done.
+    Punched {
+        /// This life of the server.
+        verifier: InstanceId,
+        /// By how many bytes the allocated data grew (or shrank).
+        allocated: i64,
+        /// It is done up to here: ask again for the rest.
+        upto: u64,
+    },
 }
 
 /// Space of a data server in bytes.

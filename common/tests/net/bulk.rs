@@ -36,7 +36,12 @@ async fn payloads_of_all_sizes_come_back_whole() {
 #[tokio::test]
 async fn many_calls_run_side_by_side_within_the_budget_of_memory() {
     let pki = Pki::new();
-    let tight = Limits { max_bulk_bytes: 1 << 20, max_bulk_calls: 16, ..limits() };
+    let tight = Limits {
+        max_payload_bytes: 200_000,
+        max_bulk_bytes: 1 << 20,
+        max_bulk_calls: 16,
+        ..limits()
+    };
     let server = serve(&pki, tight, any_port(), echo(), bulk_echo());
     let (bulk, _) = dialer(&pki).bulk(server.address, b"").await.unwrap();
     let calls: Vec<_> = (0..60usize)

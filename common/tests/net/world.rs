@@ -78,6 +78,8 @@ pub(crate) fn limits() -> Limits {
         keep_alive: Duration::from_millis(500),
         idle_timeout: Duration::from_secs(3),
         hello_timeout: Duration::from_secs(2),
+        max_payload_bytes: 8 << 20,
+        max_bulk_calls: 8,
         ..Limits::default()
     }
 }

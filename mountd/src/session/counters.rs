@@ -81,7 +81,7 @@ impl Counters {
         let index = match op {
             data::Op::Write { .. } => 24,
             data::Op::Read { .. } => 25,
-            data::Op::Punch { .. } | data::Op::Delete { .. } => 26,
+            data::Op::Punch { .. } | data::Op::PunchSpan { .. } | data::Op::Delete { .. } => 26,
             data::Op::Copy { .. } => 27,
             data::Op::Extents { .. } => 28,
             data::Op::Flush | data::Op::Usage => 29,

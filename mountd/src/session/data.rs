@@ -1,16 +1,16 @@
 //! Calls to the data servers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, GroupId, InstanceId, ServerId};
 use netfs_common::map::ClusterMap;
 use netfs_common::wire::Hello;
-use netfs_common::wire::data::{MAX_PAYLOAD, Op, Reply, Request};
+use netfs_common::wire::data::{MAX_PAYLOAD, Op, Reply, Request, Span};
 use tokio::sync::{Notify, Semaphore};
 use tracing::{info, warn};
 
@@ -186,9 +186,19 @@ impl Bulk {
     /// # Errors
     /// As [`Bulk::write`].
     pub async fn read(&self, chunk: ChunkId, offset: u64, len: u64) -> Result<Bytes, Errno> {
-        if len > MAX_PAYLOAD {
-            return Err(Errno::EINVAL);
+        if len <= MAX_PAYLOAD {
+            return self.read_piece(chunk, offset, len).await;
         }
+        let (mut whole, end) = (BytesMut::new(), offset.saturating_add(len));
+        while offset + (whole.len() as u64) < end {
+            let at = offset + whole.len() as u64;
+            let piece = self.read_piece(chunk, at, MAX_PAYLOAD.min(end - at)).await?;
+            whole.extend_from_slice(&piece);
+        }
+        Ok(whole.freeze())
+    }
+
+    async fn read_piece(&self, chunk: ChunkId, offset: u64, len: u64) -> Result<Bytes, Errno> {
         let _slot = self.reads.acquire().await.map_err(|_| Errno::EIO)?;
         let (_, reply, bytes) =
             self.at(chunk, Op::Read { chunk, offset, len }, Bytes::new()).await?;
@@ -198,15 +208,69 @@ impl Bulk {
         }
     }
 
-    /// Where a chunk has data: ascending, not touching.
+    /// Makes a range of a file a hole, with messages by what is there and not by its length.
     ///
     /// # Errors
     /// As [`Bulk::write`].
-    pub async fn extents(&self, chunk: ChunkId) -> Result<Vec<(u64, u64)>, Errno> {
-        match self.at(chunk, Op::Extents { chunk }, Bytes::new()).await?.1 {
-            Reply::Extents(extents) => Ok(extents),
-            _ => Err(Errno::EPROTO),
+    pub async fn punch_span(&self, span: Span) -> Result<Written, Errno> {
+        let heads = self.heads();
+        let (last, others) = heads.split_last().ok_or(Errno::EIO)?;
+        let mut allocated = 0;
+        for server in others {
+            // Who waits for durability is told of one server only: here it is waited for at once.
+            loop {
+                let part = self.punch_at(*server, span).await?;
+                allocated += part.allocated;
+                if self.flush(*server).await? == part.verifier {
+                    break;
+                }
+            }
         }
+        let part = self.punch_at(*last, span).await?;
+        Ok(Written { allocated: part.allocated + allocated, ..part })
+    }
+
+    /// All of it acknowledged in one life of the server.
+    async fn punch_at(&self, server: ServerId, span: Span) -> Result<Written, Errno> {
+        let (mut rest, mut sum, mut life) = (span, 0, None);
+        loop {
+            let op = Op::PunchSpan { span: rest };
+            let Reply::Punched { verifier, allocated, upto } = self.at_server(server, op).await?
+            else {
+                return Err(Errno::EPROTO);
+            };
+            if life.is_some_and(|life| life != verifier) {
+                // What was punched in the life before may be back.
+                (rest, sum, life) = (span, allocated, None);
+                continue;
+            }
+            sum += allocated;
+            if upto >= span.to {
+                return Ok(Written { server, verifier, allocated: sum });
+            }
+            if upto <= rest.from {
+                return Err(Errno::EPROTO);
+            }
+            (rest.from, life) = (upto, Some(verifier));
+        }
+    }
+
+    /// Where a file has data: ascending, not touching, and up to where that is all. About `limit` ranges.
+    ///
+    /// # Errors
+    /// As [`Bulk::write`].
+    pub async fn extents(&self, span: Span, limit: u32) -> Result<(Vec<(u64, u64)>, u64), Errno> {
+        let (mut all, mut upto) = (Vec::new(), span.to);
+        for server in self.heads() {
+            match self.at_server(server, Op::Extents { span, limit }).await? {
+                Reply::Extents { extents, upto: told } if told > span.from => {
+                    all.extend(extents);
+                    upto = upto.min(told);
+                }
+                _ => return Err(Errno::EPROTO),
+            }
+        }
+        Ok((merge(all, upto), upto))
     }
 
     /// Makes everything durable that a server has acknowledged. Returns in which of its lives.
@@ -214,18 +278,32 @@ impl Bulk {
     /// # Errors
     /// As [`Bulk::write`].
     pub async fn flush(&self, server: ServerId) -> Result<InstanceId, Errno> {
+        match self.at_server(server, Op::Flush).await? {
+            Reply::Flushed { verifier } => Ok(verifier),
+            _ => Err(Errno::EPROTO),
+        }
+    }
+
+    /// The servers to which calls about chunks go.
+    fn heads(&self) -> Vec<ServerId> {
+        let map = self.map();
+        let heads: BTreeSet<_> = map.chains.iter().map(|chain| chain.replicas[0]).collect();
+        heads.into_iter().collect()
+    }
+
+    /// A call about all that a server has.
+    async fn at_server(&self, server: ServerId, op: Op) -> Result<Reply, Errno> {
         let mut pause = BACKOFF.0;
         loop {
             let map = self.map();
             let chain = map.chains.iter().enumerate().find(|(_, c)| c.replicas.contains(&server));
             let Some((group, chain)) = chain else { return Err(Errno::EIO) };
             let request =
-                Request { group: GroupId(group as u32), epoch: chain.epoch, op: Op::Flush };
+                Request { group: GroupId(group as u32), epoch: chain.epoch, op: op.clone() };
             match self.call(server, request, Bytes::new()).await?.0 {
-                Reply::Flushed { verifier } => return Ok(verifier),
                 Reply::Failed(e) => return Err(e),
                 Reply::StaleEpoch(_) => pause = self.wait_for_map(pause).await,
-                _ => return Err(Errno::EPROTO),
+                reply => return Ok(reply),
             }
         }
     }
@@ -365,8 +443,37 @@ impl Bulk {
     }
 }
 
+/// What several servers have told of their chunks, as far as all of them have.
+fn merge(mut ranges: Vec<(u64, u64)>, upto: u64) -> Vec<(u64, u64)> {
+    ranges.sort_unstable();
+    let mut out: Vec<(u64, u64)> = Vec::new();
+    for (start, end) in ranges {
+        let end = end.min(upto);
+        match out.last_mut() {
+            _ if start >= end => {}
+            Some((_, last)) if *last >= start => *last = end.max(*last),
+            _ => out.push((start, end)),
+        }
+    }
+    out
+}
+
 impl std::fmt::Debug for Bulk {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Bulk").field("servers", &self.map().servers).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::merge;
+
+    #[test]
+    fn answers_of_several_servers_become_one_as_far_as_all_of_them_go() {
+        let (first, second) = ([(0, 4), (8, 12), (16, 20)], [(4, 8), (14, 15), (30, 31)]);
+        let both = || first.into_iter().chain(second).collect::<Vec<_>>();
+        assert_eq!(merge(both(), 100), [(0, 12), (14, 15), (16, 20), (30, 31)]);
+        assert_eq!(merge(both(), 10), [(0, 10)]);
+        assert_eq!(merge(Vec::new(), 10), []);
     }
 }

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use netfs_common::attr::{Attr, SetAttr, SetTime};
 use netfs_common::errno::Errno;
-use netfs_common::id::{ChunkId, Ino};
-use tokio::task::JoinSet;
+use netfs_common::id::Ino;
+use netfs_common::wire::data::{MAX_EXTENTS, Span};
 
 use super::Vfs;
 use super::attrs::MAX_SIZE;
@@ -19,8 +19,8 @@ const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE;
 /// Data and holes are told in blocks of this size, as on a local disk: the size that `stat` shows,
 /// by which programs take it that they are measured.
 const BLOCK: u64 = 4096;
-/// How many chunks are asked at once where their data is.
-const MAX_ASKED: u64 = 32;
+/// How many ranges of data are asked for at first, when the next data or hole is wanted.
+const FIRST_ASKED: u32 = 16;
 
 impl Vfs {
     /// Allocates, punches out or zeroes a range. Space is not reserved: allocation only extends
@@ -126,15 +126,15 @@ impl Vfs {
         } else {
             0
         };
-        let span = if inline { size } else { attr.chunk_size() * MAX_ASKED };
+        let mut asked = FIRST_ASKED;
         let mut at = offset - offset % BLOCK;
         while at < size {
-            let end = ((at / span + 1).saturating_mul(span)).min(size);
-            let sent = if inline {
-                if at < base { vec![(at, base.min(end))] } else { Vec::new() }
+            let (sent, end) = if inline {
+                (if at < base { vec![(at, base)] } else { Vec::new() }, size)
             } else {
-                self.data_at_servers(node, &attr, at, end).await?
+                self.data_at_servers(node, &attr, at, size, asked).await?
             };
+            asked = (asked * 2).min(MAX_EXTENTS);
             let there = self.merge_data(node, sent, at, end);
             if data {
                 if let Some((start, _)) = there.first() {
@@ -157,14 +157,15 @@ impl Vfs {
         if data { Err(Errno::ENXIO) } else { Ok(size) }
     }
 
-    /// Where chunks have data, in file offsets within a range.
+    /// Where the servers have data within a range, and up to where that is all.
     async fn data_at_servers(
         &self,
         node: &Node,
         attr: &Attr,
         start: u64,
         end: u64,
-    ) -> Result<Vec<(u64, u64)>, Errno> {
+        limit: u32,
+    ) -> Result<(Vec<(u64, u64)>, u64), Errno> {
         let (sent, allocated) = {
             let state = node.state();
             let file = state.file.as_ref();
@@ -173,28 +174,19 @@ impl Vfs {
             let grown = file.map_or(0, |f| f.allocated) != 0;
             (sent, grown || known.is_some_and(|a| a.allocated > 0))
         };
-        let (chunk, end) = (attr.chunk_size(), end.min(sent));
-        if start >= end || !allocated {
-            return Ok(Vec::new());
+        let to = end.min(sent);
+        if start >= to || !allocated {
+            return Ok((Vec::new(), end));
         }
-        let mut asked = JoinSet::new();
-        for index in start / chunk..=(end - 1) / chunk {
-            let session = Arc::clone(&self.session);
-            let id = ChunkId { ino: node.ino, generation: attr.generation, index };
-            asked.spawn(async move { (index, session.bulk().extents(id).await) });
+        let Attr { generation, chunk_bits, .. } = *attr;
+        let span = Span { ino: node.ino, generation, chunk_bits, from: start, to };
+        let (found, upto) = self.session.bulk().extents(span, limit).await?;
+        if upto >= to {
+            return Ok((found, end));
         }
-        let mut found = Vec::new();
-        while let Some(answer) = asked.join_next().await {
-            let (index, extents) = answer.map_err(|_| Errno::EIO)?;
-            for (offset, len) in extents? {
-                let from = (index * chunk).saturating_add(offset);
-                let (s, e) = (from.max(start), from.saturating_add(len).min(end));
-                if s < e {
-                    found.push((s, e));
-                }
-            }
-        }
-        Ok(found)
+        // Whole blocks, because that is how data and holes are told.
+        let whole = upto - upto % BLOCK;
+        Ok((found, if whole > start { whole } else { upto.next_multiple_of(BLOCK).min(end) }))
     }
 
     /// Data at the servers and in the buffers together: whole blocks, ascending, not touching.

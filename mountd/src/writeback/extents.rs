@@ -268,7 +268,7 @@ impl Batch {
 }
 
 /// Takes the next batch out of `dirty` and notes it in `flying`: a run of data within one window
-/// or a hole within one chunk, that touches nothing under way. With `full` only a window that is
+/// or a hole of any length, that touches nothing under way. With `full` only a window that is
 /// dirty from beginning to end.
 pub fn take(
     dirty: &mut Extents,
@@ -282,8 +282,7 @@ pub fn take(
     while let Some((s, content)) = dirty.next_from(at) {
         let s = s.max(at);
         let hole = matches!(content, Content::Hole(_));
-        let unit = if hole { chunk } else { window };
-        let limit = (s / unit + 1).saturating_mul(unit);
+        let limit = if hole { u64::MAX } else { (s / window + 1).saturating_mul(window) };
         // What is under way splits the window.
         let limit = match flying.next_from(s) {
             Some((f, busy)) if f <= s => {

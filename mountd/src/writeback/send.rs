@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use netfs_common::errno::Errno;
 use netfs_common::id::ChunkId;
+use netfs_common::wire::data::Span;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::error;
 
@@ -15,9 +16,19 @@ use crate::session::{Written, lock};
 /// A batch and what it was taken under.
 struct Flight {
     batch: Batch,
+    /// The chunk of its first byte.
     chunk: ChunkId,
     offset: u64,
+    chunk_bits: u8,
     era: u64,
+}
+
+impl Flight {
+    fn span(&self) -> Span {
+        let ChunkId { ino, generation, .. } = self.chunk;
+        let (from, to) = (self.batch.start, self.batch.end());
+        Span { ino, generation, chunk_bits: self.chunk_bits, from, to }
+    }
 }
 
 /// What a pump does next.
@@ -61,18 +72,18 @@ impl Writeback {
     fn take_flight(&self, node: &Node) -> Next {
         self.edit(node, |state| {
             let (inline, era) = (state.is_inline(), state.era);
-            let attr = state.attr.as_ref().map(|a| (a.ino, a.generation, a.chunk_size()));
+            let attr = state.attr.as_ref().map(|a| (a.ino, a.generation, a.chunk_bits));
             if self.tail_in_doubt(state) {
                 return Next::Settle;
             }
             let Some(file) = state.file.as_mut() else { return Next::End };
             let batch = match attr {
-                Some((_, _, chunk)) if !inline => {
-                    take(&mut file.dirty, &mut file.flying, chunk, file.force == 0, 0)
+                Some((_, _, bits)) if !inline => {
+                    take(&mut file.dirty, &mut file.flying, 1 << bits, file.force == 0, 0)
                 }
                 _ => None,
             };
-            let (Some(batch), Some((ino, generation, size))) = (batch, attr) else {
+            let (Some(batch), Some((ino, generation, chunk_bits))) = (batch, attr) else {
                 file.pumping = false;
                 if file.dirty.is_empty() {
                     file.force = 0;
@@ -80,18 +91,23 @@ impl Writeback {
                 return Next::End;
             };
             file.force = file.force.saturating_sub(weight(&batch.content));
-            let chunk = ChunkId { ino, generation, index: batch.start / size };
-            Next::Fly(Flight { offset: batch.start % size, batch, chunk, era })
+            let chunk = ChunkId { ino, generation, index: batch.start >> chunk_bits };
+            let offset = batch.start - (chunk.index << chunk_bits);
+            Next::Fly(Flight { batch, chunk, offset, chunk_bits, era })
         })
     }
 
     async fn fly(self: Arc<Self>, node: Arc<Node>, flight: Flight, place: OwnedSemaphorePermit) {
-        let Flight { batch, chunk, offset, era } = flight;
         let bulk = self.session.bulk();
-        let outcome = match &batch.content {
-            Content::Data(bytes) => bulk.write(chunk, offset, bytes.clone()).await,
-            Content::Hole(len) => bulk.punch(chunk, offset, *len).await,
+        let outcome = match &flight.batch.content {
+            Content::Data(bytes) => bulk.write(flight.chunk, flight.offset, bytes.clone()).await,
+            // Within one chunk one server has it all.
+            Content::Hole(len) if flight.offset + len <= 1 << flight.chunk_bits => {
+                bulk.punch(flight.chunk, flight.offset, *len).await
+            }
+            Content::Hole(_) => bulk.punch_span(flight.span()).await,
         };
+        let Flight { batch, era, .. } = flight;
         drop(place);
         let failed = outcome.as_ref().err().copied();
         let (start, end) = (batch.start, batch.end());

@@ -18,23 +18,28 @@ pub(super) struct CheckArgs {
     /// Take differences between metadata and data as faults; right after all clients have unmounted there are none
     #[arg(long)]
     strict: bool,
+    /// Remove chunks of files that are gone for certain; as the user of the server, which must not run
+    #[arg(long)]
+    repair: bool,
+    /// Where to put a copy of the metadata while it is checked; the state itself is not written to
+    #[arg(long, value_name = "DIR", default_value_os_t = std::env::temp_dir())]
+    scratch: PathBuf,
     #[command(flatten)]
     config: ConfigArgs,
 }
 
 pub(super) fn run(args: &CheckArgs) -> Result<ExitCode, Failure> {
-    let options = match &args.dir {
-        Some(dir) => CheckOptions {
-            meta: Some(dir.join("meta")),
-            data: Some(dir.join("data")),
-            store: StoreConfig::default(),
-        },
+    let (meta, data, store) = match &args.dir {
+        Some(dir) => (dir.join("meta"), dir.join("data"), StoreConfig::default()),
         None => {
             let config = args.config.load()?;
             let store = serve::store_config(&config.data);
-            CheckOptions { meta: Some(config.meta.dir), data: Some(config.data.dir), store }
+            (config.meta.dir, config.data.dir, store)
         }
     };
+    let (meta, data) = (Some(meta), Some(data));
+    let (scratch, repair) = (args.scratch.clone(), args.repair);
+    let options = CheckOptions { meta, data, store, scratch, repair };
     let report = check::check(&options)?;
     let mut out = std::io::stdout().lock();
     for line in &report.summary {

@@ -10,6 +10,8 @@ mod chunks;
 mod fault;
 mod handler;
 mod metrics;
+mod rights;
+mod turns;
 mod upkeep;
 
 use std::net::SocketAddr;
@@ -20,7 +22,7 @@ use std::time::{Duration, Instant};
 use netfs_common::codec;
 use netfs_common::id::{ClusterId, InstanceId};
 use netfs_common::net::{CallError, EndpointError, Incoming, Limits, NetMetrics, Server};
-use netfs_common::tls::{Identity, TlsError};
+use netfs_common::tls::{self, Identity, TlsError};
 
 use crate::data::store::{SegmentStore, StoreConfig, StoreError};
 use crate::flusher::Flusher;
@@ -33,10 +35,14 @@ pub use upkeep::UpkeepConfig;
 
 use chunks::Chunks;
 use handler::{Handler, Peer};
+use rights::Rights;
+use turns::Turns;
 use upkeep::Upkeep;
 
 /// Threads for calls that may wait for the disk. More only queue at the store's lock.
 const BLOCKING_THREADS: usize = 8;
+/// Besides them, for flushes: they must not wait for calls that wait for them.
+const FLUSH_THREADS: usize = 2;
 /// How long calls under way may take when the server is told to end.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -119,7 +125,7 @@ impl DataServer {
     pub fn start(options: DataOptions) -> Result<DataServer, DataError> {
         let begin = async move |stop| begin(options, stop).await;
         let ((addr, instance, health), thread) =
-            ServerThread::start("netfs-data", BLOCKING_THREADS, begin)?;
+            ServerThread::start("netfs-data", BLOCKING_THREADS + FLUSH_THREADS, begin)?;
         Ok(DataServer { addr, instance, health, thread })
     }
 
@@ -205,6 +211,7 @@ async fn serve(
         })
     });
     let handler = Arc::new(Handler {
+        turns: Turns::new(BLOCKING_THREADS),
         flusher,
         chunks: Arc::new(Chunks::new(store.clone(), options.store.max_chunk_bytes)),
         instance,
@@ -225,7 +232,9 @@ async fn serve(
         upkeep.stop();
         return Ok(());
     }
-    server.shutdown(Instant::now() + DRAIN).await;
+    let deadline = Instant::now() + DRAIN;
+    server.shutdown(deadline).await;
+    handler.turns.quiet(deadline).await;
     upkeep.stop();
     let source = match store.checkpoint() {
         Ok(()) => return Ok(()),
@@ -249,12 +258,22 @@ async fn welcome(incoming: Incoming, handler: Arc<Handler>, cluster: ClusterId) 
         }
     };
     let (address, certificate) = (incoming.remote_address(), incoming.peer().name.clone());
-    let peer = Arc::new(Peer::new(handler));
+    let who = (certificate.clone(), hello.session, hello.instance);
+    let rights = match incoming.peer().role {
+        tls::Role::Server => Rights::Server,
+        _ => Rights::client(),
+    };
+    let client = handler.turns.enter(&who).await;
+    let peer = Arc::new(Peer::new(handler.clone(), client.clone(), rights));
     match incoming.welcome_bulk(&words, peer.clone()).await {
         Ok(connection) => {
             tracing::info!(%address, %certificate, client = %hello.client, session = %hello.session, "data client connected");
             let reason = tokio::select! {
                 reason = connection.closed() => reason,
+                () = client.superseded() => {
+                    connection.close();
+                    CallError::Lost("it has connected anew".into())
+                }
                 () = peer.nonsense() => {
                     connection.close();
                     CallError::Protocol("it talked nonsense".into())
@@ -264,4 +283,5 @@ async fn welcome(incoming: Incoming, handler: Arc<Handler>, cluster: ClusterId) 
         }
         Err(error) => tracing::info!(%address, %error, "client lost before its welcome"),
     }
+    handler.turns.leave(&who, &client).await;
 }

@@ -10,6 +10,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -21,7 +22,7 @@ use netfs_common::map::ClusterMap;
 use netfs_common::name::Name;
 use netfs_common::net::{Bulk, CallError, Dialer, Handler, Limits, Link, NetMetrics, ReplyFuture};
 use netfs_common::tls::{Identity, pki};
-use netfs_common::wire::data::{Op, Reply, Request};
+use netfs_common::wire::data::{MAX_PAYLOAD, Op, Reply, Request};
 use netfs_common::wire::hello::VolumeInfo;
 use netfs_common::wire::meta::{
     Mutation, NewInode, Op as MetaOp, Push, PushReply, Reply as MetaReply, Request as MetaRequest,
@@ -86,7 +87,17 @@ pub struct DataClient {
 
 impl DataClient {
     pub async fn connect(identity: &Identity, addr: SocketAddr) -> Result<DataClient, CallError> {
-        let words = codec::encode(&hello(Role::Data, "", 1)).unwrap();
+        static SESSION: AtomicU64 = AtomicU64::new(1000);
+        let session = SESSION.fetch_add(1, Ordering::Relaxed);
+        DataClient::connect_as(identity, addr, session).await
+    }
+
+    pub async fn connect_as(
+        identity: &Identity,
+        addr: SocketAddr,
+        session: u64,
+    ) -> Result<DataClient, CallError> {
+        let words = codec::encode(&hello(Role::Data, "", session)).unwrap();
         let (bulk, welcome) = dialer(identity).bulk(addr, &words).await?;
         let map = netfs_served::cluster::single_server_map(vec![addr.to_string()]);
         Ok(DataClient { bulk, welcome: codec::decode(&welcome).unwrap(), map })
@@ -109,21 +120,33 @@ impl DataClient {
     }
 
     pub async fn write(&self, chunk: ChunkId, offset: u64, data: &[u8]) -> i64 {
-        let data = Bytes::copy_from_slice(data);
-        match self.call(chunk, Op::Write { chunk, offset }, data).await.0 {
-            Reply::Written { verifier, allocated } => {
-                assert_eq!(verifier, self.welcome.instance);
-                allocated
+        let (mut sum, mut offset) = (0, offset);
+        for part in data.chunks(MAX_PAYLOAD as usize) {
+            let data = Bytes::copy_from_slice(part);
+            match self.call(chunk, Op::Write { chunk, offset }, data).await.0 {
+                Reply::Written { verifier, allocated } => {
+                    assert_eq!(verifier, self.welcome.instance);
+                    sum += allocated;
+                }
+                other => panic!("{other:?}"),
             }
-            other => panic!("{other:?}"),
+            offset += part.len() as u64;
         }
+        sum
     }
 
     pub async fn read(&self, chunk: ChunkId, offset: u64, len: u64) -> Bytes {
-        let (reply, data) = self.call(chunk, Op::Read { chunk, offset, len }, Bytes::new()).await;
-        assert_eq!(reply, Reply::Read);
-        assert_eq!(data.len() as u64, len);
-        data
+        let mut whole = Vec::new();
+        while (whole.len() as u64) < len {
+            let offset = offset + whole.len() as u64;
+            let len = MAX_PAYLOAD.min(len - whole.len() as u64);
+            let op = Op::Read { chunk, offset, len };
+            let (reply, data) = self.call(chunk, op, Bytes::new()).await;
+            assert_eq!(reply, Reply::Read);
+            assert_eq!(data.len() as u64, len);
+            whole.extend_from_slice(&data);
+        }
+        whole.into()
     }
 
     pub async fn flush(&self) {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, InstanceId};
-use netfs_common::wire::data::{Op, Reply};
+use netfs_common::wire::data::{Op, Reply, Span};
 
 /// Per byte: data or a hole.
 type Chunk = Vec<Option<u8>>;
@@ -68,6 +68,14 @@ impl DataStore {
         freed
     }
 
+    /// The chunks that a span touches, and where in the file they begin.
+    fn chunks_of(&self, span: Span) -> Vec<(u64, ChunkId)> {
+        let Span { ino, generation, chunk_bits, from, to } = span;
+        let id = |index| ChunkId { ino, generation, index };
+        let chunks = self.now.range(id(from >> chunk_bits)..=id((to - 1) >> chunk_bits));
+        chunks.map(|(id, _)| (id.index << chunk_bits, *id)).collect()
+    }
+
     pub(super) fn call(&mut self, op: Op, payload: &Bytes) -> (Reply, Bytes) {
         let verifier = self.instance;
         let written = |allocated| (Reply::Written { verifier, allocated }, Bytes::new());
@@ -97,17 +105,35 @@ impl DataStore {
                 let cells = get(&self.now, source, source_offset, len);
                 written(set(&mut self.now, target, target_offset, &cells))
             }
-            Op::Extents { chunk } => {
-                let mut out: Vec<(u64, u64)> = Vec::new();
-                for (i, c) in self.now.get(&chunk).into_iter().flatten().enumerate() {
-                    let i = i as u64;
-                    match (c, out.last_mut()) {
-                        (None, _) => {}
-                        (Some(_), Some((s, l))) if *s + *l == i => *l += 1,
-                        (Some(_), _) => out.push((i, 1)),
+            Op::Extents { span, limit } => {
+                let mut extents: Vec<(u64, u64)> = Vec::new();
+                for (start, id) in self.chunks_of(span) {
+                    for (i, cell) in self.now[&id].iter().enumerate() {
+                        let at = start + i as u64;
+                        let told = extents.len();
+                        match extents.last_mut() {
+                            _ if cell.is_none() || at < span.from || at >= span.to => {}
+                            Some((_, end)) if *end == at => *end += 1,
+                            _ if told == limit as usize => {
+                                return (Reply::Extents { extents, upto: at }, Bytes::new());
+                            }
+                            _ => extents.push((at, at + 1)),
+                        }
                     }
                 }
-                (Reply::Extents(out), Bytes::new())
+                (Reply::Extents { extents, upto: span.to }, Bytes::new())
+            }
+            Op::PunchSpan { span } => {
+                // One chunk at a time, so that callers have to ask again.
+                let mut chunks = self.chunks_of(span).into_iter();
+                let allocated = chunks.next().map_or(0, |(start, id)| {
+                    let from = span.from.saturating_sub(start);
+                    let len = (self.now[&id].len() as u64).min(span.to - start);
+                    let hole = vec![None; len.saturating_sub(from) as usize];
+                    if hole.is_empty() { 0 } else { set(&mut self.now, id, from, &hole) }
+                });
+                let upto = chunks.next().map_or(span.to, |(start, _)| start);
+                (Reply::Punched { verifier, allocated, upto }, Bytes::new())
             }
             Op::Flush => {
                 self.durable = self.now.clone();

@@ -159,6 +159,47 @@ async fn appends_land_at_the_end_whatever_the_kernel_guessed() {
 }
 
 #[tokio::test]
+async fn holes_cost_messages_by_the_data_and_not_by_their_length() {
+    const LARGE: u64 = 16 << 40;
+    let world = World::new(11, 16);
+    let vfs = world.mount().await;
+    let f = file(&vfs, "f").await;
+    let size = i64::MAX as u64;
+    let set = SetAttr { size: Some(size), ..SetAttr::default() };
+    vfs.setattr(f.0, set, Some(f.1), Caller::default()).await.unwrap();
+    let seek = async |at: u64, whence| vfs.lseek(f.0, f.1, at as i64, whence).await;
+    assert_eq!(seek(0, libc::SEEK_DATA).await, Err(Errno::ENXIO));
+    write(&vfs, f, LARGE + 1, b"x").await.unwrap();
+    for at in [5, 1 << 30, LARGE - 1, LARGE + (1 << 30)] {
+        write(&vfs, f, at, &[1; 100_000]).await.unwrap();
+    }
+    vfs.fsync(f.0, f.1, false).await.unwrap();
+
+    let before = vfs.messages("data_extents");
+    assert_eq!(seek(0, libc::SEEK_HOLE).await, Ok(102_400));
+    assert_eq!(seek(102_400, libc::SEEK_DATA).await, Ok(1 << 30));
+    assert_eq!(seek(2 << 30, libc::SEEK_DATA).await, Ok((LARGE - 4096) as i64));
+    assert_eq!(seek(LARGE + (2 << 30), libc::SEEK_DATA).await, Err(Errno::ENXIO));
+    assert_eq!(seek(LARGE + (2 << 30), libc::SEEK_HOLE).await, Ok((LARGE + (2 << 30)) as i64));
+    assert_eq!(vfs.messages("data_extents") - before, 5);
+
+    let before = vfs.messages("data_punch");
+    let zero = libc::FALLOC_FL_ZERO_RANGE;
+    vfs.fallocate(f.0, f.1, 50_000, LARGE, zero).await.unwrap();
+    vfs.fsync(f.0, f.1, false).await.unwrap();
+    assert!(vfs.messages("data_punch") - before < 12, "the holes were sent");
+    assert_eq!(read(&vfs, f, 49_999, 3).await, [1, 0, 0]);
+    assert_eq!(read(&vfs, f, LARGE + 49_999, 2).await, [0, 1]);
+    assert_eq!(seek(53_248, libc::SEEK_DATA).await, Ok((LARGE + 49_152) as i64));
+    let kept = (50_000 - 5) + (100_000 - 50_001) + 100_000;
+    assert_eq!(vfs.getattr(f.0, None).await.unwrap().attr.allocated, kept);
+    vfs.fallocate(f.0, f.1, 0, size, PUNCH).await.unwrap();
+    vfs.fsync(f.0, f.1, false).await.unwrap();
+    assert_eq!(vfs.getattr(f.0, None).await.unwrap().attr.allocated, 0);
+    assert_eq!(seek(0, libc::SEEK_DATA).await, Err(Errno::ENXIO));
+}
+
+#[tokio::test]
 async fn copies_are_made_by_the_server_and_keep_holes() {
     let world = World::new(8, 16);
     let vfs = world.mount().await;

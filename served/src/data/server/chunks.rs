@@ -1,39 +1,32 @@
-//! The store's operations as calls want them: bounds checked, and with the growth of the data.
+//! The store's operations as calls want them: by chunk or by range of a file, and bounded.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 
 use netfs_common::id::ChunkId;
+use netfs_common::wire::data::Span;
 
 use crate::data::store::{ChunkKey, SegmentStore, StoreError};
 
-/// Chunks that can be changed at the same time, at most. A power of two.
-const STRIPES: usize = 256;
-/// Chunks looked at in one go when a file is deleted.
-const LIST_STEP: usize = 1024;
-/// Extents in one answer; what is more is joined across the smallest holes.
-const MAX_EXTENTS: usize = 4096;
+/// Chunks looked at in one go. It bounds for how long the index is held.
+const STEP: usize = 256;
+/// Chunks looked at, or punched, for one answer.
+const MAX_VISITED: usize = 16 * STEP;
+/// The sizes of chunks that a file may have, as powers of two.
+const CHUNK_BITS: std::ops::RangeInclusive<u8> = 12..=31;
+
+/// A part of a file's answer: what it says, and how far it goes.
+pub(super) type Upto<T> = (T, u64);
 
 /// The chunks of a store.
-///
-/// A change answers by how much the allocated data grew. That is measured before and after under a
-/// lock of the chunk, so that concurrent changes of one chunk are not counted twice.
-///
-/// Locks, in the order in which they are taken: `files`, one of `stripes` (for a copy only that of
-/// the target), the store's own.
 #[derive(Debug)]
 pub(super) struct Chunks {
     store: Arc<SegmentStore>,
     max_chunk: u64,
-    /// Held exclusively by what changes any number of chunks.
-    files: RwLock<()>,
-    stripes: Vec<Mutex<()>>,
 }
 
 impl Chunks {
     pub(super) fn new(store: Arc<SegmentStore>, max_chunk: u64) -> Chunks {
-        let stripes = (0..STRIPES).map(|_| Mutex::new(())).collect();
-        Chunks { store, max_chunk, files: RwLock::new(()), stripes }
+        Chunks { store, max_chunk }
     }
 
     pub(super) fn store(&self) -> &SegmentStore {
@@ -46,8 +39,7 @@ impl Chunks {
         offset: u64,
         data: &[B],
     ) -> Result<i64, StoreError> {
-        let key = key(chunk);
-        self.changing(key, || self.store.write(key, offset, data))
+        self.store.write(key(chunk), offset, data)
     }
 
     pub(super) fn read(
@@ -59,8 +51,17 @@ impl Chunks {
         self.store.read(key(chunk), offset, len)
     }
 
+    /// As [`Chunks::read`], if that takes no waiting.
+    pub(super) fn read_now(
+        &self,
+        chunk: ChunkId,
+        offset: u64,
+        len: u64,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        self.store.read_now(key(chunk), offset, len)
+    }
+
     pub(super) fn punch(&self, chunk: ChunkId, offset: u64, len: u64) -> Result<i64, StoreError> {
-        let key = key(chunk);
         let len = match len {
             u64::MAX => self.max_chunk.saturating_sub(offset),
             len => len,
@@ -69,32 +70,35 @@ impl Chunks {
         if offset > self.max_chunk {
             return Err(StoreError::OutOfRange { offset, len, max: self.max_chunk });
         }
-        self.changing(key, || self.store.punch(key, offset, len))
+        self.store.punch(key(chunk), offset, len)
+    }
+
+    /// Punches what there is in a range, chunk by chunk, and tells how far it came.
+    pub(super) fn punch_span(&self, span: Span) -> Result<Upto<i64>, StoreError> {
+        let range = Range::of(span)?;
+        let (mut grown, mut visited, mut next) = (0, 0, range.first);
+        while visited < MAX_VISITED {
+            let part = self.store.extents_of(range.key(next), range.last, STEP);
+            for chunk in &part {
+                let start = span.from.saturating_sub(range.start(chunk.index));
+                let end = (span.to - range.start(chunk.index)).min(self.max_chunk);
+                if start < end {
+                    grown += self.store.punch(range.key(chunk.index), start, end - start)?;
+                }
+            }
+            match part.last() {
+                Some(last) if part.len() == STEP && last.index < range.last => {
+                    next = last.index + 1
+                }
+                _ => return Ok((grown, span.to)),
+            }
+            visited += part.len();
+        }
+        Ok((grown, range.start(next)))
     }
 
     pub(super) fn delete(&self, first: ChunkId) -> Result<i64, StoreError> {
-        let _alone = self.files.write().unwrap_or_else(PoisonError::into_inner);
-        let mut freed = 0;
-        let mut from = key(first);
-        loop {
-            let part = self.store.list(from, LIST_STEP);
-            let of_file = part.iter().take_while(|info| {
-                info.key.ino == from.ino && info.key.generation == from.generation
-            });
-            let mut last = None;
-            for info in of_file {
-                freed += info.allocated_bytes;
-                last = Some(info.key);
-            }
-            let Some(last) = last else { break };
-            let whole = part.len() == LIST_STEP && part.last().is_some_and(|info| info.key == last);
-            match last.index.checked_add(1) {
-                Some(index) if whole => from = ChunkKey { index, ..last },
-                _ => break,
-            }
-        }
-        self.store.delete_chunks(first.ino.0, first.generation, first.index)?;
-        Ok(-signed(freed))
+        self.store.delete_chunks(first.ino.0, first.generation, first.index)
     }
 
     pub(super) fn copy(
@@ -103,66 +107,81 @@ impl Chunks {
         (target, target_offset): (ChunkId, u64),
         len: u64,
     ) -> Result<i64, StoreError> {
-        let to = key(target);
-        self.changing(to, || self.store.copy(key(source), source_offset, to, target_offset, len))
+        self.store.copy(key(source), source_offset, key(target), target_offset, len)
     }
 
-    /// Where a chunk has data; of very scattered chunks with small holes left out, which `lseek(2)` allows.
-    pub(super) fn extents(&self, chunk: ChunkId) -> Vec<(u64, u64)> {
-        let mut extents = self.store.extents(key(chunk));
-        let mut gap = 4096;
-        while extents.len() > MAX_EXTENTS {
-            extents = join(extents, gap);
-            gap *= 2;
-        }
-        extents
-    }
-
-    fn changing(
+    /// Where a file has data within a range: at most `limit` ranges, and how far that is all.
+    pub(super) fn extents(
         &self,
-        key: ChunkKey,
-        change: impl FnOnce() -> Result<(), StoreError>,
-    ) -> Result<i64, StoreError> {
-        let _shared = self.shared();
-        let _chunk = self.stripe(key);
-        let before = self.store.allocated_bytes(key);
-        change()?;
-        Ok(signed(self.store.allocated_bytes(key)) - signed(before))
+        span: Span,
+        limit: usize,
+    ) -> Result<Upto<Vec<(u64, u64)>>, StoreError> {
+        let range = Range::of(span)?;
+        let mut out: Vec<(u64, u64)> = Vec::new();
+        let (mut visited, mut next) = (0, range.first);
+        while visited < MAX_VISITED {
+            let part = self.store.extents_of(range.key(next), range.last, STEP);
+            for chunk in &part {
+                let start = range.start(chunk.index);
+                for (offset, len) in &chunk.ranges {
+                    let from = start.saturating_add(*offset).max(span.from);
+                    let to = start.saturating_add((offset + len).min(range.size)).min(span.to);
+                    if from >= to {
+                        continue;
+                    }
+                    let told = out.len();
+                    match out.last_mut() {
+                        Some((_, end)) if *end == from => *end = to,
+                        // Up to here all is told.
+                        _ if told == limit => return Ok((out, from)),
+                        _ => out.push((from, to)),
+                    }
+                }
+            }
+            match part.last() {
+                Some(last) if part.len() == STEP && last.index < range.last => {
+                    next = last.index + 1
+                }
+                _ => return Ok((out, span.to)),
+            }
+            visited += part.len();
+        }
+        Ok((out, range.start(next)))
+    }
+}
+
+/// A range of a file in chunks.
+struct Range {
+    span: Span,
+    first: u64,
+    last: u64,
+    /// Of a chunk.
+    size: u64,
+}
+
+impl Range {
+    /// Refuses what nobody can mean.
+    fn of(span: Span) -> Result<Range, StoreError> {
+        if span.from >= span.to || !CHUNK_BITS.contains(&span.chunk_bits) {
+            let len = span.to.saturating_sub(span.from);
+            return Err(StoreError::OutOfRange { offset: span.from, len, max: u64::MAX });
+        }
+        let (first, last) = (span.from >> span.chunk_bits, (span.to - 1) >> span.chunk_bits);
+        Ok(Range { span, first, last, size: 1 << span.chunk_bits })
     }
 
-    fn shared(&self) -> RwLockReadGuard<'_, ()> {
-        self.files.read().unwrap_or_else(PoisonError::into_inner)
+    fn key(&self, index: u64) -> ChunkKey {
+        ChunkKey { ino: self.span.ino.0, generation: self.span.generation, index }
     }
 
-    fn stripe(&self, key: ChunkKey) -> MutexGuard<'_, ()> {
-        let mut hasher = DefaultHasher::new();
-        key.hash(&mut hasher);
-        let stripe = &self.stripes[hasher.finish() as usize % STRIPES];
-        stripe.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Where a chunk of the range begins in the file.
+    fn start(&self, index: u64) -> u64 {
+        index << self.span.chunk_bits
     }
 }
 
 fn key(chunk: ChunkId) -> ChunkKey {
     ChunkKey { ino: chunk.ino.0, generation: chunk.generation, index: chunk.index }
-}
-
-/// Sizes on one disk are far below the limit.
-fn signed(bytes: u64) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
-}
-
-/// Joins ranges with holes below `gap` between them.
-fn join(ranges: Vec<(u64, u64)>, gap: u64) -> Vec<(u64, u64)> {
-    let mut out: Vec<(u64, u64)> = Vec::new();
-    for (offset, len) in ranges {
-        match out.last_mut() {
-            Some((start, before)) if offset - (*start + *before) < gap => {
-                *before = offset + len - *start;
-            }
-            _ => out.push((offset, len)),
-        }
-    }
-    out
 }
 
 #[cfg(test)]
@@ -194,9 +213,70 @@ mod tests {
         assert!(chunks.punch(chunk(2, 0), 5 << 20, u64::MAX).is_err());
     }
 
+    fn span(ino: u64, from: u64, to: u64) -> Span {
+        Span { ino: Ino(ino), generation: 0, chunk_bits: 22, from, to }
+    }
+
+    /// Everything in a range, answer by answer, and how many there were.
+    fn all(chunks: &Chunks, whole: Span, limit: usize) -> (Vec<(u64, u64)>, usize) {
+        let (mut out, mut answers, mut from) = (Vec::new(), 0, whole.from);
+        while from < whole.to {
+            let (part, upto) = chunks.extents(Span { from, ..whole }, limit).unwrap();
+            assert!(part.len() <= limit && upto > from && upto <= whole.to);
+            out.extend(part);
+            (answers, from) = (answers + 1, upto);
+        }
+        (out, answers)
+    }
+
     #[test]
-    fn scattered_ranges_are_joined_across_small_holes_only() {
-        let joined = join(vec![(0, 10), (20, 10), (5000, 1)], 100);
-        assert_eq!(joined, [(0, 30), (5000, 1)]);
+    fn data_is_found_across_chunks_whatever_the_length_of_the_holes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = SegmentStore::open(dir.path(), StoreConfig::default()).unwrap();
+        let chunks = Chunks::new(Arc::new(store), 4 << 20);
+        let (chunk_size, end) = (4u64 << 20, 1u64 << 63);
+        let last = (end - 1) >> 22;
+        chunks.write(chunk(1, 0), 100, &[[1; 100]]).unwrap();
+        for index in 7..9 {
+            chunks.write(chunk(1, index), 0, &[vec![1; 4 << 20]]).unwrap();
+        }
+        chunks.write(chunk(1, last), chunk_size - 1, &[[1]]).unwrap();
+        chunks.write(chunk(2, 3), 0, &[[1; 100]]).unwrap();
+        let expected = vec![(100, 200), (7 * chunk_size, 9 * chunk_size), (end - 1, end)];
+        assert_eq!(all(&chunks, span(1, 0, end), 16), (expected.clone(), 1));
+        assert_eq!(all(&chunks, span(1, 0, end), 1).0, expected);
+        assert_eq!(
+            all(&chunks, span(1, 150, 8 * chunk_size + 1), 9).0,
+            [(150, 200), (7 * chunk_size, 8 * chunk_size + 1),]
+        );
+        assert!(chunks.extents(span(1, 5, 5), 1).is_err());
+        assert!(chunks.extents(Span { chunk_bits: 64, ..span(1, 0, 5) }, 1).is_err());
+
+        let most = (150, 9 * chunk_size);
+        let freed = 50 + 2 * chunk_size as i64;
+        assert_eq!(chunks.punch_span(span(1, most.0, most.1)).unwrap(), (-freed, most.1));
+        assert_eq!(chunks.punch_span(span(1, most.0, most.1)).unwrap(), (0, most.1));
+        assert_eq!(all(&chunks, span(1, 0, end), 16).0, [(100, 150), (end - 1, end)]);
+        assert_eq!(chunks.punch_span(span(1, 0, end)).unwrap(), (-51, end));
+        assert_eq!(chunks.extents(span(2, 0, end), 9).unwrap().0.len(), 1);
+    }
+
+    #[test]
+    fn an_answer_about_very_many_chunks_comes_in_parts() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = SegmentStore::open(dir.path(), StoreConfig::default()).unwrap();
+        let chunks = Chunks::new(Arc::new(store), 4 << 20);
+        let count = MAX_VISITED as u64 + 10;
+        for index in 0..count {
+            chunks.write(chunk(1, index * 3), 0, &[[1; 8]]).unwrap();
+        }
+        let whole = span(1, 0, 1 << 50);
+        let (found, answers) = all(&chunks, whole, usize::MAX);
+        assert_eq!((found.len() as u64, answers), (count, 2));
+        let (freed, upto) = chunks.punch_span(whole).unwrap();
+        assert_eq!(freed, -8 * MAX_VISITED as i64);
+        let rest = chunks.punch_span(Span { from: upto, ..whole }).unwrap();
+        assert_eq!(rest, (-80, whole.to));
+        assert_eq!(chunks.store().usage().unwrap().chunks, 0);
     }
 }

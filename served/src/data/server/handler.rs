@@ -7,26 +7,29 @@ use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::InstanceId;
 use netfs_common::net::{BulkHandler, BulkMessage, BulkReplyFuture, Payload};
-use netfs_common::wire::data::{MAX_PAYLOAD, Op, Reply, Request, Usage};
+use netfs_common::wire::data::{MAX_EXTENTS, MAX_PAYLOAD, Op, Reply, Request, Usage};
 
 use tokio::sync::Notify;
 
 use super::chunks::Chunks;
 use super::fault;
 use super::metrics::{DataMetrics, OpLabel};
+use super::rights::Rights;
+use super::turns::{Client, Superseded, Turns};
 use crate::cluster;
 use crate::data::store::StoreError;
 use crate::flusher::Flusher;
 
-/// Reads up to this size are done on the server's own thread: they take less time than handing them
-/// to another one (some 10 µs) costs. Changes never are: they may have to wait for a checkpoint, for
-/// room, or for a flush.
+/// Reads up to this size are done on the server's own thread if they need not wait for the disk: they take less time
+/// then than handing them to another one (some 10 µs) costs. Changes never are: they may have to wait for a
+/// checkpoint, for room, or for a flush.
 const INLINE_BYTES: u64 = 32 << 10;
 
 /// What all clients of a data server share.
 #[derive(Debug)]
 pub(super) struct Handler {
     pub(super) chunks: Arc<Chunks>,
+    pub(super) turns: Turns,
     pub(super) flusher: Flusher,
     pub(super) instance: InstanceId,
     pub(super) metrics: DataMetrics,
@@ -36,12 +39,14 @@ pub(super) struct Handler {
 #[derive(Debug)]
 pub(super) struct Peer {
     handler: Arc<Handler>,
+    client: Arc<Client>,
+    rights: Rights,
     nonsense: Notify,
 }
 
 impl Peer {
-    pub(super) fn new(handler: Arc<Handler>) -> Peer {
-        Peer { handler, nonsense: Notify::new() }
+    pub(super) fn new(handler: Arc<Handler>, client: Arc<Client>, rights: Rights) -> Peer {
+        Peer { handler, client, rights, nonsense: Notify::new() }
     }
 
     /// Waits until it sends what nobody understands; its connection is of no use then.
@@ -53,7 +58,14 @@ impl Peer {
 impl BulkHandler for Peer {
     fn call(&self, message: BulkMessage) -> BulkReplyFuture {
         match codec::decode::<Request>(&message.header) {
-            Ok(request) => Box::pin(answer(self.handler.clone(), request, message.payload)),
+            Ok(request) => {
+                if let Err(errno) = self.rights.check(&request.op) {
+                    let refused = message_of(Reply::Failed(errno), Bytes::new());
+                    return Box::pin(std::future::ready(refused));
+                }
+                let (handler, client) = (self.handler.clone(), self.client.clone());
+                Box::pin(answer(handler, client, request, message.payload))
+            }
             Err(error) => {
                 self.handler.metrics.malformed.inc();
                 tracing::warn!(%error, "malformed data call; connection closed");
@@ -64,10 +76,15 @@ impl BulkHandler for Peer {
     }
 }
 
-async fn answer(handler: Arc<Handler>, request: Request, payload: Payload) -> BulkMessage {
+async fn answer(
+    handler: Arc<Handler>,
+    client: Arc<Client>,
+    request: Request,
+    payload: Payload,
+) -> BulkMessage {
     let label = OpLabel { op: name(&request.op) };
     handler.metrics.calls.get_or_create(&label).inc();
-    let (reply, payload) = match handler.run(request, payload).await {
+    let (reply, payload) = match handler.run(&client, request, payload).await {
         Ok(done) => done,
         Err(reply) => {
             handler.metrics.failures.get_or_create(&label).inc();
@@ -95,12 +112,18 @@ fn name(op: &Op) -> &'static str {
         Op::Extents { .. } => "extents",
         Op::Flush => "flush",
         Op::Usage => "usage",
+        Op::PunchSpan { .. } => "punch_span",
     }
 }
 
 impl Handler {
     /// The answer with its payload; a refusal or failure as an error.
-    async fn run(&self, request: Request, payload: Payload) -> Result<(Reply, Bytes), Reply> {
+    async fn run(
+        &self,
+        client: &Client,
+        request: Request,
+        payload: Payload,
+    ) -> Result<(Reply, Bytes), Reply> {
         let about_chunks = !matches!(request.op, Op::Flush | Op::Usage);
         if about_chunks {
             cluster::check_epoch(request.group, request.epoch).map_err(Reply::StaleEpoch)?;
@@ -119,41 +142,58 @@ impl Handler {
             Op::Write { chunk, offset } => {
                 let data = payload.into_chunks();
                 let work = move || chunks.write(chunk, offset, &data);
-                let allocated = self.stored(false, work).await?;
+                let allocated = self.stored(client, work).await?;
                 self.metrics.bytes_written.inc_by(given);
                 Ok(self.written(allocated))
             }
             Op::Read { chunk, offset, len } => {
-                let work = move || chunks.read(chunk, offset, len);
-                let data = self.stored(len <= INLINE_BYTES, work).await?;
+                let cached = match len <= INLINE_BYTES {
+                    true => chunks.read_now(chunk, offset, len).map_err(|e| self.failed(&e))?,
+                    false => None,
+                };
+                let data = match cached {
+                    Some(data) => data,
+                    None => self.stored(client, move || chunks.read(chunk, offset, len)).await?,
+                };
                 self.metrics.bytes_read.inc_by(len);
                 Ok((Reply::Read, data.into()))
             }
             Op::Punch { chunk, offset, len } => {
                 let allocated =
-                    self.stored(false, move || chunks.punch(chunk, offset, len)).await?;
+                    self.stored(client, move || chunks.punch(chunk, offset, len)).await?;
                 Ok(self.written(allocated))
             }
             Op::Delete { first } => {
-                let allocated = self.stored(false, move || chunks.delete(first)).await?;
+                let allocated = self.stored(client, move || chunks.delete(first)).await?;
                 Ok(self.written(allocated))
             }
             Op::Copy { source, source_offset, target, target_offset, len } => {
                 let work =
                     move || chunks.copy((source, source_offset), (target, target_offset), len);
-                let allocated = self.stored(false, work).await?;
+                let allocated = self.stored(client, work).await?;
                 self.metrics.bytes_written.inc_by(len);
                 Ok(self.written(allocated))
             }
-            Op::Extents { chunk } => Ok((Reply::Extents(chunks.extents(chunk)), Bytes::new())),
+            Op::Extents { span, limit } => {
+                let limit = limit.clamp(1, MAX_EXTENTS) as usize;
+                let work = move || chunks.extents(span, limit);
+                let (extents, upto) = self.stored(client, work).await?;
+                Ok((Reply::Extents { extents, upto }, Bytes::new()))
+            }
+            Op::PunchSpan { span } => {
+                let (allocated, upto) =
+                    self.stored(client, move || chunks.punch_span(span)).await?;
+                let verifier = self.instance;
+                Ok((Reply::Punched { verifier, allocated, upto }, Bytes::new()))
+            }
             Op::Flush => {
                 self.flusher.flush().await.map_err(Reply::Failed)?;
                 Ok((Reply::Flushed { verifier: self.instance }, Bytes::new()))
             }
             Op::Usage => {
-                let usage = self.stored(false, move || chunks.store().usage()).await?;
-                // What is dead is as good as free: a write that finds no room reclaims it first.
-                let free = usage.free_bytes.saturating_add(usage.dead_bytes);
+                let usage = self.stored(client, move || chunks.store().usage()).await?;
+                // As good as free: a write that finds no room reclaims it first.
+                let free = usage.free_bytes.saturating_add(usage.reclaimable_bytes);
                 let usage = Usage {
                     capacity: usage.capacity_bytes,
                     free: free.min(usage.capacity_bytes),
@@ -169,23 +209,22 @@ impl Handler {
         (Reply::Written { verifier: self.instance, allocated }, Bytes::new())
     }
 
-    /// Runs a call of the store, on this thread if it is `cheap`.
+    /// Runs a call of the store on a thread that may block.
     async fn stored<T: Send + 'static>(
         &self,
-        cheap: bool,
+        client: &Client,
         work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Reply> {
-        let result = if cheap {
-            work()
-        } else {
-            tokio::task::spawn_blocking(work).await.map_err(|error| {
-                tracing::error!(%error, "a call of the data store has panicked");
-                Reply::Failed(Errno::EIO)
-            })?
-        };
-        result.map_err(|error| {
-            self.metrics.store_failed(&error);
-            Reply::Failed(fault::errno(&error))
-        })
+        match self.turns.take(client, work).await {
+            Ok(Some(result)) => result.map_err(|error| self.failed(&error)),
+            Ok(None) => Err(Reply::Failed(Errno::EIO)),
+            // Nobody reads it: the connection is gone.
+            Err(Superseded) => Err(Reply::Failed(Errno::ESHUTDOWN)),
+        }
+    }
+
+    fn failed(&self, error: &StoreError) -> Reply {
+        self.metrics.store_failed(error);
+        Reply::Failed(fault::errno(error))
     }
 }

@@ -8,9 +8,10 @@ use super::format::{
     FIRST_RECORD, Kind, LogPos, RECORD_HEADER_LEN, SegmentId, SegmentSeed, StoreId, segment_name,
 };
 use super::index::Index;
+use super::key::ChunkKey;
 use super::recover::{self, Recovered, RecoveryReport};
 use super::scan::{Item, Scanner, verify_payload};
-use super::segment_store::{SegmentStore, read_store_id};
+use super::segment_store::{ChunkInfo, SegmentStore, list, read_store_id};
 use super::state::State;
 
 /// Faults listed in a report; more are counted only.
@@ -53,15 +54,45 @@ impl CheckReport {
     }
 }
 
-impl SegmentStore {
-    /// Verifies every record of the store in `dir`, and that the index can be rebuilt from them. Changes nothing.
-    pub fn check(dir: &Path) -> Result<CheckReport, StoreError> {
-        let disk = RealDisk::open(dir, Access::Read)?;
-        check_disk(&disk, dir)
+/// What a store holds, as of when it was looked at. Nobody can open it for writing meanwhile.
+pub struct StoreView {
+    state: State,
+    _disk: RealDisk,
+}
+
+impl StoreView {
+    /// Chunks that hold data, from a key on, in order.
+    pub fn list(&self, from: ChunkKey, limit: usize) -> Vec<ChunkInfo> {
+        list(&self.state, from, limit)
     }
 }
 
+impl std::fmt::Debug for StoreView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoreView").finish_non_exhaustive()
+    }
+}
+
+impl SegmentStore {
+    /// Verifies every record of the store in `dir`, and that the index can be rebuilt from them. Changes nothing.
+    pub fn check(dir: &Path) -> Result<CheckReport, StoreError> {
+        Self::examine(dir).map(|(report, _)| report)
+    }
+
+    /// As [`Self::check`], with what opening the store would find. Changes nothing.
+    pub fn examine(dir: &Path) -> Result<(CheckReport, StoreView), StoreError> {
+        let disk = RealDisk::open(dir, Access::Read)?;
+        let (report, state) = examine(&disk, dir)?;
+        Ok((report, StoreView { state, _disk: disk }))
+    }
+}
+
+#[cfg(test)]
 pub(super) fn check_disk(disk: &dyn Disk, shown_dir: &Path) -> Result<CheckReport, StoreError> {
+    examine(disk, shown_dir).map(|(report, _)| report)
+}
+
+fn examine(disk: &dyn Disk, shown_dir: &Path) -> Result<(CheckReport, State), StoreError> {
     let Some(id) = read_store_id(disk)? else {
         let names = disk.list().map_err(StoreError::io("list", shown_dir.display().to_string()))?;
         let found = names.into_iter().next().unwrap_or_else(|| "nothing".into());
@@ -89,7 +120,7 @@ pub(super) fn check_disk(disk: &dyn Disk, shown_dir: &Path) -> Result<CheckRepor
             ));
         }
     }
-    Ok(report)
+    Ok((report, opened.state))
 }
 
 fn describe(report: &mut CheckReport, recovery: &RecoveryReport) {

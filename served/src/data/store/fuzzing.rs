@@ -85,9 +85,9 @@ fn build(disk: &SimDisk, input: &mut Input<'_>) {
         match op % 8 {
             0..3 => {
                 let len = 1 + input.number::<2>() % 10_000;
-                store.write(key, offset, &[vec![which | 1; len as usize]])
+                store.write(key, offset, &[vec![which | 1; len as usize]]).map(drop)
             }
-            3 => store.punch(key, offset, 1 + input.number::<2>()),
+            3 => store.punch(key, offset, 1 + input.number::<2>()).map(drop),
             4 => store.delete_chunks(key.ino, 1, key.index).map(drop),
             5 => store.flush(),
             6 => store.reclaim_step().map(drop),

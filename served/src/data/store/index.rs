@@ -25,10 +25,6 @@ enum Chunks {
 pub(super) struct Detached(BTreeMap<u64, Extents>);
 
 impl Detached {
-    pub(super) fn chunks(&self) -> u64 {
-        self.0.len() as u64
-    }
-
     pub(super) fn extents(&self) -> impl Iterator<Item = &super::extent::Extent> {
         self.0.values().flat_map(|e| &e.0)
     }
@@ -133,6 +129,24 @@ impl Index {
                 map.range(from..).map(|(index, _)| file.chunk(*index)).collect()
             }
         }
+    }
+
+    /// A file's chunks from one index to another, both included, in order.
+    pub(super) fn chunks_of(
+        &self,
+        file: FileKey,
+        from: u64,
+        last: u64,
+    ) -> impl Iterator<Item = (u64, &Extents)> {
+        let (one, many) = match self.files.get(&file) {
+            Some(Chunks::One(index, extents)) => {
+                ((from..=last).contains(index).then_some((*index, extents)), None)
+            }
+            Some(Chunks::Many(map)) if from <= last => (None, Some(map.range(from..=last))),
+            _ => (None, None),
+        };
+        let many = many.into_iter().flatten().map(|(index, extents)| (*index, extents));
+        one.into_iter().chain(many)
     }
 
     /// All chunks from a key on, in order.

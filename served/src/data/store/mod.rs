@@ -40,7 +40,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
-pub use check::CheckReport;
+pub use check::{CheckReport, StoreView};
 pub use config::StoreConfig;
 pub use error::StoreError;
 pub use format::{FORMAT_VERSION, MAX_CHUNK_BYTES};
@@ -48,4 +48,4 @@ pub use key::ChunkKey;
 pub use reclaim::Reclaimed;
 pub use recover::{CutTail, Damage, RecoveryReport};
 pub use scrub::{BadRange, ScrubCursor, ScrubStep};
-pub use segment_store::{ChunkInfo, SegmentStore, Usage};
+pub use segment_store::{ChunkInfo, ChunkRanges, SegmentStore, Usage};

@@ -2,22 +2,31 @@
 
 use std::io;
 
-use super::disk::read_full;
+use super::disk::{read_full, read_full_now};
 use super::error::StoreError;
 use super::extent::Extent;
 use super::format::{BLOCK, CRC_LEN, ChunkSeed, block_at, get_u32, segment_name};
 use super::key::ChunkKey;
 use super::scan::is_medium_error;
 use super::segment_store::SegmentStore;
-use super::sync::read;
+use super::sync::{read, try_read};
 
 /// Blocks that are read at a time.
 const STEP_BLOCKS: u32 = 64;
 /// How often a read may find its segment reclaimed under it. Each time a whole segment was moved meanwhile.
 const MOVED_MAX: u32 = 64;
 
+/// Whether to wait for the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    Wait,
+    Now,
+}
+
 /// Why extents could not be read.
 pub(super) enum ReadFault {
+    /// It would have to wait; only where there is no [`Patience`].
+    WouldWait,
     /// The segment's file is gone: look again where the data is.
     Gone(Extent),
     Failed(StoreError),
@@ -43,6 +52,25 @@ impl SegmentStore {
         Ok(out)
     }
 
+    /// As [`Self::read`], if that takes no waiting: neither for the disk nor for somebody who changes the index.
+    pub fn read_now(
+        &self,
+        key: ChunkKey,
+        offset: u64,
+        len: u64,
+    ) -> Result<Option<Vec<u8>>, StoreError> {
+        let (offset, len) = self.check_range(offset, len)?;
+        let Some(state) = try_read(&self.state) else { return Ok(None) };
+        let extents = state.lookup(&key, offset, offset + len);
+        drop(state);
+        let mut out = vec![0; len as usize];
+        match self.read_extents(key, offset, &extents, &mut out, Patience::Now) {
+            Ok(()) => Ok(Some(out)),
+            Err(ReadFault::WouldWait | ReadFault::Gone(_)) => Ok(None),
+            Err(ReadFault::Failed(e)) => Err(e),
+        }
+    }
+
     /// Fills `out`, which must be zeros. Returns the extents that it came from.
     pub(super) fn read_into(
         &self,
@@ -53,10 +81,11 @@ impl SegmentStore {
         let end = offset + out.len() as u32;
         let mut extents = read(&self.state).lookup(&key, offset, end);
         for _ in 0..MOVED_MAX {
-            let gone = match self.read_extents(key, offset, &extents, out) {
+            let gone = match self.read_extents(key, offset, &extents, out, Patience::Wait) {
                 Ok(()) => return Ok(extents),
                 Err(ReadFault::Failed(e)) => return Err(e),
                 Err(ReadFault::Gone(extent)) => extent,
+                Err(ReadFault::WouldWait) => continue,
             };
             let now = read(&self.state).lookup(&key, offset, end);
             if now == extents {
@@ -78,29 +107,35 @@ impl SegmentStore {
         offset: u32,
         extents: &[Extent],
         out: &mut [u8],
+        patience: Patience,
     ) -> Result<(), ReadFault> {
         let seed = ChunkSeed::new(&key);
         let mut buf = Vec::new();
         for e in extents {
             let start = (e.offset - offset) as usize;
-            self.read_extent(key, seed, e, &mut out[start..start + e.len as usize], &mut buf)?;
+            let part = &mut out[start..start + e.len as usize];
+            self.read_extent((key, seed), e, part, &mut buf, patience)?;
         }
         Ok(())
     }
 
     fn read_extent(
         &self,
-        key: ChunkKey,
-        seed: ChunkSeed,
+        (key, seed): (ChunkKey, ChunkSeed),
         e: &Extent,
         out: &mut [u8],
         buf: &mut Vec<u8>,
+        patience: Patience,
     ) -> Result<(), ReadFault> {
         if e.is_bad() {
             return Err(corrupt(key, e.offset, e.len, "it was lost to a disk fault").into());
         }
         let name = || segment_name(e.at.segment);
-        let file = match self.segment_file(e.at.segment) {
+        let opened = match patience {
+            Patience::Wait => self.segment_file(e.at.segment),
+            Patience::Now => Ok(self.open_segment(e.at.segment).ok_or(ReadFault::WouldWait)?),
+        };
+        let file = match opened {
             Ok(file) => file,
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(ReadFault::Gone(*e)),
             Err(err) => return Err(StoreError::io("open", name())(err).into()),
@@ -111,9 +146,16 @@ impl SegmentStore {
             let first = block_at(e.record_offset, e.record_len, from);
             let last = block_at(e.record_offset, e.record_len, to - 1);
             buf.resize((last.at + last.len + CRC_LEN - first.at) as usize, 0);
-            let got = match read_full(file.as_ref(), buf, u64::from(e.at.at) + u64::from(first.at))
-            {
+            let at = u64::from(e.at.at) + u64::from(first.at);
+            let got = match patience {
+                Patience::Wait => read_full(file.as_ref(), buf, at),
+                Patience::Now => read_full_now(file.as_ref(), buf, at),
+            };
+            let got = match got {
                 Ok(n) => n,
+                Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
+                    return Err(ReadFault::WouldWait);
+                }
                 Err(err) if is_medium_error(&err) => {
                     return Err(corrupt(
                         key,

@@ -74,10 +74,9 @@ impl SegmentStore {
     }
 
     /// Reclaims a segment because a write found no room. `false`: there is nothing to reclaim.
-    pub(super) fn make_room(&self) -> Result<bool, StoreError> {
-        let mut reclaimer = lock(&self.reclaimer);
+    pub(super) fn make_room(&self, reclaimer: &mut Reclaimer) -> Result<bool, StoreError> {
         loop {
-            let done = self.step(&mut reclaimer, Need::Full)?;
+            let done = self.step(reclaimer, Need::Full)?;
             if done.freed_bytes > 0 || done.idle {
                 return Ok(done.freed_bytes > 0);
             }
@@ -244,7 +243,7 @@ impl SegmentStore {
         if !piece.is_bad() {
             match self.rewrite(*key, piece.offset, piece.end(), &[piece], Space::UseReserve) {
                 Err(StoreError::Corrupt { .. }) => {}
-                other => return other,
+                other => return Ok(other?.is_some()),
             }
         }
         // Block by block, because some of it is lost.
@@ -268,7 +267,7 @@ impl SegmentStore {
         if !part.is_bad() {
             match self.rewrite(*key, part.offset, part.end(), &[part], Space::UseReserve) {
                 Err(StoreError::Corrupt { .. }) => {}
-                other => return other,
+                other => return Ok(other?.is_some()),
             }
         }
         let draft = Draft::range(Kind::Bad, *key, part.offset, part.len);

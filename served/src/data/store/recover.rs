@@ -410,7 +410,7 @@ impl<'a> Replay<'a> {
             }
         }
         let place = LogPos { segment: s.id, at: at as u32 };
-        if let Some(gone) = self.state.apply(place, h) {
+        if let Some(gone) = self.state.apply(place, h).gone {
             self.state.account(&tally(&gone));
         }
         if h.kind == Kind::Retire

@@ -22,7 +22,7 @@ use super::reclaim::Reclaimer;
 use super::recover::{self, Recovered, RecoveryReport};
 use super::snapshot::{self, SNAPSHOT_FILE, SNAPSHOT_TEMP, SnapshotPoint};
 use super::state::{State, tally};
-use super::sync::{lock, read, write};
+use super::sync::{lock, read, try_lock, write};
 
 /// Chunks on a local disk. See the [module](super) for how.
 ///
@@ -45,12 +45,14 @@ pub struct SegmentStore {
 pub struct Usage {
     /// What the store could hold, the reserve not counted.
     pub capacity_bytes: u64,
-    /// What can be appended now. What is dead comes on top, as soon as it is reclaimed.
+    /// What can be appended now. What is reclaimable comes on top.
     pub free_bytes: u64,
     /// Bytes of chunks.
     pub live_bytes: u64,
-    /// Bytes of segment files that reclamation could win.
+    /// Bytes of segment files that nobody needs.
     pub dead_bytes: u64,
+    /// Those of them that a full store wins back: segments of which almost all lives stay as they are.
+    pub reclaimable_bytes: u64,
     /// Chunks that hold data.
     pub chunks: u64,
     /// Segment files.
@@ -66,6 +68,24 @@ pub struct ChunkInfo {
     pub allocated_bytes: u64,
     /// End of its last data.
     pub end: u64,
+}
+
+/// Where one chunk of a file has data.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ChunkRanges {
+    /// Which chunk of the file.
+    pub index: u64,
+    /// Offset and length, sorted, neighbours joined.
+    pub ranges: Vec<(u64, u64)>,
+}
+
+pub(super) fn list(state: &State, from: ChunkKey, limit: usize) -> Vec<ChunkInfo> {
+    let info = |(key, extents): (ChunkKey, &super::extent::Extents)| ChunkInfo {
+        key,
+        allocated_bytes: extents.0.iter().map(|e| u64::from(e.len)).sum(),
+        end: extents.0.last().map_or(0, |e| u64::from(e.end())),
+    };
+    state.index.iter_from(from).take(limit).map(info).collect()
 }
 
 pub(super) fn read_store_id(disk: &dyn Disk) -> Result<Option<StoreId>, StoreError> {
@@ -263,6 +283,12 @@ impl SegmentStore {
             free_bytes,
             live_bytes: state.segments.values().map(|s| s.live).sum(),
             dead_bytes: state.segments.values().map(|s| s.reclaimable()).sum(),
+            reclaimable_bytes: state
+                .segments
+                .values()
+                .filter(|s| s.is_worth(self.config.reclaim_dead_percent_when_full))
+                .map(|s| s.reclaimable())
+                .sum(),
             chunks: state.index.chunks(),
             segments: state.segments.len() as u64,
         })
@@ -270,24 +296,28 @@ impl SegmentStore {
 
     /// Chunks that hold data, from a key on, in order.
     pub fn list(&self, from: ChunkKey, limit: usize) -> Vec<ChunkInfo> {
-        let state = read(&self.state);
-        let info = |(key, extents): (ChunkKey, &super::extent::Extents)| ChunkInfo {
-            key,
-            allocated_bytes: extents.0.iter().map(|e| u64::from(e.len)).sum(),
-            end: extents.0.last().map_or(0, |e| u64::from(e.end())),
-        };
-        state.index.iter_from(from).take(limit).map(info).collect()
+        list(&read(&self.state), from, limit)
     }
 
-    /// Bytes of a chunk that are not holes.
-    pub fn allocated_bytes(&self, key: ChunkKey) -> u64 {
+    /// The data ranges, as offset and length, of a file's chunks from one on to another, in order. Fewer than `limit`
+    /// chunks: there are no more.
+    pub fn extents_of(&self, from: ChunkKey, last_index: u64, limit: usize) -> Vec<ChunkRanges> {
         let state = read(&self.state);
-        state.index.get(&key).map_or(0, |extents| extents.0.iter().map(|e| u64::from(e.len)).sum())
+        let chunks = state.index.chunks_of(from.file(), from.index, last_index).take(limit);
+        chunks.map(|(index, extents)| ChunkRanges { index, ranges: extents.ranges() }).collect()
     }
 
     /// The data ranges of a chunk as offset and length, sorted, neighbours joined.
-    pub fn extents(&self, key: ChunkKey) -> Vec<(u64, u64)> {
+    #[cfg(test)]
+    pub(super) fn extents(&self, key: ChunkKey) -> Vec<(u64, u64)> {
         read(&self.state).index.get(&key).map(super::extent::Extents::ranges).unwrap_or_default()
+    }
+
+    /// Bytes of a chunk that are not holes.
+    #[cfg(test)]
+    pub(super) fn allocated_bytes(&self, key: ChunkKey) -> u64 {
+        let state = read(&self.state);
+        state.index.get(&key).map_or(0, |extents| extents.0.iter().map(|e| u64::from(e.len)).sum())
     }
 
     pub(super) fn check_range(&self, offset: u64, len: u64) -> Result<(u32, u32), StoreError> {
@@ -299,14 +329,15 @@ impl SegmentStore {
         }
     }
 
-    /// Appends a record and applies it. With `only_if`, only while the range is exactly that; `false` if it is not.
+    /// Appends a record and applies it; by how many bytes the data grew. With `only_if`, only while the range is exactly
+    /// that; `None` if it is not.
     pub(super) fn commit(
         &self,
         draft: &Draft,
         payload: &[io::IoSlice<'_>],
         space: Space,
         only_if: Option<&[Extent]>,
-    ) -> Result<Option<u64>, StoreError> {
+    ) -> Result<Option<i64>, StoreError> {
         let mut tail = lock(&self.log.tail);
         if let Some(expected) = only_if
             && read(&self.state).lookup(&draft.key, draft.offset, draft.offset + draft.len)
@@ -315,12 +346,13 @@ impl SegmentStore {
             return Ok(None);
         }
         let (at, header) = self.log.append(&mut tail, draft, payload, space)?;
-        let gone = write(&self.state).apply(at, &header);
+        let applied = write(&self.state).apply(at, &header);
         drop(tail);
-        let Some(gone) = gone else { return Ok(Some(0)) };
+        let Some(gone) = applied.gone else { return Ok(Some(applied.grown)) };
         let freed = tally(&gone);
         write(&self.state).account(&freed);
-        Ok(Some(gone.chunks()))
+        let bytes = freed.values().sum::<u64>();
+        Ok(Some(applied.grown.saturating_sub_unsigned(bytes)))
     }
 
     /// The segment's file; `NotFound` if it is gone.
@@ -332,6 +364,12 @@ impl SegmentStore {
         let file = self.disk.open(&segment_name(id))?;
         files.put(id, file.clone());
         Ok(file)
+    }
+
+    /// The segment's file if it is open, and nobody is just opening one.
+    pub(super) fn open_segment(&self, id: SegmentId) -> Option<Arc<dyn DiskFile>> {
+        let mut files = try_lock(&self.files)?;
+        files.get(&id).cloned()
     }
 
     pub(super) fn forget_file(&self, id: SegmentId) {

@@ -56,10 +56,24 @@ impl SegmentInfo {
         (u128::from(records) * u128::from(self.dead()) / u128::from(self.data)) as u64
     }
 
+    /// Whether so much of it is dead that moving the rest pays.
+    pub(super) fn is_worth(&self, dead_percent: u8) -> bool {
+        self.reclaimable() * 100 / self.len.max(1) >= u64::from(dead_percent)
+    }
+
     /// Whether it may hold something of this inode that a tombstone hides.
     pub(super) fn may_hide(&self, ino: u64) -> bool {
         self.damaged || (self.dead() > 0 && self.min_ino <= ino && ino <= self.max_ino)
     }
+}
+
+/// What became of a record.
+#[derive(Default, Debug)]
+pub(super) struct Applied {
+    /// By how many bytes the data of its chunk grew. What is `gone` is not counted.
+    pub(super) grown: i64,
+    /// Chunks that were taken out, not yet accounted for.
+    pub(super) gone: Option<Detached>,
 }
 
 /// The index and the segments.
@@ -73,7 +87,7 @@ pub(super) struct State {
 
 impl State {
     /// Applies the record at `at`. Chunks that a `Delete` took out are returned: to be given to [`Self::account`].
-    pub(super) fn apply(&mut self, at: LogPos, h: &RecordHeader) -> Option<Detached> {
+    pub(super) fn apply(&mut self, at: LogPos, h: &RecordHeader) -> Applied {
         let info = self.segments.entry(at.segment).or_insert_with(|| SegmentInfo::new(h.seq));
         info.len = u64::from(at.at) + h.footprint();
         info.last_seq = h.seq;
@@ -86,19 +100,21 @@ impl State {
                 info.min_ino = info.min_ino.min(h.key.ino);
                 info.max_ino = info.max_ino.max(h.key.ino);
                 let extent = new_extent(at, h);
-                self.change(&h.key, |extents, freed| extents.put(extent, freed));
+                let hidden = self.change(&h.key, |extents, freed| extents.put(extent, freed));
+                Applied { grown: i64::from(h.len) - hidden, gone: None }
             }
             Kind::Punch => {
                 info.tombs += h.footprint();
-                self.change(&h.key, |extents, freed| extents.punch(h.offset, end, h.as_of, freed));
+                let freed = self
+                    .change(&h.key, |extents, freed| extents.punch(h.offset, end, h.as_of, freed));
+                Applied { grown: -freed, gone: None }
             }
             Kind::Delete => {
                 info.tombs += h.footprint();
-                return self.apply_delete(h);
+                Applied { grown: 0, gone: self.apply_delete(h) }
             }
-            Kind::Mark | Kind::Retire => {}
+            Kind::Mark | Kind::Retire => Applied::default(),
         }
-        None
     }
 
     /// Accounts for a moved tombstone, which changes nothing in an index that has seen it before.
@@ -121,18 +137,22 @@ impl State {
         None
     }
 
+    /// Changes a chunk; how many bytes that freed.
     fn change(
         &mut self,
         key: &ChunkKey,
         change: impl FnOnce(&mut super::extent::Extents, &mut dyn FnMut(Extent)),
-    ) {
+    ) -> i64 {
         let segments = &mut self.segments;
+        let mut bytes = 0;
         let mut freed = |e: Extent| {
+            bytes += i64::from(e.len);
             if let Some(info) = segments.get_mut(&e.at.segment) {
                 info.live = info.live.saturating_sub(u64::from(e.len));
             }
         };
         self.index.update(key, |extents| change(extents, &mut freed));
+        bytes
     }
 
     /// Takes the sum of [`tally`] off the segments: the second half of a deletion.

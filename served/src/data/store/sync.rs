@@ -2,6 +2,7 @@
 
 use std::sync::{
     Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    TryLockError,
 };
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -18,4 +19,22 @@ pub(super) fn read<T>(guarded: &RwLock<T>) -> RwLockReadGuard<'_, T> {
 
 pub(super) fn write<T>(guarded: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
     guarded.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The lock, if it can be had without waiting.
+pub(super) fn try_lock<T>(mutex: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match mutex.try_lock() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+/// The lock for reading, if it can be had without waiting.
+pub(super) fn try_read<T>(guarded: &RwLock<T>) -> Option<RwLockReadGuard<'_, T>> {
+    match guarded.try_read() {
+        Ok(guard) => Some(guard),
+        Err(TryLockError::Poisoned(e)) => Some(e.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
 }

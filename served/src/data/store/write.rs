@@ -6,7 +6,7 @@ use super::format::{BLOCK, Kind};
 use super::key::{ChunkKey, FileKey};
 use super::log::{Draft, Space};
 use super::payload::Payload;
-use super::read::ReadFault;
+use super::read::{Patience, ReadFault};
 use super::segment_store::SegmentStore;
 use super::sync::{lock, read};
 
@@ -17,48 +17,49 @@ const ROOM_TRIES: u32 = 16;
 
 impl SegmentStore {
     /// Writes `data`, in one record, to `offset` of a chunk. When it returns, readers see it and it survives the end of the
-    /// process; after the next [`flush`](Self::flush) also that of the machine.
+    /// process; after the next [`flush`](Self::flush) also that of the machine. Like every change it returns by how many
+    /// bytes the data grew.
     pub fn write<B: AsRef<[u8]>>(
         &self,
         key: ChunkKey,
         offset: u64,
         data: &[B],
-    ) -> Result<(), StoreError> {
+    ) -> Result<i64, StoreError> {
         let total = data.iter().map(|d| d.as_ref().len() as u64).sum();
         let (offset, len) = self.check_range(offset, total)?;
         if len == 0 {
-            return self.log.check_poison();
+            return self.log.check_poison().map(|()| 0);
         }
         let payload = Payload::new(&key, offset, len, data.iter().map(AsRef::as_ref));
         let slices = payload.slices();
         let draft = Draft::range(Kind::Write, key, offset, len);
-        self.with_room(|| self.commit(&draft, &slices, Space::Keep, None))?;
-        self.after_write(key, offset, len)
+        let grown = self.with_room(|| self.commit(&draft, &slices, Space::Keep, None))?;
+        Ok(grown.unwrap_or(0) + self.after_write(key, offset, len)?)
     }
 
     /// Makes a range of a chunk a hole. Also how a chunk is truncated.
-    pub fn punch(&self, key: ChunkKey, offset: u64, len: u64) -> Result<(), StoreError> {
+    pub fn punch(&self, key: ChunkKey, offset: u64, len: u64) -> Result<i64, StoreError> {
         let (offset, len) = self.check_range(offset, len)?;
         self.log.check_poison()?;
         self.punch_unless_hole(key, offset, len)
     }
 
-    fn punch_unless_hole(&self, key: ChunkKey, offset: u32, len: u32) -> Result<(), StoreError> {
+    fn punch_unless_hole(&self, key: ChunkKey, offset: u32, len: u32) -> Result<i64, StoreError> {
         // What is a hole already needs no record: whatever made it one is in the log and outlives what it hides.
         if len == 0 || read(&self.state).lookup(&key, offset, offset + len).is_empty() {
-            return Ok(());
+            return Ok(0);
         }
-        self.commit(&Draft::range(Kind::Punch, key, offset, len), &[], Space::UseReserve, None)?;
-        Ok(())
+        let draft = Draft::range(Kind::Punch, key, offset, len);
+        Ok(self.commit(&draft, &[], Space::UseReserve, None)?.unwrap_or(0))
     }
 
-    /// Deletes all chunks of a file from an index on: one record, however large the file. Returns how many there were.
+    /// Deletes all chunks of a file from an index on: one record, however large the file.
     pub fn delete_chunks(
         &self,
         ino: u64,
         generation: u32,
         from_index: u64,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<i64, StoreError> {
         self.log.check_poison()?;
         let file = FileKey { ino, generation };
         if !read(&self.state).index.has_any(file, from_index) {
@@ -76,28 +77,38 @@ impl SegmentStore {
         to: ChunkKey,
         to_offset: u64,
         len: u64,
-    ) -> Result<(), StoreError> {
+    ) -> Result<i64, StoreError> {
         let (from_offset, _) = self.check_range(from_offset, len)?;
         let (to_offset, len) = self.check_range(to_offset, len)?;
         let mut data = vec![0; len as usize];
         let extents = self.read_into(from, from_offset, &mut data)?;
         // All is read before the first change, because the ranges may overlap.
-        let mut done = 0;
+        let (mut done, mut grown) = (0, 0);
         for (start, end) in runs(&extents, 0) {
             let (start, end) = (start - from_offset, end - from_offset);
-            self.punch_unless_hole(to, to_offset + done, start - done)?;
-            self.write(to, u64::from(to_offset + start), &[&data[start as usize..end as usize]])?;
+            grown += self.punch_unless_hole(to, to_offset + done, start - done)?;
+            let part = &data[start as usize..end as usize];
+            grown += self.write(to, u64::from(to_offset + start), &[part])?;
             done = end;
         }
-        self.punch_unless_hole(to, to_offset + done, len - done)
+        Ok(grown + self.punch_unless_hole(to, to_offset + done, len - done)?)
     }
 
     /// Tries again after making room, as long as there is some to be made.
-    fn with_room<T>(&self, attempt: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(super) fn with_room<T>(
+        &self,
+        attempt: impl Fn() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
         for _ in 0..ROOM_TRIES {
             match attempt() {
+                Err(StoreError::NoSpace { .. }) => {}
+                other => return other,
+            }
+            let mut reclaimer = lock(&self.reclaimer);
+            // Whoever had it before has made room, most likely, and for more than itself.
+            match attempt() {
                 Err(StoreError::NoSpace { needed, free }) => {
-                    if !self.make_room()? {
+                    if !self.make_room(&mut reclaimer)? {
                         return Err(StoreError::NoSpace { needed, free });
                     }
                 }
@@ -108,29 +119,31 @@ impl SegmentStore {
     }
 
     /// What a write owes to the bounds: no chunk in too many pieces, not too much unflushed.
-    fn after_write(&self, key: ChunkKey, offset: u32, len: u32) -> Result<(), StoreError> {
+    fn after_write(&self, key: ChunkKey, offset: u32, len: u32) -> Result<i64, StoreError> {
+        let mut grown = 0;
         let last = (offset + len - 1) / WINDOW;
         for window in offset / WINDOW..=last {
             let (start, end) = (window * WINDOW, (window + 1) * WINDOW);
             let count = read(&self.state).index.get(&key).map_or(0, |e| e.range(start, end).len());
             if count > self.config.max_extents_per_mib {
-                self.defragment(key, start, end)?;
+                grown += self.defragment(key, start, end)?;
             }
         }
         if lock(&self.log.tail).unflushed_segments() >= self.config.max_unflushed_segments {
             self.flush()?;
         }
-        Ok(())
+        Ok(grown)
     }
 
     /// Rewrites a range of a chunk in fewer pieces.
-    fn defragment(&self, key: ChunkKey, start: u32, end: u32) -> Result<(), StoreError> {
+    fn defragment(&self, key: ChunkKey, start: u32, end: u32) -> Result<i64, StoreError> {
         let extents = read(&self.state).lookup(&key, start, end);
         // Gaps within a block are filled with the zeros that they read as: otherwise tiny writes could not be joined.
         let runs = runs(&extents, BLOCK - 1);
         if runs.len() * 2 > extents.len() {
-            return Ok(());
+            return Ok(0);
         }
+        let mut grown = 0;
         for (from, to) in runs {
             let pieces: Vec<Extent> =
                 extents.iter().filter(|e| e.offset >= from && e.end() <= to).copied().collect();
@@ -139,14 +152,15 @@ impl SegmentStore {
             }
             match self.rewrite(key, from, to, &pieces, Space::Keep) {
                 // The write itself succeeded. If there is no room, or damage, or somebody was faster, it stays in pieces.
-                Ok(_) | Err(StoreError::NoSpace { .. } | StoreError::Corrupt { .. }) => {}
+                Ok(None) | Err(StoreError::NoSpace { .. } | StoreError::Corrupt { .. }) => {}
+                Ok(Some(bytes)) => grown += bytes,
                 Err(e) => return Err(e),
             }
         }
-        Ok(())
+        Ok(grown)
     }
 
-    /// Appends a copy of a range that consists of `pieces`, unless it has changed meanwhile.
+    /// Appends a copy of a range that consists of `pieces`, unless it has changed meanwhile: `None` then.
     pub(super) fn rewrite(
         &self,
         key: ChunkKey,
@@ -154,16 +168,16 @@ impl SegmentStore {
         to: u32,
         pieces: &[Extent],
         space: Space,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Option<i64>, StoreError> {
         let mut data = vec![0; (to - from) as usize];
-        match self.read_extents(key, from, pieces, &mut data) {
+        match self.read_extents(key, from, pieces, &mut data, Patience::Wait) {
             Ok(()) => {}
-            Err(ReadFault::Gone(_)) => return Ok(false),
+            Err(ReadFault::Gone(_) | ReadFault::WouldWait) => return Ok(None),
             Err(ReadFault::Failed(e)) => return Err(e),
         }
         let payload = Payload::new(&key, from, to - from, std::iter::once(data.as_slice()));
         let draft = Draft::range(Kind::Write, key, from, to - from);
-        Ok(self.commit(&draft, &payload.slices(), space, Some(pieces))?.is_some())
+        self.commit(&draft, &payload.slices(), space, Some(pieces))
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use netfs_common::errno::Errno;
 
 use super::volume::now;
+use crate::cluster::INODE_BITS;
 use crate::meta::command::Settings;
 use crate::meta::engine::{Engine, EngineConfig, EngineError, NUMBER, NewVolume};
 use crate::private;
@@ -17,10 +18,6 @@ use crate::private;
 const NEXT_VOLUME: &str = "NEXT_VOLUME";
 /// The file in a volume that was left in order.
 const CLEAN: &str = "CLEAN";
-/// Each volume has so many inode numbers. Chunks are named by inode alone, so no two volumes of a
-/// cluster may have a number in common; the first volume has the small ones, which 32-bit programs
-/// can bear.
-const INODE_BITS: u32 = 48;
 /// The most volumes that a server may ever have had.
 const MAX_VOLUMES: u64 = 1 << (64 - INODE_BITS);
 

@@ -32,6 +32,10 @@ pub(super) trait DiskFile: Send + Sync {
     fn write_at(&self, data: &[IoSlice<'_>], position: u64) -> io::Result<usize>;
     /// Reads some bytes and says how many; 0 at the end of the file.
     fn read_at(&self, out: &mut [u8], position: u64) -> io::Result<usize>;
+    /// As `read_at`, but fails with `WouldBlock` rather than wait for the disk.
+    fn read_now(&self, out: &mut [u8], position: u64) -> io::Result<usize> {
+        self.read_at(out, position)
+    }
     fn len(&self) -> io::Result<u64>;
     fn set_len(&self, len: u64) -> io::Result<()>;
     /// `fdatasync`: the data and the length are on stable storage when it returns.
@@ -68,9 +72,25 @@ pub(super) fn write_all(
 
 /// Reads until `out` is full or the file ends; says how much was read.
 pub(super) fn read_full(file: &dyn DiskFile, out: &mut [u8], position: u64) -> io::Result<usize> {
+    fill(out, |part, done| file.read_at(part, position + done))
+}
+
+/// As [`read_full`], but fails with `WouldBlock` rather than wait for the disk.
+pub(super) fn read_full_now(
+    file: &dyn DiskFile,
+    out: &mut [u8],
+    position: u64,
+) -> io::Result<usize> {
+    fill(out, |part, done| file.read_now(part, position + done))
+}
+
+fn fill(
+    out: &mut [u8],
+    mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
+) -> io::Result<usize> {
     let mut done = 0;
     while done < out.len() {
-        match file.read_at(&mut out[done..], position + done as u64) {
+        match read(&mut out[done..], done as u64) {
             Ok(0) => break,
             Ok(n) => done += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}

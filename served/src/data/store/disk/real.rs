@@ -138,6 +138,25 @@ impl DiskFile for RealFile {
         FileExt::read_at(&self.0, out, position)
     }
 
+    fn read_now(&self, out: &mut [u8], position: u64) -> io::Result<usize> {
+        let position = i64::try_from(position).map_err(|_| io::ErrorKind::InvalidInput)?;
+        let part = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: out.len() };
+        // SAFETY: `part` describes `out`, which is borrowed for the duration of the call.
+        let done =
+            unsafe { libc::preadv2(self.0.as_raw_fd(), &part, 1, position, libc::RWF_NOWAIT) };
+        usize::try_from(done).map_err(|_| match io::Error::last_os_error() {
+            // Some file systems cannot tell, and kernels do not know it for all of them.
+            e if matches!(
+                e.raw_os_error(),
+                Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)
+            ) =>
+            {
+                io::ErrorKind::WouldBlock.into()
+            }
+            e => e,
+        })
+    }
+
     fn len(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }

@@ -55,6 +55,8 @@ struct Inner {
     fuse: Option<u64>,
     fail_sync: bool,
     fail_writes: bool,
+    /// Nothing is in memory.
+    cold: bool,
     unreadable: Vec<(String, u64, u64)>,
     dice: Dice,
 }
@@ -119,6 +121,7 @@ impl SimDisk {
             fuse: None,
             fail_sync: false,
             fail_writes: false,
+            cold: false,
             unreadable: Vec::new(),
             dice: Dice(seed),
         })))
@@ -135,6 +138,10 @@ impl SimDisk {
 
     pub(in crate::data::store) fn set_fail_writes(&self, fail: bool) {
         lock(&self.0).fail_writes = fail;
+    }
+
+    pub(in crate::data::store) fn set_cold(&self, cold: bool) {
+        lock(&self.0).cold = cold;
     }
 
     pub(in crate::data::store) fn set_unreadable(&self, name: &str, from: u64, to: u64) {
@@ -305,6 +312,13 @@ impl DiskFile for SimFile {
         put(&mut content.now, at, &bytes);
         content.pending.push(Change::Write(at, bytes));
         if powered { Ok(len) } else { Err(power_is_out()) }
+    }
+
+    fn read_now(&self, out: &mut [u8], position: u64) -> io::Result<usize> {
+        if lock(&self.disk.0).cold {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.read_at(out, position)
     }
 
     fn read_at(&self, out: &mut [u8], position: u64) -> io::Result<usize> {

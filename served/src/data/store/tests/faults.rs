@@ -7,7 +7,7 @@ use super::{KIB, assert_clean, key, open, reclaim_all, small, try_open};
 fn fill(store: &super::SegmentStore) -> u64 {
     for n in 0.. {
         match store.write(key(1 + n, 0), 0, &[vec![n as u8; 20_000]]) {
-            Ok(()) => {}
+            Ok(_) => {}
             Err(StoreError::NoSpace { .. }) => return n,
             Err(e) => panic!("{e}"),
         }
@@ -67,13 +67,13 @@ fn a_failed_flush_closes_the_store_for_writing_but_not_for_reading() {
     disk.set_fail_sync(true);
     assert!(matches!(store.flush(), Err(StoreError::Io { .. })));
     disk.set_fail_sync(false);
-    let refused = |r: Result<(), StoreError>| assert!(matches!(r, Err(StoreError::Poisoned(_))));
-    refused(store.flush());
+    let refused = |r: Result<i64, StoreError>| assert!(matches!(r, Err(StoreError::Poisoned(_))));
+    refused(store.flush().map(|()| 0));
     refused(store.write(key(1, 0), 0, &[[2; 100]]));
     refused(store.punch(key(1, 0), 0, 10));
-    refused(store.delete_chunks(1, 1, 0).map(drop));
-    refused(store.reclaim_step().map(drop));
-    refused(store.checkpoint());
+    refused(store.delete_chunks(1, 1, 0));
+    refused(store.reclaim_step().map(|_| 0));
+    refused(store.checkpoint().map(|()| 0));
     assert_eq!(store.read(key(1, 0), 0, 100).unwrap(), [1; 100]);
     drop(store);
     disk.power_cycle();

@@ -85,13 +85,24 @@ impl Op {
     }
 
     fn run(&self, store: &SegmentStore, dice: &mut Dice) -> Result<(), StoreError> {
+        let allocated = || {
+            let all = store.list(ChunkKey::MIN, usize::MAX);
+            all.iter().map(|info| info.allocated_bytes as i64).sum::<i64>()
+        };
+        let before = allocated();
+        let grown = self.change(store, dice)?;
+        assert_eq!(allocated() - before, grown, "{self:?} told a wrong growth");
+        Ok(())
+    }
+
+    fn change(&self, store: &SegmentStore, dice: &mut Dice) -> Result<i64, StoreError> {
         match self {
             Self::Write { key, offset, data } => {
                 let cut = dice.below(data.len() as u64 + 1) as usize;
                 store.write(*key, *offset as u64, &[&data[..cut], &data[cut..]])
             }
             Self::Punch { key, offset, len } => store.punch(*key, *offset as u64, *len as u64),
-            Self::Delete { ino, from } => store.delete_chunks(*ino, 1, *from).map(drop),
+            Self::Delete { ino, from } => store.delete_chunks(*ino, 1, *from),
             Self::Copy { from, from_offset, to, to_offset, len } => {
                 store.copy(*from, *from_offset as u64, *to, *to_offset as u64, *len as u64)
             }

@@ -42,7 +42,7 @@ fn deleting_from_an_index_leaves_what_is_before_it_and_other_generations() {
     }
     let other = ChunkKey { ino: 1, generation: 2, index: 4 };
     store.write(other, 0, &[[8; 100]]).unwrap();
-    assert_eq!(store.delete_chunks(1, 1, 3).unwrap(), 2);
+    assert_eq!(store.delete_chunks(1, 1, 3).unwrap(), -200);
     assert_eq!(store.delete_chunks(1, 1, 3).unwrap(), 0);
     let left: Vec<ChunkKey> = store.list(ChunkKey::MIN, 100).iter().map(|c| c.key).collect();
     assert_eq!(left, [key(1, 0), key(1, 1), key(1, 2), other]);
@@ -68,10 +68,10 @@ fn a_copy_carries_holes_over() {
 fn ranges_outside_of_a_chunk_are_refused() {
     let store = open(&SimDisk::new(1, 8 << 20));
     let outside =
-        |r: Result<(), StoreError>| assert!(matches!(r, Err(StoreError::OutOfRange { .. })));
+        |r: Result<i64, StoreError>| assert!(matches!(r, Err(StoreError::OutOfRange { .. })));
     outside(store.write(key(1, 0), 64 * KIB - 1, &[[0; 2]]));
     outside(store.punch(key(1, 0), u64::MAX, 2));
-    outside(store.read(key(1, 0), 1 << 40, 1).map(drop));
+    outside(store.read(key(1, 0), 1 << 40, 1).map(|_| 0));
     outside(store.copy(key(1, 0), 0, key(1, 1), 64 * KIB, 1));
 }
 
@@ -135,6 +135,12 @@ fn a_real_directory_is_opened_once_and_refused_if_foreign() {
     assert!(matches!(SegmentStore::open(&path, config.clone()), Err(StoreError::InUse(_))));
     assert!(matches!(SegmentStore::check(&path), Err(StoreError::InUse(_))));
     drop(store);
+    for entry in std::fs::read_dir(&path).unwrap().map(|e| e.unwrap().path()).chain([path.clone()])
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(&entry).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} can be read by others", entry.display());
+    }
     let check = SegmentStore::check(&path).unwrap();
     assert!(
         check.is_clean() && check.chunks == 1 && check.snapshot_agrees == Some(true),
@@ -158,8 +164,9 @@ fn a_real_directory_is_opened_once_and_refused_if_foreign() {
 fn moving_data_that_has_changed_meanwhile_moves_nothing() {
     let store = open(&SimDisk::new(1, 8 << 20));
     let pieces = || read(&store.state).lookup(&key(1, 0), 0, 5000);
-    let move_it =
-        |pieces: &[_]| store.rewrite(key(1, 0), 0, 5000, pieces, Space::UseReserve).unwrap();
+    let move_it = |pieces: &[_]| {
+        store.rewrite(key(1, 0), 0, 5000, pieces, Space::UseReserve).unwrap().is_some()
+    };
     store.write(key(1, 0), 0, &[[1; 5000]]).unwrap();
     let first = pieces();
     assert!(move_it(&first));
@@ -172,4 +179,59 @@ fn moving_data_that_has_changed_meanwhile_moves_nothing() {
     store.delete_chunks(1, 1, 0).unwrap();
     assert!(!move_it(&third));
     assert!(store.extents(key(1, 0)).is_empty());
+}
+
+#[test]
+fn a_read_that_must_not_wait_reads_only_what_is_at_hand() {
+    let disk = SimDisk::new(1, 8 << 20);
+    let store = open(&disk);
+    store.write(key(1, 0), 0, &[[7; 5000]]).unwrap();
+    assert_eq!(store.read_now(key(1, 0), 0, 10).unwrap(), None, "the segment is not open");
+    store.read(key(1, 0), 0, 10).unwrap();
+    assert_eq!(store.read_now(key(1, 0), 4990, 20).unwrap(), Some([[7; 10], [0; 10]].concat()));
+    disk.set_cold(true);
+    assert_eq!(store.read_now(key(1, 0), 0, 10).unwrap(), None, "the disk has to be waited for");
+    assert_eq!(store.read_now(key(2, 0), 0, 10).unwrap(), Some(vec![0; 10]));
+    disk.set_cold(false);
+    {
+        let _changing = super::super::sync::write(&store.state);
+        assert_eq!(store.read_now(key(1, 0), 0, 10).unwrap(), None, "somebody changes the index");
+    }
+    assert!(store.read_now(key(1, 0), 1 << 40, 1).is_err());
+}
+
+#[test]
+fn only_what_a_full_store_would_reclaim_counts_as_free() {
+    let store = open(&SimDisk::new(1, 8 << 20));
+    let config = small();
+    for index in 0..20 {
+        store.write(key(1, index), 0, &[vec![1; 30_000]]).unwrap();
+    }
+    let before = store.usage().unwrap();
+    // Two in a hundred bytes of each segment, where three are worth it.
+    assert_eq!(config.reclaim_dead_percent_when_full, 3);
+    for index in 0..20 {
+        store.punch(key(1, index), 0, 600).unwrap();
+    }
+    let after = store.usage().unwrap();
+    assert!(after.dead_bytes >= 20 * 600 && before.dead_bytes == 0, "{after:?}");
+    assert_eq!(after.reclaimable_bytes, 0);
+    store.punch(key(1, 3), 0, 15_000).unwrap();
+    assert!(store.usage().unwrap().reclaimable_bytes >= 15_000);
+}
+
+#[test]
+fn who_waited_for_room_that_another_has_made_makes_no_more() {
+    let store = open(&SimDisk::new(1, 8 << 20));
+    let tries = std::cell::Cell::new(0);
+    let attempt = || {
+        tries.set(tries.get() + 1);
+        // As if another one had made room meanwhile.
+        if tries.get() == 1 { Err(StoreError::NoSpace { needed: 1, free: 0 }) } else { Ok(()) }
+    };
+    store.write(key(1, 0), 0, &[vec![1; 30_000]]).unwrap();
+    store.write(key(1, 0), 0, &[vec![2; 30_000]]).unwrap();
+    let segments = store.usage().unwrap().segments;
+    store.with_room(attempt).unwrap();
+    assert_eq!((tries.get(), store.usage().unwrap().segments), (2, segments));
 }

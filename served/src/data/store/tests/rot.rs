@@ -15,13 +15,13 @@ fn sample(disk: &SimDisk) -> (SegmentStore, Vec<Vec<u8>>) {
     for round in 0..60u64 {
         let k = key(1 + dice.below(KEYS), 0);
         let offset = dice.below(20_000);
-        match dice.below(8) {
-            0 => drop(store.delete_chunks(k.ino, 1, 0).unwrap()),
+        let _grown = match dice.below(8) {
+            0 => store.delete_chunks(k.ino, 1, 0).unwrap(),
             1 => store.punch(k, offset, 5000).unwrap(),
             _ => store
                 .write(k, offset, &[vec![round as u8 + 1; 1 + dice.below(9000) as usize]])
                 .unwrap(),
-        }
+        };
     }
     store.flush().unwrap();
     let content = (1..=KEYS).map(|ino| store.read(key(ino, 0), 0, 32 << 10).unwrap()).collect();

@@ -30,7 +30,7 @@ fn writers_readers_and_reclamation_at_once() {
                         match round % 50 {
                             10 => store.flush().unwrap(),
                             20 => drop(store.delete_chunks(ino, 1, 2).unwrap()),
-                            30 => store.punch(k, 8192, 4096).unwrap(),
+                            30 => drop(store.punch(k, 8192, 4096).unwrap()),
                             _ => {}
                         }
                     }

@@ -1,0 +1,198 @@
+//! Where calls wait for a thread that may block.
+//!
+//! A call waits as a future, together with its payload: when its caller withdraws it or is gone, both are gone. Only
+//! when there is a thread for it does it become work that cannot be taken back. So the memory that withdrawn calls
+//! hold on to is bounded by the number of threads, however slow the disk is.
+//!
+//! A client that connects again has lost its connection, not necessarily what it had sent. It repeats that, and may
+//! then write something else to the same place; so nothing that came over the old connection may be done later.
+//! Therefore a client is welcomed again only when no call of its old connection is at work, and none begins to be.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use netfs_common::id::{InstanceId, SessionId};
+use tokio::sync::{Notify, RwLock, Semaphore};
+
+/// Who a client is: the name in its certificate, its session, and its life.
+pub(super) type Who = (String, SessionId, InstanceId);
+
+/// A call was not begun, because its connection has been replaced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Superseded;
+
+/// The threads, and who may use them.
+#[derive(Debug)]
+pub(super) struct Turns {
+    slots: Arc<Semaphore>,
+    threads: u32,
+    /// One entry for each connection, and for those of which something is still at work.
+    clients: Mutex<HashMap<Who, Arc<Client>>>,
+}
+
+/// One connection of a client.
+#[derive(Debug, Default)]
+pub(super) struct Client {
+    over: AtomicBool,
+    superseded: Notify,
+    /// Held by everything at work, exclusively by who waits for that.
+    running: Arc<RwLock<()>>,
+}
+
+impl Client {
+    /// Waits until the client has another connection.
+    pub(super) async fn superseded(&self) {
+        self.superseded.notified().await;
+    }
+
+    /// Begins nothing any more, and waits for what is at work.
+    async fn end(&self) {
+        self.over.store(true, Ordering::SeqCst);
+        self.superseded.notify_one();
+        drop(self.running.write().await);
+    }
+}
+
+impl Turns {
+    pub(super) fn new(threads: usize) -> Turns {
+        let threads = u32::try_from(threads).unwrap_or(u32::MAX);
+        let slots = Arc::new(Semaphore::new(threads as usize));
+        Turns { slots, threads, clients: Mutex::default() }
+    }
+
+    /// Lets a client in, when nothing that it sent before can happen any more.
+    pub(super) async fn enter(&self, who: &Who) -> Arc<Client> {
+        let client = Arc::new(Client::default());
+        // Until all that was before is over this one counts as at work too, should the client come once more meanwhile.
+        let waiting = client.running.clone().write_owned().await;
+        let before = self.clients().insert(who.clone(), client.clone());
+        if let Some(before) = before {
+            before.end().await;
+        }
+        drop(waiting);
+        client
+    }
+
+    /// A connection has ended.
+    pub(super) async fn leave(&self, who: &Who, client: &Arc<Client>) {
+        client.end().await;
+        let mut clients = self.clients();
+        if clients.get(who).is_some_and(|now| Arc::ptr_eq(now, client)) {
+            clients.remove(who);
+        }
+    }
+
+    /// Waits for a thread and does the work there. `None`: it has panicked.
+    pub(super) async fn take<T: Send + 'static>(
+        &self,
+        client: &Client,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<Option<T>, Superseded> {
+        let slot = self.slots.clone().acquire_owned().await.map_err(|_| Superseded)?;
+        let running = client.running.clone().read_owned().await;
+        if client.over.load(Ordering::SeqCst) {
+            return Err(Superseded);
+        }
+        let done = tokio::task::spawn_blocking(move || {
+            let _held = (slot, running);
+            work()
+        });
+        match done.await {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => {
+                tracing::error!(%error, "a call of the data store has panicked");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Waits until nothing is at work.
+    pub(super) async fn quiet(&self, deadline: Instant) {
+        let all = self.slots.acquire_many(self.threads);
+        if tokio::time::timeout_at(deadline.into(), all).await.is_err() {
+            tracing::warn!("calls of the data store are still at work at the end");
+        }
+    }
+
+    fn clients(&self) -> std::sync::MutexGuard<'_, HashMap<Who, Arc<Client>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn who(session: u64) -> Who {
+        ("client".into(), SessionId(session), InstanceId(1))
+    }
+
+    #[tokio::test]
+    async fn withdrawn_calls_leave_nothing_behind_however_long_the_disk_takes() {
+        let turns = Arc::new(Turns::new(2));
+        let client = turns.enter(&who(1)).await;
+        let (release, blocked) = mpsc::channel::<()>();
+        let blocked = Arc::new(Mutex::new(blocked));
+        let payload = Arc::new(());
+        for _ in 0..10 {
+            let (turns, client) = (turns.clone(), client.clone());
+            let (blocked, held) = (blocked.clone(), payload.clone());
+            let call = tokio::spawn(async move {
+                let work = move || {
+                    let _held = held;
+                    blocked.lock().unwrap().recv().ok();
+                };
+                turns.take(&client, work).await
+            });
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            call.abort();
+            assert!(call.await.unwrap_err().is_cancelled());
+        }
+        assert_eq!(Arc::strong_count(&payload), 1 + 2, "only what is at work keeps its payload");
+        drop(release);
+        turns.quiet(Instant::now() + Duration::from_secs(10)).await;
+        assert_eq!(Arc::strong_count(&payload), 1);
+    }
+
+    #[tokio::test]
+    async fn a_client_comes_back_only_when_its_old_calls_are_over() {
+        let turns = Arc::new(Turns::new(2));
+        let old = turns.enter(&who(1)).await;
+        let (release, blocked) = mpsc::channel::<()>();
+        let (at_work, client) = (turns.clone(), old.clone());
+        let call =
+            tokio::spawn(
+                async move { at_work.take(&client, move || blocked.recv().is_ok()).await },
+            );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let stranger = turns.enter(&who(2)).await;
+        assert_eq!(turns.take(&stranger, || 5).await, Ok(Some(5)));
+
+        let again = tokio::spawn({
+            let turns = turns.clone();
+            async move { turns.enter(&who(1)).await }
+        });
+        old.superseded().await;
+        let once_more = tokio::spawn({
+            let turns = turns.clone();
+            async move { turns.enter(&who(1)).await }
+        });
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(!again.is_finished() && !once_more.is_finished());
+        drop(release);
+        let (given_up, new) = (again.await.unwrap(), once_more.await.unwrap());
+        assert_eq!(call.await.unwrap(), Ok(Some(false)));
+        assert_eq!(turns.take(&old, || 5).await, Err(Superseded));
+        assert_eq!(turns.take(&given_up, || 5).await, Err(Superseded));
+        assert_eq!(turns.take(&new, || 5).await, Ok(Some(5)));
+        turns.leave(&who(1), &old).await;
+        turns.leave(&who(1), &new).await;
+        turns.leave(&who(2), &stranger).await;
+        assert!(turns.clients().is_empty());
+    }
+}
