@@ -12,7 +12,7 @@ use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::Semaphore;
 
 use super::frame::{Decoder, FrameKind};
-use super::hello::{Greeted, Terms, violated};
+use super::hello::{self, Greeted, Terms};
 use super::life::Life;
 use super::{CallError, CloseCode, Limits, NetMetrics, with_deadline};
 
@@ -226,16 +226,9 @@ impl Shared {
     }
 
     fn end(&self, error: CallError) {
-        if !self.life.close(error.clone()) {
-            return;
+        if hello::end(&self.conn, &self.life, &self.metrics, error) {
+            self.calls.close();
         }
-        if let CallError::Protocol(_) = error {
-            self.metrics.protocol_errors.inc();
-            tracing::warn!(peer = %self.conn.remote_address(), %error, "connection closed");
-            violated(&self.conn, &error);
-        }
-        self.conn.close(CloseCode::Done.to_var_int(), b"");
-        self.calls.close();
     }
 }
 

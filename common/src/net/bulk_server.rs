@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::bulk::{Bounds, Budget, Puller, await_goodbye, check_size, write_message};
 use super::frame::{self, FrameKind};
-use super::hello::{Greeted, Terms, violated};
+use super::hello::{self, Greeted, Terms};
 use super::life::Life;
 use super::{BulkMessage, CallError, CloseCode, Limits, NetMetrics, with_deadline};
 
@@ -152,16 +152,9 @@ impl Shared {
     }
 
     fn end(&self, error: CallError) {
-        if !self.life.close(error.clone()) {
-            return;
+        if hello::end(&self.conn, &self.life, &self.metrics, error) {
+            self.active.close();
         }
-        if let CallError::Protocol(_) = error {
-            self.metrics.protocol_errors.inc();
-            tracing::warn!(peer = %self.conn.remote_address(), %error, "connection closed");
-            violated(&self.conn, &error);
-        }
-        self.conn.close(CloseCode::Done.to_var_int(), b"");
-        self.active.close();
     }
 }
 

@@ -10,7 +10,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use quinn::{Connection, RecvStream, SendStream};
 
 use super::frame::{self, Decoder, Frame, FrameKind};
-use super::{CallError, CloseCode, ConnectionKind, Limits};
+use super::life::Life;
+use super::{CallError, CloseCode, ConnectionKind, Limits, NetMetrics};
 
 /// Version of the layout of [`Terms`].
 const TERMS_VERSION: u8 = 1;
@@ -142,6 +143,21 @@ pub(super) fn violated(conn: &Connection, error: &CallError) {
     if let CallError::Protocol(text) = error {
         conn.close(CloseCode::Protocol.to_var_int(), text.as_bytes());
     }
+}
+
+/// Ends a connection, and its life with it; `false` if it had ended before. A peer that broke the protocol is told so, and
+/// counted.
+pub(super) fn end(conn: &Connection, life: &Life, metrics: &NetMetrics, error: CallError) -> bool {
+    if !life.close(error.clone()) {
+        return false;
+    }
+    if let CallError::Protocol(_) = error {
+        metrics.protocol_errors.inc();
+        tracing::warn!(peer = %conn.remote_address(), %error, "connection closed");
+        violated(conn, &error);
+    }
+    conn.close(CloseCode::Done.to_var_int(), b"");
+    true
 }
 
 fn open(frame: Frame, expected: FrameKind) -> Result<(Terms, Bytes), CallError> {

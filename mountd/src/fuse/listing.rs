@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus};
+use fuser::{INodeNo, ReplyDirectory, ReplyDirectoryPlus, Request};
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 
+use super::adapter::Adapter;
 use super::convert;
 use super::inflight::{Slot, Ticket};
 use super::reply::{self, GENERATION, Refuse};
@@ -64,8 +65,23 @@ fn is_dots(item: &DirItem) -> bool {
     matches!(item.name.as_slice(), b"." | b"..")
 }
 
+impl Adapter {
+    /// Answers a listing in a task of its own.
+    pub(super) fn list<L: Listing>(&self, req: &Request, ino: Ino, fh: u64, after: u64, reply: L) {
+        let unique = req.unique().0;
+        let slot = Arc::new(Slot::new(reply));
+        let ticket = self.inflight.enter(unique, req.pid(), Some(slot.clone()));
+        let task = list(self.vfs.clone(), ino, fh, after, slot, ticket);
+        let task = self.vfs.runtime().spawn(task);
+        // Entries that were added with attributes count as references: such a listing is not dropped half-way.
+        if !L::PLUS {
+            self.inflight.abortable(unique, task.abort_handle());
+        }
+    }
+}
+
 /// Answers a listing after the cookie `after`.
-pub(super) async fn list<L: Listing>(
+async fn list<L: Listing>(
     vfs: Arc<Vfs>,
     ino: Ino,
     fh: u64,

@@ -144,7 +144,7 @@ impl std::fmt::Debug for NoticeQueue {
 pub(super) type KnownInodes = Box<dyn Fn() -> Vec<Ino> + Send>;
 
 impl NoticeQueue {
-    /// An empty queue. What is put into it waits until [`NoticeQueue::start`].
+    /// An empty queue. What is put into it waits until `start`.
     pub fn new() -> Arc<NoticeQueue> {
         Arc::new(NoticeQueue::default())
     }

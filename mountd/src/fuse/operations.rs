@@ -5,7 +5,6 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -22,9 +21,8 @@ use netfs_common::id::Ino;
 use netfs_common::wire::meta::{MAX_SYMLINK, NewInode};
 
 use super::adapter::{Adapter, caller, drop_set_gid, guarded, ok_or_refuse, rename_mode};
-use super::inflight::Slot;
 use super::reply::{self, Refuse};
-use super::{convert, groups, init, ioctl, listing};
+use super::{convert, groups, init, ioctl};
 use crate::vfs::Looked;
 
 /// Bytes that one `copy_file_range` may be answered with: the reply has 32 bits, and the kernel
@@ -343,14 +341,7 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectory,
     ) {
-        guarded(|| {
-            let unique = req.unique().0;
-            let slot = Arc::new(Slot::new(reply));
-            let ticket = self.inflight.enter(unique, req.pid(), Some(slot.clone()));
-            let task = listing::list(self.vfs.clone(), Ino(ino.0), fh.0, offset, slot, ticket);
-            let task = self.vfs.runtime().spawn(task);
-            self.inflight.abortable(unique, task.abort_handle());
-        });
+        guarded(|| self.list(req, Ino(ino.0), fh.0, offset, reply));
     }
 
     fn readdirplus(
@@ -361,14 +352,7 @@ impl Filesystem for Adapter {
         offset: u64,
         reply: ReplyDirectoryPlus,
     ) {
-        guarded(|| {
-            let unique = req.unique().0;
-            let slot = Arc::new(Slot::new(reply));
-            let ticket = self.inflight.enter(unique, req.pid(), Some(slot.clone()));
-            let task = listing::list(self.vfs.clone(), Ino(ino.0), fh.0, offset, slot, ticket);
-            // Not dropped half-way: entries that were added count as references.
-            self.vfs.runtime().spawn(task);
-        });
+        guarded(|| self.list(req, Ino(ino.0), fh.0, offset, reply));
     }
 
     fn releasedir(

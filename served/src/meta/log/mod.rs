@@ -1,7 +1,7 @@
 //! The command log: the truth of which the store is an index.
 //!
 //! A log is a folder of segments, each named after the first index in it. A segment is a header
-//! and records, see [`format`]; indices run on without a gap from segment to segment. Only the
+//! and records, see [`mod@format`]; indices run on without a gap from segment to segment. Only the
 //! last segment is written to, and it is flushed before the next one begins, so whatever is
 //! wrong in an earlier one is damage.
 //!
