@@ -1,11 +1,11 @@
 //! A directory of the local file system.
 
 use std::ffi::CString;
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, IoSlice};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,9 +15,6 @@ use crate::data::store::format::LOCK_FILE;
 
 /// The most slices that Linux takes in one call.
 const IOV_MAX: usize = 1024;
-
-/// The mode of new files.
-const FILE_MODE: u32 = 0o600;
 
 /// A locked directory; the lock ends with the value.
 pub(in crate::data::store) struct RealDisk {
@@ -40,10 +37,7 @@ impl RealDisk {
     pub(in crate::data::store) fn open(dir: &Path, access: Access) -> Result<Self, StoreError> {
         let shown = || dir.display().to_string();
         if access == Access::Write {
-            // Only its owner may look into the files of all users.
-            let mut make = DirBuilder::new();
-            make.recursive(true).mode(0o700);
-            make.create(dir).map_err(StoreError::io("create directory", shown()))?;
+            std::fs::create_dir_all(dir).map_err(StoreError::io("create directory", shown()))?;
         } else if !dir.is_dir() {
             return Err(StoreError::BadFile {
                 file: shown(),
@@ -53,8 +47,7 @@ impl RealDisk {
         let path = dir.join(LOCK_FILE);
         let opened = match access {
             Access::Write => {
-                let mut options = OpenOptions::new();
-                options.write(true).create(true).truncate(false).mode(FILE_MODE).open(&path)
+                OpenOptions::new().write(true).create(true).truncate(false).open(&path)
             }
             Access::Read => File::open(&path),
         };
@@ -95,7 +88,7 @@ impl Disk for RealDisk {
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create(true).truncate(true).mode(FILE_MODE);
+        options.read(true).write(true).create(true).truncate(true);
         Ok(Arc::new(RealFile(options.open(self.dir.join(name))?)))
     }
 
