@@ -235,7 +235,8 @@ impl SegmentStore {
         Ok(())
     }
 
-    /// Writes all but its durability. Appending stops meanwhile, reading does not.
+    /// Writes all but its durability. Appending stops meanwhile, which takes as long as the index is large. Reading does
+    /// not, unless a deletion is just being accounted for: its wait for the index holds up new readers too.
     fn write_snapshot(&self) -> Result<(Arc<dyn DiskFile>, SnapshotPoint), StoreError> {
         let file =
             self.disk.create(SNAPSHOT_TEMP).map_err(StoreError::io("create", SNAPSHOT_TEMP))?;
