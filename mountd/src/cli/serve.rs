@@ -85,6 +85,9 @@ impl Answers for Facts {
     fn waits_for(&self) -> String {
         let (unsent, limit) = (self.vfs.unsent(), self.vfs.leave_limit());
         let (bytes, files, limit) = (unsent.bytes, unsent.files, limit.as_secs());
+        if unsent == Unsent::default() {
+            return format!("{} to answer; it lacks nothing", self.source);
+        }
         format!("{} to store {bytes} bytes in {files} files, for {limit} s at most", self.source)
     }
 
