@@ -15,7 +15,7 @@
 //!
 //! A client that died may have left bytes at the data servers that it never reported. They lie beyond what the
 //! metadata server knows of, so nobody sees them; but the file may grow over them. So before the first bytes go
-//! out that lie beyond the known length, or that move a file out of its inode, such a tail is cut ([`tail`]);
+//! out that lie beyond the known length, or that move a file out of its inode, such a tail is cut (`tail`);
 //! not for files that this client has made, and then not again while the session goes on. While the volume is
 //! shared nobody can tell a dead client's bytes from those another one is about to report, and nothing is cut.
 //!
