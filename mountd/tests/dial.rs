@@ -131,7 +131,7 @@ async fn calls_pushes_and_payloads_pass() {
     let server = DataServer { id: ServerId(1), addrs: vec![address] };
     let (_, data) = dialer.data(server, hello(Role::Data)).await.unwrap();
     let request = data::Request { group: GroupId(0), epoch: Epoch(1), op: data::Op::Usage };
-    let payload = Bytes::from(vec![9; 3 << 20]);
+    let payload = Bytes::from(vec![9; 1 << 20]);
     let (reply, back) = data.call(request, payload.clone()).await.unwrap();
     assert_eq!(reply, data::Reply::Read);
     assert!(back == payload);

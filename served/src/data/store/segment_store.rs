@@ -309,7 +309,7 @@ impl SegmentStore {
     }
 
     /// The data ranges of a chunk as offset and length, sorted, neighbours joined.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn extents(&self, key: ChunkKey) -> Vec<(u64, u64)> {
         read(&self.state).index.get(&key).map(super::extent::Extents::ranges).unwrap_or_default()
     }
