@@ -139,7 +139,6 @@ fn settings_that_cannot_both_be_are_both_named() {
     }
     let message = message::<ClientConfig>("[mount]\nread_ahead_kb = 1000000\n");
     assert!(message.contains("mount.read_ahead_kb = 1000000"), "{message}");
-    assert!(message.contains("cache.read_bytes = \"64 MiB\""), "{message}");
 }
 
 #[test]

@@ -32,8 +32,8 @@ The servers of netfs: metadata (names, attributes) and data (contents of files).
 
 A first server on this machine, as root:
 
-  netfs pki init                                    the cluster's certificate authority
-  netfs pki issue ...                               a certificate for this server
+  netfs pki init CLUSTER_DIR                        the cluster's certificate authority
+  netfs pki issue CLUSTER_DIR /etc/netfs/tls --server NAME   a certificate for this server
   netfs-served config > /etc/netfs/served.toml      settings, all explained in the file
   netfs-served all                                  both servers, until SIGTERM or Ctrl-C
 

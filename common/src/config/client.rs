@@ -16,21 +16,10 @@ pub enum OutagePolicy {
 }
 
 settings! {
-    /// Where the server is.
-    pub struct ServerConfig {
-        /// Addresses of the metadata server, host:port, tried in turn. `netfs mount` takes them from its
-        /// argument instead.
-        pub addresses: Vec<String> = vec!["localhost:7400".into()];
-    }
-}
-
-settings! {
     /// What is kept in memory.
     pub struct CacheConfig {
         /// Written data that the server has not got yet. Writers slow down at half of it and wait at all of it.
         pub dirty_bytes: ByteSize = ByteSize::mib(64);
-        /// Data read ahead and kept for reading again, beside the kernel's own cache.
-        pub read_bytes: ByteSize = ByteSize::mib(64);
         /// Files and names remembered. Each costs about 500 bytes.
         pub entries: u64 = 100_000;
     }
@@ -61,8 +50,6 @@ settings! {
 settings! {
     /// The configuration of `netfs mount`.
     pub struct ClientConfig {
-        /// Where the server is.
-        pub server: ServerConfig as section = ServerConfig::default();
         /// The certificate of this client.
         pub tls: TlsConfig as section = TlsConfig::default();
         /// What is kept in memory.
@@ -78,28 +65,17 @@ settings! {
 
 impl Config for ClientConfig {
     fn validate(&self) -> Result<(), String> {
-        let Self { server, cache, mount, net, .. } = self;
+        let Self { cache, mount, net, .. } = self;
         net.validate()?;
-        if server.addresses.is_empty() {
-            return Err("server.addresses is empty".into());
-        }
-        for (key, value, min) in [
-            ("cache.dirty_bytes", cache.dirty_bytes, ByteSize::mib(4)),
-            ("cache.read_bytes", cache.read_bytes, ByteSize::mib(4)),
-        ] {
-            if value < min {
-                return Err(format!("{key} = \"{value}\" is below {min}"));
-            }
+        let least = ByteSize::mib(4);
+        if cache.dirty_bytes < least {
+            return Err(format!("cache.dirty_bytes = \"{}\" is below {least}", cache.dirty_bytes));
         }
         if cache.entries < 1_000 {
             return Err(format!("cache.entries = {} is below 1000", cache.entries));
         }
-        let read_ahead = ByteSize(u64::from(mount.read_ahead_kb) << 10);
-        if read_ahead > cache.read_bytes {
-            return Err(format!(
-                "mount.read_ahead_kb = {} is more than cache.read_bytes = \"{}\" can hold",
-                mount.read_ahead_kb, cache.read_bytes
-            ));
+        if mount.read_ahead_kb > 65_536 {
+            return Err(format!("mount.read_ahead_kb = {} is above 65536", mount.read_ahead_kb));
         }
         if !(1..=64).contains(&mount.threads) {
             return Err(format!("mount.threads = {} is not between 1 and 64", mount.threads));

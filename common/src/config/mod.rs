@@ -18,7 +18,7 @@ mod settings;
 mod shared;
 mod size;
 
-pub use client::{CacheConfig, ClientConfig, MountConfig, OutagePolicy, ServerConfig};
+pub use client::{CacheConfig, ClientConfig, MountConfig, OutagePolicy};
 pub use load::Sources;
 pub use log::{LogConfig, LogFormat};
 pub use served::{DataConfig, HttpConfig, MetaConfig, ServedConfig, SyncPolicy, VolumeConfig};

@@ -31,6 +31,8 @@ pub(super) enum Command {
     Dev(DevArgs),
     Umount(UmountArgs),
     Status(StatusArgs),
+    /// Print every setting of the client, with what it means and its default, as a configuration file for --config
+    Config,
     /// Make and show the certificates by which servers and clients know each other.
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -61,7 +63,8 @@ pub(super) struct IdentityArgs {
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = super::options::HELP)]
 pub(super) struct MountArgs {
-    /// What to mount: SERVER[:PORT]/VOLUME, for example files.example.org/home or [::1]:7400/home
+    /// What to mount: SERVER[:PORT]/VOLUME, for example files.example.org/home or [::1]:7400/home; the port is 7400
+    /// unless said otherwise
     #[arg(value_name = "SERVER[:PORT]/VOLUME")]
     pub(super) source: String,
     /// An empty directory
@@ -75,7 +78,7 @@ pub(super) struct MountArgs {
     pub(super) foreground: bool,
     #[command(flatten)]
     pub(super) identity: IdentityArgs,
-    /// Settings of the client, a TOML file [default: /etc/netfs/client.toml if it exists]
+    /// Settings of the client, a TOML file [default: /etc/netfs/client.toml if it exists]; `netfs config` explains them
     #[arg(long, value_name = "FILE")]
     pub(super) config: Option<PathBuf>,
     /// Where the background process logs [default: /var/log/netfs/MOUNTPOINT.log, or below

@@ -100,6 +100,9 @@ pub enum CliError {
     /// The configuration file.
     #[error(transparent)]
     Config(#[from] netfs_common::config::ConfigError),
+    /// The settings cannot be shown.
+    #[error("the settings cannot be printed: {0}")]
+    Print(String),
     /// Logging.
     #[error(transparent)]
     Telemetry(#[from] netfs_common::telemetry::TelemetryError),

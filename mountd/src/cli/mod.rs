@@ -20,6 +20,7 @@ macro_rules! complain {
 mod admin;
 mod args;
 mod burial;
+mod config;
 mod connect;
 mod control;
 mod daemon;
@@ -55,6 +56,7 @@ pub fn run() -> ExitCode {
         Command::Dev(d) => dev::run(d),
         Command::Umount(u) => umount::run(&u),
         Command::Status(s) => status::run(&s),
+        Command::Config => config::run(),
         Command::Pki(p) => pki::run(&p),
     };
     match result {

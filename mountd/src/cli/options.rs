@@ -21,7 +21,6 @@ Mount options (-o):
   allow_other              other users may use the mount [default for root]
   noallow_other            they may not
   readahead=SIZE           how far the kernel reads ahead, for root [default: 8M]
-  cache=SIZE               memory for data read ahead [default: 64M]
   dirty=SIZE               memory for written data that no server has yet [default: 64M]
   SECTION.KEY=VALUE        any setting of the configuration file, such as net.max_mtu=1452
   identity=DIR, ca=FILE, cert=FILE, key=FILE, config=FILE, log=FILE
@@ -167,7 +166,6 @@ impl MountOptions {
                 self.set("mount.leave_timeout_ms", time);
             }
             ("readahead", _) => self.set("mount.read_ahead_kb", sized()? >> 10),
-            ("cache", _) => self.set("cache.read_bytes", sized()?),
             ("dirty", _) => self.set("cache.dirty_bytes", sized()?),
             (k, Some(_)) if k.contains('.') => self.settings.push(word.to_string()),
             ("identity", _) => self.identity = path()?,
@@ -265,9 +263,9 @@ mod tests {
     #[test]
     fn sizes_have_units() {
         assert_eq!(setting("readahead=16M"), "mount.read_ahead_kb=16384");
-        assert_eq!(setting("cache=2g"), format!("cache.read_bytes={}", 2u64 << 30));
+        assert_eq!(setting("dirty=2g"), format!("cache.dirty_bytes={}", 2u64 << 30));
         assert_eq!(setting("dirty=4096"), "cache.dirty_bytes=4096");
-        for bad in ["readahead=x", "cache=99999999999999999999", "dirty=M", "cache=-1"] {
+        for bad in ["readahead=x", "dirty=99999999999999999999", "dirty=M", "dirty=-1"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
     }

@@ -37,12 +37,10 @@ mod tests {
     #[test]
     fn every_option_is_a_setting_that_exists() {
         let c =
-            load_with("soft,timeo=5s,leave=10s,readahead=1M,cache=8M,dirty=16M,net.max_mtu=1452")
-                .unwrap();
+            load_with("soft,timeo=5s,leave=10s,readahead=1M,dirty=16M,net.max_mtu=1452").unwrap();
         assert_eq!(c.mount.on_outage, OutagePolicy::Error);
         assert_eq!(c.mount.outage_timeout_ms, 5000);
         assert_eq!(c.mount.read_ahead_kb, 1024);
-        assert_eq!(c.cache.read_bytes.0, 8 << 20);
         assert_eq!(c.cache.dirty_bytes.0, 16 << 20);
         assert_eq!(c.net.max_mtu, 1452);
     }

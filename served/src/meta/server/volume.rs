@@ -488,7 +488,8 @@ impl Volume {
         let usage = self.data.usage().await?;
         let state = self.engine.counters()?;
         Ok(Response::StatFs(StatFs {
-            bytes: usage.capacity,
+            // What others keep on the same disks is neither used nor free here.
+            bytes: usage.live.saturating_add(usage.free),
             bytes_free: usage.free,
             inodes: self.settings.max_inodes,
             inodes_free: self.settings.max_inodes.saturating_sub(state.inodes),
