@@ -36,6 +36,32 @@ pub(crate) fn create_dir(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The directory of a server, by whose `marks` it is known: made if it is not there, closed to others if it is
+/// the server's or empty. Otherwise it is left as it is.
+///
+/// # Errors
+/// As [`create_dir`].
+pub(crate) fn claim(path: &Path, marks: &[&str]) -> io::Result<Claim> {
+    if path.is_dir() && !marks.iter().any(|mark| path.join(mark).exists()) {
+        for entry in fs::read_dir(path)? {
+            let name = entry?.file_name();
+            if name != "lost+found" {
+                return Ok(Claim::Foreign(name.to_string_lossy().into_owned()));
+            }
+        }
+    }
+    create_dir(path).map(|()| Claim::Ours)
+}
+
+/// Whose a directory is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// The server's.
+    Ours,
+    /// Somebody else's, who has this in it.
+    Foreign(String),
+}
+
 fn close_to_others(path: &Path, known: &fs::Metadata) -> io::Result<()> {
     match known.permissions().mode() {
         open if open & OTHERS != 0 => {
@@ -58,6 +84,23 @@ mod tests {
 
     fn mode(path: &Path) -> u32 {
         fs::metadata(path).unwrap().permissions().mode() & 0o7777
+    }
+
+    #[test]
+    fn what_belongs_to_others_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let theirs = dir.path().join("theirs");
+        fs::create_dir(&theirs).unwrap();
+        fs::set_permissions(&theirs, Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(claim(&theirs, &["mark"]).unwrap(), Claim::Ours, "nobody has anything there");
+        fs::set_permissions(&theirs, Permissions::from_mode(0o755)).unwrap();
+        fs::write(theirs.join("readme"), "").unwrap();
+        fs::set_permissions(theirs.join("readme"), Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(claim(&theirs, &["mark"]).unwrap(), Claim::Foreign("readme".into()));
+        assert_eq!((mode(&theirs), mode(&theirs.join("readme"))), (0o755, 0o644));
+        fs::write(theirs.join("mark"), "").unwrap();
+        assert_eq!(claim(&theirs, &["other", "mark"]).unwrap(), Claim::Ours);
+        assert_eq!((mode(&theirs), mode(&theirs.join("readme"))), (0o700, 0o600));
     }
 
     #[test]

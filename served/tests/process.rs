@@ -327,6 +327,8 @@ fn mistakes_get_one_line_that_names_them() {
     fails(&["data", "--config", config_arg, "--set", &data_dir], "not a chunk store");
     fs::create_dir_all(dir.path().join("meta/main")).unwrap();
     fs::write(dir.path().join("meta/main/dear.txt"), "dear").unwrap();
+    fails(&["all", "--config", config_arg], "holds files of others");
+    fs::write(dir.path().join("meta/NEXT_VOLUME"), "2\n").unwrap();
     fails(&["all", "--config", config_arg], "not a metadata folder");
 
     let mut unknown = fs::read_to_string(&config).unwrap();

@@ -21,6 +21,9 @@ pub(super) fn run(args: DevArgs) -> Result<(), CliError> {
     let mut config = settings::load(args.config, &options)?;
     let target = mountpoint::check(&args.target)?;
     let dir = daemon::absolute(args.dir.unwrap_or_else(dirs::dev_state))?;
+    if lies_below(&dir, &target) {
+        return Err(CliError::StateBelowMount { state: dir, target });
+    }
     telemetry::init(&config.log)?;
     let servers = embedded::start(&dir, &EmbeddedOptions { metrics: Some(Metrics::global()) })?;
     config.tls = identity(&dir);
@@ -39,6 +42,15 @@ pub(super) fn run(args: DevArgs) -> Result<(), CliError> {
     stopped?;
     say!("Stopped. Everything is kept in {}.", dir.display());
     Ok(())
+}
+
+/// Whether the mount would hide a directory, which need not exist yet.
+fn lies_below(dir: &Path, target: &Path) -> bool {
+    // What is there of the path, without symbolic links.
+    let there = dir.ancestors().find_map(|a| a.canonicalize().ok().map(|real| (a, real)));
+    there.is_some_and(|(shown, real)| {
+        real.join(dir.strip_prefix(shown).unwrap_or(Path::new(""))).starts_with(target)
+    })
 }
 
 /// The client's certificate in a state directory.
@@ -61,4 +73,24 @@ fn welcome(servers: &Embedded, spec: &MountSpec, state: &Path) {
     );
     say!("Mount it too:  netfs mount {} DIRECTORY --identity {}", spec.source, identity.display());
     say!("Stop:          Ctrl-C here, or: netfs umount {target}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_that_the_mount_would_hide_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().canonicalize().unwrap();
+        let target = root.join("mnt");
+        std::fs::create_dir(&target).unwrap();
+        std::os::unix::fs::symlink(&target, root.join("link")).unwrap();
+        for hidden in ["mnt", "mnt/state", "mnt/a/b", "link", "link/state"] {
+            assert!(lies_below(&root.join(hidden), &target), "{hidden}");
+        }
+        for fine in ["", "mntstate", "state/mnt"] {
+            assert!(!lies_below(&root.join(fine), &target), "{fine}");
+        }
+    }
 }

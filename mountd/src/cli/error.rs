@@ -21,6 +21,14 @@ pub enum CliError {
     /// The mount point does not exist.
     #[error("mount point {path} does not exist: create it with `mkdir -p {path}`", path = .0.display())]
     NoMountPoint(PathBuf),
+    /// The mount would hide the state.
+    #[error("the state directory {state} must not be at or below the mount point {target}: choose another --dir", state = state.display(), target = target.display())]
+    StateBelowMount {
+        /// Where the state should be.
+        state: PathBuf,
+        /// Where the mount should be.
+        target: PathBuf,
+    },
     /// The mount point is a file.
     #[error("mount point {path} is not a directory", path = .0.display())]
     NotADirectory(PathBuf),

@@ -12,7 +12,7 @@ use super::volume::now;
 use crate::cluster::INODE_BITS;
 use crate::meta::command::Settings;
 use crate::meta::engine::{Engine, EngineConfig, EngineError, NUMBER, NewVolume};
-use crate::private;
+use crate::private::{self, Claim};
 
 /// The file with the number of the next volume.
 const NEXT_VOLUME: &str = "NEXT_VOLUME";
@@ -36,6 +36,14 @@ pub enum VolumeError {
     /// There is one already.
     #[error("there is a volume \"{0}\" already")]
     Exists(String),
+    /// The directory is somebody else's.
+    #[error("{} holds files of others ({found}); metadata needs a directory of its own", dir.display())]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+        /// What is in it.
+        found: String,
+    },
     /// Another process is making one.
     #[error("{} is in use by another process that is making a volume; try again", .0.display())]
     Busy(PathBuf),
@@ -170,7 +178,11 @@ pub fn create(dir: &Path, name: &str, config: EngineConfig) -> Result<Engine, Vo
     if dir.join(name).join("FORMAT").exists() {
         return Err(VolumeError::Exists(name.into()));
     }
-    private::create_dir(dir).map_err(VolumeError::io(dir))?;
+    let numbers = format!("{NEXT_VOLUME}.lock");
+    match private::claim(dir, &[NEXT_VOLUME, &numbers]).map_err(VolumeError::io(dir))? {
+        Claim::Ours => {}
+        Claim::Foreign(found) => return Err(VolumeError::Foreign { dir: dir.to_owned(), found }),
+    }
     let number = number_for(dir, name)?;
     let mut id = [0; 8];
     getrandom::fill(&mut id).map_err(|e| VolumeError::io(dir)(e.into()))?;

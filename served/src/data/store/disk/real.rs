@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use super::{Disk, DiskFile, Space};
 use crate::data::store::error::StoreError;
-use crate::data::store::format::LOCK_FILE;
-use crate::private;
+use crate::data::store::format::{LOCK_FILE, STORE_FILE};
+use crate::private::{self, Claim};
 
 /// The most slices that Linux takes in one call.
 const IOV_MAX: usize = 1024;
@@ -39,7 +39,12 @@ impl RealDisk {
         let shown = || dir.display().to_string();
         if access == Access::Write {
             // Chunks are the contents of everybody's files.
-            private::create_dir(dir).map_err(StoreError::io("create directory", shown()))?;
+            let claim = private::claim(dir, &[LOCK_FILE, STORE_FILE]);
+            if let Claim::Foreign(found) =
+                claim.map_err(StoreError::io("create directory", shown()))?
+            {
+                return Err(StoreError::NotAStore { dir: dir.to_owned(), found });
+            }
         } else if !dir.is_dir() {
             return Err(StoreError::BadFile {
                 file: shown(),
