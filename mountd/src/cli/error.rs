@@ -46,6 +46,9 @@ pub enum CliError {
     /// A mount whose daemon is gone.
     #[error("the mount on {path} is dead, its daemon is gone (\"Transport endpoint is not connected\"): clean it up with `netfs umount -l {path}`", path = .0.display())]
     Corpse(PathBuf),
+    /// A mount whose daemon is there, but not for us.
+    #[error("the daemon of the mount on {} does not answer, or belongs to another user", .0.display())]
+    Silent(PathBuf),
     /// The mount point cannot be looked at.
     #[error("mount point {path} cannot be used: {1}", path = .0.display())]
     MountPoint(PathBuf, io::Error),

@@ -15,7 +15,7 @@ use crate::fuse::{Unmount, unmount};
 const SIGN_OF_LIFE: Duration = Duration::from_secs(2);
 
 /// Whether the daemon of a mount is gone. A mount that only takes long is not dead.
-fn is_dead(target: &Path) -> bool {
+pub(super) fn is_dead(target: &Path) -> bool {
     let (tx, rx) = mpsc::channel();
     let path = target.to_path_buf();
     // A thread, because nothing else ends a wait for a mount. A listing, because the kernel may

@@ -7,6 +7,7 @@ use super::args::StatusArgs;
 use super::control;
 use super::dirs;
 use super::error::CliError;
+use super::mountpoint;
 use crate::fuse::mountinfo;
 
 /// How long a daemon may take to answer.
@@ -29,7 +30,10 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), CliError> {
                 say!("{text}");
                 Ok(())
             }
-            Err(_) if mount.kind == "fuse.netfs" => Err(CliError::Corpse(target)),
+            Err(_) if mount.kind == "fuse.netfs" => Err(match mountpoint::is_dead(&target) {
+                true => CliError::Corpse(target),
+                false => CliError::Silent(target),
+            }),
             Err(_) => Err(CliError::NotOurs(target, mount.kind.clone())),
         };
     }
