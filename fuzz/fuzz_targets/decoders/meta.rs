@@ -27,9 +27,9 @@ pub(crate) fn run(input: &[u8]) {
             }
         }
         1 => {
-            if let Ok(record) = Record::parse(bytes) {
+            if let Ok(record) = Record::parse(bytes, 0) {
                 let len = record.byte_len();
-                assert_eq!(record.to_bytes(), &bytes[..len]);
+                assert_eq!(record.to_bytes(0), &bytes[..len]);
             }
         }
         2 => round::<Command>(bytes),
