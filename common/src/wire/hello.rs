@@ -62,9 +62,6 @@ pub struct VolumeInfo {
     /// The session was known already: a reconnect, and not a new session in place of one that
     /// has ended.
     pub resumed: bool,
-    /// No other session uses the volume: the client may keep everything cached until
-    /// [`crate::wire::meta::Push::Share`].
-    pub exclusive: bool,
     /// For how long the session lives without a sign of life, in milliseconds.
     pub term_ms: u32,
     /// What earlier lives of the server have answered with a version above this is lost. Versions

@@ -2,6 +2,7 @@
 
 use bincode::{Decode, Encode};
 
+use super::lease::{Grant, Lease, Recall};
 use crate::attr::{Attr, FileKind, SetAttr, Timestamp};
 use crate::errno::Errno;
 use crate::id::{Ino, OpSeq, SessionId};
@@ -71,6 +72,24 @@ pub enum Request {
     Mutate(Mutation),
     /// [`Response::Status`]; the only call of an administrator's connection.
     Status,
+    /// [`Response::Entry`] of a file, with a [`Lease::Write`] on it.
+    Acquire {
+        /// The file.
+        ino: Ino,
+    },
+    /// Leases that the client no longer needs: [`Response::Done`]. Nothing of these inodes is kept, nor buffered.
+    Release {
+        /// The inodes, at most [`MAX_BATCH`].
+        inos: Vec<Ino>,
+    },
+    /// After a restart of the server: what the client held before it and still needs. [`Response::Done`], with the grants. Until all
+    /// sessions have come to `done`, or have ended, nobody gets anything else.
+    Reclaim {
+        /// The leases, at most [`MAX_BATCH`].
+        leases: Vec<(Ino, Lease)>,
+        /// These were all.
+        done: bool,
+    },
 }
 
 /// A change, applied exactly once however often it is sent.
@@ -264,8 +283,24 @@ pub enum Op {
     },
 }
 
-/// An answer to a [`Request`].
+/// What a [`Request`] came to.
 pub type Reply = Result<Response, Errno>;
+
+/// The answer to a [`Request`], as it is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Answer {
+    /// What it came to.
+    pub reply: Reply,
+    /// What of that the client may keep.
+    pub grants: Vec<Grant>,
+}
+
+impl Answer {
+    /// An answer of which nothing may be kept.
+    pub fn bare(reply: Reply) -> Answer {
+        Answer { reply, grants: Vec::new() }
+    }
+}
 
 /// An answer without an error.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -369,9 +404,8 @@ pub struct VolumeStatus {
 /// A call of the server to a client.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Push {
-    /// Another session joins the volume: send all that is buffered, drop what is cached, in the
-    /// kernel too, cache nothing from now on, and only then answer.
-    Share,
+    /// What the client must give back, at most [`super::lease::MAX_RECALLS`]. It answers when it has.
+    Recall(Vec<Recall>),
 }
 
 /// A client's answer to a [`Push`].
