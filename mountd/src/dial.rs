@@ -10,7 +10,7 @@ use netfs_common::config::NetConfig;
 use netfs_common::map::DataServer;
 use netfs_common::net::{Bulk, CallError, Dialer as Endpoint, Limits, Link, NetMetrics};
 use netfs_common::tls::Identity;
-use netfs_common::wire::meta::{PushReply, Reply, Request};
+use netfs_common::wire::meta::{self, PushReply, Request};
 use netfs_common::wire::{Hello, HelloReply, data};
 use tokio::sync::{mpsc, oneshot};
 
@@ -222,7 +222,7 @@ async fn answer(link: Link, push: Bytes, pushes: mpsc::Sender<PushCall>) -> Byte
 struct Meta(Link);
 
 impl MetaLink for Meta {
-    fn call(&self, request: Request) -> Answer<'_, Result<Reply, LinkError>> {
+    fn call(&self, request: Request) -> Answer<'_, Result<meta::Answer, LinkError>> {
         Box::pin(async move {
             let request = codec::encode(&request).map_err(unsendable)?;
             let answer = self.0.call(request.into(), None).await.map_err(|e| link_error(&e))?;

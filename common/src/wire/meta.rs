@@ -283,6 +283,11 @@ pub enum Op {
     },
 }
 
+/// The grant for an inode, if it is among these.
+pub fn granted(grants: &[Grant], ino: Ino) -> Option<Grant> {
+    grants.iter().find(|g| g.ino == ino).copied()
+}
+
 /// What a [`Request`] came to.
 pub type Reply = Result<Response, Errno>;
 
@@ -299,6 +304,11 @@ impl Answer {
     /// An answer of which nothing may be kept.
     pub fn bare(reply: Reply) -> Answer {
         Answer { reply, grants: Vec::new() }
+    }
+
+    /// What was granted of an inode.
+    pub fn granted(&self, ino: Ino) -> Option<Grant> {
+        granted(&self.grants, ino)
     }
 }
 

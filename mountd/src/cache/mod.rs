@@ -1,10 +1,10 @@
 //! What the client knows without asking.
 //!
-//! While nobody else uses the volume ("exclusive"), everything learned stays true until this
-//! client changes it. As soon as another session joins, nothing is kept from one call to the
-//! next: nodes remain, as places for locks and buffers, but their attributes are not served.
+//! What was learned under a lease stays true until this client changes it or the server recalls it. Nodes without
+//! a lease remain, as places for locks and buffers, but their attributes are not served.
 //!
-//! Two things keep stale answers out. Attributes carry the log position of their last change, and
+//! Three things keep stale answers out. An answer is kept only if the server grants that, and if nothing of the inode was recalled
+//! since the question was sent: every question takes a [`Ticket`] with the present stamp, and a recall leaves its stamp on the inode. Attributes carry the log position of their last change, and
 //! of two copies the newer wins, in whatever order answers arrive. Names carry no such mark:
 //! each directory has a change counter that moves before and after every change made through
 //! this client, and what a lookup found is kept only if the counter has not moved since the
@@ -19,8 +19,9 @@ mod table;
 mod touched;
 
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use lru::LruCache;
@@ -28,9 +29,11 @@ use netfs_common::attr::Attr;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::name::Name;
+use netfs_common::wire::lease::{Grant, Lease, Names};
+use netfs_common::wire::meta::granted;
 
-use crate::session::lock;
-use crate::vfs::KernelCache;
+use crate::session::{lock, since_boot};
+use crate::vfs::{FOREVER, KernelCache};
 use contents::Contents;
 pub use node::{FailLog, File, Gates, Mark, Node, State};
 pub use table::Table;
@@ -63,8 +66,22 @@ const MAX_KEPT_XATTR: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
     epoch: u64,
+    stamp: u64,
     changes: u64,
 }
+
+/// A cached name.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// `None`: there is no such name.
+    ino: Option<Ino>,
+    /// The kernel may have it in its cache too.
+    told: bool,
+}
+
+/// For so long the kernel is given no names of a directory to keep after another client has changed one: to take names back from it
+/// is dearer than to be asked.
+const CONTENDED: Duration = Duration::from_secs(2);
 
 type XattrKey = (Ino, Vec<u8>);
 
@@ -72,12 +89,13 @@ type XattrKey = (Ino, Vec<u8>);
 pub struct Cache {
     /// The inodes.
     pub table: Table,
-    names: Mutex<LruCache<(Ino, Name), Option<Ino>>>,
+    names: Mutex<LruCache<(Ino, Name), Known>>,
     name_limit: usize,
     contents: Mutex<Contents>,
     /// `None`: there is no such attribute.
     xattrs: Mutex<LruCache<XattrKey, Option<Vec<u8>>>>,
-    exclusive: AtomicBool,
+    /// Until when leases may be relied upon, in nanoseconds since boot.
+    alive_until: AtomicU64,
     epoch: AtomicU64,
     /// The epoch since which versions count.
     versions_since: AtomicU64,
@@ -86,7 +104,7 @@ pub struct Cache {
 
 impl std::fmt::Debug for Cache {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cache").field("exclusive", &self.exclusive).finish_non_exhaustive()
+        f.debug_struct("Cache").field("alive_until", &self.alive_until).finish_non_exhaustive()
     }
 }
 
@@ -96,14 +114,14 @@ fn at_least_one(n: usize) -> NonZeroUsize {
 
 impl Cache {
     /// Empty caches.
-    pub fn new(limits: Limits, exclusive: bool) -> Cache {
+    pub fn new(limits: Limits) -> Cache {
         Cache {
             table: Table::new(limits.nodes),
             names: Mutex::new(LruCache::unbounded()),
             name_limit: limits.names,
             contents: Mutex::new(Contents::new(limits.contents)),
             xattrs: Mutex::new(LruCache::new(at_least_one(limits.xattrs))),
-            exclusive: AtomicBool::new(exclusive),
+            alive_until: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             versions_since: AtomicU64::new(0),
             kernel: OnceLock::new(),
@@ -117,32 +135,52 @@ impl Cache {
         let _ = self.kernel.set(kernel);
     }
 
-    /// Nobody else uses the volume.
-    pub fn exclusive(&self) -> bool {
-        self.exclusive.load(Ordering::SeqCst)
+    /// Leases may be relied upon until a time since boot.
+    pub fn alive(&self, until: Duration) {
+        let nanos = u64::try_from(until.as_nanos()).unwrap_or(u64::MAX);
+        self.alive_until.store(nanos, Ordering::SeqCst);
+    }
+
+    /// For how long from now on leases may be relied upon without hearing of the server; zero if no longer. A process that was
+    /// stopped finds out here, before it serves anything.
+    pub fn ttl(&self) -> Duration {
+        let until = Duration::from_nanos(self.alive_until.load(Ordering::SeqCst));
+        until.saturating_sub(since_boot()).min(FOREVER)
+    }
+
+    /// Inodes on which there are leases, for reading and for writing.
+    pub fn leases(&self) -> (u64, u64) {
+        let held = |lease| self.table.all().iter().filter(|n| n.state().lease == Some(lease)).count();
+        (held(Lease::Read) as u64, held(Lease::Write) as u64)
+    }
+
+    /// Leases may be relied upon.
+    pub fn live(&self) -> bool {
+        !self.ttl().is_zero()
     }
 
     /// To be taken before a question is sent, about an inode or its names.
     pub fn ticket(&self, node: &Node) -> Ticket {
         let epoch = self.epoch.load(Ordering::SeqCst);
-        Ticket { epoch, changes: node.state().changes }
+        let stamp = self.table.present();
+        Ticket { epoch, stamp, changes: node.state().changes }
     }
 
-    /// Everything learned so far may be untrue from now on. With `forget_versions` the log
-    /// positions too: the server may have lost the end of its log.
-    pub fn drop_all(&self, exclusive: bool, forget_versions: bool) {
-        self.exclusive.store(exclusive, Ordering::SeqCst);
+    /// Nothing of the inode was recalled since the question.
+    fn in_time(&self, ticket: Ticket, state: &State) -> bool {
+        self.epoch.load(Ordering::SeqCst) == ticket.epoch && state.recalled < ticket.stamp
+    }
+
+    /// All leases are gone. With `forget_versions` the log positions too: the server may have lost
+    /// the end of its log.
+    pub fn drop_all(&self, forget_versions: bool) {
         let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         if forget_versions {
             self.versions_since.store(epoch, Ordering::SeqCst);
         }
         for node in self.table.all() {
             let mut state = node.state();
-            state.valid = false;
-            state.complete = false;
-            state.target = None;
-            state.tail_known = false;
-            state.paged = 0;
+            state.disown();
             if forget_versions && let Some(attr) = &mut state.attr {
                 attr.version = 0;
             }
@@ -175,18 +213,23 @@ impl Cache {
     /// A directory was made by this client: nothing is in it.
     pub fn made_empty(&self, ticket: Ticket, dir: &Node) {
         let mut state = dir.state();
-        state.complete =
-            self.exclusive() && self.epoch.load(Ordering::SeqCst) == ticket.epoch && state.valid;
+        state.complete = self.in_time(ticket, &state) && state.valid;
     }
 
-    /// A file was made by this client: the data servers have nothing of it.
-    pub fn sole_writer(&self, ticket: Ticket, node: &Node) {
-        let alone = self.exclusive() && self.epoch.load(Ordering::SeqCst) == ticket.epoch;
-        node.state().tail_known = alone;
+    /// What the data servers have beyond the file's length is known: nothing, but for what this client sends.
+    pub fn tail_known(&self, ticket: Ticket, node: &Node) {
+        let mut state = node.state();
+        state.tail_known = self.in_time(ticket, &state) && state.owned();
     }
 
     /// Takes in attributes, and the inline data that came with them. Returns the node.
-    pub fn learn(&self, ticket: Ticket, mut attr: Attr, inline: Option<Bytes>) -> Arc<Node> {
+    pub fn learn(
+        &self,
+        ticket: Ticket,
+        mut attr: Attr,
+        inline: Option<Bytes>,
+        grant: Option<Grant>,
+    ) -> Arc<Node> {
         let node = self.table.obtain(attr.ino);
         let mut state = node.state();
         if ticket.epoch < self.versions_since.load(Ordering::SeqCst) {
@@ -195,17 +238,19 @@ impl Cache {
             attr.version = 0;
         }
         let current = state.attr.as_ref().map_or(0, |a| a.version);
+        let grant = grant.filter(|_| self.in_time(ticket, &state));
+        if let Some(grant) = grant {
+            state.lease = state.lease.max(Some(grant.lease));
+            state.tail_known |= grant.tail_known && grant.lease == Lease::Write;
+        }
         if attr.version >= current {
-            let keep = self.exclusive() && self.epoch.load(Ordering::SeqCst) == ticket.epoch;
-            if keep && let Some(data) = inline {
+            if grant.is_some()
+                && let Some(data) = inline
+            {
                 lock(&self.contents).put(attr.ino, attr.version, data);
             }
-            state.valid = keep;
-            let outdated = state.paged != 0 && attr.version > state.paged;
-            if outdated && let Some(kernel) = self.kernel.get() {
-                state.paged = 0;
-                kernel.inval_data(attr.ino, 0, 0);
-            }
+            // Without a grant it stays as it is: a lease that is held covers this client's own changes.
+            state.valid |= grant.is_some();
             state.attr = Some(attr);
         }
         drop(state);
@@ -213,22 +258,24 @@ impl Cache {
     }
 
     /// Attributes that a change has answered with. What is not cached needs no update.
-    pub fn learn_changed(&self, ticket: Ticket, attrs: &[Attr]) {
+    pub fn learn_changed(&self, ticket: Ticket, attrs: &[Attr], grants: &[Grant]) {
         for attr in attrs {
             touch_inode(attr.ino);
             if attr.nlink == 0 {
                 self.table.orphaned(attr.ino);
             }
-            let node = self.learn(ticket, attr.clone(), None);
+            let node = self.learn(ticket, attr.clone(), None, granted(grants, attr.ino));
             let mut state = node.state();
             state.changed_at = state.changed_at.max(attr.version);
         }
     }
 
     /// Inline data as this client has just written it.
-    pub fn put_content(&self, ino: Ino, version: u64, data: Bytes) {
-        if self.exclusive() {
-            lock(&self.contents).put(ino, version, data);
+    pub fn put_content(&self, node: &Node, version: u64, data: Bytes) {
+        // Under the lock: once the lease is gone nothing is kept.
+        let state = node.state();
+        if state.lease == Some(Lease::Write) {
+            lock(&self.contents).put(node.ino, version, data);
         }
     }
 
@@ -244,7 +291,7 @@ impl Cache {
 
     /// A name's inode, or that it has none; outer `None`: unknown.
     pub fn name(&self, parent: Ino, name: &Name) -> Option<Option<Ino>> {
-        lock(&self.names).get(&(parent, name.clone())).copied()
+        lock(&self.names).get(&(parent, name.clone())).map(|known| known.ino)
     }
 
     /// A directory is about to be changed, or has been: lookups under way shall not be kept.
@@ -253,15 +300,105 @@ impl Cache {
         dir.state().changes = self.table.next_stamp();
     }
 
-    /// The outcome of a change of this client: the name leads to `ino` now.
-    pub fn set_name(&self, dir: &Node, name: &Name, ino: Option<Ino>) {
+    /// The outcome of a change of this client: the name leads to `ino` now. Returns for how long the kernel may keep that.
+    pub fn set_name(&self, ticket: Ticket, dir: &Node, name: &Name, ino: Option<Ino>) -> Duration {
         touch_name(dir.ino, name);
-        let mut names = lock(&self.names);
-        dir.state().changes = self.table.next_stamp();
-        if self.exclusive() {
-            names.put((dir.ino, name.clone()), ino);
+        let names = lock(&self.names);
+        let mut state = dir.state();
+        state.changes = self.table.next_stamp();
+        if state.lease.is_none() || !self.in_time(ticket, &state) {
+            // Somebody else may have changed it since.
+            state.complete = false;
+            drop(state);
+            return self.forget_name(names, dir, name);
         }
+        let ttl = self.name_ttl(&state);
+        // The lock of the names keeps recalls of them away.
+        drop(state);
+        self.keep_name(names, dir, name, ino, ttl);
+        ttl
+    }
+
+    fn forget_name(
+        &self,
+        mut names: MutexGuard<'_, LruCache<(Ino, Name), Known>>,
+        dir: &Node,
+        name: &Name,
+    ) -> Duration {
+        let known = names.pop(&(dir.ino, name.clone()));
+        if known.is_some_and(|known| known.told)
+            && let Some(kernel) = self.kernel.get()
+        {
+            kernel.inval_entry(dir.ino, name);
+        }
+        Duration::ZERO
+    }
+
+    fn keep_name(
+        &self,
+        mut names: MutexGuard<'_, LruCache<(Ino, Name), Known>>,
+        dir: &Node,
+        name: &Name,
+        ino: Option<Ino>,
+        ttl: Duration,
+    ) {
+        let before = names.peek(&(dir.ino, name.clone())).is_some_and(|known| known.told);
+        names.put((dir.ino, name.clone()), Known { ino, told: before || !ttl.is_zero() });
         self.shrink(names);
+    }
+
+    /// For how long the kernel may keep names of a directory.
+    fn name_ttl(&self, dir: &State) -> Duration {
+        if dir.contended > since_boot() { Duration::ZERO } else { self.ttl() }
+    }
+
+    /// Others have changed names of a directory a short while ago.
+    pub fn contended(&self, dir: &Node) -> bool {
+        dir.state().contended > since_boot()
+    }
+
+    /// A name that is known, and for how long the kernel may keep it.
+    pub fn give_name(&self, dir: &Node, name: &Name) -> Option<(Option<Ino>, Duration)> {
+        let mut names = lock(&self.names);
+        let ttl = self.name_ttl(&dir.state());
+        let known = names.get_mut(&(dir.ino, name.clone()))?;
+        known.told |= !ttl.is_zero();
+        Some((known.ino, ttl))
+    }
+
+    /// A name that does not exist for sure, because all of the directory are known: for how long the kernel may keep that.
+    pub fn give_absent(&self, dir: &Node, name: &Name) -> Option<Duration> {
+        let names = lock(&self.names);
+        let state = dir.state();
+        if !state.complete || names.contains(&(dir.ino, name.clone())) {
+            return None;
+        }
+        let ttl = self.name_ttl(&state);
+        drop(state);
+        // Noted, so that the kernel can be told should it appear by another hand.
+        self.keep_name(names, dir, name, None, ttl);
+        Some(ttl)
+    }
+
+    /// Names of a directory become untrue. Returns those of them that the kernel may have.
+    pub fn recall_names(&self, dir: &Node, which: &Names) -> Vec<Name> {
+        let mut names = lock(&self.names);
+        let gone: Vec<Name> = match which {
+            Names::None => return Vec::new(),
+            Names::Some(some) => some.clone(),
+            Names::All => {
+                names.iter().filter(|((d, _), _)| *d == dir.ino).map(|((_, n), _)| n.clone()).collect()
+            }
+        };
+        let mut state = dir.state();
+        state.changes = self.table.next_stamp();
+        state.complete = false;
+        state.contended = since_boot() + CONTENDED;
+        drop(state);
+        let popped = gone.into_iter().filter(|name| {
+            names.pop(&(dir.ino, name.clone())).is_some_and(|known| known.told)
+        });
+        popped.collect()
     }
 
     /// A name about which nothing is known any more.
@@ -275,34 +412,47 @@ impl Cache {
         names.pop(&(dir.ino, name.clone()));
     }
 
-    /// What a lookup has found, if it is still true. Whether it is, and may be kept.
-    pub fn learn_name(&self, ticket: Ticket, dir: &Node, name: &Name, ino: Option<Ino>) -> bool {
-        let mut names = lock(&self.names);
-        let fresh = self.fresh(ticket, dir);
-        if fresh {
-            names.put((dir.ino, name.clone()), ino);
-            self.shrink(names);
+    /// What a lookup has found. Returns for how long the kernel may keep it: not at all if it may not be true any more.
+    pub fn learn_name(
+        &self,
+        ticket: Ticket,
+        dir: &Node,
+        name: &Name,
+        ino: Option<Ino>,
+        grant: Option<Grant>,
+    ) -> Duration {
+        let names = lock(&self.names);
+        let mut state = dir.state();
+        if grant.is_none() || !self.in_time(ticket, &state) || state.changes != ticket.changes {
+            return Duration::ZERO;
         }
-        fresh
+        state.lease = state.lease.max(grant.map(|g| g.lease));
+        let ttl = self.name_ttl(&state);
+        drop(state);
+        self.keep_name(names, dir, name, ino, ttl);
+        ttl
     }
 
-    /// The ticket's question is as good as if it were asked now.
-    pub fn fresh(&self, ticket: Ticket, node: &Node) -> bool {
-        self.exclusive()
-            && self.epoch.load(Ordering::SeqCst) == ticket.epoch
-            && node.state().changes == ticket.changes
+    /// The ticket's question is as good as if it were asked now, and its answer may be kept.
+    pub fn fresh(&self, ticket: Ticket, node: &Node, grant: Option<Grant>) -> bool {
+        let state = node.state();
+        (grant.is_some() || state.lease.is_some())
+            && self.in_time(ticket, &state)
+            && state.changes == ticket.changes
     }
 
     /// Evicts down to the limit. A directory that loses a name is no longer known completely.
-    fn shrink(&self, mut names: std::sync::MutexGuard<'_, LruCache<(Ino, Name), Option<Ino>>>) {
+    fn shrink(&self, mut names: MutexGuard<'_, LruCache<(Ino, Name), Known>>) {
         let mut parents = Vec::new();
         while names.len() > self.name_limit
-            && let Some(((parent, name), target)) = names.pop_lru()
+            && let Some(((parent, name), known)) = names.pop_lru()
         {
-            if let Some(kernel) = self.kernel.get() {
+            if known.told
+                && let Some(kernel) = self.kernel.get()
+            {
                 kernel.inval_entry(parent, &name);
             }
-            if target.is_some() {
+            if known.ino.is_some() {
                 parents.push(parent);
             }
         }
@@ -312,16 +462,15 @@ impl Cache {
                 node.state().complete = false;
             }
         }
-        drop(names);
     }
 
     /// All names of a directory are cached, so that others do not exist.
     pub fn absent_for_sure(&self, dir: &Node, name: &Name) -> bool {
         let mut names = lock(&self.names);
-        let known = names.get(&(dir.ino, name.clone())).copied();
+        let known = names.get(&(dir.ino, name.clone())).map(|known| known.ino);
         match known {
             Some(ino) => ino.is_none(),
-            None => self.exclusive() && dir.state().complete,
+            None => dir.state().complete,
         }
     }
 
@@ -331,12 +480,41 @@ impl Cache {
     }
 
     /// What a question for an extended attribute has found.
-    pub fn learn_xattr(&self, ticket: Ticket, node: &Node, name: &[u8], value: Option<Vec<u8>>) {
+    pub fn learn_xattr(
+        &self,
+        ticket: Ticket,
+        node: &Node,
+        name: &[u8],
+        value: Option<Vec<u8>>,
+        grant: Option<Grant>,
+    ) {
         let mut xattrs = lock(&self.xattrs);
         let small = value.as_ref().is_none_or(|v| v.len() <= MAX_KEPT_XATTR);
-        if small && self.fresh(ticket, node) {
+        if small && self.fresh(ticket, node, grant) {
             xattrs.put((node.ino, name.to_vec()), value);
         }
+    }
+
+    /// A lease that a restarted server has given back. Attributes are asked for anew.
+    pub fn reclaimed(&self, grant: Grant) {
+        self.table.obtain(grant.ino).state().lease = Some(grant.lease);
+    }
+
+    /// What was asked of an inode before this is not kept, and it keeps no more than a lease. Returns what it had.
+    pub fn recalled(&self, node: &Node, keep: Option<Lease>, attrs: bool) -> Option<Lease> {
+        let mut state = node.state();
+        let had = state.lease;
+        state.recalled = self.table.next_stamp();
+        if keep.is_none() {
+            state.disown();
+        } else {
+            state.lease = state.lease.min(keep);
+            if keep != Some(Lease::Write) {
+                state.tail_known = false;
+            }
+            state.valid &= !attrs && state.lease.is_some();
+        }
+        had
     }
 
     /// Extended attributes of an inode are about to change, or have.

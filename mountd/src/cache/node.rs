@@ -1,11 +1,13 @@
 //! One inode, as the client knows it.
 
 use std::sync::{Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use netfs_common::attr::{Attr, Timestamp};
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, InstanceId, ServerId};
+use netfs_common::wire::lease::Lease;
 use tokio::sync::Notify;
 
 use crate::session::lock;
@@ -34,6 +36,10 @@ pub struct Gates {
     /// Held while a change of this inode's size or times is under way at the server: they must
     /// arrive in order.
     pub meta: tokio::sync::Mutex<()>,
+    /// Held by who asks for the write lease, so that one asks for all.
+    pub lease: tokio::sync::Mutex<()>,
+    /// Held while something is given back, so that it is done in order.
+    pub giving: tokio::sync::Mutex<()>,
     /// Told whenever data of the inode has arrived at a server, or failed to.
     pub progress: Notify,
 }
@@ -54,15 +60,22 @@ pub struct Mark {
 pub struct State {
     /// As the server described it last.
     pub attr: Option<Attr>,
-    /// The attributes may be served without asking.
+    /// What the server lets this client do without asking.
+    pub lease: Option<Lease>,
+    /// The write lease is being given back: new writes wait.
+    pub giving: bool,
+    /// When something of it was recalled last, as a stamp of the table. What was asked before that is not kept.
+    pub recalled: u64,
+    /// The attributes may be served without asking. Only under a lease.
     pub valid: bool,
+    /// Parts of the file that the kernel has locked for reads and writes which wait here for a lease.
+    pub pinned: Vec<(u64, u64)>,
+    /// Of a directory: others change names in it, until this time since boot; the kernel is given none to keep.
+    pub contended: Duration,
     /// Change counter, see [`crate::cache`].
     pub changes: u64,
     /// Of a directory: every name in it is in the cache of names.
     pub complete: bool,
-    /// While others use the volume: the kernel keeps pages, or a listing, that are as of this version,
-    /// for files that were opened before; 0 if it keeps none. See [`crate::vfs`], `pages`.
-    pub paged: u64,
     /// A later access than the server knows of.
     pub atime: Option<Timestamp>,
     /// The target of a symbolic link.
@@ -180,8 +193,8 @@ impl File {
 }
 
 impl Node {
-    pub(super) fn new(ino: Ino, changes: u64) -> Node {
-        let state = State { changes, ..State::default() };
+    pub(super) fn new(ino: Ino, changes: u64, recalled: u64) -> Node {
+        let state = State { changes, recalled, ..State::default() };
         Node { ino, state: Mutex::new(state), gates: OnceLock::new() }
     }
 
@@ -205,9 +218,29 @@ impl Node {
     pub fn effective(&self) -> Option<Attr> {
         self.state().effective()
     }
+
+    /// The attributes as far as known, and whether they may be kept.
+    pub fn shown(&self) -> Option<(Attr, bool)> {
+        let state = self.state();
+        Some((state.effective()?, state.valid))
+    }
 }
 
 impl State {
+    /// This client may change the file without asking, and begin to.
+    pub fn owned(&self) -> bool {
+        self.lease == Some(Lease::Write) && self.valid
+    }
+
+    /// Nothing is known for sure any more.
+    pub(super) fn disown(&mut self) {
+        self.lease = None;
+        self.valid = false;
+        self.complete = false;
+        self.target = None;
+        self.tail_known = false;
+    }
+
     /// The attributes with everything laid over them that the server does not know.
     pub fn effective(&self) -> Option<Attr> {
         let mut attr = self.attr.clone()?;

@@ -22,6 +22,8 @@ struct Inner {
     refs: HashMap<Ino, u64>,
     /// Inodes without a name that are still in use here.
     orphans: HashSet<Ino>,
+    /// The latest recall of an inode that has been evicted since.
+    floor: u64,
 }
 
 /// All inodes that the client knows something of.
@@ -34,15 +36,24 @@ pub struct Table {
 
 impl Table {
     pub(super) fn new(limit: usize) -> Table {
-        let inner =
-            Inner { nodes: LruCache::unbounded(), refs: HashMap::new(), orphans: HashSet::new() };
+        let inner = Inner {
+            nodes: LruCache::unbounded(),
+            refs: HashMap::new(),
+            orphans: HashSet::new(),
+            floor: 0,
+        };
         Table { inner: Mutex::new(inner), limit, stamp: AtomicU64::new(1) }
     }
 
     /// A number never given before. Change counters take their values from here, so that a
     /// counter that was evicted and begun anew never shows an old value.
     pub(super) fn next_stamp(&self) -> u64 {
-        self.stamp.fetch_add(1, Ordering::Relaxed)
+        self.stamp.fetch_add(1, Ordering::SeqCst)
+    }
+
+    /// Every stamp from now on is above this one, or it.
+    pub(super) fn present(&self) -> u64 {
+        self.stamp.load(Ordering::SeqCst)
     }
 
     /// An inode, if known.
@@ -61,7 +72,7 @@ impl Table {
         if let Some(node) = inner.nodes.get(&ino) {
             return Arc::clone(node);
         }
-        let node = Arc::new(Node::new(ino, self.next_stamp()));
+        let node = Arc::new(Node::new(ino, self.next_stamp(), inner.floor));
         inner.nodes.put(ino, Arc::clone(&node));
         let mut passed = 0;
         while inner.nodes.len() > self.limit && passed < MAX_PASSED_OVER {
@@ -71,14 +82,21 @@ impl Table {
             if Arc::strong_count(&candidate) > 1 {
                 inner.nodes.put(old, candidate);
                 passed += 1;
+                continue;
             }
+            let recalled = candidate.state().recalled;
+            inner.floor = inner.floor.max(recalled);
         }
         node
     }
 
     /// Removes what is known of an inode.
     pub fn remove(&self, ino: Ino) -> Option<Arc<Node>> {
-        lock(&self.inner).nodes.pop(&ino)
+        let mut inner = lock(&self.inner);
+        let node = inner.nodes.pop(&ino)?;
+        let recalled = node.state().recalled;
+        inner.floor = inner.floor.max(recalled);
+        Some(node)
     }
 
     /// The kernel was given a reference.

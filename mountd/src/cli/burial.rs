@@ -140,8 +140,7 @@ async fn end(dialer: &dyn Dialer, volume: &str, session: SessionId) -> Result<()
     let reply = link.call(Request::Mutate(mutation)).await;
     link.close();
     match reply {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(e)) => Err(e.to_string()),
+        Ok(answer) => answer.reply.map(drop).map_err(|e| e.to_string()),
         Err(e) => Err(e.to_string()),
     }
 }

@@ -115,7 +115,7 @@ async fn fill<L: Listing>(
 ) -> Result<(), Errno> {
     let mut sent_some = false;
     loop {
-        let items = match vfs.readdir(ino, fh, after, L::BATCH, L::PLUS).await {
+        let items = match vfs.readdir(ino, fh, after, L::BATCH).await {
             // What is there is sent; the next call will meet the error again.
             Err(_) if sent_some => return Ok(()),
             other => other?,

@@ -28,6 +28,7 @@ mod notice;
 mod operations;
 mod reply;
 mod signals;
+mod takeback;
 
 pub use adapter::Adapter;
 pub use device::{DeviceError, MountFlags};

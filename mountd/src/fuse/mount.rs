@@ -98,7 +98,9 @@ impl Mounted {
             let _ = unmount(&target, Unmount::Lazy);
             e
         };
-        let device = fd.try_clone().map_err(|e| undo(MountError::Session(e)))?.into();
+        let device: std::fs::File =
+            fd.try_clone().map_err(|e| undo(MountError::Session(e)))?.into();
+        let device = Arc::new(device);
         let adapter = Adapter::new(vfs.clone(), inflight.clone(), spec.max_background);
         let mut config = Config::default();
         // fuser turns others away by this; the kernel has done so already.

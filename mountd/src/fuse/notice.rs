@@ -20,6 +20,7 @@ use netfs_common::id::Ino;
 use netfs_common::name::Name;
 use tokio::sync::oneshot;
 
+use super::takeback::{Notice, TakeBack};
 use crate::vfs::KernelCache;
 
 /// The most notifications that wait, equal ones counted once: some 30 MiB.
@@ -31,6 +32,8 @@ pub(super) trait Kernel: Send {
     /// A `len` of 0 is up to the end.
     fn data(&self, ino: Ino, offset: i64, len: i64) -> io::Result<()>;
     fn entry(&self, parent: Ino, name: &Name) -> io::Result<()>;
+    /// Lets every name expire.
+    fn all_entries(&self) -> io::Result<()>;
 }
 
 /// The code of a notification about a name, and the flag by which the name only expires (Linux
@@ -38,11 +41,15 @@ pub(super) trait Kernel: Send {
 const NOTIFY_INVAL_ENTRY: i32 = 3;
 const EXPIRE_ONLY: u32 = 1;
 
+/// The code of the notification by which all names expire (Linux 6.16). It takes no lock.
+const NOTIFY_INC_EPOCH: i32 = 8;
+
 /// The kernel's end of a mount.
+#[derive(Clone)]
 pub(super) struct Channel {
     pub(super) notifier: Notifier,
     /// The connection once more: fuser cannot let names expire.
-    pub(super) device: File,
+    pub(super) device: Arc<File>,
 }
 
 impl Kernel for Channel {
@@ -57,7 +64,14 @@ impl Kernel for Channel {
 
     fn entry(&self, parent: Ino, name: &Name) -> io::Result<()> {
         // A message is taken whole or not at all.
-        (&self.device).write_all(&expiry(parent, name))
+        (&*self.device).write_all(&expiry(parent, name))
+    }
+
+    fn all_entries(&self) -> io::Result<()> {
+        let mut message = 16u32.to_ne_bytes().to_vec();
+        message.extend(NOTIFY_INC_EPOCH.to_ne_bytes());
+        message.extend(0u64.to_ne_bytes());
+        (&*self.device).write_all(&message)
     }
 }
 
@@ -132,6 +146,7 @@ impl Batch {
 pub struct NoticeQueue {
     waiting: Mutex<Batch>,
     arrived: Condvar,
+    awaited: Arc<TakeBack>,
 }
 
 impl std::fmt::Debug for NoticeQueue {
@@ -162,9 +177,10 @@ impl NoticeQueue {
     /// Starts to deliver.
     pub(super) fn start(
         self: &Arc<Self>,
-        kernel: impl Kernel + 'static,
+        kernel: impl Kernel + Clone + Sync + 'static,
         known: KnownInodes,
     ) -> io::Result<thread::JoinHandle<()>> {
+        self.awaited.start(Box::new(kernel.clone()));
         let queue = self.clone();
         thread::Builder::new()
             .name("netfs-notice".into())
@@ -175,6 +191,7 @@ impl NoticeQueue {
     pub(super) fn close(&self) {
         self.lock().closed = true;
         self.arrived.notify_all();
+        self.awaited.close();
     }
 
     fn lock(&self) -> MutexGuard<'_, Batch> {
@@ -236,7 +253,7 @@ fn tell(kernel: &impl Kernel, work: &Batch, known: &KnownInodes) {
     }
 }
 
-fn report(what: &str, ino: Ino, result: io::Result<()>) {
+pub(super) fn report(what: &str, ino: Ino, result: io::Result<()>) {
     let Err(e) = result else { return };
     match e.raw_os_error() {
         // The kernel has forgotten it already, or there is no mount any more.
@@ -264,6 +281,23 @@ impl KernelCache for NoticeQueue {
         self.put(|b| {
             b.entries.insert((parent, name.clone()));
         });
+    }
+
+    fn drop_attr(&self, ino: Ino) -> oneshot::Receiver<()> {
+        self.awaited.tell(Notice::Attr(ino))
+    }
+
+    fn drop_data(&self, ino: Ino, offset: u64, len: u64) -> oneshot::Receiver<()> {
+        let (offset, len) = Range::new(offset, len).signed();
+        self.awaited.tell(Notice::Data(ino, offset, len))
+    }
+
+    fn drop_name(&self, parent: Ino, name: &Name) -> oneshot::Receiver<()> {
+        self.awaited.tell(Notice::Name(parent, name.clone()))
+    }
+
+    fn drop_all_names(&self) -> oneshot::Receiver<()> {
+        self.awaited.tell(Notice::AllNames)
     }
 
     fn barrier(&self) -> oneshot::Receiver<()> {
@@ -311,6 +345,10 @@ mod tests {
 
         fn entry(&self, parent: Ino, name: &Name) -> io::Result<()> {
             self.note(format!("entry {parent} {name:?}"))
+        }
+
+        fn all_entries(&self) -> io::Result<()> {
+            self.note("all".into())
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use netfs_common::wire::data;
 use netfs_common::wire::meta::{Op, Request};
 
-const NAMES: [&str; 30] = [
+const NAMES: [&str; 33] = [
     "lookup",
     "get",
     "readlink",
@@ -36,12 +36,21 @@ const NAMES: [&str; 30] = [
     "data_copy",
     "data_extents",
     "data_flush",
+    "acquire",
+    "release",
+    "reclaim",
 ];
 
 /// Messages sent since the start, repetitions after a lost connection included.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     counts: [AtomicU64; NAMES.len()],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Counters { counts: std::array::from_fn(|_| AtomicU64::new(0)) }
+    }
 }
 
 impl Counters {
@@ -57,6 +66,9 @@ impl Counters {
             Request::Sync => 7,
             Request::Renew => 8,
             Request::Status => 9,
+            Request::Acquire { .. } => 30,
+            Request::Release { .. } => 31,
+            Request::Reclaim { .. } => 32,
             Request::Mutate(m) => match m.op {
                 Op::Create { .. } => 10,
                 Op::Link { .. } => 11,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use netfs_common::map::DataServer;
-use netfs_common::wire::meta::{Push, PushReply, Reply, Request};
+use netfs_common::wire::meta::{self, Push, PushReply, Request};
 use netfs_common::wire::{Hello, HelloReply, data};
 use tokio::sync::{mpsc, oneshot};
 
@@ -48,7 +48,7 @@ pub struct PushCall {
 /// A connection to the metadata server.
 pub trait MetaLink: Send + Sync {
     /// One call. Calls may be answered in any order.
-    fn call(&self, request: Request) -> Answer<'_, Result<Reply, LinkError>>;
+    fn call(&self, request: Request) -> Answer<'_, Result<meta::Answer, LinkError>>;
     /// Resolves when the connection is gone.
     fn closed(&self) -> Answer<'_, ()>;
     /// Ends the connection.

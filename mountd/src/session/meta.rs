@@ -8,7 +8,8 @@ use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, InstanceId, OpSeq, SessionId};
 use netfs_common::map::ClusterMap;
 use netfs_common::wire::hello::VolumeInfo;
-use netfs_common::wire::meta::{Mutation, Op, Push, PushReply, Reply, Request, Response};
+use netfs_common::wire::lease::{Grant, Lease, Recall};
+use netfs_common::wire::meta::{self, MAX_BATCH, Mutation, Op, Push, PushReply, Request, Response};
 use netfs_common::wire::{Hello, HelloReply, PROTOCOL, Role};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
@@ -21,7 +22,10 @@ use super::positions::Positions;
 use super::term::{Look, Term, since_boot};
 
 /// The most metadata calls under way at once; further ones wait.
-const MAX_CALLS: usize = 256;
+const MAX_CALLS: usize = 192;
+/// Besides them, those that report what is buffered: another client may wait for that, and any of the others for the
+/// other client.
+const MAX_REPORTS: usize = 32;
 /// A server that keeps a call this long is taken for hung: the connection is given up and the
 /// call sent again. It is far above the longest operation.
 const HUNG_AFTER: Duration = Duration::from_secs(120);
@@ -50,8 +54,6 @@ pub struct Reconnected {
     /// The server has begun a new session: the old one's orphans, and all that was not sent, are
     /// lost.
     pub lost: bool,
-    /// Nobody else uses the volume.
-    pub exclusive: bool,
     /// After a restart: what was answered before with a version above this is lost.
     pub kept: Option<u64>,
 }
@@ -63,8 +65,15 @@ pub trait SessionEvents: Send + Sync {
     /// The server may end the session any moment and let others in: nothing that was learned may be
     /// used until it answers again, which [`SessionEvents::reconnected`] tells. Must not wait.
     fn lapsed(&self);
-    /// [`Push::Share`]; the answer goes out when the future is done.
-    fn share(self: Arc<Self>) -> Answer<'static, ()>;
+    /// Something must be given back; the answer goes out when the future is done.
+    fn recall(self: Arc<Self>, recalls: Vec<Recall>) -> Answer<'static, ()>;
+    /// After a restart of the server, before [`SessionEvents::reconnected`]: the leases without which what is buffered would be
+    /// lost. Must not wait.
+    fn to_reclaim(&self) -> Vec<(Ino, Lease)>;
+    /// After [`SessionEvents::reconnected`]: those of them that the server has given back. Must not wait.
+    fn reclaimed(&self, grants: &[Grant]);
+    /// The session may be relied upon until this time since boot. Must not wait.
+    fn alive(&self, until: Duration);
     /// A data server has a new life: what it had not flushed may be gone.
     fn data_restarted(&self, server: netfs_common::id::ServerId, now: InstanceId);
 }
@@ -76,6 +85,8 @@ pub struct Changed {
     pub target: Option<Ino>,
     /// All inodes touched.
     pub attrs: Vec<Attr>,
+    /// What of it may be kept.
+    pub grants: Vec<Grant>,
 }
 
 impl Changed {
@@ -104,6 +115,7 @@ pub struct Session {
     /// A leaf: nothing is locked or awaited under it.
     ops: Mutex<OpLog>,
     slots: Semaphore,
+    report_slots: Semaphore,
     volume: RwLock<Arc<VolumeInfo>>,
     counters: Arc<Counters>,
     bulk: Bulk,
@@ -152,6 +164,7 @@ impl Session {
             state: watch::Sender::new(State::Up { serial: 1, incarnation: 0, link }),
             ops: Mutex::default(),
             slots: Semaphore::new(MAX_CALLS),
+            report_slots: Semaphore::new(MAX_REPORTS),
             volume: RwLock::new(Arc::new(volume)),
             counters,
             bulk,
@@ -168,6 +181,7 @@ impl Session {
     pub fn set_events(&self, events: Weak<dyn SessionEvents>) {
         self.bulk.set_events(events.clone());
         *lock(&self.events) = Some(events);
+        self.tell_alive();
     }
 
     fn events(&self) -> Option<Arc<dyn SessionEvents>> {
@@ -238,29 +252,49 @@ impl Session {
     ///
     /// # Errors
     /// The server's; `EIO` once the session is stopped.
-    pub async fn ask(&self, request: Request) -> Reply {
-        let _slot = self.slots.acquire().await.map_err(|_| Errno::EIO)?;
+    pub async fn ask(&self, request: Request) -> meta::Answer {
+        match self.ask_in(&self.slots, request).await {
+            Ok(answer) => answer,
+            Err(errno) => meta::Answer::bare(Err(errno)),
+        }
+    }
+
+    /// As [`Session::ask`], for what must go on while all other calls wait for other clients: what is buffered here is what those
+    /// wait for.
+    pub async fn ask_for_report(&self, request: Request) -> meta::Answer {
+        match self.ask_in(&self.report_slots, request).await {
+            Ok(answer) => answer,
+            Err(errno) => meta::Answer::bare(Err(errno)),
+        }
+    }
+
+    async fn ask_in(&self, slots: &Semaphore, request: Request) -> Result<meta::Answer, Errno> {
+        let _slot = slots.acquire().await.map_err(|_| Errno::EIO)?;
         let mut after = 0;
         loop {
             let (serial, _, link) = self.up(after).await?;
             match self.once(&*link, request.clone()).await? {
                 // An earlier life of the server does not speak for the present one.
-                Some(reply) if lock(&self.positions).is_current(serial) => return reply,
+                Some(answer) if lock(&self.positions).is_current(serial) => return Ok(answer),
                 _ => after = serial,
             }
         }
     }
 
     /// One attempt; `None` when it must be made again on another connection.
-    async fn once(&self, link: &dyn MetaLink, request: Request) -> Result<Option<Reply>, Errno> {
+    async fn once(
+        &self,
+        link: &dyn MetaLink,
+        request: Request,
+    ) -> Result<Option<meta::Answer>, Errno> {
         self.counters.meta(&request);
         match tokio::time::timeout(HUNG_AFTER, link.call(request)).await {
-            Ok(Ok(Err(Errno::ESHUTDOWN))) => {
+            Ok(Ok(meta::Answer { reply: Err(Errno::ESHUTDOWN), .. })) => {
                 // The session is unknown to the server; the next hello begins a new one.
                 link.close();
                 Ok(None)
             }
-            Ok(Ok(reply)) => Ok(Some(reply)),
+            Ok(Ok(answer)) => Ok(Some(answer)),
             Ok(Err(LinkError::Lost)) => Ok(None),
             Ok(Err(e @ LinkError::Unsendable(_))) => {
                 warn!(error = %e, "a call was not sent");
@@ -310,7 +344,8 @@ impl Session {
         time: Timestamp,
         known_in: Option<u64>,
     ) -> Result<Changed, Errno> {
-        let _slot = self.slots.acquire().await.map_err(|_| Errno::EIO)?;
+        let slots = if known_in.is_some() { &self.report_slots } else { &self.slots };
+        let _slot = slots.acquire().await.map_err(|_| Errno::EIO)?;
         let (mut serial, mut incarnation, mut link) = self.up(0).await?;
         if known_in.is_some_and(|known| known != incarnation) {
             return Err(Errno::EIO);
@@ -324,13 +359,13 @@ impl Session {
             let op = op.clone();
             let mutation = Mutation { seq: number.seq, answered, time, sync, op };
             match self.once(&*link, Request::Mutate(mutation)).await? {
-                Some(reply) => {
+                Some(meta::Answer { reply, grants }) => {
                     let Response::Changed { target, attrs } = reply? else {
                         return Err(Errno::EPROTO);
                     };
                     let at = attrs.iter().map(|a| a.version).max().unwrap_or(0);
                     lock(&self.positions).answered(serial, at, sync)?;
-                    return Ok(Changed { target, attrs });
+                    return Ok(Changed { target, attrs, grants });
                 }
                 None => (serial, incarnation, link) = self.up(serial).await?,
             }
@@ -346,7 +381,7 @@ impl Session {
     /// As [`Session::ask`].
     pub async fn sync_to(&self, position: u64) -> Result<(), Errno> {
         let Some(wanted) = lock(&self.positions).want(position) else { return Ok(()) };
-        match self.ask(Request::Sync).await? {
+        match self.ask(Request::Sync).await.reply? {
             Response::Done => {}
             _ => return Err(Errno::EPROTO),
         }
@@ -416,6 +451,7 @@ async fn drive(
     mut pushes: mpsc::Receiver<PushCall>,
 ) {
     let mut serial = 1;
+    let mut unreclaimed = false;
     loop {
         {
             let Some(session) = weak.upgrade() else { return };
@@ -431,11 +467,10 @@ async fn drive(
         let Some((reply, link, new_pushes, volume)) = session.reconnect().await else { return };
         pushes = new_pushes;
         serial += 1;
-        let restarted = reply.instance != instance;
+        let restarted = reply.instance != instance || std::mem::take(&mut unreclaimed);
         let what = Reconnected {
             restarted,
             lost: !volume.resumed,
-            exclusive: volume.exclusive,
             kept: restarted.then_some(volume.kept.0),
         };
         info!(?what, "connected to the metadata server again");
@@ -457,8 +492,26 @@ async fn drive(
         }
         session.bulk.set_map(Arc::new(volume.map.clone()));
         *session.volume.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);
-        if let Some(events) = session.events() {
+        let events = session.events();
+        let held = events.as_ref().map(|e| e.to_reclaim()).unwrap_or_default();
+        if let Some(events) = &events {
             events.reconnected(what);
+        }
+        session.tell_alive();
+        if what.restarted && !what.lost {
+            match reclaim(&*link, held).await {
+                Ok(grants) => {
+                    if let Some(events) = &events {
+                        events.reclaimed(&grants);
+                    }
+                }
+                // The next connection tries again.
+                Err(why) => {
+                    warn!(%why, "leases could not be reclaimed");
+                    unreclaimed = true;
+                    link.close();
+                }
+            }
         }
         if !session.replace(State::Up { serial, incarnation, link }) {
             return;
@@ -489,8 +542,11 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
                 let sent = since_boot();
                 // Anything but an answer shows in `closed`.
                 match tokio::time::timeout(third * 2, link.call(Request::Renew)).await {
-                    Ok(Ok(Ok(_))) => lock(&session.term).answered(sent),
-                    Ok(Ok(Err(e))) => {
+                    Ok(Ok(meta::Answer { reply: Ok(_), .. })) => {
+                        lock(&session.term).answered(sent);
+                        session.tell_alive();
+                    }
+                    Ok(Ok(meta::Answer { reply: Err(e), .. })) => {
                         warn!(error = %e, "the session was not renewed");
                         link.close();
                     }
@@ -500,10 +556,12 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
             Some(call) = pushes.recv() => {
                 let Some(session) = weak.upgrade() else { return };
                 let events = session.events();
-                // In a task of its own: sharing sends what is buffered, and renewals go on.
+                // In a task of its own: what is buffered is sent first, and renewals go on.
                 tokio::spawn(async move {
                     match call.push {
-                        Push::Share => if let Some(events) = events { events.share().await },
+                        Push::Recall(recalls) => {
+                            if let Some(events) = events { events.recall(recalls).await }
+                        }
                     }
                     // A server that has gone meanwhile no longer waits for it.
                     let _ = call.answer.send(PushReply::Done);
@@ -542,9 +600,41 @@ async fn watch_term(weak: Weak<Session>) {
     }
 }
 
+/// Tells a server that was restarted what was held, before anything else is asked of it.
+async fn reclaim(
+    link: &dyn MetaLink,
+    held: Vec<(Ino, Lease)>,
+) -> Result<Vec<Grant>, DialError> {
+    let mut grants = Vec::new();
+    let mut batches: Vec<Vec<(Ino, Lease)>> = held.chunks(MAX_BATCH).map(<[_]>::to_vec).collect();
+    if batches.is_empty() {
+        batches.push(Vec::new());
+    }
+    let last = batches.len() - 1;
+    for (i, leases) in batches.into_iter().enumerate() {
+        let request = Request::Reclaim { leases, done: i == last };
+        let answer = tokio::time::timeout(HUNG_AFTER, link.call(request)).await;
+        let answer = answer
+            .map_err(|_| DialError::Unreachable("no answer".into()))?
+            .map_err(|e| DialError::Unreachable(e.to_string()))?;
+        answer.reply.map_err(|e| DialError::Refused(e.to_string()))?;
+        grants.extend(answer.grants);
+    }
+    Ok(grants)
+}
+
 type Connected = (HelloReply, Arc<dyn MetaLink>, mpsc::Receiver<PushCall>, VolumeInfo);
 
 impl Session {
+    /// Says for how long what was learned may be used.
+    fn tell_alive(&self) {
+        let term = Duration::from_millis(u64::from(self.volume().term_ms));
+        let until = lock(&self.term).until(term);
+        if let Some(events) = self.events() {
+            events.alive(until);
+        }
+    }
+
     /// Sets the state unless the session is stopped.
     fn replace(&self, new: State) -> bool {
         self.state.send_if_modified(|s| match s {

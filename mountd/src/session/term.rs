@@ -11,7 +11,7 @@ use std::time::Duration;
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 
 /// The time since the machine was started, while it was asleep included.
-pub(super) fn since_boot() -> Duration {
+pub(crate) fn since_boot() -> Duration {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer leads to a `timespec` of ours; this clock exists on every Linux that runs
     // this program, so that the call cannot fail.
@@ -50,6 +50,11 @@ impl Term {
     /// There is a new connection, whose greeting was sent at a time.
     pub(super) fn begin_anew(&mut self, sent: Duration) {
         *self = Term::new(sent);
+    }
+
+    /// Until when the session may be relied upon.
+    pub(super) fn until(&self, term: Duration) -> Duration {
+        if self.lapsed { Duration::ZERO } else { self.answered + term / 3 * 2 }
     }
 
     /// Looks at the clock. A session lapses after two thirds of its term, once.

@@ -79,7 +79,7 @@ impl Vfs {
                     if let Some(ticket) = ticket {
                         // Not as a change: a lost access time is worth no failure.
                         for attr in changed.attrs {
-                            self.cache.learn(ticket, attr, None);
+                            self.cache.learn(ticket, attr, None, None);
                         }
                     }
                     for node in nodes {

@@ -35,8 +35,8 @@ impl Vfs {
         if self.is_down() {
             return Some(Err(Errno::EIO));
         }
-        let attr = self.cache.table.get(ino)?.served()?;
-        Some(Ok(self.entry(attr)))
+        let entry = self.entry(&*self.cache.table.get(ino)?)?;
+        if entry.ttl.is_zero() { None } else { Some(Ok(entry)) }
     }
 
     /// The attributes.
@@ -44,9 +44,8 @@ impl Vfs {
     /// # Errors
     /// As `stat(2)`; `ESTALE` when there is no such inode.
     pub async fn getattr(self: &Arc<Self>, ino: Ino, _fh: Option<u64>) -> Result<Entry, Errno> {
-        let (node, attr) = self.patiently(self.asked(ino)).await?;
-        drop(node);
-        Ok(self.entry(attr))
+        let (node, _) = self.patiently(self.known(ino)).await?;
+        self.entry(&node).ok_or(Errno::EIO)
     }
 
     /// Changes attributes.
@@ -69,13 +68,12 @@ impl Vfs {
         match set.size {
             Some(size) if size > MAX_SIZE => return Err(Errno::EFBIG),
             Some(size) => {
-                let _io = node.gates().io.write().await;
+                let _io = self.owned(&node).await?;
                 self.resize(&node, size, set).await?;
             }
             None => self.set_attrs(&node, set).await?,
         }
-        let attr = node.effective().ok_or(Errno::EIO)?;
-        Ok(self.entry(attr))
+        self.entry(&node).ok_or(Errno::EIO)
     }
 
     pub(super) async fn set_attrs(&self, node: &Arc<Node>, set: SetAttr) -> Result<(), Errno> {
@@ -91,7 +89,7 @@ impl Vfs {
         }
         let ticket = self.cache.ticket(node);
         let changed = self.session.mutate(Op::SetAttr { ino: node.ino, set }, false).await?;
-        self.cache.learn_changed(ticket, &changed.attrs);
+        self.cache.learn_changed(ticket, &changed.attrs, &changed.grants);
         if perm {
             self.cache.xattrs_moved(node);
         }
@@ -189,7 +187,7 @@ impl Vfs {
                 } else {
                     data
                 };
-                self.cache.put_content(node.ino, version, data);
+                self.cache.put_content(node, version, data);
             }
             _ => self.cache.drop_content(node.ino),
         }
@@ -210,7 +208,7 @@ impl Vfs {
         if atime {
             lock(&self.accessed).remove(&node.ino);
         }
-        self.cache.learn_changed(ticket, &changed.attrs);
+        self.cache.learn_changed(ticket, &changed.attrs, &changed.grants);
         self.adopt_times(node);
         Ok(())
     }
@@ -229,7 +227,7 @@ impl Vfs {
     }
 
     pub(super) async fn ask_space(&self) -> Result<StatFs, Errno> {
-        match self.session.ask(Request::StatFs).await? {
+        match self.session.ask(Request::StatFs).await.reply? {
             Response::StatFs(space) => {
                 *lock(&self.space) = Some((Instant::now(), space));
                 Ok(space)

@@ -54,13 +54,21 @@ impl Vfs {
             let (from, to) = (&source.node, &target.node);
             // In the order of their numbers, so that two copies cannot wait for each other.
             let (first, second) = if from.ino <= to.ino { (from, to) } else { (to, from) };
-            let _first = first.gates().io.write().await;
-            let _second = match same {
-                true => None,
-                false => Some(second.gates().io.write().await),
+            // Both leases before any gate, see `recall`.
+            let (_first, _second) = loop {
+                this.known(from.ino).await?;
+                this.writeback.drain(from, false).await?;
+                this.own(to).await?;
+                let a = first.gates().io.write().await;
+                let b = match same {
+                    true => None,
+                    false => Some(second.gates().io.write().await),
+                };
+                if this.owns(to) && this.served(from).is_some() {
+                    break (a, b);
+                }
             };
-            let (_, attr) = this.known(from.ino).await?;
-            this.known(to.ino).await?;
+            let attr = from.effective().ok_or(Errno::EIO)?;
             let len = len.min(attr.size.saturating_sub(off_in));
             if len == 0 {
                 return Ok(0);
@@ -206,10 +214,6 @@ impl Vfs {
                 at += part_len;
             }
             done += data.len() as u64;
-        }
-        if !self.cache.exclusive() {
-            self.writeback.drain(to, false).await?;
-            self.writeback.report(to, false).await?;
         }
         Ok(())
     }

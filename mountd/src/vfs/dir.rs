@@ -1,11 +1,12 @@
 //! Listings and symbolic links.
 
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use netfs_common::attr::FileKind;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
+use netfs_common::wire::lease::Grant;
 use netfs_common::wire::meta::{DirEntry, Request, Response};
 
 use super::handles::{Handle, Page};
@@ -28,20 +29,17 @@ impl Vfs {
         let node = self.cache.table.obtain(ino);
         let kept = {
             let state = node.state();
-            state.target.clone().filter(|_| self.cache.exclusive())
+            state.target.clone()
         };
         let target = match kept {
             Some(target) => target.to_vec(),
             None => {
-                let ticket = self.cache.ticket(&node);
-                let reply = self.session.ask(Request::ReadLink { ino });
+                let reply = async { self.session.ask(Request::ReadLink { ino }).await.reply };
                 let Response::Bytes(target) = self.patiently(reply).await? else {
                     return Err(Errno::EPROTO);
                 };
-                // It never changes; but a node that is not exclusive keeps nothing.
-                if self.cache.fresh(ticket, &node) {
-                    node.state().target = Some(target.clone().into());
-                }
+                // It never changes.
+                node.state().target = Some(target.clone().into());
                 target
             }
         };
@@ -55,13 +53,15 @@ impl Vfs {
     /// `EIO` when the file system has gone down.
     pub fn opendir(&self, ino: Ino, flags: i32) -> Result<Opened, Errno> {
         self.up()?;
-        let exclusive = self.cache.exclusive();
-        let fh = self.handles.add(self.cache.table.obtain(ino), flags, exclusive);
+        let node = self.cache.table.obtain(ino);
+        // The kernel's copy goes with every recall of a name.
+        let kept = self.served(&node).is_some() && !self.cache.contended(&node);
+        let fh = self.handles.add(node, flags);
         Ok(Opened {
             fh,
-            keep_cache: exclusive && self.keeps_pages(),
+            keep_cache: kept && self.keeps_pages(),
             direct_io: false,
-            cache_dir: exclusive,
+            cache_dir: kept,
             noflush: true,
         })
     }
@@ -87,13 +87,17 @@ impl Vfs {
         fh: u64,
         after: u64,
         max: usize,
-        plus: bool,
     ) -> Result<Vec<DirItem>, Errno> {
         self.up()?;
         let handle = self.handles.get(fh)?;
-        let pages = self.before_pages(&handle);
-        let items = self.patiently(self.list(&handle, after, max, plus)).await;
-        self.after_pages(&handle, pages);
+        let ticket = self.cache.ticket(&handle.node);
+        let items = self.patiently(self.list(&handle, after, max)).await;
+        if !self.cache.fresh(ticket, &handle.node, None)
+            && let Some(kernel) = self.kernel.get()
+        {
+            // Changed meanwhile: the kernel shall not keep it as a part of its listing.
+            kernel.inval_data(handle.node.ino, 0, 0);
+        }
         items
     }
 
@@ -102,7 +106,6 @@ impl Vfs {
         handle: &Handle,
         mut after: u64,
         max: usize,
-        plus: bool,
     ) -> Result<Vec<DirItem>, Errno> {
         let node = &handle.node;
         let mut items = Vec::new();
@@ -139,7 +142,7 @@ impl Vfs {
                     // this page must still be there then.
                     break;
                 }
-                dir.page = Some(self.fetch_page(node, from, plus).await?);
+                dir.page = Some(self.fetch_page(node, from).await?);
             }
             let Some(page) = &dir.page else { break };
             let begin = page.entries.partition_point(|e| e.cookie <= from);
@@ -157,14 +160,16 @@ impl Vfs {
         Ok(items)
     }
 
-    async fn fetch_page(&self, node: &Arc<Node>, after: u64, plus: bool) -> Result<Page, Errno> {
+    async fn fetch_page(&self, node: &Arc<Node>, after: u64) -> Result<Page, Errno> {
         let ticket = self.cache.ticket(node);
-        // While it can be kept, the attributes are most often asked for next.
-        let plus = plus || self.cache.exclusive();
-        let request = Request::ReadDir { ino: node.ino, after, limit: PAGE, plus };
-        let Response::Listing { entries, end, .. } = self.session.ask(request).await? else {
+        // The attributes are most often asked for next, whoever asks for names.
+        let request = Request::ReadDir { ino: node.ino, after, limit: PAGE, plus: true };
+        let answer = self.session.ask(request).await;
+        let Response::Listing { entries, end, .. } = answer.reply? else {
             return Err(Errno::EPROTO);
         };
+        let grants: HashMap<Ino, Grant> = answer.grants.iter().map(|g| (g.ino, *g)).collect();
+        let of_dir = grants.get(&node.ino).copied();
         let ascending = entries.is_sorted_by(|a, b| a.cookie < b.cookie)
             && entries.first().is_none_or(|e| e.cookie > after.max(DOT_DOT));
         if !ascending {
@@ -172,8 +177,8 @@ impl Vfs {
         }
         for entry in &entries {
             if let Some(attr) = &entry.attr {
-                self.cache.learn(ticket, attr.clone(), None);
-                self.cache.learn_name(ticket, node, &entry.name, Some(entry.ino));
+                self.cache.learn(ticket, attr.clone(), None, grants.get(&entry.ino).copied());
+                self.cache.learn_name(ticket, node, &entry.name, Some(entry.ino), of_dir);
             }
         }
         Ok(Page { after, entries, end })
@@ -183,21 +188,18 @@ impl Vfs {
     /// lead there still: the page may be older than a change, and the kernel would keep what it
     /// is told.
     fn item(&self, dir: &Node, entry: &DirEntry) -> DirItem {
-        let known = || self.cache.name(dir.ino, &entry.name) == Some(Some(entry.ino));
-        let shared = !self.cache.exclusive();
-        let attr = if entry.attr.is_some() && (shared || known()) {
-            let node = self.cache.table.get(entry.ino);
-            node.and_then(|n| if shared { n.effective() } else { n.served() })
-        } else {
-            None
-        };
-        let ttl = if shared { Duration::ZERO } else { self.ttl() };
+        let shown = self.cache.give_name(dir, &entry.name).and_then(|(ino, ttl)| {
+            let node = self.cache.table.get(entry.ino).filter(|_| ino == Some(entry.ino))?;
+            let mut shown = self.entry(&node).filter(|e| !e.ttl.is_zero())?;
+            shown.ttl = shown.ttl.min(ttl);
+            Some(shown)
+        });
         DirItem {
             cookie: entry.cookie,
             name: entry.name.as_bytes().to_vec(),
             ino: entry.ino,
             kind: entry.kind,
-            entry: attr.map(|attr| super::Entry { attr, ttl }),
+            entry: shown.filter(|_| entry.attr.is_some()),
         }
     }
 }

@@ -1,11 +1,10 @@
 //! Open files and directories.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use netfs_common::errno::Errno;
-use netfs_common::id::Ino;
 use netfs_common::wire::meta::DirEntry;
 
 use crate::cache::Node;
@@ -16,8 +15,6 @@ use crate::session::lock;
 pub(super) struct Handle {
     pub(super) node: Arc<Node>,
     pub(super) flags: i32,
-    /// The kernel keeps what is read through it: it was opened while nobody else used the volume.
-    pub(super) cached: bool,
     /// Up to which failure of the inode this handle has been told.
     seen: Mutex<u64>,
     pub(super) dir: tokio::sync::Mutex<DirState>,
@@ -65,9 +62,9 @@ pub(super) struct Handles {
 }
 
 impl Handles {
-    pub(super) fn add(&self, node: Arc<Node>, flags: i32, cached: bool) -> u64 {
+    pub(super) fn add(&self, node: Arc<Node>, flags: i32) -> u64 {
         let seen = Mutex::new(node.state().failed.start());
-        let handle = Handle { node, flags, cached, seen, dir: tokio::sync::Mutex::default() };
+        let handle = Handle { node, flags, seen, dir: tokio::sync::Mutex::default() };
         let fh = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         lock(&self.open).insert(fh, Arc::new(handle));
         fh
@@ -75,13 +72,6 @@ impl Handles {
 
     pub(super) fn get(&self, fh: u64) -> Result<Arc<Handle>, Errno> {
         lock(&self.open).get(&fh).cloned().ok_or(Errno::EBADF)
-    }
-
-    /// Inodes of which the kernel keeps pages, or a listing, although others use the volume.
-    pub(super) fn paged(&self) -> BTreeMap<Ino, Arc<Node>> {
-        let open = lock(&self.open);
-        let kept = open.values().filter(|h| h.cached && h.node.state().paged != 0);
-        kept.map(|h| (h.node.ino, Arc::clone(&h.node))).collect()
     }
 
     #[cfg(test)]

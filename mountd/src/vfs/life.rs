@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, InstanceId, ServerId};
+use netfs_common::wire::lease::{Grant, Lease, Recall};
 use netfs_common::wire::meta::{MAX_BATCH, Op};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -141,21 +142,6 @@ impl Vfs {
         }
     }
 
-    /// Another session joins the volume: sends everything, drops everything cached, here and in
-    /// the kernel.
-    async fn give_way(self: &Arc<Self>) {
-        // From here on writes go through and nothing new is kept.
-        self.cache.drop_all(false, false);
-        if let Err(e) = self.syncfs().await {
-            error!(error = %e, "not everything could be written before sharing the volume");
-        }
-        // Again: answers that were on their way when it was said first.
-        self.cache.drop_all(false, false);
-        if let Some(kernel) = self.kernel.get() {
-            // A kernel that is gone has no caches.
-            let _ = kernel.barrier().await;
-        }
-    }
 }
 
 fn joined(outcome: Option<Result<Result<(), Errno>, tokio::task::JoinError>>) -> Result<(), Errno> {
@@ -168,12 +154,8 @@ fn joined(outcome: Option<Result<Result<(), Errno>, tokio::task::JoinError>>) ->
 
 impl SessionEvents for Vfs {
     fn reconnected(&self, what: Reconnected) {
-        // A session that lapsed and is still known has kept everybody else waiting.
-        let alone = self.lapsed_alone.swap(false, Ordering::SeqCst) || self.cache.exclusive();
         if what.restarted || what.lost {
-            self.cache.drop_all(what.exclusive, true);
-        } else if self.cache.exclusive() != (alone && what.exclusive) {
-            self.cache.drop_all(alone && what.exclusive, false);
+            self.cache.drop_all(true);
         }
         if let Some(kept) = what.kept {
             self.cache.changes_lost(kept);
@@ -187,13 +169,30 @@ impl SessionEvents for Vfs {
     }
 
     fn lapsed(&self) {
-        self.lapsed_alone.store(self.cache.exclusive(), Ordering::SeqCst);
-        // As on a shared volume, every call asks the server now, and waits for it.
-        self.cache.drop_all(false, false);
+        // Every call asks the server now, and waits for it.
+        self.cache.drop_all(false);
     }
 
-    fn share(self: Arc<Self>) -> Answer<'static, ()> {
-        Box::pin(async move { self.give_way().await })
+    fn alive(&self, until: Duration) {
+        self.cache.alive(until);
+    }
+
+    fn recall(self: Arc<Self>, recalls: Vec<Recall>) -> Answer<'static, ()> {
+        Box::pin(async move { self.give_all_back(recalls).await })
+    }
+
+    fn to_reclaim(&self) -> Vec<(Ino, Lease)> {
+        let held = |n: &Arc<crate::cache::Node>| {
+            let state = n.state();
+            (state.lease == Some(Lease::Write) && state.file.is_some()).then_some((n.ino, Lease::Write))
+        };
+        self.cache.table.all().iter().filter_map(held).collect()
+    }
+
+    fn reclaimed(&self, grants: &[Grant]) {
+        for grant in grants {
+            self.cache.reclaimed(*grant);
+        }
     }
 
     fn data_restarted(&self, server: ServerId, now: InstanceId) {

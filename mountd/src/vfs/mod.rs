@@ -15,7 +15,7 @@ mod leave;
 mod life;
 mod names;
 mod open;
-mod pages;
+mod recall;
 mod read;
 mod space;
 mod types;
@@ -27,7 +27,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -125,8 +125,8 @@ pub struct Vfs {
     background: Notify,
     space: Mutex<Option<(Instant, StatFs)>>,
     down: AtomicBool,
-    /// The session has lapsed, and nobody else used the volume before.
-    lapsed_alone: AtomicBool,
+    /// Recalls answered.
+    recalls: AtomicU64,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -146,8 +146,10 @@ pub struct Stats {
     pub inodes: u64,
     /// There is a connection to the metadata server.
     pub connected: bool,
-    /// Nobody else uses the volume.
-    pub exclusive: bool,
+    /// Leases held, on inodes of which attributes are known: reading and writing.
+    pub leases: (u64, u64),
+    /// Recalls answered.
+    pub recalls: u64,
 }
 
 fn random() -> Result<u64, ConnectError> {
@@ -172,7 +174,7 @@ impl Vfs {
             instance: InstanceId(random()?),
         };
         let session = Session::open(config, dialer).await?;
-        let cache = Arc::new(Cache::new(options.cache, session.volume().exclusive));
+        let cache = Arc::new(Cache::new(options.cache));
         let writeback = Writeback::new(Arc::clone(&session), Arc::clone(&cache), options.writeback);
         let vfs = Arc::new(Vfs {
             runtime: tokio::runtime::Handle::current(),
@@ -188,12 +190,11 @@ impl Vfs {
             background: Notify::new(),
             space: Mutex::new(None),
             down: AtomicBool::new(false),
-            lapsed_alone: AtomicBool::new(false),
+            recalls: AtomicU64::new(0),
         });
         let weak = Arc::downgrade(&vfs);
         vfs.session.set_events(weak.clone());
-        tokio::spawn(life::attend(weak.clone()));
-        tokio::spawn(pages::attend(weak));
+        tokio::spawn(life::attend(weak));
         Ok(vfs)
     }
 
@@ -227,7 +228,8 @@ impl Vfs {
             dirty_bytes: self.writeback.pending(),
             inodes: self.cache.table.len() as u64,
             connected: self.session.connected(),
-            exclusive: self.cache.exclusive(),
+            leases: self.cache.leases(),
+            recalls: self.recalls.load(Ordering::Relaxed),
         }
     }
 
@@ -248,11 +250,6 @@ impl Vfs {
 
     fn up(&self) -> Result<(), Errno> {
         if self.is_down() { Err(Errno::EIO) } else { Ok(()) }
-    }
-
-    /// For how long the kernel may keep what it is told.
-    fn ttl(&self) -> Duration {
-        if self.cache.exclusive() { FOREVER } else { Duration::ZERO }
     }
 
     /// Waits for a question as long as the mount options say.
@@ -297,21 +294,38 @@ impl Vfs {
     /// An inode with attributes that are good for now: the cached ones, or fresh ones.
     async fn known(&self, ino: Ino) -> Result<(Arc<Node>, Attr), Errno> {
         let node = self.cache.table.obtain(ino);
-        if let Some(attr) = node.served() {
+        if let Some(attr) = self.served(&node) {
             return Ok((node, attr));
         }
-        let ticket = self.cache.ticket(&node);
-        match self.session.ask(Request::Get { ino }).await? {
-            Response::Entry { attr, inline } if attr.ino == ino => {
-                self.cache.learn(ticket, attr, inline.map(Into::into));
-                let attr = node.effective().ok_or(Errno::EIO)?;
-                Ok((node, attr))
+        self.ask_node(&node, Request::Get { ino }).await?;
+        let attr = node.effective().ok_or(Errno::EIO)?;
+        Ok((node, attr))
+    }
+
+    /// Asks for an inode, and learns it.
+    async fn ask_node(&self, node: &Node, question: Request) -> Result<(), Errno> {
+        let ticket = self.cache.ticket(node);
+        let answer = self.session.ask(question).await;
+        let grant = answer.granted(node.ino);
+        match answer.reply? {
+            Response::Entry { attr, inline } if attr.ino == node.ino => {
+                self.cache.learn(ticket, attr, inline.map(Into::into), grant);
+                Ok(())
             }
             _ => Err(Errno::EPROTO),
         }
     }
 
-    fn entry(&self, attr: Attr) -> Entry {
-        Entry { attr, ttl: self.ttl() }
+    /// The attributes, if they may be served without asking.
+    fn served(&self, node: &Node) -> Option<Attr> {
+        // The clock first: whoever was stopped in between answers as of before.
+        if self.cache.live() { node.served() } else { None }
+    }
+
+    /// An inode as the kernel shall see it.
+    fn entry(&self, node: &Node) -> Option<Entry> {
+        let ttl = self.cache.ttl();
+        let (attr, kept) = node.shown()?;
+        Some(Entry { attr, ttl: if kept { ttl } else { Duration::ZERO } })
     }
 }

@@ -1,11 +1,15 @@
 //! Names: looking them up and changing them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use netfs_common::attr::Attr;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::name::Name;
-use netfs_common::wire::meta::{MAX_SYMLINK, NewInode, Op, RenameMode, Request, Response};
+use netfs_common::wire::meta::{
+    MAX_SYMLINK, NewInode, Op, RenameMode, Request, Response, granted,
+};
 
 use super::delivery::Referred;
 use super::{Caller, Entry, Looked, Opened, Vfs};
@@ -18,22 +22,22 @@ impl Vfs {
         if self.is_down() {
             return Some(Err(Errno::EIO));
         }
-        match self.cache.name(parent, name) {
-            Some(Some(ino)) => {
-                let attr = self.cache.table.get(ino)?.served()?;
+        if !self.cache.live() {
+            return None;
+        }
+        let dir = self.cache.table.get(parent)?;
+        match self.cache.give_name(&dir, name) {
+            Some((Some(ino), ttl)) => {
+                let node = self.cache.table.get(ino)?;
+                let mut entry = self.entry(&node).filter(|e| !e.ttl.is_zero())?;
+                entry.ttl = entry.ttl.min(ttl);
                 self.cache.table.refer(ino);
-                Some(Ok(Looked::Found(self.entry(attr))))
+                Some(Ok(Looked::Found(entry)))
             }
-            Some(None) => Some(Ok(Looked::Absent { ttl: self.ttl() })),
+            Some((None, ttl)) => Some(Ok(Looked::Absent { ttl })),
             None => {
-                let dir = self.cache.table.get(parent)?;
-                if !self.cache.absent_for_sure(&dir, name) {
-                    return None;
-                }
-                // So that the kernel can be told should it appear by another hand.
-                let ticket = self.cache.ticket(&dir);
-                let kept = self.cache.learn_name(ticket, &dir, name, None);
-                kept.then(|| Ok(Looked::Absent { ttl: self.ttl() }))
+                let ttl = self.cache.give_absent(&dir, name)?;
+                Some(Ok(Looked::Absent { ttl }))
             }
         }
     }
@@ -52,22 +56,20 @@ impl Vfs {
     async fn ask_name(&self, parent: Ino, name: &Name) -> Result<Looked, Errno> {
         let dir = self.cache.table.obtain(parent);
         let ticket = self.cache.ticket(&dir);
-        match self.session.ask(Request::Lookup { parent, name: name.clone() }).await {
+        let answer = self.session.ask(Request::Lookup { parent, name: name.clone() }).await;
+        let of_dir = answer.granted(parent);
+        match answer.reply {
             Ok(Response::Entry { attr, inline }) => {
-                let ino = attr.ino;
-                let node = self.cache.learn(ticket, attr, inline.map(Into::into));
-                let kept = self.cache.learn_name(ticket, &dir, name, Some(ino));
-                let attr = node.effective().ok_or(Errno::EIO)?;
-                let mut entry = self.entry(attr);
-                if !kept {
-                    entry.ttl = std::time::Duration::ZERO;
-                }
+                let (ino, grant) = (attr.ino, granted(&answer.grants, attr.ino));
+                let node = self.cache.learn(ticket, attr, inline.map(Into::into), grant);
+                let ttl = self.cache.learn_name(ticket, &dir, name, Some(ino), of_dir);
+                let mut entry = self.entry(&node).ok_or(Errno::EIO)?;
+                entry.ttl = entry.ttl.min(ttl);
                 self.cache.table.refer(ino);
                 Ok(Looked::Found(entry))
             }
             Err(Errno::ENOENT) => {
-                let kept = self.cache.learn_name(ticket, &dir, name, None);
-                let ttl = if kept { self.ttl() } else { std::time::Duration::ZERO };
+                let ttl = self.cache.learn_name(ticket, &dir, name, None, of_dir);
                 Ok(Looked::Absent { ttl })
             }
             Ok(_) => Err(Errno::EPROTO),
@@ -90,7 +92,7 @@ impl Vfs {
             self.cache.moved(dir);
         }
         let changed = outcome?;
-        self.cache.learn_changed(ticket, &changed.attrs);
+        self.cache.learn_changed(ticket, &changed.attrs, &changed.grants);
         let orphans = changed.attrs.iter().filter(|a| a.nlink == 0).map(|a| a.ino);
         for ino in self.cache.table.unreferenced(orphans) {
             self.unused(ino);
@@ -154,14 +156,19 @@ impl Vfs {
         let node = self.cache.table.obtain(attr.ino);
         match new {
             NewInode::Dir => self.cache.made_empty(ticket, &node),
-            NewInode::File => self.cache.sole_writer(ticket, &node),
-            NewInode::Symlink(target) if self.cache.exclusive() => {
-                node.state().target = Some(target.into());
-            }
-            _ => {}
+            NewInode::File => self.cache.tail_known(ticket, &node),
+            NewInode::Symlink(target) => node.state().target = Some(target.into()),
+            NewInode::Special(..) => {}
         }
-        self.cache.set_name(&dir, name, Some(attr.ino));
-        Ok(self.entry(node.effective().unwrap_or(attr)))
+        let ttl = self.cache.set_name(ticket, &dir, name, Some(attr.ino));
+        Ok(self.entry_for(&node, attr, ttl))
+    }
+
+    /// An inode that a name leads to, which the kernel may keep for so long.
+    fn entry_for(&self, node: &Node, attr: Attr, ttl: Duration) -> Entry {
+        let mut entry = self.entry(node).unwrap_or(Entry { attr, ttl });
+        entry.ttl = entry.ttl.min(ttl);
+        entry
     }
 
     /// Makes and opens a file.
@@ -213,18 +220,19 @@ impl Vfs {
             let dir = this.cache.table.obtain(parent);
             let op = Op::Link { ino, parent, name: name.clone() };
             let changed = match this.change(&[&dir], op).await {
-                Ok((_, changed)) => changed,
+                Ok(done) => done,
                 Err(e) => {
                     this.cache.unknown_name(&dir, &name);
                     return Err(e);
                 }
             };
+            let (ticket, changed) = changed;
             let attr = changed.target_attr()?;
             this.cache.table.adopted(ino);
-            this.cache.set_name(&dir, &name, Some(ino));
-            let attr = this.cache.table.obtain(ino).effective().unwrap_or(attr);
+            let ttl = this.cache.set_name(ticket, &dir, &name, Some(ino));
+            let entry = this.entry_for(&this.cache.table.obtain(ino), attr, ttl);
             this.cache.table.refer(ino);
-            Ok(Referred(this.entry(attr)))
+            Ok(Referred(entry))
         })
         .await
         .map(|linked| linked.0)
@@ -253,8 +261,8 @@ impl Vfs {
         self.run(async move {
             let dir = this.cache.table.obtain(parent);
             match this.change(&[&dir], op).await {
-                Ok(_) => {
-                    this.cache.set_name(&dir, &name, None);
+                Ok((ticket, _)) => {
+                    this.cache.set_name(ticket, &dir, &name, None);
                     Ok(())
                 }
                 // These leave the name as it was.
@@ -294,8 +302,8 @@ impl Vfs {
                 new_name: new_name.clone(),
                 mode,
             };
-            let changed = match this.change(&[&from, &to], op).await {
-                Ok((_, changed)) => changed,
+            let (ticket, changed) = match this.change(&[&from, &to], op).await {
+                Ok(done) => done,
                 Err(e) => {
                     this.cache.unknown_name(&from, &name);
                     this.cache.unknown_name(&to, &new_name);
@@ -305,19 +313,19 @@ impl Vfs {
             let Some(ino) = changed.target else { return Err(Errno::EPROTO) };
             if mode == RenameMode::Exchange {
                 match there {
-                    Some(other) => this.cache.set_name(&from, &name, Some(other)),
+                    Some(other) => drop(this.cache.set_name(ticket, &from, &name, Some(other))),
                     None => this.cache.unknown_name(&from, &name),
                 }
             } else if matches!(mode, RenameMode::Whiteout { .. }) {
                 // It leads to an inode that has just been made.
                 this.cache.unknown_name(&from, &name);
             } else if there != Some(ino) || (parent == new_parent && name == new_name) {
-                this.cache.set_name(&from, &name, None);
+                this.cache.set_name(ticket, &from, &name, None);
             } else {
                 // Two names of one inode: nothing was moved.
                 this.cache.unknown_name(&from, &name);
             }
-            this.cache.set_name(&to, &new_name, Some(ino));
+            this.cache.set_name(ticket, &to, &new_name, Some(ino));
             if mode == RenameMode::Replace
                 && let Some(node) = this.cache.table.get(ino)
             {

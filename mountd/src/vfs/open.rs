@@ -22,7 +22,8 @@ impl Vfs {
         if flags & libc::O_TRUNC != 0 {
             return None;
         }
-        self.cache.table.get(ino)?.served()?;
+        let node = self.cache.table.get(ino)?;
+        self.served(&node)?;
         Some(Ok(self.opened(ino, flags)))
     }
 
@@ -50,12 +51,13 @@ impl Vfs {
 
     /// A handle of an inode that is there.
     pub(super) fn opened(&self, ino: Ino, flags: i32) -> Opened {
-        let exclusive = self.cache.exclusive();
         let node = self.cache.table.obtain(ino);
+        // Pages go when the lease does.
+        let leased = self.served(&node).is_some();
         Opened {
-            fh: self.handles.add(node, flags, exclusive),
-            keep_cache: exclusive && self.keeps_pages(),
-            direct_io: !exclusive,
+            fh: self.handles.add(node, flags),
+            keep_cache: leased && self.keeps_pages(),
+            direct_io: false,
             cache_dir: false,
             // A handle that cannot write has nothing to be told of at close. Its locks are the
             // kernel's own.
@@ -64,8 +66,7 @@ impl Vfs {
     }
 
     /// A file descriptor is closed: tells of failures known by now. Data that is on its way does
-    /// not hold the program up while nobody else can see the file; otherwise every write has
-    /// reached the servers already.
+    /// not hold the program up: whoever else looks at the file recalls the lease under which it is here.
     ///
     /// # Errors
     /// The failure of an earlier write.
@@ -132,7 +133,7 @@ impl Vfs {
     pub async fn fsyncdir(self: &Arc<Self>, ino: Ino, fh: u64) -> Result<(), Errno> {
         let handle = self.handles.get(fh)?;
         // What this client did not see happen may be anywhere in the log.
-        let known = self.cache.table.get(ino).and_then(|n| n.served()).map(|a| a.version);
+        let known = self.cache.table.get(ino).and_then(|n| self.served(&n)).map(|a| a.version);
         self.patiently(self.session.sync_to(known.unwrap_or(u64::MAX))).await?;
         handle.check()
     }

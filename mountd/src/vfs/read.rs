@@ -7,12 +7,13 @@ use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Ino};
 use tokio::task::JoinSet;
 
+use super::recall::Pinned;
 use super::{ReadData, Vfs};
 use crate::cache::{Node, State};
 use crate::writeback::Content;
 
-/// How often a read begins again because the file went from inline data to chunks or back.
-const MAX_ROUNDS: usize = 8;
+/// How often a read begins again because the lease was recalled, or the file went from inline data to chunks or back.
+const MAX_ROUNDS: usize = 1000;
 /// The longest single read. The kernel's are 1 MiB.
 const MAX_READ: u64 = 8 << 20;
 
@@ -52,7 +53,7 @@ impl Vfs {
             Ok(handle) => handle,
             Err(e) => return Some(Err(e)),
         };
-        if !self.cache.exclusive() || !handle.node.state().valid {
+        if !self.cache.live() || !handle.node.state().valid {
             return None;
         }
         let plan = self.plan_read(&handle.node, offset, u64::from(size))?;
@@ -80,11 +81,8 @@ impl Vfs {
             return done;
         }
         let handle = self.handles.get(fh)?;
-        let pages = self.before_pages(&handle);
         let read = self.read_node(&handle.node, offset, u64::from(size));
-        let data = self.patiently(read).await;
-        self.after_pages(&handle, pages);
-        let data = data?;
+        let data = self.patiently(read).await?;
         self.touch(&handle.node, handle.flags);
         Ok(ReadData(data))
     }
@@ -96,8 +94,14 @@ impl Vfs {
         size: u64,
     ) -> Result<Bytes, Errno> {
         for _ in 0..MAX_ROUNDS {
-            self.known(node.ino).await?;
-            let resends = self.writeback.resends();
+            if self.served(node).is_none() {
+                // The kernel keeps what it is told: until the lease is here nothing is.
+                let _pinned = Pinned::new(node, offset, size);
+                self.known(node.ino).await?;
+                if self.served(node).is_none() {
+                    continue;
+                }
+            }
             // The buffers first, the server second: what leaves the buffers in between is at the
             // server by then. The other way round it could be missed in both.
             let Some(plan) = self.plan_read(node, offset, size) else { return Err(Errno::EIO) };
@@ -110,11 +114,7 @@ impl Vfs {
                 },
                 Source::Chunks(generation, size) => {
                     let parts = self.fetch(node.ino, generation, size, &plan.gaps).await?;
-                    if self.cache.exclusive() || self.writeback.resends() == resends {
-                        return Ok(plan.over_chunks(&parts));
-                    }
-                    // A server was restarted: what it had lost may be missing in what was read,
-                    // and is in the buffers again.
+                    return Ok(plan.over_chunks(&parts));
                 }
             }
         }
@@ -122,7 +122,6 @@ impl Vfs {
     }
 
     fn plan_read(&self, node: &Node, offset: u64, size: u64) -> Option<Plan> {
-        let keep = self.cache.exclusive();
         let state = node.state();
         let attr = state.attr.as_ref()?;
         let end = state.size().min(offset.saturating_add(size.min(MAX_READ))).max(offset);
@@ -134,8 +133,7 @@ impl Vfs {
         } else {
             Source::Inline(if state.valid { self.cache.content(node.ino) } else { None })
         };
-        // What others wrote over acknowledged bytes is at the server only.
-        let (pieces, mut gaps) = overlay(&state, offset, end, keep);
+        let (pieces, mut gaps) = overlay(&state, offset, end);
         let sent = attr.size.max(state.file.as_ref().map_or(0, |f| f.end));
         gaps.retain_mut(|(s, e)| {
             *e = (*e).min(sent);
@@ -189,7 +187,7 @@ impl Vfs {
 pub(super) type Overlay = (Vec<(u64, Content)>, Vec<(u64, u64)>);
 
 /// What the buffers have of a range, and what they have not.
-pub(super) fn overlay(state: &State, start: u64, end: u64, keep: bool) -> Overlay {
+pub(super) fn overlay(state: &State, start: u64, end: u64) -> Overlay {
     let (mut pieces, mut gaps) = (Vec::new(), Vec::new());
     if start < end {
         gaps.push((start, end));
@@ -202,9 +200,7 @@ pub(super) fn overlay(state: &State, start: u64, end: u64, keep: bool) -> Overla
     };
     lay(&|s, e| file.dirty.within(s, e), &|s, e| file.dirty.gaps(s, e));
     lay(&|s, e| file.flying.within(s, e), &|s, e| file.flying.gaps(s, e));
-    if keep {
-        lay(&|s, e| file.kept.within(s, e), &|s, e| file.kept.gaps(s, e));
-    }
+    lay(&|s, e| file.kept.within(s, e), &|s, e| file.kept.gaps(s, e));
     (pieces, gaps)
 }
 

@@ -53,7 +53,7 @@ impl Vfs {
             this.writeback.wait_for_room().await?;
             let node = &handle.node;
             this.known(node.ino).await?;
-            let _io = node.gates().io.write().await;
+            let _io = this.owned(node).await?;
             let size = node.state().size();
             if mode & PUNCH == 0 {
                 let new = end.saturating_sub(if mode & KEEP_SIZE == 0 { size } else { offset });
@@ -73,10 +73,6 @@ impl Vfs {
                 // As on ext4, the file counts as changed whether or not a byte did.
                 let set = SetAttr { mtime: Some(SetTime::Now), ..SetAttr::default() };
                 this.set_attrs(node, set).await?;
-            }
-            if !this.cache.exclusive() {
-                this.writeback.drain(node, false).await?;
-                this.writeback.report(node, false).await?;
             }
             Ok(())
         })
@@ -198,7 +194,7 @@ impl Vfs {
         end: u64,
     ) -> Vec<(u64, u64)> {
         let state = node.state();
-        let (pieces, gaps) = overlay(&state, start, end, self.cache.exclusive());
+        let (pieces, gaps) = overlay(&state, start, end);
         drop(state);
         let mut all: Vec<(u64, u64)> = pieces
             .iter()

@@ -98,4 +98,12 @@ pub trait KernelCache: Send + Sync {
     fn inval_entry(&self, parent: Ino, name: &Name);
     /// Resolves when the kernel has been told everything that was queued before.
     fn barrier(&self) -> oneshot::Receiver<()>;
+    /// As [`KernelCache::inval_attr`]; resolves when it is done. These do not wait for each other: the kernel may hold a lock.
+    fn drop_attr(&self, ino: Ino) -> oneshot::Receiver<()>;
+    /// As [`KernelCache::inval_data`]; resolves when it is done.
+    fn drop_data(&self, ino: Ino, offset: u64, len: u64) -> oneshot::Receiver<()>;
+    /// As [`KernelCache::inval_entry`]; resolves when it is done.
+    fn drop_name(&self, parent: Ino, name: &Name) -> oneshot::Receiver<()>;
+    /// Every name expires. Needs no lock of the kernel; resolves when it is done.
+    fn drop_all_names(&self) -> oneshot::Receiver<()>;
 }

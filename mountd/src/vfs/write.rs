@@ -4,23 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use netfs_common::attr::{Attr, SetAttr};
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
-use netfs_common::wire::meta::Op;
 
 use super::Vfs;
 use super::attrs::MAX_SIZE;
 use super::handles::Handle;
+use super::recall::Pinned;
 use crate::cache::{self, Node};
 use crate::session::lock;
 use crate::writeback::Content;
 
 /// `FUSE_WRITE_CACHE`: the kernel writes back a page of a mapping, not a program.
 const WRITE_CACHE: u32 = 1;
-/// `FUSE_WRITE_KILL_SUIDGID`: the writer must not keep set-id bits. The kernel leaves them to us where
-/// it keeps no pages.
-const WRITE_KILL_SUIDGID: u32 = 4;
 /// With less free space than what is buffered and this much, writes go to the server at once, so
 /// that the program that fills the volume is told, and not one that has long closed its file.
 const SPACE_MARGIN: u64 = 64 << 20;
@@ -42,18 +38,25 @@ impl Vfs {
         let handle = self.handles.get(fh).ok()?;
         let node = &handle.node;
         let ready = !self.is_down()
-            && self.cache.exclusive()
-            && handle.cached
+            && self.cache.live()
             && !through(flags)
             && !handle.has_failure()
             && !data.is_empty()
             && fits(offset, data.len())
             && self.writeback.has_room()
             && self.has_space();
-        if !ready || !node.state().valid {
+        let may = |node: &Node| {
+            let state = node.state();
+            state.owned() && !state.giving
+        };
+        if !ready || !may(node) {
             return None;
         }
         let _io = node.gates().io.try_read().ok()?;
+        // Now that nobody can give the lease back.
+        if !may(node) {
+            return None;
+        }
         // Tasks that send are spawned from here.
         let _runtime = self.runtime.enter();
         Some(self.put(&handle, offset, data.clone(), flags, write_flags))
@@ -83,25 +86,30 @@ impl Vfs {
             if data.is_empty() {
                 return Ok(0);
             }
+            let node = &handle.node;
+            if write_flags & WRITE_CACHE != 0 {
+                return this.put_mapped(&handle, offset, data, flags, write_flags).await;
+            }
+            let pinned = Pinned::new(node, offset, data.len() as u64);
             this.writeback.wait_for_room().await?;
-            let (_, attr) = this.known(handle.node.ino).await?;
-            if !handle.cached {
-                this.kill_privileges(&handle.node, &attr, write_flags).await?;
-            }
-            let pages = this.before_pages(&handle);
             let space = this.space_for(data.len() as u64).await?;
-            if space && this.cache.exclusive() && !through(flags) {
-                let _io = handle.node.gates().io.read().await;
-                return this.put(&handle, offset, data, flags, write_flags);
+            if space && !through(flags) {
+                loop {
+                    this.own(node).await?;
+                    let _io = node.gates().io.read().await;
+                    if this.owns(node) {
+                        return this.put(&handle, offset, data, flags, write_flags);
+                    }
+                }
             }
-            let io = handle.node.gates().io.write().await;
+            let io = this.owned(node).await?;
+            drop(pinned);
             let written = this.put(&handle, offset, data, flags, write_flags)?;
-            let outcome = this.push(&handle.node, flags).await;
+            let outcome = this.push(node, flags).await;
             drop(io);
             if flags & libc::O_DIRECT != 0 {
-                this.drop_pages(&handle.node, offset, written).await;
+                this.drop_pages(node, offset, written).await;
             }
-            this.after_pages(&handle, pages);
             if outcome.is_err() {
                 handle.told();
             }
@@ -123,33 +131,21 @@ impl Vfs {
         }
     }
 
-    /// Takes from a file what a writer must not inherit, by the kernel's rules: set-id bits, unless
-    /// the writer may set them, and capabilities.
-    async fn kill_privileges(
-        &self,
-        node: &Arc<Node>,
-        attr: &Attr,
+    /// Takes what programs have stored in a mapping. It must not wait for a lease: the kernel may write it back because
+    /// the lease is being given back. It is sent once there is one.
+    async fn put_mapped(
+        self: &Arc<Self>,
+        handle: &Handle,
+        offset: u64,
+        data: Bytes,
+        flags: i32,
         write_flags: u32,
-    ) -> Result<(), Errno> {
-        const SET_UID: u16 = libc::S_ISUID as u16;
-        const SET_GID: u16 = libc::S_ISGID as u16;
-        let mut killed = attr.perm & SET_UID;
-        if attr.perm & libc::S_IXGRP as u16 != 0 {
-            // Without the right to execute it marks a file for mandatory locking.
-            killed |= attr.perm & SET_GID;
+    ) -> Result<u32, Errno> {
+        let node = &handle.node;
+        if node.state().attr.is_none() {
+            self.known(node.ino).await?;
         }
-        if killed != 0 && write_flags & WRITE_KILL_SUIDGID != 0 {
-            let set = SetAttr { perm: Some(attr.perm & !killed), ..SetAttr::default() };
-            self.set_attrs(node, set).await?;
-        }
-        if attr.has_xattrs {
-            let name = b"security.capability".to_vec();
-            match self.session.mutate(Op::RemoveXattr { ino: node.ino, name }, false).await {
-                Ok(_) | Err(Errno::ENODATA) => self.cache.xattrs_moved(node),
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
+        self.put(handle, offset, data, flags, write_flags)
     }
 
     fn put(
@@ -195,13 +191,7 @@ impl Vfs {
         if flags & (libc::O_SYNC | libc::O_DSYNC) != 0 {
             return self.make_durable(node).await;
         }
-        self.writeback.drain(node, false).await?;
-        if !self.cache.exclusive() {
-            // Nothing is kept to be sent again: by then another client may have changed it.
-            self.writeback.flush_node(node).await?;
-            self.writeback.report(node, false).await?;
-        }
-        Ok(())
+        self.writeback.drain(node, false).await
     }
 
     /// By the last figures, the volume has space for what is buffered and more.

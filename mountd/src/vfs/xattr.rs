@@ -37,7 +37,7 @@ impl Vfs {
             return Some(Err(e));
         }
         // Most inodes have none, and the kernel asks before many writes.
-        let attr: Attr = self.cache.table.get(ino)?.served()?;
+        let attr: Attr = self.served(&*self.cache.table.get(ino)?)?;
         if !attr.has_xattrs {
             return Some(Err(Errno::ENODATA));
         }
@@ -56,13 +56,15 @@ impl Vfs {
             let node = self.cache.table.obtain(ino);
             let ticket = self.cache.ticket(&node);
             let request = Request::GetXattr { ino, name: name.to_vec() };
-            match self.session.ask(request).await {
+            let answer = self.session.ask(request).await;
+            let grant = answer.granted(ino);
+            match answer.reply {
                 Ok(Response::Bytes(value)) => {
-                    self.cache.learn_xattr(ticket, &node, name, Some(value.clone()));
+                    self.cache.learn_xattr(ticket, &node, name, Some(value.clone()), grant);
                     Ok(value)
                 }
                 Err(Errno::ENODATA) => {
-                    self.cache.learn_xattr(ticket, &node, name, None);
+                    self.cache.learn_xattr(ticket, &node, name, None, grant);
                     Err(Errno::ENODATA)
                 }
                 Ok(_) => Err(Errno::EPROTO),
@@ -78,12 +80,12 @@ impl Vfs {
     /// As `listxattr(2)`.
     pub async fn listxattr(self: &Arc<Self>, ino: Ino) -> Result<Vec<Vec<u8>>, Errno> {
         self.up()?;
-        let served = self.cache.table.get(ino).and_then(|n| n.served());
+        let served = self.cache.table.get(ino).and_then(|n| self.served(&n));
         if served.is_some_and(|a| !a.has_xattrs) {
             return Ok(Vec::new());
         }
         self.patiently(async {
-            match self.session.ask(Request::ListXattrs { ino }).await? {
+            match self.session.ask(Request::ListXattrs { ino }).await.reply? {
                 Response::Xattrs(names) => Ok(names),
                 _ => Err(Errno::EPROTO),
             }
@@ -138,7 +140,7 @@ impl Vfs {
             let outcome = this.session.mutate(op, false).await;
             this.cache.xattrs_moved(&node);
             let changed = outcome?;
-            this.cache.learn_changed(ticket, &changed.attrs);
+            this.cache.learn_changed(ticket, &changed.attrs, &changed.grants);
             Ok(())
         })
         .await

@@ -50,6 +50,12 @@ impl Writeback {
     ) -> Result<(), Errno> {
         let failures = node.state().failed.count();
         let mut begun = false;
+        if node.state().file.as_ref().is_some_and(|f| !f.dirty.is_empty())
+            && let Err(e) = self.own(node).await
+        {
+            self.tail_failed(node, e);
+            return Err(e);
+        }
         loop {
             let progress = node.gates().progress.notified();
             tokio::pin!(progress);
@@ -77,7 +83,6 @@ impl Writeback {
 
     fn plan(&self, node: &Node, until: Until, begun: bool) -> Plan {
         let limit = u64::from(self.session.volume().inline_limit);
-        let keep_inline = self.cache.exclusive();
         self.edit(node, |state| {
             let inline = state.is_inline();
             let Some(file) = &mut state.file else { return Plan::Done };
@@ -87,8 +92,7 @@ impl Writeback {
             if inline {
                 return match () {
                     () if !file.flying.is_empty() => Plan::Wait,
-                    // Others may write the file too: only chunks can be written in part.
-                    () if file.dirty.data_end() > limit || !keep_inline => Plan::Convert,
+                    () if file.dirty.data_end() > limit => Plan::Convert,
                     () if begun && until == Until::Swept => Plan::Done,
                     () => Plan::Inline,
                 };

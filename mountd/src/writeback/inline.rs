@@ -33,11 +33,13 @@ impl Writeback {
             }
         }
         let ticket = self.cache.ticket(node);
-        match self.session.ask(Request::Get { ino: node.ino }).await? {
+        let answer = self.session.ask_for_report(Request::Get { ino: node.ino }).await;
+        let grant = answer.granted(node.ino);
+        match answer.reply? {
             Response::Entry { attr, inline } => {
                 let data = inline.map(Bytes::from);
                 let is = attr.inline;
-                self.cache.learn(ticket, attr, data.clone());
+                self.cache.learn(ticket, attr, data.clone(), grant);
                 if is { Ok(data.unwrap_or_default()) } else { Err(Errno::ESTALE) }
             }
             _ => Err(Errno::EPROTO),
@@ -67,9 +69,9 @@ impl Writeback {
         match self.session.mutate_at(op, sync, time, known_in).await {
             Ok(changed) => {
                 if let Some(attr) = changed.attrs.iter().find(|a| a.ino == node.ino) {
-                    self.cache.put_content(node.ino, attr.version, data);
+                    self.cache.put_content(node, attr.version, data);
                 }
-                self.cache.learn_changed(ticket, &changed.attrs);
+                self.cache.learn_changed(ticket, &changed.attrs, &changed.grants);
                 self.edit(node, |state| {
                     if state.era != era {
                         return;

@@ -16,8 +16,11 @@
 //! A client that died may have left bytes at the data servers that it never reported. They lie beyond what the
 //! metadata server knows of, so nobody sees them; but the file may grow over them. So before the first bytes go
 //! out that lie beyond the known length, or that move a file out of its inode, such a tail is cut (`tail`);
-//! not for files that this client has made, and then not again while the session goes on. While the volume is
-//! shared nobody can tell a dead client's bytes from those another one is about to report, and nothing is cut.
+//! not for files that this client has made or got from a client that gave them back in order, and then not again while the lease is
+//! held.
+//!
+//! Nothing is sent without the write lease. Programs' writes come under it; what comes from mappings, and what was buffered when
+//! the leases lapsed, waits for it here.
 //!
 //! When things fail: a lost connection is no event here, calls are repeated below. An error of
 //! the server drops the batch, is told once to every open file ([`crate::cache::FailLog`]), and
@@ -30,6 +33,7 @@ mod extents;
 #[cfg(test)]
 mod extents_tests;
 mod inline;
+mod lease;
 mod report;
 mod send;
 mod tail;

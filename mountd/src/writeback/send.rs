@@ -49,7 +49,11 @@ impl Writeback {
     /// Takes batches and sends them, several at once, until none is due.
     async fn pump(self: Arc<Self>, node: Arc<Node>) {
         loop {
-            if let Err(e) = self.settle_tail(&node).await {
+            let ready = async {
+                self.own(&node).await?;
+                self.settle_tail(&node).await
+            };
+            if let Err(e) = ready.await {
                 self.tail_failed(&node, e);
                 break;
             }

@@ -8,11 +8,12 @@ use tracing::error;
 
 use super::Writeback;
 use crate::cache::{Node, State};
+use crate::session::now;
 
 impl Writeback {
     /// What is to be sent next may uncover bytes that were never reported.
     pub(super) fn tail_in_doubt(&self, state: &State) -> bool {
-        if state.tail_known || !self.cache.exclusive() {
+        if state.tail_known {
             return false;
         }
         let (Some(attr), Some(file)) = (&state.attr, &state.file) else { return false };
@@ -38,7 +39,7 @@ impl Writeback {
             let progress = node.gates().progress.notified();
             tokio::pin!(progress);
             progress.as_mut().enable();
-            if node.state().tail_known || !self.cache.exclusive() {
+            if node.state().tail_known {
                 return Ok(());
             }
             if self.halted() {
@@ -57,9 +58,11 @@ impl Writeback {
             return Ok(());
         }
         let ticket = self.cache.ticket(node);
-        let changed = self.session.mutate(Op::CutTail { ino: node.ino }, false).await?;
-        self.cache.learn_changed(ticket, &changed.attrs);
-        self.cache.sole_writer(ticket, node);
+        let known_in = self.session.incarnation();
+        let op = Op::CutTail { ino: node.ino };
+        let changed = self.session.mutate_at(op, false, now(), known_in).await?;
+        self.cache.learn_changed(ticket, &changed.attrs, &changed.grants);
+        self.cache.tail_known(ticket, node);
         Ok(())
     }
 

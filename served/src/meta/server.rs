@@ -19,11 +19,13 @@ mod clock;
 mod cuts;
 mod data_link;
 mod deletions;
+mod leasing;
 mod lookups;
 mod members;
 mod trims;
 mod volume;
 pub mod volumes;
+mod wants;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -346,7 +348,6 @@ async fn member(incoming: Incoming, hello: Hello, shared: Arc<Shared>) -> Result
         inline_limit: volume.inline_limit(),
         map: shared.map_for(&incoming),
         resumed: joined.resumed,
-        exclusive: joined.exclusive,
         term_ms: u32::try_from(volume.term().as_millis()).unwrap_or(u32::MAX),
         kept: volume.kept(),
     };
@@ -357,7 +358,7 @@ async fn member(incoming: Incoming, hello: Hello, shared: Arc<Shared>) -> Result
     let session = hello.session;
     tracing::info!(
         %address, %certificate, client = %hello.client, volume = %hello.volume, %session,
-        resumed = joined.resumed, alone = joined.exclusive, "client connected"
+        resumed = joined.resumed, "client connected"
     );
     let client = Client::new(shared, volume.clone(), (session, joined.entry), hello.client);
     let link = incoming.welcome_link(&words, Arc::new(Member(client))).await?;

@@ -38,11 +38,6 @@ impl Sessions {
         self.last_seen.remove(&id);
     }
 
-    /// Whether nobody but `id` has a session.
-    pub fn is_alone(&self, id: SessionId) -> bool {
-        self.last_seen.keys().all(|other| *other == id)
-    }
-
     /// Sessions that have been silent for longer than the term, in order. They stay listed until
     /// they are removed, so that an expiry that fails is tried again.
     pub fn expired(&self, now: Duration) -> Vec<SessionId> {
@@ -64,9 +59,7 @@ mod tests {
         let (a, b) = (SessionId(1), SessionId(2));
         let mut sessions = Sessions::new(secs(10));
         sessions.seen(a, secs(0));
-        assert!(sessions.is_alone(a));
         sessions.seen(b, secs(5));
-        assert!(!sessions.is_alone(a));
         assert_eq!(sessions.expired(secs(10)), []);
         assert_eq!(sessions.expired(secs(11)), [a]);
         sessions.seen(a, secs(11));

@@ -56,6 +56,17 @@ impl Engine {
         self.view(|store| namespace::lookup(store, parent, name))
     }
 
+    /// The inode that a name leads to.
+    ///
+    /// # Errors
+    /// `EIO` when the store fails.
+    pub fn child(&self, parent: Ino, name: &Name) -> Result<Option<Ino>, Errno> {
+        let entry = self.query(|store| {
+            record::load::<record::Entry>(store, &keys::entry(parent, name.as_bytes()))
+        })?;
+        Ok(entry.map(|entry| entry.ino))
+    }
+
     /// See [`netfs_common::wire::meta::Request::Get`].
     ///
     /// # Errors
@@ -177,7 +188,7 @@ impl Engine {
         use netfs_common::wire::meta::Request;
         Some(match request {
             Request::Lookup { parent, name } => self.lookup(*parent, name),
-            Request::Get { ino } => self.get(*ino),
+            Request::Get { ino } | Request::Acquire { ino } => self.get(*ino),
             Request::ReadLink { ino } => self.read_link(*ino),
             Request::ReadDir { ino, after, limit, plus } => {
                 self.read_dir(*ino, *after, *limit, *plus)
@@ -189,7 +200,9 @@ impl Engine {
             | Request::Renew
             | Request::Sync
             | Request::Mutate(_)
-            | Request::Status => return None,
+            | Request::Status
+            | Request::Release { .. }
+            | Request::Reclaim { .. } => return None,
         })
     }
 }

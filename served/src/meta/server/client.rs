@@ -8,7 +8,7 @@ use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::SessionId;
 use netfs_common::net::{Handler, Link, ReplyFuture};
-use netfs_common::wire::meta::{Reply, Request, Response};
+use netfs_common::wire::meta::{Answer, Request, Response};
 
 use super::Shared;
 use super::clock::ClientClock;
@@ -50,13 +50,13 @@ impl Handler for Member {
         // in which calls arrive.
         Box::pin(async move {
             let (name, start) = (name(&request), Instant::now());
-            let reply = match request {
-                Request::Status => client.shared.status().await.map(without_sessions),
+            let answer = match request {
+                Request::Status => Answer::bare(client.shared.status().await.map(without_sessions)),
                 request => client.volume.answer(&client, request).await,
             };
-            let outcome = reply.as_ref().map_or_else(outcome, |_| "ok");
+            let outcome = answer.reply.as_ref().map_or_else(outcome, |_| "ok");
             client.shared.calls.record(name, outcome, start.elapsed());
-            bytes_of(reply)
+            bytes_of(answer)
         })
     }
 }
@@ -86,10 +86,10 @@ impl Handler for Admin {
         let Some(request) = understood(link, &request) else { return refused() };
         let shared = self.shared.clone();
         Box::pin(async move {
-            bytes_of(match request {
+            bytes_of(Answer::bare(match request {
                 Request::Status => shared.status().await,
                 _ => Err(Errno::EPERM),
-            })
+            }))
         })
     }
 }
@@ -108,27 +108,29 @@ fn understood(link: &Link, request: &Bytes) -> Option<Request> {
 }
 
 fn refused() -> ReplyFuture {
-    Box::pin(std::future::ready(bytes_of(Err(Errno::EPROTO))))
+    Box::pin(std::future::ready(bytes_of(Answer::bare(Err(Errno::EPROTO)))))
 }
 
-fn bytes_of(mut reply: Reply) -> Bytes {
+fn bytes_of(mut answer: Answer) -> Bytes {
     loop {
-        match codec::encode(&reply) {
+        match codec::encode(&answer) {
             Ok(bytes) if bytes.len() <= MAX_REPLY_BYTES => return bytes.into(),
-            Ok(bytes) => match &mut reply {
-                // What is left out is asked for next: the listing goes on after its last cookie.
+            Ok(bytes) => match &mut answer.reply {
+                // What is left out is asked for next: the listing goes on after its last cookie. Leases on it are
+                // no harm.
                 Ok(Response::Listing { entries, end, .. }) if entries.len() > 1 => {
                     entries.truncate(entries.len() / 2);
                     *end = false;
+                    answer.grants.truncate(entries.len() + 1);
                 }
                 _ => {
                     tracing::error!(len = bytes.len(), "an answer is too large");
-                    reply = Err(Errno::E2BIG);
+                    answer = Answer::bare(Err(Errno::E2BIG));
                 }
             },
             Err(error) => {
                 tracing::error!(%error, "an answer cannot be encoded");
-                reply = Err(Errno::EIO);
+                answer = Answer::bare(Err(Errno::EIO));
             }
         }
     }
@@ -147,6 +149,9 @@ fn name(request: &Request) -> &'static str {
         Request::Renew => "renew",
         Request::Mutate(_) => "mutate",
         Request::Status => "status",
+        Request::Acquire { .. } => "acquire",
+        Request::Release { .. } => "release",
+        Request::Reclaim { .. } => "reclaim",
     }
 }
 
@@ -183,9 +188,10 @@ mod tests {
             attr: None,
         };
         let entries: Vec<_> = (0..10_000).map(entry).collect();
-        let bytes = bytes_of(Ok(Response::Listing { entries, end: true, parent: Ino(1) }));
+        let listing = Response::Listing { entries, end: true, parent: Ino(1) };
+        let bytes = bytes_of(Answer::bare(Ok(listing)));
         assert!(bytes.len() <= MAX_REPLY_BYTES);
-        match codec::decode::<Reply>(&bytes).unwrap() {
+        match codec::decode::<Answer>(&bytes).unwrap().reply {
             Ok(Response::Listing { entries, end: false, .. }) => assert_eq!(entries.len(), 2_500),
             other => panic!("{other:?}"),
         }

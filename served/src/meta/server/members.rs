@@ -1,29 +1,16 @@
-//! Who uses a volume, and who may think to be alone there.
-//!
-//! A session that is alone is told so and caches everything. When another one joins, each session
-//! that may think to be alone is called ([`Push::Share`]): it sends what it has, drops what it
-//! cached, and only then answers; the newcomer's greeting waits for that, and while it does not come
-//! is told to try again. However long that takes: a session ends only when it is silent for its term.
-//! When all others have gone, a session stays shared until it connects anew.
-//!
-//! A session is entered into the store only after all others have been told. So when a restart
-//! finds one session in the store, it may think to be alone; when it finds more, none does.
+//! Who uses a volume: sessions, their connections, and their signs of life.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use netfs_common::codec;
 use netfs_common::id::SessionId;
-use netfs_common::net::{CallError, Link};
-use netfs_common::wire::meta::{Push, PushReply};
+use netfs_common::net::Link;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::meta::sessions::Sessions;
 
-/// A session that has not made room is told again after this time, at the latest.
-const TELL_AGAIN: Duration = Duration::from_secs(600);
 /// So many sessions that were ended by their clients are remembered.
 const MAX_ENDED: usize = 1024;
 
@@ -32,7 +19,7 @@ const MAX_ENDED: usize = 1024;
 pub(super) struct Members {
     start: Instant,
     inner: Mutex<Inner>,
-    /// Told whenever a session has become shared or has ended.
+    /// Told whenever a session has got a connection or has ended.
     changed: Notify,
 }
 
@@ -53,9 +40,6 @@ struct Member {
     owner: String,
     entry: Entry,
     link: Option<(LinkId, Link)>,
-    maybe_alone: bool,
-    /// It is being told otherwise.
-    telling: bool,
 }
 
 /// One connection of a session; a session's newer connection replaces its older one.
@@ -76,26 +60,14 @@ pub(super) enum NotAdmitted {
     Ended,
 }
 
-/// What telling a session has come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Told {
-    /// It has acted on it.
-    Done,
-    /// The connection was lost: it comes back and is told again, or its term ends.
-    Lost,
-    /// It has answered with nonsense.
-    Nonsense,
-}
-
 impl Members {
     /// `known`: the sessions found in the store. Each has a full term to come back.
     pub(super) fn new(term: Duration, known: Vec<(SessionId, String, String)>) -> Members {
         let mut sessions = Sessions::new(term);
         let mut members = HashMap::new();
-        let maybe_alone = known.len() == 1;
         for (id, description, owner) in known {
             sessions.seen(id, Duration::ZERO);
-            members.insert(id, Member { description, owner, maybe_alone, ..Member::default() });
+            members.insert(id, Member { description, owner, ..Member::default() });
         }
         Members {
             start: Instant::now(),
@@ -232,13 +204,6 @@ impl Members {
         self.lock().members.keys().filter(|other| **other != id).copied().collect()
     }
 
-    /// Whom `id` has to wait for: one of those who may think to be alone.
-    pub(super) fn maybe_alone(&self, id: SessionId) -> Option<String> {
-        let inner = self.lock();
-        let mut holders = inner.members.iter().filter(|(other, m)| **other != id && m.maybe_alone);
-        holders.next().map(|(_, member)| member.description.clone())
-    }
-
     /// Lets go of all connections, at the server's end.
     pub(super) fn forget_links(&self) {
         self.lock().members.values_mut().for_each(|member| member.link = None);
@@ -262,82 +227,18 @@ impl Members {
         all
     }
 
-    /// Whether a session is alone now. If so, it is taken to know that from here on.
-    pub(super) fn claim_alone(&self, id: SessionId) -> bool {
-        let mut inner = self.lock();
-        let alone = inner.sessions.is_alone(id);
-        if alone && let Some(member) = inner.members.get_mut(&id) {
-            member.maybe_alone = true;
-        }
-        alone
-    }
-
-    /// Whether somebody other than `id` may think to be alone.
-    fn others_maybe_alone(&self, id: SessionId) -> bool {
-        self.lock().members.iter().any(|(other, m)| *other != id && m.maybe_alone)
-    }
-
-    /// The connected sessions that may think to be alone and are not, unless they are being told already.
-    /// The caller has to [`tell`](Self::tell) each.
-    pub(super) fn begin_telling(&self) -> Vec<(SessionId, Link)> {
-        let mut inner = self.lock();
-        let Inner { sessions, members, .. } = &mut *inner;
-        let wrong = members
-            .iter_mut()
-            .filter(|(id, m)| m.maybe_alone && !m.telling && !sessions.is_alone(**id));
-        wrong
-            .filter_map(|(id, member)| {
-                let (_, link) = member.link.as_ref()?;
-                member.telling = true;
-                Some((*id, link.clone()))
-            })
-            .collect()
-    }
-
-    fn told(&self, id: SessionId, done: bool) {
-        if let Some(member) = self.lock().members.get_mut(&id) {
-            member.telling = false;
-            member.maybe_alone &= !done;
-        }
-        self.changed.notify_waiters();
-    }
-
-    /// Waits until nobody but `id` thinks to be alone, or until `deadline`: then `false`. Sessions that
-    /// are not connected come back and are told, or their term ends; both wake the waiting.
-    pub(super) async fn wait_shared(&self, id: SessionId, deadline: Instant) -> bool {
+    /// The connection of a session, as soon as it has one; `None` when there is no such session any more.
+    pub(super) async fn link_of(&self, id: SessionId) -> Option<Link> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
             changed.as_mut().enable();
-            if !self.others_maybe_alone(id) {
-                return true;
+            match self.lock().members.get(&id) {
+                None => return None,
+                Some(Member { link: Some((_, link)), .. }) => return Some(link.clone()),
+                Some(_) => {}
             }
-            if tokio::time::timeout_at(deadline, changed).await.is_err() {
-                return !self.others_maybe_alone(id);
-            }
+            changed.await;
         }
-    }
-
-    /// Tells a session that it is no longer alone, and waits until it has acted on it.
-    pub(super) async fn tell(&self, id: SessionId, link: &Link) -> Told {
-        let told = match self.call_share(link).await {
-            Ok(PushReply::Done) => Told::Done,
-            // A deadline that has passed: it is told once more, for as long as it renews.
-            Err(CallError::Lost(_) | CallError::Closed | CallError::Deadline) => Told::Lost,
-            Err(error) => {
-                tracing::warn!(session = %id, %error, "a client has not made room for another");
-                Told::Nonsense
-            }
-        };
-        self.told(id, told == Told::Done);
-        told
-    }
-
-    async fn call_share(&self, link: &Link) -> Result<PushReply, CallError> {
-        let nonsense = |e: codec::CodecError| CallError::Protocol(e.to_string().into());
-        let deadline = std::time::Instant::now() + TELL_AGAIN;
-        let push = codec::encode(&Push::Share).map_err(nonsense)?;
-        let reply = link.call(push.into(), deadline).await?;
-        codec::decode(&reply).map_err(nonsense)
     }
 }

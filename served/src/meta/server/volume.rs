@@ -4,13 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
-use netfs_common::attr::Timestamp;
+use netfs_common::attr::{Attr, FileKind, Timestamp};
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, SessionId};
 use netfs_common::net::Link;
 use netfs_common::warn_rarely;
 use netfs_common::wire::Hello;
-use netfs_common::wire::meta::{Mutation, Op, Reply, Request, Response, StatFs, VolumeStatus};
+use netfs_common::wire::lease::{Grant, Lease};
+use netfs_common::wire::meta::{
+    Answer, MAX_BATCH, Mutation, Op, Reply, Request, Response, StatFs, VolumeStatus,
+};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::time::Instant;
 
@@ -19,20 +22,17 @@ use super::client::Client;
 use super::data_link::DataLink;
 use super::deletions;
 use super::lookups::Lookups;
-use super::members::{Entry, LinkId, Members, NotAdmitted, Told};
+use super::leasing::Leasing;
+use super::members::{Entry, LinkId, Members, NotAdmitted};
 use super::trims::Trims;
 use super::volumes::{self, VolumeError};
+use super::wants::{self, Leaves};
 use crate::flusher::Flusher;
 use crate::greeting::Refusal;
 use crate::meta::command::{Action, Command, Settings};
 use crate::meta::engine::Engine;
 use crate::meta::namespace::MAX_SESSIONS;
 
-/// A newcomer's greeting waits this long for others to make room; it is to try again then. Less than
-/// the client's own patience with a greeting, so that it learns the reason.
-const JOIN_PATIENCE: Duration = Duration::from_secs(4);
-/// Before a client whose connection was lost is told again.
-const RETELL: Duration = Duration::from_millis(100);
 /// How often it is looked whether the store has caught up.
 const CATCH_UP: Duration = Duration::from_millis(5);
 /// How often sessions and the log's length are looked at.
@@ -47,7 +47,8 @@ pub(super) struct Volume {
     name: String,
     pub(super) engine: Arc<Engine>,
     pub(super) data: Arc<DataLink>,
-    members: Members,
+    pub(super) members: Members,
+    pub(super) leasing: Leasing,
     pub(super) trims: Trims,
     lookups: Lookups,
     /// Held by whoever makes a change, in the order of arrival.
@@ -68,19 +69,17 @@ pub(super) struct Volume {
 
 /// Why the server ends a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ends {
+pub(super) enum Ends {
     /// It has not been heard of for its term.
     Silent,
-    /// It answers with nonsense when it is told to make room.
-    Nonsense,
+    /// It renews itself, and does not give back what it is asked for.
+    Unresponsive,
 }
 
 /// What a greeting has come to.
 pub(super) struct Joined {
     /// The session was there before.
     pub(super) resumed: bool,
-    /// It is the only one.
-    pub(super) exclusive: bool,
     /// What its calls come with.
     pub(super) entry: Entry,
 }
@@ -107,7 +106,9 @@ impl Volume {
         known.iter().for_each(|(id, ..)| lookups.found(*id, next));
         let flushed = engine.clone();
         let flusher = Flusher::start(options.flush_interval, move || flushed.flush(flushed.last()));
+        let before: Vec<_> = known.iter().map(|(id, ..)| *id).collect();
         let volume = Arc::new(Volume {
+            leasing: Leasing::new(&before),
             members: Members::new(options.term, known),
             trims: Trims::default(),
             lookups,
@@ -126,6 +127,7 @@ impl Volume {
         });
         volume.begin_trims().map_err(failed)?;
         tokio::spawn(volume.clone().keep_time());
+        tokio::spawn(volume.clone().keep_lease_time());
         tokio::spawn(deletions::work_off(volume.clone()));
         tokio::spawn(volume.clone().reap());
         Ok(volume)
@@ -206,19 +208,8 @@ impl Volume {
                 NotAdmitted::Ended => Refusal::Limit("the session has ended".into()),
             })
         };
-        let mut entry = enter()?;
+        let entry = enter()?;
         if !resumed {
-            self.tell_all();
-            if !self.members.wait_shared(id, Instant::now() + JOIN_PATIENCE).await {
-                let holder = self.members.maybe_alone(id).unwrap_or_default();
-                let text =
-                    format!("another client ({holder}) has not yet written back what it holds");
-                return Err(Refusal::Unavailable(text));
-            }
-            // It may have waited for longer than its term.
-            if !self.members.seen(id, entry) {
-                entry = enter()?;
-            }
             let next = self.engine.counters().map_err(failed)?.next_ino;
             let (description, owner) = (hello.client.clone(), owner.to_owned());
             let open = Action::OpenSession { id, description, owner };
@@ -237,7 +228,7 @@ impl Volume {
             // What the client is told to be done is done in this session, so it must last as long.
             self.flush_to(index).await.map_err(failed)?;
         }
-        Ok(Joined { resumed, exclusive: self.members.claim_alone(id), entry })
+        Ok(Joined { resumed, entry })
     }
 
     /// The client has its welcome.
@@ -247,9 +238,7 @@ impl Volume {
         entry: Entry,
         link: Link,
     ) -> Option<LinkId> {
-        let link_id = self.members.connected(id, entry, link);
-        self.tell_all();
-        link_id
+        self.members.connected(id, entry, link)
     }
 
     pub(super) fn disconnected(&self, id: SessionId, link_id: LinkId) {
@@ -259,25 +248,6 @@ impl Volume {
     /// Lets go of all connections.
     pub(super) fn forget_links(&self) {
         self.members.forget_links();
-    }
-
-    /// Tells everybody who may think to be alone and is not. Whoever renews its session has all the time that it
-    /// needs to write back what it holds; whoever answers with nonsense loses it.
-    fn tell_all(self: &Arc<Self>) {
-        for (id, link) in self.members.begin_telling() {
-            let volume = self.clone();
-            tokio::spawn(async move {
-                match volume.members.tell(id, &link).await {
-                    Told::Done => {}
-                    Told::Lost => {
-                        // It may have come back already, when this was still under way.
-                        tokio::time::sleep(RETELL).await;
-                        volume.tell_all();
-                    }
-                    Told::Nonsense => volume.expire(id, Ends::Nonsense).await,
-                }
-            });
-        }
     }
 
     /// Removes what ended sessions have left, a step at a time, so that others get their turn.
@@ -298,7 +268,7 @@ impl Volume {
         }
     }
 
-    async fn expire(&self, id: SessionId, why: Ends) {
+    pub(super) async fn expire(self: &Arc<Self>, id: SessionId, why: Ends) {
         let turn = self.my_turn().await;
         // It may have been heard of while this was waiting.
         if why == Ends::Silent && !self.members.expired().contains(&id) {
@@ -312,6 +282,7 @@ impl Volume {
             Ok(_) | Err(Errno::ESHUTDOWN) => {
                 self.lookups.end(id);
                 self.ended.notify_waiters();
+                self.end_leases(id);
                 tracing::warn!(volume = %self.name, session = %id, ?why, "session ended by the server");
                 if let Some(link) = self.members.left(id) {
                     link.close();
@@ -370,45 +341,180 @@ impl Volume {
     }
 
     /// Answers a client's call. Up to the first wait it does so in the order of arrival.
-    pub(super) async fn answer(self: &Arc<Self>, client: &Client, request: Request) -> Reply {
+    pub(super) async fn answer(self: &Arc<Self>, client: &Client, request: Request) -> Answer {
         if !self.members.seen(client.session, client.entry) {
-            return Err(Errno::ESHUTDOWN);
+            return Answer::bare(Err(Errno::ESHUTDOWN));
         }
-        match request {
+        let mut grants = Vec::new();
+        let reply = match request {
             Request::Renew => Ok(Response::Done),
-            Request::Sync => {
-                self.flush_to(self.engine.last()).await?;
-                Ok(Response::Done)
-            }
+            Request::Sync => self.flush_to(self.engine.last()).await.map(|()| Response::Done),
             Request::StatFs => self.statfs().await,
-            Request::Mutate(mutation) => {
-                let reply = self.mutate(client, mutation).await?;
-                self.lookups.note(client.session, &reply);
-                Ok(reply)
+            Request::Mutate(mutation) => self.mutate(client, mutation, &mut grants).await,
+            Request::Release { inos } => self.release_leases(client.session, &inos),
+            Request::Reclaim { leases, done } => {
+                self.reclaim_leases(client.session, &leases, done, &mut grants)
             }
             // Answered by whoever knows all volumes.
             Request::Status => Err(Errno::EINVAL),
-            read => {
-                let reply = self.read(&read).await?;
-                self.lookups.note(client.session, &reply);
-                Ok(reply)
-            }
+            read => self.read(client.session, &read, &mut grants).await,
+        };
+        if let Ok(response) = &reply {
+            self.lookups.note(client.session, response);
         }
+        Answer { reply, grants }
     }
 
-    async fn read(&self, request: &Request) -> Reply {
+    async fn read(
+        self: &Arc<Self>,
+        session: SessionId,
+        request: &Request,
+        grants: &mut Vec<Grant>,
+    ) -> Reply {
+        let mut place = None;
         loop {
-            let reply = self.engine.read(request).unwrap_or(Err(Errno::EINVAL));
-            let Ok(response) = &reply else { return reply };
-            let cutting = self.trims.shown_in(response);
-            if cutting.is_empty() {
-                return reply;
+            let mut reply = self.engine.read(request).unwrap_or(Err(Errno::EINVAL));
+            if let Ok(response) = &reply {
+                let cutting = self.trims.shown_in(response);
+                if !cutting.is_empty() {
+                    self.trims.wait(&cutting).await?;
+                    continue;
+                }
             }
-            self.trims.wait(&cutting).await?;
+            match self.may_run(session, &wants::of_question(request, &reply), place.take()) {
+                Ok(()) => {
+                    self.grant(session, request, &mut reply, grants);
+                    return reply;
+                }
+                Err((waits, ready)) => {
+                    waits.ready(ready).await;
+                    place = Some(waits);
+                }
+            }
         }
     }
 
-    async fn mutate(self: &Arc<Self>, client: &Client, mutation: Mutation) -> Reply {
+    /// Gives what may be kept of an answer.
+    fn grant(
+        &self,
+        session: SessionId,
+        request: &Request,
+        reply: &mut Reply,
+        grants: &mut Vec<Grant>,
+    ) {
+        let now = self.leasing.now();
+        let mut table = self.leasing.table();
+        if let Ok(Response::Listing { entries, .. }) = reply {
+            // What somebody else may be changing is shown without attributes.
+            for entry in entries.iter_mut().filter(|e| e.attr.is_some()) {
+                if !table.is_free(session, &[wants::of_entry(entry.ino)]) {
+                    entry.attr = None;
+                }
+            }
+        }
+        for (ino, lease) in wants::granted_with(request, reply) {
+            grants.extend(table.grant(now, session, ino, lease));
+        }
+    }
+
+    fn release_leases(self: &Arc<Self>, session: SessionId, inos: &[Ino]) -> Reply {
+        if inos.len() > MAX_BATCH {
+            return Err(Errno::E2BIG);
+        }
+        self.leasing.table().release(self.leasing.now(), session, inos);
+        self.work_off_leases();
+        Ok(Response::Done)
+    }
+
+    fn reclaim_leases(
+        self: &Arc<Self>,
+        session: SessionId,
+        leases: &[(Ino, Lease)],
+        done: bool,
+        grants: &mut Vec<Grant>,
+    ) -> Reply {
+        if leases.len() > MAX_BATCH {
+            return Err(Errno::E2BIG);
+        }
+        let now = self.leasing.now();
+        let mut table = self.leasing.table();
+        grants.extend(table.reclaim(now, session, leases));
+        if done {
+            table.reclaimed(now, session);
+        }
+        drop(table);
+        self.work_off_leases();
+        Ok(Response::Done)
+    }
+
+    /// A session is over: others get what it held.
+    fn end_leases(self: &Arc<Self>, session: SessionId) {
+        self.leasing.table().end(self.leasing.now(), session);
+        self.work_off_leases();
+    }
+
+    /// Makes a change when nobody else's leases stand against it and its turn has come; gives what may be kept of the answer.
+    async fn change(
+        self: &Arc<Self>,
+        session: SessionId,
+        command: Command,
+        grants: &mut Vec<Grant>,
+    ) -> (LogIndex, Reply) {
+        let mut place = None;
+        loop {
+            let turn = self.my_turn().await;
+            let wants = match &command.action {
+                Action::Mutate { op, .. } => wants::of_change(&self.engine, op),
+                _ => Ok((Vec::new(), Leaves::AsItWas)),
+            };
+            let (wants, leaves) = match wants {
+                Ok(wants) => wants,
+                Err(errno) => return (LogIndex(0), Err(errno)),
+            };
+            match self.may_run(session, &wants, place.take()) {
+                Ok(()) => {
+                    let (index, reply) = self.engine.execute(command);
+                    if let Ok(Response::Changed { target, attrs }) = &reply {
+                        self.grant_changed(session, leaves, *target, attrs, grants);
+                    }
+                    return (index, reply);
+                }
+                Err((waits, ready)) => {
+                    drop(turn);
+                    waits.ready(ready).await;
+                    place = Some(waits);
+                }
+            }
+        }
+    }
+
+    fn grant_changed(
+        &self,
+        session: SessionId,
+        leaves: Leaves,
+        target: Option<Ino>,
+        attrs: &[Attr],
+        grants: &mut Vec<Grant>,
+    ) {
+        let now = self.leasing.now();
+        let mut table = self.leasing.table();
+        for attr in attrs {
+            let own = Some(attr.ino) == target && attr.kind == FileKind::File;
+            if own && leaves == Leaves::Clean {
+                table.wrote_in_order(attr.ino);
+            }
+            let writes = own && leaves != Leaves::AsItWas;
+            let lease = if writes { Lease::Write } else { Lease::Read };
+            grants.extend(table.grant(now, session, attr.ino, lease));
+        }
+    }
+
+    async fn mutate(
+        self: &Arc<Self>,
+        client: &Client,
+        mutation: Mutation,
+        grants: &mut Vec<Grant>,
+    ) -> Reply {
         let Mutation { seq, answered, time, sync, op } = mutation;
         let time = client.clock.date(time, &client.description);
         let ends = matches!(op, Op::EndSession);
@@ -422,7 +528,8 @@ impl Volume {
             _ => Vec::new(),
         };
         let action = Action::Mutate { session: client.session, seq, answered, op };
-        let (index, reply) = self.execute(Command { time, action }).await;
+        let command = Command { time, action };
+        let (index, reply) = self.change(client.session, command, grants).await;
         // Before anything is waited for: nobody may be shown a file that is yet to be cut.
         if may_cut {
             self.begin_trims()?;
@@ -434,6 +541,7 @@ impl Volume {
         if ends && reply.is_ok() {
             // The connection is left to the client, which closes it when it has the answer.
             self.members.ended(client.session);
+            self.end_leases(client.session);
             self.lookups.end(client.session);
             self.ended.notify_waiters();
         }

@@ -1,0 +1,254 @@
+//! Leases: getting the one for writing, and giving back what the server recalls.
+//!
+//! A recall is answered when nothing of what becomes untrue can be served any more, by the kernel neither. Two rules keep
+//! clients from waiting for each other in a circle:
+//!
+//! - Nobody waits for a lease while holding a gate of an inode. What is done under a gate is covered by leases that are held, and the server
+//!   lets it pass whoever waits. So a recall of a write lease, which takes the gate, gets it.
+//! - The kernel locks pages for a read or write that waits here for a lease, and to take back those pages would wait for it. They
+//!   hold nothing that could be read: not yet filled, or not yet written. So they are left out ([`Vfs::take_pages`]). Names
+//!   that the kernel cannot take back at once, because a call in their directory waits, expire together with all others, which needs no lock.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use netfs_common::errno::Errno;
+use netfs_common::wire::lease::{Lease, Names, Recall, Scope};
+use netfs_common::wire::meta::Request;
+use tokio::task::JoinSet;
+use tracing::error;
+
+use super::{KernelCache, Vfs};
+use crate::cache::Node;
+
+/// A notification that takes longer waits for a lock of the kernel.
+const BLOCKED: Duration = Duration::from_millis(2);
+/// The kernel's pages.
+const PAGE: u64 = 4096;
+/// The most recalls of one message that are worked on at once.
+const MAX_AT_ONCE: usize = 64;
+
+/// A part of a file that the kernel has locked for a request which waits for a lease.
+pub(super) struct Pinned<'a> {
+    node: &'a Node,
+    range: (u64, u64),
+}
+
+impl<'a> Pinned<'a> {
+    pub(super) fn new(node: &'a Node, offset: u64, len: u64) -> Pinned<'a> {
+        let end = offset.saturating_add(len);
+        let range = (offset - offset % PAGE, end.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX));
+        node.state().pinned.push(range);
+        Pinned { node, range }
+    }
+}
+
+impl Drop for Pinned<'_> {
+    fn drop(&mut self) {
+        let mut state = self.node.state();
+        if let Some(at) = state.pinned.iter().position(|r| *r == self.range) {
+            state.pinned.swap_remove(at);
+        }
+    }
+}
+
+impl Vfs {
+    /// The file may be changed without asking.
+    pub(super) fn owns(&self, node: &Node) -> bool {
+        let state = node.state();
+        state.owned() && self.cache.live()
+    }
+
+    /// Waits for the write lease. It may be gone again by the time a gate is held: then this is called once more, without the
+    /// gate.
+    ///
+    /// # Errors
+    /// As [`crate::session::Session::ask`].
+    pub(super) async fn own(&self, node: &Arc<Node>) -> Result<(), Errno> {
+        loop {
+            if node.state().giving {
+                // Until it is given back.
+                drop(node.gates().giving.lock().await);
+            }
+            if self.owns(node) && !node.state().giving {
+                return Ok(());
+            }
+            let _asking = node.gates().lease.lock().await;
+            if self.owns(node) {
+                continue;
+            }
+            self.up()?;
+            self.ask_node(node, Request::Acquire { ino: node.ino }).await?;
+            // Recalled already, or not granted: the server makes everybody wait in turn.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// The `io` gate of a file, exclusively and under the write lease.
+    pub(super) async fn owned<'a>(
+        &self,
+        node: &'a Arc<Node>,
+    ) -> Result<tokio::sync::RwLockWriteGuard<'a, ()>, Errno> {
+        loop {
+            self.own(node).await?;
+            let io = node.gates().io.write().await;
+            if self.owns(node) {
+                return Ok(io);
+            }
+        }
+    }
+
+    /// Gives back what the server wants, all of it before this returns.
+    pub(super) async fn give_all_back(self: &Arc<Self>, recalls: Vec<Recall>) {
+        let mut work = JoinSet::new();
+        for recall in recalls {
+            if work.len() >= MAX_AT_ONCE {
+                work.join_next().await;
+            }
+            let this = Arc::clone(self);
+            work.spawn(async move { this.give_back(recall).await });
+        }
+        while work.join_next().await.is_some() {}
+        self.recalls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    async fn give_back(self: &Arc<Self>, recall: Recall) {
+        let Recall { ino, keep, stale } = recall;
+        let node = self.cache.table.obtain(ino);
+        let stale = if keep.is_none() { Scope::all() } else { stale };
+        let _giving = node.gates().giving.lock().await;
+        let writes = node.state().lease == Some(Lease::Write) && keep != Some(Lease::Write);
+        if writes {
+            node.state().giving = true;
+            self.send_before(&node, &stale, keep).await;
+        } else {
+            self.cache.recalled(&node, keep, stale.attrs);
+        }
+        self.forget_stale(&node, &stale).await;
+        node.state().giving = false;
+    }
+
+    /// Sends and reports what a file has buffered, and ends the write lease.
+    async fn send_before(self: &Arc<Self>, node: &Arc<Node>, stale: &Scope, keep: Option<Lease>) {
+        if stale.data.is_some() {
+            // What programs have stored in mappings comes as writes.
+            self.take_pages(node, 0, u64::MAX).await;
+        }
+        let _io = node.gates().io.write().await;
+        let sent = async {
+            self.writeback.drain(node, false).await?;
+            self.writeback.flush_node(node).await?;
+            self.writeback.report(node, false).await
+        };
+        if let Err(errno) = sent.await
+            && !self.is_down()
+        {
+            // Whoever has it open is told by the inode's log.
+            error!(ino = %node.ino, %errno, "a file is given to another client without all that was written to it");
+        }
+        self.cache.recalled(node, keep, stale.attrs);
+    }
+
+    /// Drops what becomes untrue, here and in the kernel.
+    async fn forget_stale(&self, node: &Arc<Node>, stale: &Scope) {
+        let names = self.cache.recall_names(node, &stale.names);
+        if stale.xattrs {
+            self.cache.xattrs_moved(node);
+        }
+        if stale.data.is_some() {
+            self.cache.drop_content(node.ino);
+        }
+        let Some(kernel) = self.kernel.get().cloned() else { return };
+        let listing = !matches!(stale.names, Names::None);
+        let told = async {
+            if !names.is_empty() {
+                take_names(&*kernel, node, &names).await;
+            }
+        };
+        let dropped = async {
+            if let Some((from, to)) = stale.data {
+                self.take_pages(node, from, to).await;
+            } else if listing {
+                // The pages of a directory are its listing.
+                self.take_pages(node, 0, u64::MAX).await;
+            } else if stale.attrs || stale.xattrs {
+                // An error means that there is no kernel any more.
+                let _ = kernel.drop_attr(node.ino).await;
+            }
+        };
+        tokio::join!(told, dropped);
+    }
+
+    /// Has the kernel drop pages of a range, and the attributes. Pages that it has locked for requests which wait here for a
+    /// lease may stay: there is nothing to be read in them.
+    async fn take_pages(&self, node: &Node, from: u64, to: u64) {
+        let Some(kernel) = self.kernel.get() else { return };
+        let mut attempts = JoinSet::new();
+        let mut pause = BLOCKED;
+        let whole = kernel.drop_data(node.ino, from, to.saturating_sub(from));
+        attempts.spawn(async move {
+            let _ = whole.await;
+        });
+        while tokio::time::timeout(pause, attempts.join_next()).await.is_err() {
+            pause *= 2;
+            let parts = around(&node.state().pinned, from, to);
+            let parts: Vec<_> =
+                parts.iter().map(|(a, b)| kernel.drop_data(node.ino, *a, b - a)).collect();
+            attempts.spawn(async move {
+                for part in parts {
+                    let _ = part.await;
+                }
+            });
+        }
+        attempts.detach_all();
+    }
+}
+
+/// Has the kernel ask again for names.
+async fn take_names(kernel: &dyn KernelCache, dir: &Node, names: &[netfs_common::name::Name]) {
+    let calls: Vec<_> = names.iter().map(|name| kernel.drop_name(dir.ino, name)).collect();
+    let all = async {
+        for call in calls {
+            // An error means that there is no kernel any more.
+            let _ = call.await;
+        }
+    };
+    if tokio::time::timeout(BLOCKED, all).await.is_err() {
+        let _ = kernel.drop_all_names().await;
+    }
+}
+
+/// A range without parts of it.
+fn around(pinned: &[(u64, u64)], from: u64, to: u64) -> Vec<(u64, u64)> {
+    let mut pinned = pinned.to_vec();
+    pinned.sort_unstable();
+    let (mut at, mut parts) = (from, Vec::new());
+    for (start, end) in pinned {
+        if start >= to {
+            break;
+        }
+        if start > at {
+            parts.push((at, start));
+        }
+        at = at.max(end);
+    }
+    if at < to {
+        parts.push((at, to));
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_left_without_what_is_pinned() {
+        assert_eq!(around(&[], 0, 100), [(0, 100)]);
+        assert_eq!(around(&[(50, 60), (10, 20), (15, 30)], 0, 100), [(0, 10), (30, 50), (60, 100)]);
+        assert_eq!(around(&[(0, 4096)], 100, 200), []);
+        assert_eq!(around(&[(90, 300)], 0, 100), [(0, 90)]);
+        assert_eq!(around(&[(200, 300)], 0, 100), [(0, 100)]);
+    }
+}
