@@ -70,6 +70,8 @@ pub struct State {
     pub valid: bool,
     /// Parts of the file that the kernel has locked for reads and writes which wait here for a lease.
     pub pinned: Vec<(u64, u64)>,
+    /// Reads that are being answered under a lease.
+    pub filling: usize,
     /// Of a directory: others change names in it, until this time since boot; the kernel is given none to keep.
     pub contended: Duration,
     /// Change counter, see [`crate::cache`].

@@ -7,7 +7,7 @@ use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Ino};
 use tokio::task::JoinSet;
 
-use super::recall::Pinned;
+use super::recall::{Filling, Pinned};
 use super::{ReadData, Vfs};
 use crate::cache::{Node, State};
 use crate::writeback::Content;
@@ -102,6 +102,7 @@ impl Vfs {
                     continue;
                 }
             }
+            let _filling = Filling::new(node);
             // The buffers first, the server second: what leaves the buffers in between is at the
             // server by then. The other way round it could be missed in both.
             let Some(plan) = self.plan_read(node, offset, size) else { return Err(Errno::EIO) };

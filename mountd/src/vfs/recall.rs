@@ -17,17 +17,36 @@ use netfs_common::errno::Errno;
 use netfs_common::wire::lease::{Lease, Names, Recall, Scope};
 use netfs_common::wire::meta::Request;
 use tokio::task::JoinSet;
-use tracing::error;
+use tokio::time::Instant;
+use tracing::{debug, error};
 
 use super::{KernelCache, Vfs};
 use crate::cache::Node;
 
 /// A notification that takes longer waits for a lock of the kernel.
 const BLOCKED: Duration = Duration::from_millis(2);
+/// For so long it is tried to take back pages that no read is about to fill.
+const PATIENCE: Duration = Duration::from_millis(50);
 /// The kernel's pages.
 const PAGE: u64 = 4096;
 /// The most recalls of one message that are worked on at once.
 const MAX_AT_ONCE: usize = 64;
+
+/// A read that is being answered: the kernel has pages locked, and will fill them.
+pub(super) struct Filling<'a>(&'a Node);
+
+impl<'a> Filling<'a> {
+    pub(super) fn new(node: &'a Node) -> Filling<'a> {
+        node.state().filling += 1;
+        Filling(node)
+    }
+}
+
+impl Drop for Filling<'_> {
+    fn drop(&mut self) {
+        self.0.state().filling -= 1;
+    }
+}
 
 /// A part of a file that the kernel has locked for a request which waits for a lease.
 pub(super) struct Pinned<'a> {
@@ -182,6 +201,10 @@ impl Vfs {
 
     /// Has the kernel drop pages of a range, and the attributes. Pages that it has locked for requests which wait here for a
     /// lease may stay: there is nothing to be read in them.
+    ///
+    /// One case is left that would last for ever: pages that were stored to through a mapping and that the kernel holds back because the
+    /// file is being cut, while the cut waits for the lease. They go when the cut is done; until then they may show what was
+    /// stored in them.
     async fn take_pages(&self, node: &Node, from: u64, to: u64) {
         let Some(kernel) = self.kernel.get() else { return };
         let mut attempts = JoinSet::new();
@@ -190,7 +213,12 @@ impl Vfs {
         attempts.spawn(async move {
             let _ = whole.await;
         });
+        let begun = Instant::now();
         while tokio::time::timeout(pause, attempts.join_next()).await.is_err() {
+            if begun.elapsed() > PATIENCE && node.state().filling == 0 {
+                debug!(ino = %node.ino, "the kernel takes long to drop pages of a file that another client wants");
+                break;
+            }
             pause *= 2;
             let parts = around(&node.state().pinned, from, to);
             let parts: Vec<_> =
