@@ -62,6 +62,8 @@ pub struct VolumeInfo {
     /// The session was known already: a reconnect, and not a new session in place of one that
     /// has ended.
     pub resumed: bool,
+    /// Other clients have the volume mounted; see [`crate::wire::meta::Push::Company`].
+    pub others: bool,
     /// For how long the session lives without a sign of life, in milliseconds.
     pub term_ms: u32,
     /// What earlier lives of the server have answered with a version above this is lost. Versions

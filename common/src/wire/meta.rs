@@ -414,6 +414,11 @@ pub struct VolumeStatus {
 /// A call of the server to a client.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Push {
+    /// Whether other clients have the volume mounted. It grants nothing: it only says how programs' writes are best taken.
+    Company {
+        /// There are others.
+        others: bool,
+    },
     /// What the client must give back, at most [`super::lease::MAX_RECALLS`]. It answers when it has.
     Recall(Vec<Recall>),
 }

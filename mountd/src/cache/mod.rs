@@ -150,7 +150,8 @@ impl Cache {
 
     /// Inodes on which there are leases, for reading and for writing.
     pub fn leases(&self) -> (u64, u64) {
-        let held = |lease| self.table.all().iter().filter(|n| n.state().lease == Some(lease)).count();
+        let held =
+            |lease| self.table.all().iter().filter(|n| n.state().lease == Some(lease)).count();
         (held(Lease::Read) as u64, held(Lease::Write) as u64)
     }
 
@@ -386,18 +387,20 @@ impl Cache {
         let gone: Vec<Name> = match which {
             Names::None => return Vec::new(),
             Names::Some(some) => some.clone(),
-            Names::All => {
-                names.iter().filter(|((d, _), _)| *d == dir.ino).map(|((_, n), _)| n.clone()).collect()
-            }
+            Names::All => names
+                .iter()
+                .filter(|((d, _), _)| *d == dir.ino)
+                .map(|((_, n), _)| n.clone())
+                .collect(),
         };
         let mut state = dir.state();
         state.changes = self.table.next_stamp();
         state.complete = false;
         state.contended = since_boot() + CONTENDED;
         drop(state);
-        let popped = gone.into_iter().filter(|name| {
-            names.pop(&(dir.ino, name.clone())).is_some_and(|known| known.told)
-        });
+        let popped = gone
+            .into_iter()
+            .filter(|name| names.pop(&(dir.ino, name.clone())).is_some_and(|known| known.told));
         popped.collect()
     }
 

@@ -72,6 +72,10 @@ pub struct State {
     pub pinned: Vec<(u64, u64)>,
     /// Reads that are being answered under a lease.
     pub filling: usize,
+    /// Reads that have been: the kernel may have pages since.
+    pub filled: u64,
+    /// A write past the kernel's pages is being taken: reads wait for it.
+    pub passing: usize,
     /// Of a directory: others change names in it, until this time since boot; the kernel is given none to keep.
     pub contended: Duration,
     /// Change counter, see [`crate::cache`].

@@ -62,7 +62,11 @@ impl Answers for Facts {
         let server = if stats.connected { "connected" } else { "cannot be reached" };
         let _ = writeln!(text, "  server:     {server}");
         let (read, write) = stats.leases;
-        let _ = writeln!(text, "  leases:     {read} to read, {write} to write; {} recalls", stats.recalls);
+        let _ = writeln!(
+            text,
+            "  leases:     {read} to read, {write} to write; {} recalls",
+            stats.recalls
+        );
         let _ = writeln!(text, "  mounted:    {} s", self.since.elapsed().as_secs());
         let unsent = self.vfs.unsent();
         let _ = writeln!(text, "  unsent:     {} bytes in {} files", unsent.bytes, unsent.files);

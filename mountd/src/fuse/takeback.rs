@@ -80,7 +80,8 @@ impl TakeBack {
             inner.threads += 1;
             drop(inner);
             let this = Arc::clone(self);
-            let spawned = thread::Builder::new().name("netfs-takeback".into()).spawn(move || this.work());
+            let spawned =
+                thread::Builder::new().name("netfs-takeback".into()).spawn(move || this.work());
             if let Err(error) = spawned {
                 self.lock().threads -= 1;
                 tracing::error!(%error, "no thread to tell the kernel what is no longer true");

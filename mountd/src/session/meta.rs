@@ -67,6 +67,8 @@ pub trait SessionEvents: Send + Sync {
     fn lapsed(&self);
     /// Something must be given back; the answer goes out when the future is done.
     fn recall(self: Arc<Self>, recalls: Vec<Recall>) -> Answer<'static, ()>;
+    /// Whether others use the volume. Must not wait.
+    fn company(&self, others: bool);
     /// After a restart of the server, before [`SessionEvents::reconnected`]: the leases without which what is buffered would be
     /// lost. Must not wait.
     fn to_reclaim(&self) -> Vec<(Ino, Lease)>;
@@ -495,6 +497,7 @@ async fn drive(
         let events = session.events();
         let held = events.as_ref().map(|e| e.to_reclaim()).unwrap_or_default();
         if let Some(events) = &events {
+            events.company(session.volume().others);
             events.reconnected(what);
         }
         session.tell_alive();
@@ -559,6 +562,9 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
                 // In a task of its own: what is buffered is sent first, and renewals go on.
                 tokio::spawn(async move {
                     match call.push {
+                        Push::Company { others } => {
+                            if let Some(events) = events { events.company(others) }
+                        }
                         Push::Recall(recalls) => {
                             if let Some(events) = events { events.recall(recalls).await }
                         }
@@ -601,10 +607,7 @@ async fn watch_term(weak: Weak<Session>) {
 }
 
 /// Tells a server that was restarted what was held, before anything else is asked of it.
-async fn reclaim(
-    link: &dyn MetaLink,
-    held: Vec<(Ino, Lease)>,
-) -> Result<Vec<Grant>, DialError> {
+async fn reclaim(link: &dyn MetaLink, held: Vec<(Ino, Lease)>) -> Result<Vec<Grant>, DialError> {
     let mut grants = Vec::new();
     let mut batches: Vec<Vec<(Ino, Lease)>> = held.chunks(MAX_BATCH).map(<[_]>::to_vec).collect();
     if batches.is_empty() {

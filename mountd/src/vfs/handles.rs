@@ -15,6 +15,8 @@ use crate::session::lock;
 pub(super) struct Handle {
     pub(super) node: Arc<Node>,
     pub(super) flags: i32,
+    /// The kernel keeps no pages of what goes through it.
+    pub(super) direct: bool,
     /// Up to which failure of the inode this handle has been told.
     seen: Mutex<u64>,
     pub(super) dir: tokio::sync::Mutex<DirState>,
@@ -62,9 +64,9 @@ pub(super) struct Handles {
 }
 
 impl Handles {
-    pub(super) fn add(&self, node: Arc<Node>, flags: i32) -> u64 {
+    pub(super) fn add(&self, node: Arc<Node>, flags: i32, direct: bool) -> u64 {
         let seen = Mutex::new(node.state().failed.start());
-        let handle = Handle { node, flags, seen, dir: tokio::sync::Mutex::default() };
+        let handle = Handle { node, flags, direct, seen, dir: tokio::sync::Mutex::default() };
         let fh = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         lock(&self.open).insert(fh, Arc::new(handle));
         fh

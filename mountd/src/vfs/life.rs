@@ -141,7 +141,6 @@ impl Vfs {
             }
         }
     }
-
 }
 
 fn joined(outcome: Option<Result<Result<(), Errno>, tokio::task::JoinError>>) -> Result<(), Errno> {
@@ -181,10 +180,15 @@ impl SessionEvents for Vfs {
         Box::pin(async move { self.give_all_back(recalls).await })
     }
 
+    fn company(&self, others: bool) {
+        self.company.store(others, Ordering::SeqCst);
+    }
+
     fn to_reclaim(&self) -> Vec<(Ino, Lease)> {
         let held = |n: &Arc<crate::cache::Node>| {
             let state = n.state();
-            (state.lease == Some(Lease::Write) && state.file.is_some()).then_some((n.ino, Lease::Write))
+            (state.lease == Some(Lease::Write) && state.file.is_some())
+                .then_some((n.ino, Lease::Write))
         };
         self.cache.table.all().iter().filter_map(held).collect()
     }

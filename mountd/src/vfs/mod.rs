@@ -15,8 +15,8 @@ mod leave;
 mod life;
 mod names;
 mod open;
-mod recall;
 mod read;
+mod recall;
 mod space;
 mod types;
 mod write;
@@ -127,6 +127,8 @@ pub struct Vfs {
     down: AtomicBool,
     /// Recalls answered.
     recalls: AtomicU64,
+    /// Others use the volume.
+    company: AtomicBool,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -174,6 +176,7 @@ impl Vfs {
             instance: InstanceId(random()?),
         };
         let session = Session::open(config, dialer).await?;
+        let others = session.volume().others;
         let cache = Arc::new(Cache::new(options.cache));
         let writeback = Writeback::new(Arc::clone(&session), Arc::clone(&cache), options.writeback);
         let vfs = Arc::new(Vfs {
@@ -191,6 +194,7 @@ impl Vfs {
             space: Mutex::new(None),
             down: AtomicBool::new(false),
             recalls: AtomicU64::new(0),
+            company: AtomicBool::new(others),
         });
         let weak = Arc::downgrade(&vfs);
         vfs.session.set_events(weak.clone());

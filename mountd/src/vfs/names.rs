@@ -7,9 +7,7 @@ use netfs_common::attr::Attr;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::name::Name;
-use netfs_common::wire::meta::{
-    MAX_SYMLINK, NewInode, Op, RenameMode, Request, Response, granted,
-};
+use netfs_common::wire::meta::{MAX_SYMLINK, NewInode, Op, RenameMode, Request, Response, granted};
 
 use super::delivery::Referred;
 use super::{Caller, Entry, Looked, Opened, Vfs};

@@ -1,6 +1,7 @@
 //! Opening, closing and making durable.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use netfs_common::attr::{SetAttr, SetTime};
 use netfs_common::errno::Errno;
@@ -54,15 +55,26 @@ impl Vfs {
         let node = self.cache.table.obtain(ino);
         // Pages go when the lease does.
         let leased = self.served(&node).is_some();
+        let direct = self.past_pages(flags);
         Opened {
-            fh: self.handles.add(node, flags),
+            fh: self.handles.add(node, flags, direct),
             keep_cache: leased && self.keeps_pages(),
-            direct_io: false,
+            direct_io: direct,
             cache_dir: false,
             // A handle that cannot write has nothing to be told of at close. Its locks are the
             // kernel's own.
             noflush: flags & libc::O_ACCMODE == libc::O_RDONLY,
         }
+    }
+
+    /// Whether the kernel keeps no pages of what is read and written through a handle.
+    ///
+    /// The kernel puts what is written into its pages before it asks for permission, and shows it to others here while
+    /// the daemon still waits for the write lease: they would see it before other clients can. And it sends a write in pieces, page by page, which is
+    /// nothing for appends. So writers go past the pages while others use the volume, and those that append always.
+    fn past_pages(&self, flags: i32) -> bool {
+        let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
+        writes && (flags & libc::O_APPEND != 0 || self.company.load(Ordering::SeqCst))
     }
 
     /// A file descriptor is closed: tells of failures known by now. Data that is on its way does

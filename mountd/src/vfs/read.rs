@@ -53,8 +53,13 @@ impl Vfs {
             Ok(handle) => handle,
             Err(e) => return Some(Err(e)),
         };
-        if !self.cache.live() || !handle.node.state().valid {
-            return None;
+        {
+            let mut state = handle.node.state();
+            if !self.cache.live() || !state.valid || (state.passing > 0 && !handle.direct) {
+                return None;
+            }
+            // Counted before it is answered: a write past the pages looks at it.
+            state.filled += u64::from(!handle.direct);
         }
         let plan = self.plan_read(&handle.node, offset, u64::from(size))?;
         let data = match &plan.source {
@@ -82,9 +87,32 @@ impl Vfs {
         }
         let handle = self.handles.get(fh)?;
         let read = self.read_node(&handle.node, offset, u64::from(size));
+        let read = async {
+            if !handle.direct {
+                self.after_passing(&handle.node, offset, u64::from(size)).await;
+            }
+            read.await
+        };
         let data = self.patiently(read).await?;
         self.touch(&handle.node, handle.flags);
         Ok(ReadData(data))
+    }
+
+    /// Waits for writes past the kernel's pages that are being taken.
+    async fn after_passing(&self, node: &Node, offset: u64, size: u64) {
+        if node.state().passing == 0 {
+            return;
+        }
+        let _pinned = Pinned::new(node, offset, size);
+        loop {
+            let progress = node.gates().progress.notified();
+            tokio::pin!(progress);
+            progress.as_mut().enable();
+            if node.state().passing == 0 {
+                return;
+            }
+            progress.await;
+        }
     }
 
     pub(super) async fn read_node(

@@ -44,7 +44,26 @@ impl<'a> Filling<'a> {
 
 impl Drop for Filling<'_> {
     fn drop(&mut self) {
-        self.0.state().filling -= 1;
+        let mut state = self.0.state();
+        state.filling -= 1;
+        state.filled += 1;
+    }
+}
+
+/// A write past the kernel's pages that is being taken: reads that the kernel would keep wait for its end.
+pub(super) struct Passing<'a>(&'a Node);
+
+impl<'a> Passing<'a> {
+    pub(super) fn new(node: &'a Node) -> Passing<'a> {
+        node.state().passing += 1;
+        Passing(node)
+    }
+}
+
+impl Drop for Passing<'_> {
+    fn drop(&mut self) {
+        self.0.state().passing -= 1;
+        self.0.gates().progress.notify_waiters();
     }
 }
 
@@ -57,7 +76,8 @@ pub(super) struct Pinned<'a> {
 impl<'a> Pinned<'a> {
     pub(super) fn new(node: &'a Node, offset: u64, len: u64) -> Pinned<'a> {
         let end = offset.saturating_add(len);
-        let range = (offset - offset % PAGE, end.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX));
+        let range =
+            (offset - offset % PAGE, end.checked_next_multiple_of(PAGE).unwrap_or(u64::MAX));
         node.state().pinned.push(range);
         Pinned { node, range }
     }
@@ -205,7 +225,7 @@ impl Vfs {
     /// One case is left that would last for ever: pages that were stored to through a mapping and that the kernel holds back because the
     /// file is being cut, while the cut waits for the lease. They go when the cut is done; until then they may show what was
     /// stored in them.
-    async fn take_pages(&self, node: &Node, from: u64, to: u64) {
+    pub(super) async fn take_pages(&self, node: &Node, from: u64, to: u64) {
         let Some(kernel) = self.kernel.get() else { return };
         let mut attempts = JoinSet::new();
         let mut pause = BLOCKED;

@@ -4,19 +4,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use netfs_common::attr::{Attr, SetAttr};
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
+use netfs_common::wire::meta::Op;
 
 use super::Vfs;
 use super::attrs::MAX_SIZE;
 use super::handles::Handle;
-use super::recall::Pinned;
+use super::recall::{Passing, Pinned};
 use crate::cache::{self, Node};
 use crate::session::lock;
 use crate::writeback::Content;
 
 /// `FUSE_WRITE_CACHE`: the kernel writes back a page of a mapping, not a program.
 const WRITE_CACHE: u32 = 1;
+/// `FUSE_WRITE_KILL_SUIDGID`: the writer must not keep set-id bits. The kernel leaves them to us where
+/// it keeps no pages.
+const WRITE_KILL_SUIDGID: u32 = 4;
 /// With less free space than what is buffered and this much, writes go to the server at once, so
 /// that the program that fills the volume is told, and not one that has long closed its file.
 const SPACE_MARGIN: u64 = 64 << 20;
@@ -39,6 +44,7 @@ impl Vfs {
         let node = &handle.node;
         let ready = !self.is_down()
             && self.cache.live()
+            && !handle.direct
             && !through(flags)
             && !handle.has_failure()
             && !data.is_empty()
@@ -90,7 +96,8 @@ impl Vfs {
             if write_flags & WRITE_CACHE != 0 {
                 return this.put_mapped(&handle, offset, data, flags, write_flags).await;
             }
-            let pinned = Pinned::new(node, offset, data.len() as u64);
+            let filled = node.state().filled;
+            let pinned = (!handle.direct).then(|| Pinned::new(node, offset, data.len() as u64));
             this.writeback.wait_for_room().await?;
             let space = this.space_for(data.len() as u64).await?;
             if space && !through(flags) {
@@ -98,15 +105,17 @@ impl Vfs {
                     this.own(node).await?;
                     let _io = node.gates().io.read().await;
                     if this.owns(node) {
+                        let _passing = this.pass_pages(&handle, filled, write_flags).await?;
                         return this.put(&handle, offset, data, flags, write_flags);
                     }
                 }
             }
             let io = this.owned(node).await?;
             drop(pinned);
+            let passing = this.pass_pages(&handle, filled, write_flags).await?;
             let written = this.put(&handle, offset, data, flags, write_flags)?;
             let outcome = this.push(node, flags).await;
-            drop(io);
+            drop((passing, io));
             if flags & libc::O_DIRECT != 0 {
                 this.drop_pages(node, offset, written).await;
             }
@@ -129,6 +138,63 @@ impl Vfs {
             // An error means that there is no kernel any more.
             let _ = kernel.barrier().await;
         }
+    }
+
+    /// Before a write past the kernel's pages: what others here have read since it began goes, and nothing is read until the
+    /// write is taken. Also takes from the file what a writer must not inherit, which the kernel leaves to us.
+    async fn pass_pages<'a>(
+        &self,
+        handle: &'a Handle,
+        filled: u64,
+        write_flags: u32,
+    ) -> Result<Option<Passing<'a>>, Errno> {
+        if !handle.direct {
+            return Ok(None);
+        }
+        let node = &handle.node;
+        let passing = Passing::new(node);
+        let attr = node.state().attr.clone().ok_or(Errno::EIO)?;
+        self.kill_privileges(node, &attr, write_flags).await?;
+        let (now, filling) = {
+            let state = node.state();
+            (state.filled, state.filling)
+        };
+        if now != filled || filling > 0 {
+            self.take_pages(node, 0, u64::MAX).await;
+        }
+        Ok(Some(passing))
+    }
+
+    /// Takes from a file what a writer must not inherit, by the kernel's rules: set-id bits, unless
+    /// the writer may set them, and capabilities.
+    async fn kill_privileges(
+        &self,
+        node: &Arc<Node>,
+        attr: &Attr,
+        write_flags: u32,
+    ) -> Result<(), Errno> {
+        const SET_UID: u16 = libc::S_ISUID as u16;
+        const SET_GID: u16 = libc::S_ISGID as u16;
+        let mut killed = attr.perm & SET_UID;
+        if attr.perm & libc::S_IXGRP as u16 != 0 {
+            // Without the right to execute it marks a file for mandatory locking.
+            killed |= attr.perm & SET_GID;
+        }
+        if killed != 0 && write_flags & WRITE_KILL_SUIDGID != 0 {
+            let set = SetAttr { perm: Some(attr.perm & !killed), ..SetAttr::default() };
+            self.set_attrs(node, set).await?;
+        }
+        if attr.has_xattrs {
+            let name = b"security.capability".to_vec();
+            if self.cache.xattr(node.ino, &name) == Some(None) {
+                return Ok(());
+            }
+            match self.session.mutate(Op::RemoveXattr { ino: node.ino, name }, false).await {
+                Ok(_) | Err(Errno::ENODATA) => self.cache.xattrs_moved(node),
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     /// Takes what programs have stored in a mapping. It must not wait for a lease: the kernel may write it back because

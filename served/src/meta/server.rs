@@ -348,6 +348,7 @@ async fn member(incoming: Incoming, hello: Hello, shared: Arc<Shared>) -> Result
         inline_limit: volume.inline_limit(),
         map: shared.map_for(&incoming),
         resumed: joined.resumed,
+        others: volume.has_company(),
         term_ms: u32::try_from(volume.term().as_millis()).unwrap_or(u32::MAX),
         kept: volume.kept(),
     };

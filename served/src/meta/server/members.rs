@@ -227,6 +227,12 @@ impl Members {
         all
     }
 
+    /// All connections.
+    pub(super) fn links(&self) -> Vec<Link> {
+        let inner = self.lock();
+        inner.members.values().filter_map(|m| Some(m.link.as_ref()?.1.clone())).collect()
+    }
+
     /// The connection of a session, as soon as it has one; `None` when there is no such session any more.
     pub(super) async fn link_of(&self, id: SessionId) -> Option<Link> {
         loop {

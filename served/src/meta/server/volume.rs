@@ -5,6 +5,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
 use netfs_common::attr::{Attr, FileKind, Timestamp};
+use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, SessionId};
 use netfs_common::net::Link;
@@ -12,7 +13,7 @@ use netfs_common::warn_rarely;
 use netfs_common::wire::Hello;
 use netfs_common::wire::lease::{Grant, Lease};
 use netfs_common::wire::meta::{
-    Answer, MAX_BATCH, Mutation, Op, Reply, Request, Response, StatFs, VolumeStatus,
+    Answer, MAX_BATCH, Mutation, Op, Push, Reply, Request, Response, StatFs, VolumeStatus,
 };
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::time::Instant;
@@ -21,8 +22,8 @@ use super::MetaOptions;
 use super::client::Client;
 use super::data_link::DataLink;
 use super::deletions;
-use super::lookups::Lookups;
 use super::leasing::Leasing;
+use super::lookups::Lookups;
 use super::members::{Entry, LinkId, Members, NotAdmitted};
 use super::trims::Trims;
 use super::volumes::{self, VolumeError};
@@ -39,6 +40,8 @@ const CATCH_UP: Duration = Duration::from_millis(5);
 const TICK: Duration = Duration::from_millis(500);
 /// A tick that comes so much too late says that the server was stopped, and heard nobody.
 const LATE: Duration = Duration::from_secs(3);
+/// How long a client may take to hear of others.
+const TELL: Duration = Duration::from_secs(5);
 /// The same trouble is logged this often.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -238,11 +241,35 @@ impl Volume {
         entry: Entry,
         link: Link,
     ) -> Option<LinkId> {
-        self.members.connected(id, entry, link)
+        let link_id = self.members.connected(id, entry, link);
+        self.tell_company();
+        link_id
     }
 
     pub(super) fn disconnected(&self, id: SessionId, link_id: LinkId) {
         self.members.disconnected(id, link_id);
+    }
+
+    /// More than one client has the volume mounted.
+    pub(super) fn has_company(&self) -> bool {
+        self.members.count() > 1
+    }
+
+    /// Tells all clients whether there are others. Who misses it is told with its next connection.
+    fn tell_company(&self) {
+        let push = match codec::encode(&Push::Company { others: self.has_company() }) {
+            Ok(push) => bytes::Bytes::from(push),
+            Err(error) => return tracing::error!(%error, "a message cannot be encoded"),
+        };
+        for link in self.members.links() {
+            let push = push.clone();
+            tokio::spawn(async move {
+                let deadline = std::time::Instant::now() + TELL;
+                if let Err(error) = link.call(push, deadline).await {
+                    tracing::debug!(%error, "a client was not told of others");
+                }
+            });
+        }
     }
 
     /// Lets go of all connections.
@@ -451,6 +478,7 @@ impl Volume {
     fn end_leases(self: &Arc<Self>, session: SessionId) {
         self.leasing.table().end(self.leasing.now(), session);
         self.work_off_leases();
+        self.tell_company();
     }
 
     /// Makes a change when nobody else's leases stand against it and its turn has come; gives what may be kept of the answer.

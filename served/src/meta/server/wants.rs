@@ -106,7 +106,9 @@ pub(super) fn of_change(engine: &Engine, op: &Op) -> Result<(Vec<Want>, Leaves),
             // Permission bits and access control lists are two sides of one thing.
             None => change(*ino, xattrs()),
         }),
-        Op::SetXattr { ino, .. } | Op::RemoveXattr { ino, .. } => wants.push(change(*ino, xattrs())),
+        Op::SetXattr { ino, .. } | Op::RemoveXattr { ino, .. } => {
+            wants.push(change(*ino, xattrs()))
+        }
         Op::WriteInline { ino, .. } | Op::WroteChunks { ino, .. } | Op::CutTail { ino } => {
             wants.push(take(*ino));
         }
