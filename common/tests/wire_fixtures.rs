@@ -64,10 +64,11 @@ fn hello_is_pinned() {
         role: Role::Data,
         volume: "v".into(),
         session: SessionId(7),
+        resume: true,
         instance: InstanceId(8),
         client: "h:/mnt".into(),
     };
-    pin(&hello, "0101000101760708 06683a2f6d6e74".replace(' ', "").as_str());
+    pin(&hello, "010100010176070108 06683a2f6d6e74".replace(' ', "").as_str());
     let reply = HelloReply {
         protocol: 1,
         features: 0,
@@ -152,6 +153,9 @@ fn data_messages_are_pinned() {
     pin(&data::Op::PunchSpan { span }, "082a011605fd0000000000100000");
     let extents = data::Reply::Extents { extents: vec![(0, 1), (300, 302)], upto: 1 << 44 };
     pin(&extents, "02020001fb2c01fb2e01fd0000000000100000");
+    pin(&data::Op::Fence { session: SessionId(7) }, "0907");
+    pin(&data::Reply::Fenced, "08");
+    pin(&data::Reply::SessionOver, "09");
     pin(&data::Reply::Punched { verifier: InstanceId(9), allocated: -1, upto: 6 }, "07090106");
 }
 

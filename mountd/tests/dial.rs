@@ -39,6 +39,7 @@ fn hello(role: Role) -> Hello {
         role,
         volume: "vol".into(),
         session: SessionId(1),
+        resume: false,
         instance: InstanceId(2),
         client: "test".into(),
     }

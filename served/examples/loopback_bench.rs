@@ -43,6 +43,7 @@ fn main() -> Outcome<()> {
                 role,
                 volume: servers.volume().into(),
                 session: SessionId(9),
+                resume: false,
                 instance: InstanceId(9),
                 client: "bench".into(),
             })

@@ -16,6 +16,9 @@ pub enum Role {
     Admin,
 }
 
+/// The code of a refusal that says that the session of the greeting is over: with another one the caller may begin anew.
+pub const SESSION_OVER: u16 = 8;
+
 /// What the caller says first.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Hello {
@@ -29,6 +32,9 @@ pub struct Hello {
     pub volume: String,
     /// The caller's session, the same on all its connections.
     pub session: SessionId,
+    /// On a metadata connection: the session goes on. If the server does not have it any more, the greeting is
+    /// refused with [`SESSION_OVER`]; otherwise it would be begun.
+    pub resume: bool,
     /// This life of the caller.
     pub instance: InstanceId,
     /// Host and mount point, for people.

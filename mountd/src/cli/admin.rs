@@ -44,6 +44,7 @@ async fn ask(dialer: &Dialer, server: &ServerAddr) -> Result<Status, String> {
         role: Role::Admin,
         volume: String::new(),
         session: SessionId(0),
+        resume: false,
         instance: InstanceId(0),
         client: format!("netfs status, process {}", std::process::id()),
     };

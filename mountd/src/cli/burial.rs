@@ -124,6 +124,7 @@ async fn end(dialer: &dyn Dialer, volume: &str, session: SessionId) -> Result<()
         role: Role::Meta,
         volume: volume.to_string(),
         session,
+        resume: true,
         instance: InstanceId(0),
         client: "the end of a dead daemon's session".into(),
     };

@@ -73,6 +73,7 @@ pub fn hello(role: Role, volume: &str, session: u64) -> Hello {
         role,
         volume: volume.into(),
         session: SessionId(session),
+        resume: false,
         instance: InstanceId(1),
         client: format!("test {session}"),
     }

@@ -107,6 +107,7 @@ impl DataLink {
             role: Role::Data,
             volume: String::new(),
             session: SessionId(0),
+            resume: false,
             instance,
             client: "metadata server".into(),
         };
