@@ -11,7 +11,7 @@ use netfs_common::errno::Errno;
 use netfs_common::id::*;
 use netfs_common::map::{Chain, ClusterMap, DataServer};
 use netfs_common::name::Name;
-use netfs_common::wire::{Hello, HelloReply, Role, data, hello::VolumeInfo, meta};
+use netfs_common::wire::{Claim, Hello, HelloReply, Role, data, hello::VolumeInfo, meta};
 
 fn name(s: &str) -> Name {
     Name::new(s).unwrap()
@@ -64,7 +64,7 @@ fn hello_is_pinned() {
         role: Role::Data,
         volume: "v".into(),
         session: SessionId(7),
-        resume: true,
+        claim: Claim::Resume,
         instance: InstanceId(8),
         client: "h:/mnt".into(),
     };

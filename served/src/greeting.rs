@@ -139,6 +139,8 @@ pub fn draw_instance() -> Result<InstanceId, getrandom::Error> {
 
 #[cfg(test)]
 mod tests {
+    use netfs_common::wire::Claim;
+
     use super::*;
 
     fn hello(role: Role) -> Hello {
@@ -148,7 +150,7 @@ mod tests {
             role,
             volume: "v".into(),
             session: SessionId(7),
-            resume: false,
+            claim: Claim::Begin,
             instance: InstanceId(1),
             client: "test".into(),
         }

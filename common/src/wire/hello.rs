@@ -16,6 +16,17 @@ pub enum Role {
     Admin,
 }
 
+/// What a client knows of the session that it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Claim {
+    /// It is begun if the server does not have it.
+    Begin,
+    /// It is there. If the server does not have it any more, the greeting is refused with [`SESSION_OVER`].
+    Resume,
+    /// As [`Claim::Begin`], in place of one that is over: the client may use what it saw in that.
+    Succeed,
+}
+
 /// The code of a refusal that says that the session of the greeting is over: with another one the caller may begin anew.
 pub const SESSION_OVER: u16 = 8;
 
@@ -32,9 +43,8 @@ pub struct Hello {
     pub volume: String,
     /// The caller's session, the same on all its connections.
     pub session: SessionId,
-    /// On a metadata connection: the session goes on. If the server does not have it any more, the greeting is
-    /// refused with [`SESSION_OVER`]; otherwise it would be begun.
-    pub resume: bool,
+    /// What the caller knows of that session; looked at on metadata connections of clients.
+    pub claim: Claim,
     /// This life of the caller.
     pub instance: InstanceId,
     /// Host and mount point, for people.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use netfs_common::id::{InstanceId, OpSeq, SessionId};
 use netfs_common::wire::meta::{Mutation, Op, Request};
-use netfs_common::wire::{Hello, PROTOCOL, Role};
+use netfs_common::wire::{Claim, Hello, PROTOCOL, Role};
 use tokio::sync::mpsc;
 
 use super::dirs;
@@ -124,7 +124,7 @@ async fn end(dialer: &dyn Dialer, volume: &str, session: SessionId) -> Result<()
         role: Role::Meta,
         volume: volume.to_string(),
         session,
-        resume: true,
+        claim: Claim::Resume,
         instance: InstanceId(0),
         client: "the end of a dead daemon's session".into(),
     };

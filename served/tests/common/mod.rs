@@ -28,7 +28,7 @@ use netfs_common::wire::meta::{
     Mutation, NewInode, Op as MetaOp, Push, PushReply, Reply as MetaReply, Request as MetaRequest,
     Response,
 };
-use netfs_common::wire::{Hello, HelloReply, PROTOCOL, Role};
+use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
 
 /// No call of a test takes longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -73,7 +73,7 @@ pub fn hello(role: Role, volume: &str, session: u64) -> Hello {
         role,
         volume: volume.into(),
         session: SessionId(session),
-        resume: false,
+        claim: Claim::Begin,
         instance: InstanceId(1),
         client: format!("test {session}"),
     }

@@ -130,6 +130,16 @@ impl Engine {
         Ok(all)
     }
 
+    /// Sessions that have ended and have left something.
+    ///
+    /// # Errors
+    /// `EIO` when the store fails.
+    pub fn ended_sessions(&self) -> Result<Vec<(SessionId, Session)>, Errno> {
+        let mut all = self.query(namespace::sessions)?;
+        all.retain(|(_, session)| session.ended);
+        Ok(all)
+    }
+
     /// Cuts that the data servers have not completed, oldest first. Each must be completed before
     /// anybody is shown its inode, also when the change is answered once more.
     ///

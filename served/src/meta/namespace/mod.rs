@@ -118,6 +118,7 @@ fn run(
             change.open_session(id, description, owner)?
         }
         Action::ExpireSession { id } => change.end_session(id)?,
+        Action::CloseSession { id } => change.close_session(id)?,
         Action::Reap { id } => change.reap(id)?,
         Action::TrimDone { id, freed } => change.trim_done(id, freed)?,
         Action::ChunksDeleted { ids } => change.chunks_deleted(&ids)?,

@@ -9,8 +9,8 @@ use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, SessionId};
 use netfs_common::net::Link;
 use netfs_common::warn_rarely;
-use netfs_common::wire::Hello;
 use netfs_common::wire::meta::{Mutation, Op, Reply, Request, Response, StatFs, VolumeStatus};
+use netfs_common::wire::{Claim, Hello};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::time::Instant;
 
@@ -18,6 +18,7 @@ use super::MetaOptions;
 use super::client::Client;
 use super::data_link::DataLink;
 use super::deletions;
+use super::fencing::Harmless;
 use super::lookups::Lookups;
 use super::members::{Entry, LinkId, Members, NotAdmitted, Told};
 use super::trims::Trims;
@@ -40,16 +41,16 @@ const TICK: Duration = Duration::from_millis(500);
 /// A tick that comes so much too late says that the server was stopped, and heard nobody.
 const LATE: Duration = Duration::from_secs(3);
 /// The same trouble is logged this often.
-const WARN_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// One volume.
 pub(super) struct Volume {
     name: String,
     pub(super) engine: Arc<Engine>,
     pub(super) data: Arc<DataLink>,
-    members: Members,
+    pub(super) members: Members,
     pub(super) trims: Trims,
-    lookups: Lookups,
+    pub(super) lookups: Lookups,
     /// Held by whoever makes a change, in the order of arrival.
     turn: Mutex<()>,
     /// Why the log is not cut short, if so.
@@ -62,13 +63,14 @@ pub(super) struct Volume {
     settings: Settings,
     /// The last command that was there at the start.
     kept: LogIndex,
-    /// Told when a session has ended that may have left something.
-    ended: Notify,
+    /// Told when `harmless` gets one more.
+    pub(super) ended: Notify,
+    pub(super) harmless: Harmless,
 }
 
 /// Why the server ends a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ends {
+pub(super) enum Ends {
     /// It has not been heard of for its term.
     Silent,
     /// It answers with nonsense when it is told to make room.
@@ -120,6 +122,7 @@ impl Volume {
             settings: record.settings,
             kept,
             ended: Notify::new(),
+            harmless: Harmless::default(),
             name: name.clone(),
             engine,
             data,
@@ -128,6 +131,10 @@ impl Volume {
         tokio::spawn(volume.clone().keep_time());
         tokio::spawn(deletions::work_off(volume.clone()));
         tokio::spawn(volume.clone().reap());
+        for (id, session) in volume.engine.ended_sessions().map_err(failed)? {
+            volume.members.found_closed(id, session.description, session.owner);
+            tokio::spawn(volume.clone().give_away(id));
+        }
         Ok(volume)
     }
 
@@ -171,7 +178,7 @@ impl Volume {
 
     /// Waits until a change can be made. While the store has to catch up, changes wait in the order in which they
     /// came, and everything else goes on.
-    async fn my_turn(&self) -> MutexGuard<'_, ()> {
+    pub(super) async fn my_turn(&self) -> MutexGuard<'_, ()> {
         let turn = self.turn.lock().await;
         // Otherwise the engine itself would wait, and everybody with it. It also says what is wrong.
         while self.engine.is_ready() == Ok(false) {
@@ -189,7 +196,12 @@ impl Volume {
         let failed = |errno| Refusal::Unavailable(format!("the volume cannot be used: {errno}"));
         let id = hello.session;
         let known = self.engine.session(id).map_err(failed)?;
-        if known.as_ref().is_some_and(|session| session.ended) {
+        let over = known.as_ref().is_none_or(|session| session.ended);
+        if over && hello.claim == Claim::Resume && !self.members.was_ended(id) {
+            let text = "it was silent for too long, and others may have what it had";
+            return Err(Refusal::SessionOver(text.into()));
+        }
+        if over && known.is_some() {
             let text = "what the session has left is still being removed";
             return Err(Refusal::Unavailable(text.into()));
         }
@@ -224,6 +236,7 @@ impl Volume {
             let open = Action::OpenSession { id, description, owner };
             let (index, reply) = self.execute(Command { time: now(), action: open }).await;
             match reply {
+                Ok(_) if hello.claim == Claim::Begin => self.lookups.begin(id, 0),
                 Ok(_) => self.lookups.begin(id, next),
                 Err(Errno::ENFILE) => {
                     self.members.left(id);
@@ -277,49 +290,6 @@ impl Volume {
                     Told::Nonsense => volume.expire(id, Ends::Nonsense).await,
                 }
             });
-        }
-    }
-
-    /// Removes what ended sessions have left, a step at a time, so that others get their turn.
-    async fn reap(self: Arc<Self>) {
-        loop {
-            // Enabled before the look, so that no end is missed.
-            let ended = self.ended.notified();
-            tokio::pin!(ended);
-            ended.as_mut().enable();
-            match self.engine.reap(now()) {
-                Ok(true) => tokio::task::yield_now().await,
-                Ok(false) => ended.await,
-                Err(errno) => {
-                    warn_rarely!(WARN_INTERVAL, volume = %self.name, %errno, "what ended sessions have left cannot be removed");
-                    tokio::time::sleep(WARN_INTERVAL).await;
-                }
-            }
-        }
-    }
-
-    async fn expire(&self, id: SessionId, why: Ends) {
-        let turn = self.my_turn().await;
-        // It may have been heard of while this was waiting.
-        if why == Ends::Silent && !self.members.expired().contains(&id) {
-            return;
-        }
-        let action = Action::ExpireSession { id };
-        let (_, reply) = self.engine.execute(Command { time: now(), action });
-        drop(turn);
-        match reply {
-            // ESHUTDOWN: it was only about to join.
-            Ok(_) | Err(Errno::ESHUTDOWN) => {
-                self.lookups.end(id);
-                self.ended.notify_waiters();
-                tracing::warn!(volume = %self.name, session = %id, ?why, "session ended by the server");
-                if let Some(link) = self.members.left(id) {
-                    link.close();
-                }
-            }
-            Err(errno) => {
-                warn_rarely!(WARN_INTERVAL, session = %id, %errno, "a session cannot be ended");
-            }
         }
     }
 
@@ -435,6 +405,7 @@ impl Volume {
             // The connection is left to the client, which closes it when it has the answer.
             self.members.ended(client.session);
             self.lookups.end(client.session);
+            self.harmless.add(client.session);
             self.ended.notify_waiters();
         }
         let mut reply = reply?;
