@@ -15,6 +15,7 @@
 
 mod contents;
 mod node;
+mod paths;
 mod table;
 mod touched;
 

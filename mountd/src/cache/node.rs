@@ -147,6 +147,8 @@ pub struct File {
     pub mtime: Option<Timestamp>,
     /// When contents changed last, likewise; differs from `mtime` once that was set by hand.
     pub ctime: Option<Timestamp>,
+    /// Its path, noted for people when the cache of names was about to be dropped.
+    pub path: Option<Box<str>>,
 }
 
 impl File {

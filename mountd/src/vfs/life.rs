@@ -170,6 +170,9 @@ impl SessionEvents for Vfs {
     fn reconnected(&self, what: Reconnected) {
         // A session that lapsed and is still known has kept everybody else waiting.
         let alone = self.lapsed_alone.swap(false, Ordering::SeqCst) || self.cache.exclusive();
+        if what.lost {
+            self.writeback.note_paths();
+        }
         if what.restarted || what.lost {
             self.cache.drop_all(what.exclusive, true);
         } else if self.cache.exclusive() != (alone && what.exclusive) {
@@ -186,7 +189,16 @@ impl SessionEvents for Vfs {
         }
     }
 
+    fn fenced(&self) {
+        // Its term must be over. If the metadata server still answers, that is a mistake of somebody's, but nothing that it
+        // says counts in this session any more.
+        self.lapsed();
+        self.writeback.lose();
+        self.session.refresh();
+    }
+
     fn lapsed(&self) {
+        self.writeback.note_paths();
         self.lapsed_alone.store(self.cache.exclusive(), Ordering::SeqCst);
         // As on a shared volume, every call asks the server now, and waits for it.
         self.cache.drop_all(false, false);

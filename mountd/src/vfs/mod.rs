@@ -215,8 +215,8 @@ impl Vfs {
         self.session.volume()
     }
 
-    /// The session with the metadata server.
-    pub fn session_id(&self) -> SessionId {
+    /// The session with the metadata server, and those that take its place.
+    pub fn session_id(&self) -> tokio::sync::watch::Receiver<SessionId> {
         self.session.id()
     }
 

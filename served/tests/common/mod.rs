@@ -196,7 +196,15 @@ impl MetaClient {
         volume: &str,
         session: u64,
     ) -> Result<MetaClient, CallError> {
-        let words = codec::encode(&hello(Role::Meta, volume, session)).unwrap();
+        MetaClient::greet(identity, addr, &hello(Role::Meta, volume, session)).await
+    }
+
+    pub async fn greet(
+        identity: &Identity,
+        addr: SocketAddr,
+        hello: &Hello,
+    ) -> Result<MetaClient, CallError> {
+        let (words, session) = (codec::encode(hello).unwrap(), hello.session.0);
         let answers = Arc::new(Answers { pushed: Default::default(), silent: false.into() });
         let dialer = dialer(identity);
         let (link, welcome) = dialer.link(addr, &words, answers.clone()).await?;

@@ -102,6 +102,7 @@ impl Turns {
         for client in &of_it {
             client.fenced.store(true, Ordering::SeqCst);
             client.over.store(true, Ordering::SeqCst);
+            client.superseded.notify_one();
         }
         for client in of_it {
             client.end().await;
@@ -115,6 +116,10 @@ impl Turns {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<Option<T>, Superseded> {
         let slot = self.slots.clone().acquire_owned().await.map_err(|_| Superseded)?;
+        if client.over.load(Ordering::SeqCst) {
+            // Not behind whoever waits for what is at work.
+            return Err(Superseded);
+        }
         let running = client.running.clone().read_owned().await;
         if client.over.load(Ordering::SeqCst) {
             return Err(Superseded);
