@@ -72,15 +72,14 @@ async fn a_silent_session_ends_and_its_open_files_without_a_name_go() {
     }
     // What it had is gone, so it begins anew, in another session.
     let hello = |claim, session| Hello { claim, ..common::hello(Role::Meta, "v", session) };
-    let refused =
-        MetaClient::greet(&servers.pki.client, servers.meta.addr(), &hello(Claim::Resume, 1));
-    match refused.await.err() {
+    let greet = async |hello: Hello| {
+        MetaClient::greet(&servers.pki.client, servers.meta.addr(), &hello).await
+    };
+    match greet(hello(Claim::Resume, 1)).await.err() {
         Some(CallError::Refused { code, .. }) => assert_eq!(code, SESSION_OVER),
         other => panic!("{other:?}"),
     }
-    let next =
-        MetaClient::greet(&servers.pki.client, servers.meta.addr(), &hello(Claim::Succeed, 3));
-    let again = next.await.unwrap();
+    let again = greet(hello(Claim::Succeed, 3)).await.unwrap();
     assert!(!again.info.resumed);
     assert_eq!(again.create(Ino::ROOT, "g", NewInode::File).await.map(drop), Ok(()));
 }
