@@ -11,7 +11,11 @@ use netfs_common::errno::Errno;
 use netfs_common::id::*;
 use netfs_common::map::{Chain, ClusterMap, DataServer};
 use netfs_common::name::Name;
-use netfs_common::wire::{Claim, Hello, HelloReply, Role, data, hello::VolumeInfo, meta};
+use netfs_common::wire::{
+    Claim, Hello, HelloReply, Role, data,
+    hello::{Lost, VolumeInfo},
+    meta,
+};
 
 fn name(s: &str) -> Name {
     Name::new(s).unwrap()
@@ -85,13 +89,14 @@ fn hello_is_pinned() {
             resumed: false,
             exclusive: true,
             term_ms: 30000,
-            kept: LogIndex(4),
+            lost: vec![Lost { after: LogIndex(4), before: LogIndex(9) }],
         }),
     };
     let ones = "01".repeat(16);
     pin(
         &reply,
-        &format!("0100{ones}090105fb0040010101 0103613a31 010101010001fb307504").replace(' ', ""),
+        &format!("0100{ones}090105fb0040010101 0103613a31 010101010001fb3075010409")
+            .replace(' ', ""),
     );
 }
 

@@ -83,7 +83,18 @@ pub struct VolumeInfo {
     pub exclusive: bool,
     /// For how long the session lives without a sign of life, in milliseconds.
     pub term_ms: u32,
-    /// What earlier lives of the server have answered with a version above this is lost. Versions
-    /// are never given out twice.
-    pub kept: LogIndex,
+    /// What the server has lost whenever its machine failed, as far as it remembers ([`MAX_LOST`] times), oldest first.
+    pub lost: Vec<Lost>,
+}
+
+/// The most entries of [`VolumeInfo::lost`].
+pub const MAX_LOST: usize = 64;
+
+/// Changes that were answered with a version within a range, and are lost. Versions are never given out twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Lost {
+    /// The last version that was kept.
+    pub after: LogIndex,
+    /// The first version of the life that came next.
+    pub before: LogIndex,
 }

@@ -30,7 +30,7 @@ use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::name::Name;
 
-use crate::session::lock;
+use crate::session::{LostPositions, lock};
 use crate::vfs::KernelCache;
 use contents::Contents;
 pub use node::{FailLog, File, Gates, Mark, Node, State};
@@ -162,12 +162,12 @@ impl Cache {
         names.clear();
     }
 
-    /// The server has lost what it had answered with a version above `kept`: whoever has such an
-    /// inode open is told once.
-    pub fn changes_lost(&self, kept: u64) {
+    /// The server has lost what it had answered with some versions: whoever has an inode open that was changed so is
+    /// told once.
+    pub fn changes_lost(&self, gone: &LostPositions) {
         for node in self.table.all() {
             let mut state = node.state();
-            if std::mem::take(&mut state.changed_at) > kept {
+            if gone.has(std::mem::take(&mut state.changed_at)) {
                 state.failed.add(Errno::EIO);
             }
         }

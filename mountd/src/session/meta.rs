@@ -16,6 +16,7 @@ use tracing::{error, info, warn};
 use super::counters::Counters;
 use super::data::Bulk;
 use super::link::{Answer, DialError, Dialer, Dialled, LinkError, MetaLink, PushCall};
+use super::lost::LostPositions;
 use super::oplog::OpLog;
 use super::positions::Positions;
 use super::term::{Look, Term, since_boot};
@@ -42,7 +43,7 @@ pub struct SessionConfig {
 }
 
 /// What is different after a reconnect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reconnected {
     /// The server is another process than before: what it answered without it being durable may
     /// be gone.
@@ -52,8 +53,8 @@ pub struct Reconnected {
     pub lost: bool,
     /// Nobody else uses the volume.
     pub exclusive: bool,
-    /// After a restart: what was answered before with a version above this is lost.
-    pub kept: Option<u64>,
+    /// What was answered before with these versions is lost.
+    pub gone: LostPositions,
 }
 
 /// Who is told what happens to the session.
@@ -444,7 +445,7 @@ async fn drive(
             restarted,
             lost: successor.is_some(),
             exclusive: volume.exclusive,
-            kept: restarted.then_some(volume.kept.0),
+            gone: LostPositions::new(volume.lost.clone()),
         };
         info!(?what, "connected to the metadata server again");
         instance = reply.instance;
@@ -457,11 +458,10 @@ async fn drive(
             session.id.send_replace(id);
         }
         if what.restarted || what.lost {
-            let kept = what.kept.unwrap_or(u64::MAX);
-            if let Some(latest) = lock(&session.positions).begin_anew(serial, kept) {
+            let gone = what.gone.clone();
+            if let Some(latest) = lock(&session.positions).begin_anew(serial, gone) {
                 error!(
                     latest,
-                    kept,
                     "the metadata server has lost changes that it had answered and nobody had synced"
                 );
             }

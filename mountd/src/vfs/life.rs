@@ -178,8 +178,8 @@ impl SessionEvents for Vfs {
         } else if self.cache.exclusive() != (alone && what.exclusive) {
             self.cache.drop_all(alone && what.exclusive, false);
         }
-        if let Some(kept) = what.kept {
-            self.cache.changes_lost(kept);
+        if what.restarted {
+            self.cache.changes_lost(&what.gone);
         }
         if what.lost {
             error!("the session has expired: changes that were not yet sent are lost");

@@ -349,7 +349,7 @@ async fn member(incoming: Incoming, hello: Hello, shared: Arc<Shared>) -> Result
         resumed: joined.resumed,
         exclusive: joined.exclusive,
         term_ms: u32::try_from(volume.term().as_millis()).unwrap_or(u32::MAX),
-        kept: volume.kept(),
+        lost: volume.lost(),
     };
     let reply =
         HelloReply { volume: Some(info), ..greeting::reply(shared.cluster, shared.instance) };

@@ -204,7 +204,7 @@ impl Dialer for Net {
                 resumed,
                 exclusive: world.exclusive.load(Ordering::SeqCst),
                 term_ms: world.term_ms.load(Ordering::SeqCst),
-                kept: lock(&world.meta).kept,
+                lost: lock(&world.meta).lost.clone(),
             };
             let reply = world.hello_reply(world.instance.load(Ordering::SeqCst), Some(volume));
             let cut = Arc::clone(&lock(&world.cut));

@@ -387,6 +387,10 @@ fn positions_that_may_have_been_lost_are_never_given_out_again() {
     let (index, reply) = engine.execute(change(2, create("new")));
     reply.unwrap();
     assert!(index.0 > lost.0 + (1 << 30), "{index}");
+    let told = engine.lost().unwrap();
+    let [gap] = told[..] else { panic!("{told:?}") };
+    assert_eq!(gap.after, kept);
+    assert!(lost < gap.before && gap.before < index);
     assert_eq!(
         engine.get(Ino::ROOT).map(|r| match r {
             Response::Entry { attr, .. } => attr.version,

@@ -9,6 +9,7 @@ use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, SessionId};
 use netfs_common::net::Link;
 use netfs_common::warn_rarely;
+use netfs_common::wire::hello::Lost;
 use netfs_common::wire::meta::{Mutation, Op, Reply, Request, Response, StatFs, VolumeStatus};
 use netfs_common::wire::{Claim, Hello};
 use tokio::sync::{Mutex, MutexGuard, Notify};
@@ -61,8 +62,8 @@ pub(super) struct Volume {
     sync_always: bool,
     id: u64,
     settings: Settings,
-    /// The last command that was there at the start.
-    kept: LogIndex,
+    /// What was lost whenever the machine failed.
+    lost: Vec<Lost>,
     /// Told when `harmless` gets one more.
     pub(super) ended: Notify,
     pub(super) harmless: Harmless,
@@ -96,9 +97,9 @@ impl Volume {
         options: &MetaOptions,
     ) -> Result<Arc<Volume>, VolumeError> {
         let failed = |errno| VolumeError::Unreadable { name: name.clone(), errno };
-        let kept = engine.last();
         // Before anything else is done that gets a position in the log.
         skip_lost_numbers(&name, &engine)?;
+        let lost = engine.lost().map_err(failed)?;
         let engine = Arc::new(engine);
         let record = engine.volume().map_err(failed)?;
         let sessions = engine.sessions().map_err(failed)?;
@@ -120,7 +121,7 @@ impl Volume {
             sync_always: options.sync_always,
             id: record.id,
             settings: record.settings,
-            kept,
+            lost,
             ended: Notify::new(),
             harmless: Harmless::default(),
             name: name.clone(),
@@ -146,8 +147,8 @@ impl Volume {
         &self.name
     }
 
-    pub(super) fn kept(&self) -> LogIndex {
-        self.kept
+    pub(super) fn lost(&self) -> Vec<Lost> {
+        self.lost.clone()
     }
 
     pub(super) fn inline_limit(&self) -> u32 {
