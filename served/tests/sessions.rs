@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use common::{DataClient, MetaClient, PATIENCE, Pki, localhost, make_pki, write_file};
 use netfs_common::attr::{SetAttr, Timestamp};
 use netfs_common::errno::Errno;
-use netfs_common::id::Ino;
+use netfs_common::id::{Ino, OpSeq};
 use netfs_common::name::Name;
 use netfs_common::net::CallError;
 use netfs_common::wire::hello::SESSION_OVER;
-use netfs_common::wire::meta::{Mutation, NewInode, Op, Push, Request, Response};
+use netfs_common::wire::meta::{BURIAL, Mutation, NewInode, Op, Push, Request, Response};
 use netfs_common::wire::{Claim, Hello, Role};
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::meta::server::{DataServers, MetaOptions, MetaServer};
@@ -180,6 +180,27 @@ async fn a_session_that_its_client_has_ended_is_not_begun_anew() {
     let late = MetaClient::connect(&servers.pki.client, servers.meta.addr(), "v", 1).await;
     assert!(matches!(late.err(), Some(CallError::Refused { .. })));
     assert!(servers.meta(2).await.info.exclusive);
+}
+
+#[tokio::test]
+async fn what_a_killed_client_has_sent_is_kept_out_when_its_session_is_ended_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path(), PATIENCE);
+    let killed = servers.meta(1).await;
+    let data_addr = servers.data.as_ref().unwrap().addr();
+    let late = DataClient::connect_as(&servers.pki.client, data_addr, 1).await.unwrap();
+    killed.create(Ino::ROOT, "f", NewInode::File).await.unwrap();
+    let hello = Hello { claim: Claim::Resume, ..common::hello(Role::Meta, "v", 1) };
+    let heir = MetaClient::greet(&servers.pki.client, servers.meta.addr(), &hello).await.unwrap();
+    let (seq, answered) = (BURIAL, OpSeq(BURIAL.0 - 1));
+    let end = Mutation { seq, answered, ..heir.mutation(Op::EndSession) };
+    heir.call(&Request::Mutate(end)).await.unwrap();
+    assert!(servers.meta(2).await.info.exclusive, "nobody waits for the term");
+    late.bulk.closed().await;
+    match DataClient::connect_as(&servers.pki.client, data_addr, 1).await.err() {
+        Some(CallError::Refused { code, .. }) => assert_eq!(code, SESSION_OVER),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]

@@ -9,6 +9,9 @@
 //!    a server that cannot be reached from here may well be reached by the client.
 //! 3. Its leases and locks are given to others, and its orphans are removed ([`Action::Reap`]).
 //!
+//! A daemon that was killed leaves its session likewise, and the next one at its place ends that ([`BURIAL`]): there the
+//! orphans go with step 1, which harms nobody, since inode numbers are not used again.
+//!
 //! Between 1 and 3 the session is in the store as ended. After a restart all that are found so are fenced once more. A session
 //! that its client has ended needs no fence: its client had nothing under way any more.
 
@@ -18,6 +21,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use netfs_common::errno::Errno;
 use netfs_common::id::SessionId;
 use netfs_common::warn_rarely;
+#[cfg(doc)]
+use netfs_common::wire::meta::BURIAL;
 
 use super::volume::{Ends, Volume, WARN_INTERVAL, now};
 use crate::meta::command::{Action, Command};

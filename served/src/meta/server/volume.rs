@@ -10,7 +10,9 @@ use netfs_common::id::{Ino, LogIndex, SessionId};
 use netfs_common::net::Link;
 use netfs_common::warn_rarely;
 use netfs_common::wire::hello::Lost;
-use netfs_common::wire::meta::{Mutation, Op, Reply, Request, Response, StatFs, VolumeStatus};
+use netfs_common::wire::meta::{
+    BURIAL, Mutation, Op, Reply, Request, Response, StatFs, VolumeStatus,
+};
 use netfs_common::wire::{Claim, Hello};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::time::Instant;
@@ -383,6 +385,7 @@ impl Volume {
         let Mutation { seq, answered, time, sync, op } = mutation;
         let time = client.clock.date(time, &client.description);
         let ends = matches!(op, Op::EndSession);
+        let died = ends && seq == BURIAL;
         let may_cut = match &op {
             Op::SetAttr { set, .. } => set.size.is_some(),
             Op::CutTail { .. } => true,
@@ -404,10 +407,15 @@ impl Volume {
         }
         if ends && reply.is_ok() {
             // The connection is left to the client, which closes it when it has the answer.
-            self.members.ended(client.session);
             self.lookups.end(client.session);
-            self.harmless.add(client.session);
-            self.ended.notify_waiters();
+            if died {
+                drop(self.members.close(client.session));
+                tokio::spawn(self.clone().give_away(client.session));
+            } else {
+                self.members.ended(client.session);
+                self.harmless.add(client.session);
+                self.ended.notify_waiters();
+            }
         }
         let mut reply = reply?;
         let cutting = self.trims.shown_in(&reply);
