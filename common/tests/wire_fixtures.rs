@@ -11,7 +11,11 @@ use netfs_common::errno::Errno;
 use netfs_common::id::*;
 use netfs_common::map::{Chain, ClusterMap, DataServer};
 use netfs_common::name::Name;
-use netfs_common::wire::{Hello, HelloReply, Role, data, hello::VolumeInfo, meta};
+use netfs_common::wire::{
+    Claim, Hello, HelloReply, Role, data,
+    hello::{Lost, VolumeInfo},
+    meta,
+};
 
 fn name(s: &str) -> Name {
     Name::new(s).unwrap()
@@ -64,10 +68,11 @@ fn hello_is_pinned() {
         role: Role::Data,
         volume: "v".into(),
         session: SessionId(7),
+        claim: Claim::Resume,
         instance: InstanceId(8),
         client: "h:/mnt".into(),
     };
-    pin(&hello, "0101000101760708 06683a2f6d6e74".replace(' ', "").as_str());
+    pin(&hello, "010100010176070108 06683a2f6d6e74".replace(' ', "").as_str());
     let reply = HelloReply {
         protocol: 1,
         features: 0,
@@ -84,13 +89,14 @@ fn hello_is_pinned() {
             resumed: false,
             exclusive: true,
             term_ms: 30000,
-            kept: LogIndex(4),
+            lost: vec![Lost { after: LogIndex(4), before: LogIndex(9) }],
         }),
     };
     let ones = "01".repeat(16);
     pin(
         &reply,
-        &format!("0100{ones}090105fb0040010101 0103613a31 010101010001fb307504").replace(' ', ""),
+        &format!("0100{ones}090105fb0040010101 0103613a31 010101010001fb3075010409")
+            .replace(' ', ""),
     );
 }
 
@@ -152,6 +158,9 @@ fn data_messages_are_pinned() {
     pin(&data::Op::PunchSpan { span }, "082a011605fd0000000000100000");
     let extents = data::Reply::Extents { extents: vec![(0, 1), (300, 302)], upto: 1 << 44 };
     pin(&extents, "02020001fb2c01fb2e01fd0000000000100000");
+    pin(&data::Op::Fence { session: SessionId(7) }, "0907");
+    pin(&data::Reply::Fenced, "08");
+    pin(&data::Reply::SessionOver, "09");
     pin(&data::Reply::Punched { verifier: InstanceId(9), allocated: -1, upto: 6 }, "07090106");
 }
 

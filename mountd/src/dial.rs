@@ -10,6 +10,7 @@ use netfs_common::config::NetConfig;
 use netfs_common::map::DataServer;
 use netfs_common::net::{Bulk, CallError, Dialer as Endpoint, Limits, Link, NetMetrics};
 use netfs_common::tls::Identity;
+use netfs_common::wire::hello::SESSION_OVER;
 use netfs_common::wire::meta::{self, PushReply, Request};
 use netfs_common::wire::{Hello, HelloReply, data};
 use tokio::sync::{mpsc, oneshot};
@@ -109,6 +110,9 @@ impl Failure {
         let text = explain(name, error);
         match error {
             CallError::Refused { code: UNAVAILABLE, .. } => Failure::NotYet(text),
+            CallError::Refused { code: SESSION_OVER, .. } => {
+                Failure::Final(DialError::SessionOver(text))
+            }
             CallError::Refused { .. } | CallError::Untrusted(_) => {
                 Failure::Final(DialError::Refused(text))
             }

@@ -17,7 +17,7 @@ use netfs_common::net::{BulkMessage, ConnectionKind, Incoming, Limits, Link, Net
 use netfs_common::tls::Identity;
 use netfs_common::tls::pki::{self, IssueOptions, Leaf};
 use netfs_common::wire::meta::{Push, PushReply, Reply, Request, Response};
-use netfs_common::wire::{Hello, HelloReply, PROTOCOL, Role, data};
+use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role, data};
 use netfs_mountd::dial::QuicDialer;
 use netfs_mountd::session::{DialError, Dialer, LinkError, PushCall};
 use tokio::sync::mpsc;
@@ -39,6 +39,7 @@ fn hello(role: Role) -> Hello {
         role,
         volume: "vol".into(),
         session: SessionId(1),
+        claim: Claim::Begin,
         instance: InstanceId(2),
         client: "test".into(),
     }

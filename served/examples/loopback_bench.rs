@@ -14,7 +14,7 @@ use netfs_common::name::Name;
 use netfs_common::net::{Bulk, Dialer, Handler, Limits, Link, NetMetrics, ReplyFuture};
 use netfs_common::wire::data::{Op as DataOp, Reply as DataReply, Request as DataRequest};
 use netfs_common::wire::meta::{Mutation, NewInode, Op, Reply, Request};
-use netfs_common::wire::{Hello, PROTOCOL, Role};
+use netfs_common::wire::{Claim, Hello, PROTOCOL, Role};
 use netfs_served::cluster;
 use netfs_served::embedded::{self, EmbeddedOptions};
 
@@ -43,6 +43,7 @@ fn main() -> Outcome<()> {
                 role,
                 volume: servers.volume().into(),
                 session: SessionId(9),
+                claim: Claim::Begin,
                 instance: InstanceId(9),
                 client: "bench".into(),
             })

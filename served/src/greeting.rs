@@ -4,6 +4,7 @@ use netfs_common::codec;
 use netfs_common::id::{ClusterId, InstanceId, SessionId};
 use netfs_common::net::{ConnectionKind, Incoming};
 use netfs_common::tls;
+use netfs_common::wire::hello::SESSION_OVER;
 use netfs_common::wire::{Hello, HelloReply, PROTOCOL, Role};
 
 /// The longest description of a client, in bytes.
@@ -40,6 +41,9 @@ pub enum Refusal {
     /// The server cannot do it now.
     #[error("{0}; try again later")]
     Unavailable(String),
+    /// The session of the greeting is over for good.
+    #[error("the session is over: {0}")]
+    SessionOver(String),
 }
 
 impl Refusal {
@@ -53,6 +57,7 @@ impl Refusal {
             Refusal::UnknownVolume(_) => 5,
             Refusal::Limit(_) => 6,
             Refusal::Unavailable(_) => 7,
+            Refusal::SessionOver(_) => SESSION_OVER,
         }
     }
 }
@@ -134,6 +139,8 @@ pub fn draw_instance() -> Result<InstanceId, getrandom::Error> {
 
 #[cfg(test)]
 mod tests {
+    use netfs_common::wire::Claim;
+
     use super::*;
 
     fn hello(role: Role) -> Hello {
@@ -143,6 +150,7 @@ mod tests {
             role,
             volume: "v".into(),
             session: SessionId(7),
+            claim: Claim::Begin,
             instance: InstanceId(1),
             client: "test".into(),
         }

@@ -8,9 +8,10 @@ use bytes::Bytes;
 use common::{DataClient, PATIENCE, chunk, dialer, hello, localhost, make_pki};
 use netfs_common::codec;
 use netfs_common::errno::Errno;
-use netfs_common::id::{Epoch, GroupId, Ino};
+use netfs_common::id::{Epoch, GroupId, Ino, SessionId};
 use netfs_common::net::{BulkMessage, CallError};
 use netfs_common::wire::data::{Op, Reply, Request, Span};
+use netfs_common::wire::hello::SESSION_OVER;
 use netfs_common::wire::{Hello, Role};
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::data::store::SegmentStore;
@@ -198,4 +199,60 @@ async fn a_connection_of_a_client_is_for_one_volume() {
     }
     assert_eq!(client.read(first, 0, 5).await, &b"first"[..]);
     assert_eq!(other.read(second, 0, 6).await, &b"second"[..]);
+}
+
+#[tokio::test]
+async fn a_fenced_session_is_kept_out_also_after_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = make_pki(dir.path());
+    let options = || DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
+    let server = DataServer::start(options()).unwrap();
+    let asleep = DataClient::connect_as(&pki.client, server.addr(), 7).await.unwrap();
+    let other = DataClient::connect_as(&pki.client, server.addr(), 8).await.unwrap();
+    asleep.write(chunk(2, 0), 0, b"before").await;
+    let fence = || Op::Fence { session: SessionId(7) };
+    let (reply, _) = other.call(chunk(2, 0), fence(), Bytes::new()).await;
+    assert_eq!(reply, Reply::Failed(Errno::EPERM), "clients do not fence each other");
+    asleep.write(chunk(2, 0), 0, b"again!").await;
+
+    let meta = DataClient::connect_as(&pki.server, server.addr(), 0).await.unwrap();
+    let nobody = Op::Fence { session: SessionId(0) };
+    let (reply, _) = meta.call(chunk(2, 0), nobody, Bytes::new()).await;
+    assert_eq!(reply, Reply::Failed(Errno::EINVAL));
+    for _ in 0..2 {
+        assert_eq!(meta.call(chunk(2, 0), fence(), Bytes::new()).await.0, Reply::Fenced);
+    }
+    // Over the connection that it has, if that is still there.
+    let late = Op::Write { chunk: chunk(2, 0), offset: 0 };
+    let (group, epoch) = (GroupId(0), Epoch(1));
+    let late = Request { group, epoch, op: late };
+    let answer = asleep.raw(&late, Bytes::from_static(b"later!")).await;
+    assert!(!matches!(answer, Ok((Reply::Written { .. }, _))), "{answer:?}");
+    asleep.bulk.closed().await;
+    let refused = async |addr| match DataClient::connect_as(&pki.client, addr, 7).await {
+        Err(CallError::Refused { code, .. }) => code,
+        other => panic!("{:?}", other.err()),
+    };
+    assert_eq!(refused(server.addr()).await, SESSION_OVER);
+    assert_eq!(other.read(chunk(2, 0), 0, 6).await, &b"again!"[..]);
+    other.flush().await;
+
+    drop(server);
+    let server = DataServer::start(options()).unwrap();
+    assert_eq!(refused(server.addr()).await, SESSION_OVER);
+    let other = DataClient::connect_as(&pki.client, server.addr(), 8).await.unwrap();
+    assert_eq!(other.read(chunk(2, 0), 0, 6).await, &b"again!"[..]);
+    drop(server);
+    assert!(SegmentStore::check(&dir.path().join("data")).unwrap().is_clean());
+}
+
+#[tokio::test]
+async fn a_damaged_list_of_fenced_sessions_is_found_at_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = make_pki(dir.path());
+    let options = || DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
+    drop(DataServer::start(options()).unwrap());
+    std::fs::write(dir.path().join("data/fenced"), b"NFSFENCE").unwrap();
+    let error = DataServer::start(options()).unwrap_err().to_string();
+    assert!(error.contains("data/fenced"), "{error}");
 }

@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 use common::{DataClient, MetaClient, PATIENCE, Pki, localhost, make_pki, write_file};
 use netfs_common::attr::{SetAttr, Timestamp};
 use netfs_common::errno::Errno;
-use netfs_common::id::Ino;
+use netfs_common::id::{Ino, OpSeq};
 use netfs_common::name::Name;
 use netfs_common::net::CallError;
-use netfs_common::wire::meta::{Mutation, NewInode, Op, Push, Request, Response};
+use netfs_common::wire::hello::SESSION_OVER;
+use netfs_common::wire::meta::{BURIAL, Mutation, NewInode, Op, Push, Request, Response};
+use netfs_common::wire::{Claim, Hello, Role};
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::meta::server::{DataServers, MetaOptions, MetaServer};
 
@@ -68,8 +70,16 @@ async fn a_silent_session_ends_and_its_open_files_without_a_name_go() {
         assert!(Instant::now() < deadline, "the orphan is still there");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    // What it had is gone, so it begins anew.
-    let again = servers.meta(1).await;
+    // What it had is gone, so it begins anew, in another session.
+    let hello = |claim, session| Hello { claim, ..common::hello(Role::Meta, "v", session) };
+    let greet = async |hello: Hello| {
+        MetaClient::greet(&servers.pki.client, servers.meta.addr(), &hello).await
+    };
+    match greet(hello(Claim::Resume, 1)).await.err() {
+        Some(CallError::Refused { code, .. }) => assert_eq!(code, SESSION_OVER),
+        other => panic!("{other:?}"),
+    }
+    let again = greet(hello(Claim::Succeed, 3)).await.unwrap();
     assert!(!again.info.resumed);
     assert_eq!(again.create(Ino::ROOT, "g", NewInode::File).await.map(drop), Ok(()));
 }
@@ -173,6 +183,27 @@ async fn a_session_that_its_client_has_ended_is_not_begun_anew() {
 }
 
 #[tokio::test]
+async fn what_a_killed_client_has_sent_is_kept_out_when_its_session_is_ended_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path(), PATIENCE);
+    let killed = servers.meta(1).await;
+    let data_addr = servers.data.as_ref().unwrap().addr();
+    let late = DataClient::connect_as(&servers.pki.client, data_addr, 1).await.unwrap();
+    killed.create(Ino::ROOT, "f", NewInode::File).await.unwrap();
+    let hello = Hello { claim: Claim::Resume, ..common::hello(Role::Meta, "v", 1) };
+    let heir = MetaClient::greet(&servers.pki.client, servers.meta.addr(), &hello).await.unwrap();
+    let (seq, answered) = (BURIAL, OpSeq(BURIAL.0 - 1));
+    let end = Mutation { seq, answered, ..heir.mutation(Op::EndSession) };
+    heir.call(&Request::Mutate(end)).await.unwrap();
+    assert!(servers.meta(2).await.info.exclusive, "nobody waits for the term");
+    late.bulk.closed().await;
+    match DataClient::connect_as(&servers.pki.client, data_addr, 1).await.err() {
+        Some(CallError::Refused { code, .. }) => assert_eq!(code, SESSION_OVER),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
 async fn a_wrong_clock_is_corrected() {
     let dir = tempfile::tempdir().unwrap();
     let servers = start(dir.path(), PATIENCE);
@@ -224,4 +255,44 @@ async fn a_cut_waits_for_the_data_server_and_holds_up_only_those_who_see_the_fil
     assert!(back.elapsed() < Duration::from_secs(8), "noticed only after {:?}", back.elapsed());
     let attr = meta.get(file).await.unwrap();
     assert_eq!((attr.size, attr.allocated), (40_000, 40_000));
+}
+
+#[tokio::test]
+async fn what_a_silent_session_had_is_withheld_until_its_writes_are_kept_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut servers = start(dir.path(), TERM);
+    let (meta, data_addr) = (servers.meta(1).await, servers.data.as_ref().unwrap().addr());
+    let asleep = DataClient::connect_as(&servers.pki.client, data_addr, 1).await.unwrap();
+    let file = meta.create(Ino::ROOT, "f", NewInode::File).await.unwrap();
+    write_file(&meta, &asleep, file, &[vec![1; 50_000]]).await;
+    meta.change(Op::Unlink { parent: Ino::ROOT, name: Name::new("f").unwrap() }).await.unwrap();
+    meta.sync().await;
+    // Nobody can fence it, and the client is not heard of any more.
+    drop(servers.data.take());
+    meta.link.close();
+    tokio::time::sleep(TERM + Duration::from_secs(2)).await;
+    let join = async |meta: &MetaServer| {
+        MetaClient::connect(&servers.pki.client, meta.addr(), "v", 2).await
+    };
+    assert!(matches!(join(&servers.meta).await.err(), Some(CallError::Refused { .. })));
+
+    // Its end is in the log: a server that is started anew goes on from there.
+    servers.meta.stop(netfs_served::thread::Ending::Drain).unwrap();
+    let at = DataServers::At(vec![data_addr.to_string()]);
+    let options =
+        MetaOptions::new(dir.path().join("meta"), localhost(), at, servers.pki.server.clone());
+    let restarted = MetaServer::start(MetaOptions { term: TERM, ..options }).unwrap();
+    assert!(matches!(join(&restarted).await.err(), Some(CallError::Refused { .. })));
+    let options = DataOptions { listen: data_addr, ..data_options(dir.path(), &servers.pki) };
+    let data = DataServer::start(options).unwrap();
+    let other = join(&restarted).await.unwrap();
+    match DataClient::connect_as(&servers.pki.client, data.addr(), 1).await.err() {
+        Some(CallError::Refused { code, .. }) => assert_eq!(code, SESSION_OVER),
+        other => panic!("{other:?}"),
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while other.get(file).await != Err(Errno::ESTALE) {
+        assert!(Instant::now() < deadline, "the orphan is still there");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }

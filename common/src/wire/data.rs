@@ -3,7 +3,7 @@
 use bincode::{Decode, Encode};
 
 use crate::errno::Errno;
-use crate::id::{ChunkId, Epoch, GroupId, Ino, InstanceId};
+use crate::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, SessionId};
 
 /// The most payload of one call, in bytes.
 pub const MAX_PAYLOAD: u64 = 1 << 20;
@@ -99,6 +99,12 @@ pub enum Op {
         /// The range.
         span: Span,
     },
+    /// Nothing of a client's session may happen any more: it is told so from now on, also after a restart. Only for
+    /// servers. Answered by [`Reply::Fenced`] when nothing of it is at work.
+    Fence {
+        /// The session; not 0.
+        session: SessionId,
+    },
 }
 
 /// An answer.
@@ -140,6 +146,10 @@ pub enum Reply {
         /// It is done up to here: ask again for the rest.
         upto: u64,
     },
+    /// Nothing that the session has sent will happen any more.
+    Fenced,
+    /// The caller's session has been fenced: nothing was done, and nothing will be.
+    SessionOver,
 }
 
 /// Space of a data server in bytes.

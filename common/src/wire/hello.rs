@@ -16,6 +16,20 @@ pub enum Role {
     Admin,
 }
 
+/// What a client knows of the session that it names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Claim {
+    /// It is begun if the server does not have it.
+    Begin,
+    /// It is there. If the server does not have it any more, the greeting is refused with [`SESSION_OVER`].
+    Resume,
+    /// As [`Claim::Begin`], in place of one that is over: the client may use what it saw in that.
+    Succeed,
+}
+
+/// The code of a refusal that says that the session of the greeting is over: with another one the caller may begin anew.
+pub const SESSION_OVER: u16 = 8;
+
 /// What the caller says first.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Hello {
@@ -29,6 +43,8 @@ pub struct Hello {
     pub volume: String,
     /// The caller's session, the same on all its connections.
     pub session: SessionId,
+    /// What the caller knows of that session; looked at on metadata connections of clients.
+    pub claim: Claim,
     /// This life of the caller.
     pub instance: InstanceId,
     /// Host and mount point, for people.
@@ -66,7 +82,18 @@ pub struct VolumeInfo {
     pub others: bool,
     /// For how long the session lives without a sign of life, in milliseconds.
     pub term_ms: u32,
-    /// What earlier lives of the server have answered with a version above this is lost. Versions
-    /// are never given out twice.
-    pub kept: LogIndex,
+    /// What the server has lost whenever its machine failed, as far as it remembers ([`MAX_LOST`] times), oldest first.
+    pub lost: Vec<Lost>,
+}
+
+/// The most entries of [`VolumeInfo::lost`].
+pub const MAX_LOST: usize = 64;
+
+/// Changes that were answered with a version within a range, and are lost. Versions are never given out twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Lost {
+    /// The last version that was kept.
+    pub after: LogIndex,
+    /// The first version of the life that came next.
+    pub before: LogIndex,
 }

@@ -19,6 +19,10 @@ pub const MAX_XATTR_VALUE: usize = 65536;
 /// The most inodes in one [`Op::Forget`] or [`Op::Accessed`].
 pub const MAX_BATCH: usize = 4096;
 
+/// The number of the [`Op::EndSession`] by which somebody else ends the session of a client that has died: no other change
+/// of the session comes as late. What the client had sent to data servers is kept out first.
+pub const BURIAL: OpSeq = OpSeq(u64::MAX);
+
 /// A call to a metadata server.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Request {

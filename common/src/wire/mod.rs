@@ -9,7 +9,7 @@ pub mod hello;
 pub mod lease;
 pub mod meta;
 
-pub use hello::{Hello, HelloReply, Role};
+pub use hello::{Claim, Hello, HelloReply, Role};
 
 /// The version of the protocol that this build speaks. Raised by every incompatible change;
 /// [`Hello`] carries a range, so that a later build can speak to an earlier one.

@@ -15,6 +15,7 @@
 
 mod contents;
 mod node;
+mod paths;
 mod table;
 mod touched;
 
@@ -32,7 +33,7 @@ use netfs_common::name::Name;
 use netfs_common::wire::lease::{Grant, Lease, Names};
 use netfs_common::wire::meta::granted;
 
-use crate::session::{lock, since_boot};
+use crate::session::{LostPositions, lock, since_boot};
 use crate::vfs::{FOREVER, KernelCache};
 use contents::Contents;
 pub use node::{FailLog, File, Gates, Mark, Node, State};
@@ -200,12 +201,12 @@ impl Cache {
         names.clear();
     }
 
-    /// The server has lost what it had answered with a version above `kept`: whoever has such an
-    /// inode open is told once.
-    pub fn changes_lost(&self, kept: u64) {
+    /// The server has lost what it had answered with some versions: whoever has an inode open that was changed so is
+    /// told once.
+    pub fn changes_lost(&self, gone: &LostPositions) {
         for node in self.table.all() {
             let mut state = node.state();
-            if std::mem::take(&mut state.changed_at) > kept {
+            if gone.has(std::mem::take(&mut state.changed_at)) {
                 state.failed.add(Errno::EIO);
             }
         }

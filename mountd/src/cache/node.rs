@@ -72,8 +72,8 @@ pub struct State {
     pub pinned: Vec<(u64, u64)>,
     /// Reads that are being answered under a lease.
     pub filling: usize,
-    /// Reads that have been: the kernel may have pages since.
-    pub filled: u64,
+    /// The kernel may have pages or attributes that it was given since all were taken back last.
+    pub told: bool,
     /// A write past the kernel's pages is being taken: reads wait for it.
     pub passing: usize,
     /// Of a directory: others change names in it, until this time since boot; the kernel is given none to keep.
@@ -166,6 +166,8 @@ pub struct File {
     pub mtime: Option<Timestamp>,
     /// When contents changed last, likewise; differs from `mtime` once that was set by hand.
     pub ctime: Option<Timestamp>,
+    /// Its path, noted for people when the cache of names was about to be dropped.
+    pub path: Option<Box<str>>,
 }
 
 impl File {
@@ -223,12 +225,6 @@ impl Node {
     /// The attributes as programs shall see them, as far as known.
     pub fn effective(&self) -> Option<Attr> {
         self.state().effective()
-    }
-
-    /// The attributes as far as known, and whether they may be kept.
-    pub fn shown(&self) -> Option<(Attr, bool)> {
-        let state = self.state();
-        Some((state.effective()?, state.valid))
     }
 }
 

@@ -8,7 +8,7 @@ use netfs_common::codec;
 use netfs_common::id::{InstanceId, SessionId};
 use netfs_common::net::{Dialer, Limits, Link, NetMetrics};
 use netfs_common::wire::meta::{Reply, Request, Response, Status};
-use netfs_common::wire::{Hello, PROTOCOL, Role};
+use netfs_common::wire::{Claim, Hello, PROTOCOL, Role};
 
 use super::args::IdentityArgs;
 use super::error::CliError;
@@ -44,6 +44,7 @@ async fn ask(dialer: &Dialer, server: &ServerAddr) -> Result<Status, String> {
         role: Role::Admin,
         volume: String::new(),
         session: SessionId(0),
+        claim: Claim::Begin,
         instance: InstanceId(0),
         client: format!("netfs status, process {}", std::process::id()),
     };

@@ -14,16 +14,13 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use netfs_common::id::{InstanceId, OpSeq, SessionId};
-use netfs_common::wire::meta::{Mutation, Op, Request};
-use netfs_common::wire::{Hello, PROTOCOL, Role};
+use netfs_common::wire::meta::{BURIAL, Mutation, Op, Request};
+use netfs_common::wire::{Claim, Hello, PROTOCOL, Role};
 use tokio::sync::mpsc;
 
 use super::dirs;
 use super::error::CliError;
 use crate::session::Dialer;
-
-/// A number that no change of a session reaches, so that it comes after all of them.
-const LAST: OpSeq = OpSeq(u64::MAX);
 
 /// How long the daemon that was here before may take to end: `umount` returns before it has.
 const LAST_BREATH: Duration = Duration::from_secs(3);
@@ -124,6 +121,7 @@ async fn end(dialer: &dyn Dialer, volume: &str, session: SessionId) -> Result<()
         role: Role::Meta,
         volume: volume.to_string(),
         session,
+        claim: Claim::Resume,
         instance: InstanceId(0),
         client: "the end of a dead daemon's session".into(),
     };
@@ -131,8 +129,8 @@ async fn end(dialer: &dyn Dialer, volume: &str, session: SessionId) -> Result<()
     let (pushes, _) = mpsc::channel(1);
     let (_, link) = dialer.meta(hello, pushes).await.map_err(|e| e.to_string())?;
     let mutation = Mutation {
-        seq: LAST,
-        answered: OpSeq(LAST.0 - 1),
+        seq: BURIAL,
+        answered: OpSeq(BURIAL.0 - 1),
         time: SystemTime::now().into(),
         sync: false,
         op: Op::EndSession,

@@ -5,9 +5,11 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use netfs_common::config::{ClientConfig, OutagePolicy};
+use netfs_common::id::SessionId;
 use netfs_common::net::NetMetrics;
 
 use super::burial::Note;
@@ -64,10 +66,11 @@ impl Connection {
                     note.bury(&*dialing).await;
                 }
                 let started = Vfs::start(dialing, options).await.map_err(|e| e.to_string());
-                let up = started.is_ok();
+                let session = started.as_ref().ok().map(|vfs| vfs.session_id());
                 // The receiver waits until it has got this.
                 let _ = tx.send(started);
-                if up {
+                if let Some(session) = session {
+                    keep_noted(&buried, session).await;
                     // To the end of the process.
                     std::future::pending::<()>().await;
                 }
@@ -82,10 +85,8 @@ impl Connection {
             Ok(Err(why)) => return Err(failed(why)),
             Err(_) => return Err(failed("the connecting thread died".into())),
         };
-        if let Some(Err(e)) = note.as_ref().as_ref().map(|n| n.write(vfs.session_id())) {
-            // It only costs waiting, after a crash.
-            tracing::warn!(error = %e, "the session is not noted");
-        }
+        let session = *vfs.session_id().borrow();
+        write_note(&note, session);
         Ok(Connection { vfs, dialer, note })
     }
 
@@ -105,6 +106,21 @@ impl Connection {
             tracing::debug!("the servers did not answer the goodbye");
         }
         farewell.stored
+    }
+}
+
+fn write_note(note: &Option<Note>, session: SessionId) {
+    if let Some(Err(e)) = note.as_ref().map(|n| n.write(session)) {
+        // It only costs waiting, after a crash.
+        tracing::warn!(error = %e, "the session is not noted");
+    }
+}
+
+/// Notes each session that takes the place of one that has expired, until there are no more.
+async fn keep_noted(note: &Option<Note>, mut session: watch::Receiver<SessionId>) {
+    while session.changed().await.is_ok() {
+        let next = *session.borrow_and_update();
+        write_note(note, next);
     }
 }
 

@@ -96,7 +96,7 @@ impl Counters {
             data::Op::Punch { .. } | data::Op::PunchSpan { .. } | data::Op::Delete { .. } => 26,
             data::Op::Copy { .. } => 27,
             data::Op::Extents { .. } => 28,
-            data::Op::Flush | data::Op::Usage => 29,
+            data::Op::Flush | data::Op::Usage | data::Op::Fence { .. } => 29,
         };
         self.counts[index].fetch_add(1, Ordering::Relaxed);
     }

@@ -7,15 +7,15 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use netfs_common::errno::Errno;
-use netfs_common::id::{ChunkId, GroupId, InstanceId, ServerId};
+use netfs_common::id::{ChunkId, GroupId, InstanceId, ServerId, SessionId};
 use netfs_common::map::ClusterMap;
 use netfs_common::wire::Hello;
 use netfs_common::wire::data::{MAX_PAYLOAD, Op, Reply, Request, Span};
 use tokio::sync::{Notify, Semaphore};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::counters::Counters;
-use super::link::{DataLink, Dialer, LinkError};
+use super::link::{DataLink, DialError, Dialer, LinkError};
 use super::meta::{SessionEvents, lock};
 
 /// The most reads under way at once. With the kernel's requests of 1 MiB it bounds the memory
@@ -56,15 +56,25 @@ pub enum Copied {
 }
 
 struct Server {
-    /// The connection with its serial number; taken only to look or to dial.
-    link: tokio::sync::Mutex<Option<(u64, Arc<dyn DataLink>)>>,
+    /// The connection; taken only to look or to dial.
+    link: tokio::sync::Mutex<Option<Connected>>,
     serial: AtomicU64,
     instance: Mutex<Option<InstanceId>>,
 }
 
+/// A connection, with its serial number and the session that it was made in.
+struct Connected {
+    serial: u64,
+    session: SessionId,
+    link: Arc<dyn DataLink>,
+}
+
+type Usable = (u64, SessionId, Arc<dyn DataLink>);
+
 /// The connections to the data servers.
 pub struct Bulk {
-    hello: Hello,
+    /// The session changes.
+    hello: Mutex<Hello>,
     dialer: Arc<dyn Dialer>,
     counters: Arc<Counters>,
     map: RwLock<Arc<ClusterMap>>,
@@ -72,8 +82,10 @@ pub struct Bulk {
     servers: Mutex<HashMap<ServerId, Arc<Server>>>,
     reads: Semaphore,
     events: Mutex<Option<Weak<dyn SessionEvents>>>,
-    /// That of the session; what was sent in an earlier one counts as lost, and must not arrive.
-    incarnation: AtomicU64,
+    /// The session that a data server has refused for good; 0: none.
+    fenced: AtomicU64,
+    /// Told when there is another session, or none.
+    renewed: Notify,
     stopped: AtomicBool,
     stop: Notify,
     stale: Notify,
@@ -87,14 +99,15 @@ impl Bulk {
         map: Arc<ClusterMap>,
     ) -> Bulk {
         Bulk {
-            hello,
+            hello: Mutex::new(hello),
             dialer,
             counters,
             map: RwLock::new(map),
             servers: Mutex::default(),
             reads: Semaphore::new(MAX_READS),
             events: Mutex::new(None),
-            incarnation: AtomicU64::new(0),
+            fenced: AtomicU64::new(0),
+            renewed: Notify::new(),
             stopped: AtomicBool::new(false),
             stop: Notify::new(),
             stale: Notify::new(),
@@ -109,8 +122,44 @@ impl Bulk {
         *self.map.write().unwrap_or_else(PoisonError::into_inner) = map;
     }
 
-    pub(super) fn set_incarnation(&self, incarnation: u64) {
-        self.incarnation.store(incarnation, Ordering::SeqCst);
+    /// Another session has taken the place of the one before. Connections are made anew in it; what was to be sent in
+    /// the earlier one counts as lost, and must not arrive.
+    pub(super) fn succeed(&self, session: SessionId) {
+        lock(&self.hello).session = session;
+        self.renewed.notify_waiters();
+    }
+
+    fn session(&self) -> SessionId {
+        lock(&self.hello).session
+    }
+
+    /// Whether a data server has said that a session is over.
+    pub(super) fn is_fenced(&self, session: SessionId) -> bool {
+        self.fenced.load(Ordering::SeqCst) == session.0
+    }
+
+    /// A data server says that a session is over: whatever it was to carry is given up, once.
+    fn note_fenced(&self, server: ServerId, session: SessionId) {
+        if self.session() != session || self.fenced.swap(session.0, Ordering::SeqCst) == session.0 {
+            return;
+        }
+        error!(%server, %session, "the session is over: the data server takes nothing of it any more");
+        if let Some(events) = lock(&self.events).as_ref().and_then(Weak::upgrade) {
+            events.fenced();
+        }
+    }
+
+    /// Waits until a session is no longer the one in use.
+    async fn replaced(&self, session: SessionId) {
+        loop {
+            let renewed = self.renewed.notified();
+            tokio::pin!(renewed);
+            renewed.as_mut().enable();
+            if self.session() != session {
+                return;
+            }
+            renewed.await;
+        }
     }
 
     pub(super) fn stop(&self) {
@@ -332,7 +381,8 @@ impl Bulk {
         (pause * 2).min(BACKOFF.1)
     }
 
-    /// One call, repeated on new connections until it is answered. All calls may be repeated: a
+    /// One call, repeated on new connections until it is answered. In a session that is over a change fails, and a
+    /// question waits for the next one. All calls may be repeated: a
     /// write, a punch and a copy done twice are the same as done once, because no two that
     /// overlap are under way at a time.
     async fn call(
@@ -342,22 +392,27 @@ impl Bulk {
         payload: Bytes,
     ) -> Result<(Reply, Bytes), Errno> {
         let mut after = 0;
-        let changes = matches!(request.op, Op::Write { .. } | Op::Punch { .. } | Op::Copy { .. });
-        let began = self.incarnation.load(Ordering::SeqCst);
+        let changes = matches!(
+            request.op,
+            Op::Write { .. } | Op::Punch { .. } | Op::Copy { .. } | Op::PunchSpan { .. }
+        );
+        let began = self.session();
         loop {
-            if changes && began != self.incarnation.load(Ordering::SeqCst) {
-                return Err(Errno::EIO);
-            }
             let stopped = self.stop.notified();
             if self.stopped.load(Ordering::SeqCst) {
                 return Err(Errno::EIO);
             }
             let attempt = async {
-                let (serial, link) = self.link(id, after).await?;
+                let Some((serial, session, link)) = self.link(id, after).await? else {
+                    return Ok(None);
+                };
+                if changes && session != began {
+                    return Err(Errno::EIO);
+                }
                 self.counters.data(&request.op);
                 let call = link.call(request.clone(), payload.clone());
-                Ok::<_, Errno>((
-                    serial,
+                Ok::<_, Errno>(Some((
+                    (serial, session),
                     match tokio::time::timeout(HUNG_AFTER, call).await {
                         Ok(outcome) => outcome,
                         Err(_) => {
@@ -366,11 +421,31 @@ impl Bulk {
                             Err(LinkError::Lost)
                         }
                     },
-                ))
+                )))
             };
-            let (serial, outcome) = tokio::select! {
+            let done = tokio::select! {
                 done = attempt => done?,
                 () = stopped => return Err(Errno::EIO),
+            };
+            let outcome = match done {
+                Some(((_, session), Ok((Reply::SessionOver, _)))) => {
+                    self.note_fenced(id, session);
+                    None
+                }
+                other => other,
+            };
+            let Some(((serial, _), outcome)) = outcome else {
+                if changes {
+                    return Err(Errno::EIO);
+                }
+                let stopped = self.stop.notified();
+                if self.stopped.load(Ordering::SeqCst) {
+                    return Err(Errno::EIO);
+                }
+                tokio::select! {
+                    () = self.replaced(SessionId(self.fenced.load(Ordering::SeqCst))) => continue,
+                    () = stopped => return Err(Errno::EIO),
+                }
             };
             match outcome {
                 Ok(answer) => return Ok(answer),
@@ -383,8 +458,8 @@ impl Bulk {
         }
     }
 
-    /// A connection later than `after`, made if need be.
-    async fn link(&self, id: ServerId, after: u64) -> Result<(u64, Arc<dyn DataLink>), Errno> {
+    /// A connection later than `after` in the present session, made if need be. `None`: the session is over.
+    async fn link(&self, id: ServerId, after: u64) -> Result<Option<Usable>, Errno> {
         let server = Arc::clone(lock(&self.servers).entry(id).or_insert_with(|| {
             Arc::new(Server {
                 link: tokio::sync::Mutex::new(None),
@@ -393,10 +468,13 @@ impl Bulk {
             })
         }));
         let mut slot = server.link.lock().await;
-        if let Some((serial, link)) = &*slot
-            && *serial > after
-        {
-            return Ok((*serial, Arc::clone(link)));
+        let session = self.session();
+        match &*slot {
+            Some(made) if made.session != session => made.link.close(),
+            Some(Connected { serial, link, .. }) if *serial > after => {
+                return Ok(Some((*serial, session, Arc::clone(link))));
+            }
+            _ => {}
         }
         *slot = None;
         let mut pause = BACKOFF.0;
@@ -405,16 +483,31 @@ impl Bulk {
             // The map may have moved the server meanwhile.
             let described = self.map().servers.iter().find(|s| s.id == id).cloned();
             let described = described.ok_or(Errno::EIO)?;
-            match self.dialer.data(described, self.hello.clone()).await {
+            let hello = lock(&self.hello).clone();
+            let session = hello.session;
+            if self.is_fenced(session) {
+                return Ok(None);
+            }
+            match self.dialer.data(described, hello).await {
+                // The session has been replaced meanwhile.
+                Ok((_, link)) if session != self.session() => {
+                    link.close();
+                    continue;
+                }
                 Ok((reply, link)) => {
                     let serial = server.serial.fetch_add(1, Ordering::Relaxed) + 1;
-                    *slot = Some((serial, Arc::clone(&link)));
+                    *slot = Some(Connected { serial, session, link: Arc::clone(&link) });
                     drop(slot);
                     if serial > 1 {
                         info!(server = %id, "connected to the data server again");
                     }
                     self.seen(id, reply.instance);
-                    return Ok((serial, link));
+                    return Ok(Some((serial, session, link)));
+                }
+                Err(DialError::SessionOver(_)) => {
+                    drop(slot);
+                    self.note_fenced(id, session);
+                    return Ok(None);
                 }
                 Err(e) => {
                     if told.as_ref() != Some(&e) {

@@ -34,6 +34,9 @@ pub enum DialError {
     /// The server answers and says no: wrong certificate, volume or version.
     #[error("{0}")]
     Refused(String),
+    /// The session of the greeting is over; another one can be begun.
+    #[error("{0}")]
+    SessionOver(String),
 }
 
 /// A call of the server to this client.

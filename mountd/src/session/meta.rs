@@ -10,13 +10,14 @@ use netfs_common::map::ClusterMap;
 use netfs_common::wire::hello::VolumeInfo;
 use netfs_common::wire::lease::{Grant, Lease, Recall};
 use netfs_common::wire::meta::{self, MAX_BATCH, Mutation, Op, Push, PushReply, Request, Response};
-use netfs_common::wire::{Hello, HelloReply, PROTOCOL, Role};
+use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
 use super::counters::Counters;
 use super::data::Bulk;
-use super::link::{Answer, DialError, Dialer, LinkError, MetaLink, PushCall};
+use super::link::{Answer, DialError, Dialer, Dialled, LinkError, MetaLink, PushCall};
+use super::lost::LostPositions;
 use super::oplog::OpLog;
 use super::positions::Positions;
 use super::term::{Look, Term, since_boot};
@@ -39,14 +40,14 @@ pub struct SessionConfig {
     pub volume: String,
     /// Host and mount point, for people.
     pub client: String,
-    /// The session's identifier, drawn at random.
+    /// The first session's identifier, drawn at random.
     pub session: SessionId,
     /// This life of the client, drawn at random.
     pub instance: InstanceId,
 }
 
 /// What is different after a reconnect.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reconnected {
     /// The server is another process than before: what it answered without it being durable may
     /// be gone.
@@ -54,8 +55,8 @@ pub struct Reconnected {
     /// The server has begun a new session: the old one's orphans, and all that was not sent, are
     /// lost.
     pub lost: bool,
-    /// After a restart: what was answered before with a version above this is lost.
-    pub kept: Option<u64>,
+    /// What was answered before with these versions is lost.
+    pub gone: LostPositions,
 }
 
 /// Who is told what happens to the session.
@@ -76,6 +77,9 @@ pub trait SessionEvents: Send + Sync {
     fn reclaimed(&self, grants: &[Grant]);
     /// The session may be relied upon until this time since boot. Must not wait.
     fn alive(&self, until: Duration);
+    /// A data server takes nothing of the session any more: it is over, and what was to be sent in it is lost. Must
+    /// not wait.
+    fn fenced(&self);
     /// A data server has a new life: what it had not flushed may be gone.
     fn data_restarted(&self, server: netfs_common::id::ServerId, now: InstanceId);
 }
@@ -112,6 +116,8 @@ enum State {
 /// The session.
 pub struct Session {
     config: SessionConfig,
+    /// The identifier in use: one that the server has ended is never used again.
+    id: watch::Sender<SessionId>,
     dialer: Arc<dyn Dialer>,
     state: watch::Sender<State>,
     /// A leaf: nothing is locked or awaited under it.
@@ -149,7 +155,7 @@ impl Session {
         dialer: Arc<dyn Dialer>,
     ) -> Result<Arc<Session>, DialError> {
         let (push_to, pushes) = mpsc::channel(4);
-        let hello = hello(&config, Role::Meta);
+        let hello = hello(&config, Role::Meta, config.session, Claim::Begin);
         let sent = since_boot();
         let (reply, link) = dialer.meta(hello, push_to).await?;
         let volume = usable(&reply)?;
@@ -161,6 +167,7 @@ impl Session {
             Arc::new(volume.map.clone()),
         );
         let session = Arc::new(Session {
+            id: watch::Sender::new(config.session),
             config,
             dialer,
             state: watch::Sender::new(State::Up { serial: 1, incarnation: 0, link }),
@@ -219,9 +226,9 @@ impl Session {
         self.bulk.stop();
     }
 
-    /// Its identifier.
-    pub fn id(&self) -> SessionId {
-        self.config.session
+    /// Its identifier, and those that take its place when the server has ended it.
+    pub fn id(&self) -> watch::Receiver<SessionId> {
+        self.id.subscribe()
     }
 
     /// Asks for the volume's description anew, the cluster map with it. It comes with the first
@@ -419,16 +426,17 @@ pub(crate) fn now() -> Timestamp {
 }
 
 fn hello_template(config: &SessionConfig) -> Hello {
-    hello(config, Role::Data)
+    hello(config, Role::Data, config.session, Claim::Begin)
 }
 
-fn hello(config: &SessionConfig, role: Role) -> Hello {
+fn hello(config: &SessionConfig, role: Role, session: SessionId, claim: Claim) -> Hello {
     Hello {
         protocol: (PROTOCOL, PROTOCOL),
         features: 0,
         role,
         volume: config.volume.clone(),
-        session: config.session,
+        session,
+        claim,
         instance: config.instance,
         client: config.client.clone(),
     }
@@ -466,14 +474,15 @@ async fn drive(
             return;
         }
         warn!("the connection to the metadata server is lost");
-        let Some((reply, link, new_pushes, volume)) = session.reconnect().await else { return };
+        let Some(connected) = session.reconnect().await else { return };
+        let Connected { reply, link, pushes: new_pushes, volume, successor } = connected;
         pushes = new_pushes;
         serial += 1;
         let restarted = reply.instance != instance || std::mem::take(&mut unreclaimed);
         let what = Reconnected {
             restarted,
-            lost: !volume.resumed,
-            kept: restarted.then_some(volume.kept.0),
+            lost: successor.is_some(),
+            gone: LostPositions::new(volume.lost.clone()),
         };
         info!(?what, "connected to the metadata server again");
         instance = reply.instance;
@@ -481,19 +490,22 @@ async fn drive(
             let mut ops = lock(&session.ops);
             if what.lost { ops.restart() } else { ops.incarnation() }
         };
-        session.bulk.set_incarnation(incarnation);
+        if let Some(id) = successor {
+            session.bulk.succeed(id);
+            session.id.send_replace(id);
+        }
         if what.restarted || what.lost {
-            let kept = what.kept.unwrap_or(u64::MAX);
-            if let Some(latest) = lock(&session.positions).begin_anew(serial, kept) {
+            let gone = what.gone.clone();
+            if let Some(latest) = lock(&session.positions).begin_anew(serial, gone) {
                 error!(
                     latest,
-                    kept,
                     "the metadata server has lost changes that it had answered and nobody had synced"
                 );
             }
         }
         session.bulk.set_map(Arc::new(volume.map.clone()));
         *session.volume.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);
+        let reclaims = what.restarted && !what.lost;
         let events = session.events();
         let held = events.as_ref().map(|e| e.to_reclaim()).unwrap_or_default();
         if let Some(events) = &events {
@@ -501,7 +513,7 @@ async fn drive(
             events.reconnected(what);
         }
         session.tell_alive();
-        if what.restarted && !what.lost {
+        if reclaims {
             match reclaim(&*link, held).await {
                 Ok(grants) => {
                     if let Some(events) = &events {
@@ -516,8 +528,13 @@ async fn drive(
                 }
             }
         }
+        let fenced = link.clone();
         if !session.replace(State::Up { serial, incarnation, link }) {
             return;
+        }
+        if session.bulk.is_fenced(*session.id.borrow()) {
+            // Learned just now: this session will not do.
+            fenced.close();
         }
     }
 }
@@ -626,7 +643,22 @@ async fn reclaim(link: &dyn MetaLink, held: Vec<(Ino, Lease)>) -> Result<Vec<Gra
     Ok(grants)
 }
 
-type Connected = (HelloReply, Arc<dyn MetaLink>, mpsc::Receiver<PushCall>, VolumeInfo);
+/// A connection that was made anew.
+struct Connected {
+    reply: HelloReply,
+    link: Arc<dyn MetaLink>,
+    pushes: mpsc::Receiver<PushCall>,
+    volume: VolumeInfo,
+    /// The session that was begun, because the one before is over.
+    successor: Option<SessionId>,
+}
+
+fn draw() -> Result<SessionId, DialError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| DialError::Unreachable(format!("there are no random numbers: {e}")))?;
+    Ok(SessionId(u64::from_le_bytes(bytes).max(1)))
+}
 
 impl Session {
     /// Says for how long what was learned may be used.
@@ -649,25 +681,53 @@ impl Session {
         })
     }
 
+    /// A greeting in the session, or in its successor if it is known to be over.
+    async fn greet(
+        &self,
+        successor: &mut Option<SessionId>,
+        pushes: mpsc::Sender<PushCall>,
+    ) -> Dialled<dyn MetaLink> {
+        let id = *self.id.borrow();
+        if successor.is_none() && self.bulk.is_fenced(id) {
+            *successor = Some(draw()?);
+        }
+        let (id, claim) = match *successor {
+            Some(next) => (next, Claim::Succeed),
+            None => (id, Claim::Resume),
+        };
+        self.dialer.meta(hello(&self.config, Role::Meta, id, claim), pushes).await
+    }
+
     async fn reconnect(&self) -> Option<Connected> {
         let mut pause = BACKOFF.0;
         let mut told = None;
+        let mut successor = None;
         loop {
             if matches!(*self.state.borrow(), State::Stopped) {
                 return None;
             }
             let (push_to, pushes) = mpsc::channel(4);
             let sent = since_boot();
-            let dialled = self.dialer.meta(hello(&self.config, Role::Meta), push_to).await;
-            let outcome = dialled.and_then(|(reply, link)| {
+            let outcome = self.greet(&mut successor, push_to).await.and_then(|(reply, link)| {
                 let volume = usable(&reply)?;
-                Ok((reply, link, pushes, volume))
+                Ok(Connected { reply, link, pushes, volume, successor })
             });
             match outcome {
+                // A data server has said meanwhile that the session is over.
+                Ok(connected) if successor.is_none() && self.bulk.is_fenced(*self.id.borrow()) => {
+                    connected.link.close();
+                    continue;
+                }
                 Ok(connected) => {
                     // Nothing is awaited until `reconnected` was told.
                     lock(&self.term).begin_anew(sent);
                     return Some(connected);
+                }
+                // At once in another one.
+                Err(DialError::SessionOver(why)) if successor.is_none() => {
+                    warn!(why, "the metadata server has ended the session");
+                    successor = draw().ok();
+                    continue;
                 }
                 Err(e) => {
                     if told.as_ref() != Some(&e) {

@@ -10,6 +10,7 @@
 mod counters;
 mod data;
 mod link;
+mod lost;
 mod meta;
 mod oplog;
 mod positions;
@@ -18,6 +19,7 @@ mod term;
 pub use counters::Counters;
 pub use data::{Bulk, Copied, Place, Written};
 pub use link::{Answer, DataLink, DialError, Dialer, Dialled, LinkError, MetaLink, PushCall};
+pub use lost::LostPositions;
 pub use meta::{Changed, Reconnected, Session, SessionConfig, SessionEvents};
 pub(crate) use meta::{lock, now};
 pub use oplog::OpLog;

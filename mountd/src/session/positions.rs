@@ -5,6 +5,8 @@
 
 use netfs_common::errno::Errno;
 
+use super::lost::LostPositions;
+
 /// What is known of the log of the server's present life.
 #[derive(Debug)]
 pub(super) struct Positions {
@@ -14,8 +16,8 @@ pub(super) struct Positions {
     latest: u64,
     /// Up to where the log is known to be on stable storage.
     durable: u64,
-    /// What earlier lives have answered above this is lost.
-    kept: u64,
+    /// What earlier lives have answered with these positions is lost.
+    lost: LostPositions,
 }
 
 /// A wait for stable storage.
@@ -27,14 +29,14 @@ pub(super) struct Wanted {
 
 impl Positions {
     pub(super) fn new(serial: u64) -> Positions {
-        Positions { since: serial, latest: 0, durable: 0, kept: u64::MAX }
+        Positions { since: serial, latest: 0, durable: 0, lost: LostPositions::default() }
     }
 
     /// The server, or the session, has begun anew with a connection. Returns up to where changes
     /// were answered if the end of that is lost.
-    pub(super) fn begin_anew(&mut self, serial: u64, kept: u64) -> Option<u64> {
-        let before = std::mem::replace(self, Positions { kept, ..Positions::new(serial) });
-        (before.latest > kept).then_some(before.latest)
+    pub(super) fn begin_anew(&mut self, serial: u64, lost: LostPositions) -> Option<u64> {
+        let before = std::mem::replace(self, Positions { lost, ..Positions::new(serial) });
+        self.lost.has(before.latest).then_some(before.latest)
     }
 
     /// Whether an answer that came over a connection is of the present life.
@@ -48,7 +50,7 @@ impl Positions {
     /// `EIO` when it was answered by an earlier life and is lost.
     pub(super) fn answered(&mut self, serial: u64, at: u64, sync: bool) -> Result<(), Errno> {
         if !self.is_current(serial) {
-            return if at > self.kept { Err(Errno::EIO) } else { Ok(()) };
+            return if self.lost.has(at) { Err(Errno::EIO) } else { Ok(()) };
         }
         self.latest = self.latest.max(at);
         if sync {
@@ -75,7 +77,15 @@ impl Positions {
 
 #[cfg(test)]
 mod tests {
+    use netfs_common::id::LogIndex;
+    use netfs_common::wire::hello::Lost;
+
     use super::*;
+
+    fn lost(ranges: &[(u64, u64)]) -> LostPositions {
+        let range = |(a, b): &(u64, u64)| Lost { after: LogIndex(*a), before: LogIndex(*b) };
+        LostPositions::new(ranges.iter().map(range).collect())
+    }
 
     #[test]
     fn what_is_durable_costs_no_message() {
@@ -96,20 +106,29 @@ mod tests {
         let mut p = Positions::new(1);
         p.answered(1, 353, true).unwrap();
         let asked_before = p.want(u64::MAX).unwrap();
-        assert_eq!(p.begin_anew(2, 400), None, "nothing is lost");
+        assert_eq!(p.begin_anew(2, lost(&[(400, 1000)])), None, "nothing is lost");
         assert!(p.want(10).is_some());
         p.reached(asked_before);
         assert!(p.want(10).is_some(), "another life answered");
     }
 
     #[test]
+    fn a_loss_is_told_although_the_server_has_failed_once_more_since() {
+        let mut p = Positions::new(1);
+        p.answered(1, 353, false).unwrap();
+        assert_eq!(p.begin_anew(2, lost(&[(10, 20), (300, 1000), (1010, 2000)])), Some(353));
+        p.answered(2, 2001, false).unwrap();
+        assert_eq!(p.begin_anew(3, lost(&[(300, 1000), (1010, 2000)])), None);
+    }
+
+    #[test]
     fn a_late_answer_of_an_earlier_life_counts_if_it_was_kept() {
         let mut p = Positions::new(1);
         p.answered(1, 353, false).unwrap();
-        assert_eq!(p.begin_anew(3, 300), Some(353));
+        assert_eq!(p.begin_anew(3, lost(&[(300, 1000)])), Some(353));
         assert_eq!(p.answered(1, 300, false), Ok(()));
         assert_eq!(p.answered(1, 301, false), Err(Errno::EIO));
         assert!(!p.is_current(2) && p.is_current(3));
-        assert_eq!(p.begin_anew(4, 500), None, "it is told once");
+        assert_eq!(p.begin_anew(4, lost(&[(300, 1000)])), None, "it is told once");
     }
 }

@@ -153,11 +153,14 @@ fn joined(outcome: Option<Result<Result<(), Errno>, tokio::task::JoinError>>) ->
 
 impl SessionEvents for Vfs {
     fn reconnected(&self, what: Reconnected) {
+        if what.lost {
+            self.writeback.note_paths();
+        }
         if what.restarted || what.lost {
             self.cache.drop_all(true);
         }
-        if let Some(kept) = what.kept {
-            self.cache.changes_lost(kept);
+        if what.restarted {
+            self.cache.changes_lost(&what.gone);
         }
         if what.lost {
             error!("the session has expired: changes that were not yet sent are lost");
@@ -167,7 +170,16 @@ impl SessionEvents for Vfs {
         }
     }
 
+    fn fenced(&self) {
+        // Its term must be over. If the metadata server still answers, that is a mistake of somebody's, but nothing that it
+        // says counts in this session any more.
+        self.lapsed();
+        self.writeback.lose();
+        self.session.refresh();
+    }
+
     fn lapsed(&self) {
+        self.writeback.note_paths();
         // Every call asks the server now, and waits for it.
         self.cache.drop_all(false);
     }

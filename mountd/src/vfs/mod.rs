@@ -220,8 +220,8 @@ impl Vfs {
         self.session.volume()
     }
 
-    /// The session with the metadata server.
-    pub fn session_id(&self) -> SessionId {
+    /// The session with the metadata server, and those that take its place.
+    pub fn session_id(&self) -> tokio::sync::watch::Receiver<SessionId> {
         self.session.id()
     }
 
@@ -329,7 +329,10 @@ impl Vfs {
     /// An inode as the kernel shall see it.
     fn entry(&self, node: &Node) -> Option<Entry> {
         let ttl = self.cache.ttl();
-        let (attr, kept) = node.shown()?;
+        let mut state = node.state();
+        let attr = state.effective()?;
+        let kept = state.valid && state.passing == 0;
+        state.told |= kept;
         Some(Entry { attr, ttl: if kept { ttl } else { Duration::ZERO } })
     }
 }

@@ -58,8 +58,8 @@ impl Vfs {
             if !self.cache.live() || !state.valid || (state.passing > 0 && !handle.direct) {
                 return None;
             }
-            // Counted before it is answered: a write past the pages looks at it.
-            state.filled += u64::from(!handle.direct);
+            // Noted before it is answered: a write past the pages looks at it.
+            state.told |= !handle.direct;
         }
         let plan = self.plan_read(&handle.node, offset, u64::from(size))?;
         let data = match &plan.source {

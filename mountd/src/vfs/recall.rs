@@ -46,7 +46,7 @@ impl Drop for Filling<'_> {
     fn drop(&mut self) {
         let mut state = self.0.state();
         state.filling -= 1;
-        state.filled += 1;
+        state.told = true;
     }
 }
 

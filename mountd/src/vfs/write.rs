@@ -96,7 +96,6 @@ impl Vfs {
             if write_flags & WRITE_CACHE != 0 {
                 return this.put_mapped(&handle, offset, data, flags, write_flags).await;
             }
-            let filled = node.state().filled;
             let pinned = (!handle.direct).then(|| Pinned::new(node, offset, data.len() as u64));
             this.writeback.wait_for_room().await?;
             let space = this.space_for(data.len() as u64).await?;
@@ -105,14 +104,14 @@ impl Vfs {
                     this.own(node).await?;
                     let _io = node.gates().io.read().await;
                     if this.owns(node) {
-                        let _passing = this.pass_pages(&handle, filled, write_flags).await?;
+                        let _passing = this.pass_pages(&handle, write_flags).await?;
                         return this.put(&handle, offset, data, flags, write_flags);
                     }
                 }
             }
             let io = this.owned(node).await?;
             drop(pinned);
-            let passing = this.pass_pages(&handle, filled, write_flags).await?;
+            let passing = this.pass_pages(&handle, write_flags).await?;
             let written = this.put(&handle, offset, data, flags, write_flags)?;
             let outcome = this.push(node, flags).await;
             drop((passing, io));
@@ -140,12 +139,11 @@ impl Vfs {
         }
     }
 
-    /// Before a write past the kernel's pages: what others here have read since it began goes, and nothing is read until the
-    /// write is taken. Also takes from the file what a writer must not inherit, which the kernel leaves to us.
+    /// Before a write past the kernel's pages: what others here have read and been told goes, and the kernel is given nothing to keep until the
+    /// write is taken; or they would see less than other clients, which see the write as soon as it is here. Also takes from the file what a writer must not inherit, which the kernel leaves to us.
     async fn pass_pages<'a>(
         &self,
         handle: &'a Handle,
-        filled: u64,
         write_flags: u32,
     ) -> Result<Option<Passing<'a>>, Errno> {
         if !handle.direct {
@@ -155,11 +153,11 @@ impl Vfs {
         let passing = Passing::new(node);
         let attr = node.state().attr.clone().ok_or(Errno::EIO)?;
         self.kill_privileges(node, &attr, write_flags).await?;
-        let (now, filling) = {
-            let state = node.state();
-            (state.filled, state.filling)
+        let told = {
+            let mut state = node.state();
+            std::mem::take(&mut state.told) || state.filling > 0
         };
-        if now != filled || filling > 0 {
+        if told {
             self.take_pages(node, 0, u64::MAX).await;
         }
         Ok(Some(passing))

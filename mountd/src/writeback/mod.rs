@@ -34,6 +34,7 @@ mod extents;
 mod extents_tests;
 mod inline;
 mod lease;
+mod lose;
 mod report;
 mod send;
 mod tail;
@@ -293,25 +294,6 @@ impl Writeback {
     pub fn discard(&self, node: &Node) {
         self.edit(node, give_up);
         node.gates().progress.notify_waiters();
-    }
-
-    /// The session has ended: everything that the metadata server was not told of is lost, and
-    /// every open file is told so once.
-    pub fn lose(&self) {
-        for node in self.cache.table.all() {
-            let lost = self.edit(&node, |state| {
-                let lost = state.file.as_ref().is_some_and(|f| !f.is_clean());
-                if lost {
-                    give_up(state);
-                    state.failed.add(Errno::EIO);
-                }
-                lost
-            });
-            if lost {
-                tracing::error!(ino = %node.ino, "data that was accepted is lost with the session");
-                node.gates().progress.notify_waiters();
-            }
-        }
     }
 
     /// Drops everything and takes nothing any more.

@@ -102,6 +102,10 @@ impl Writeback {
     }
 
     async fn fly(self: Arc<Self>, node: Arc<Node>, flight: Flight, place: OwnedSemaphorePermit) {
+        if node.state().era != flight.era {
+            // Given up, perhaps with the session: what is sent now may go out in the next one.
+            return node.gates().progress.notify_waiters();
+        }
         let bulk = self.session.bulk();
         let outcome = match &flight.batch.content {
             Content::Data(bytes) => bulk.write(flight.chunk, flight.offset, bytes.clone()).await,
@@ -115,9 +119,9 @@ impl Writeback {
         drop(place);
         let failed = outcome.as_ref().err().copied();
         let (start, end) = (batch.start, batch.end());
-        let pump = self.edit(&node, |state| {
+        let (pump, given_up) = self.edit(&node, |state| {
             if state.era != era {
-                return false;
+                return (false, true);
             }
             if let Some(error) = failed {
                 state.failed.add(error);
@@ -132,9 +136,11 @@ impl Writeback {
             }
             // What was held back behind this batch can go now.
             let more = file.force > 0 && !file.dirty.is_empty();
-            more && !std::mem::replace(&mut file.pumping, true)
+            (more && !std::mem::replace(&mut file.pumping, true), false)
         });
         match failed {
+            // It was told when it was given up.
+            Some(_) if given_up => {}
             Some(e) => self.refused(&node, start, end, e),
             None => {
                 lock(&self.keepers).insert(node.ino, Arc::clone(&node));

@@ -8,6 +8,7 @@
 
 mod chunks;
 mod fault;
+mod fences;
 mod handler;
 mod metrics;
 mod rights;
@@ -26,7 +27,7 @@ use netfs_common::tls::{self, Identity, TlsError};
 
 use crate::data::store::{SegmentStore, StoreConfig, StoreError};
 use crate::flusher::Flusher;
-use crate::greeting;
+use crate::greeting::{self, Refusal};
 use crate::health::Health;
 use crate::thread::{Ending, ServerThread, StopSignal};
 
@@ -34,6 +35,7 @@ pub use metrics::DataMetrics;
 pub use upkeep::UpkeepConfig;
 
 use chunks::Chunks;
+use fences::Fences;
 use handler::{Handler, Peer};
 use rights::Rights;
 use turns::Turns;
@@ -96,6 +98,14 @@ pub enum DataError {
         dir: PathBuf,
         /// What is wrong.
         source: StoreError,
+    },
+    /// The list of sessions that must be kept out.
+    #[error("data server: the list of ended sessions {} cannot be used: {source}; it may be removed when no client is left that was cut off for longer than the term of its session", path.display())]
+    Fences {
+        /// Where it is.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
     },
     /// The endpoint.
     #[error("data server: {0}")]
@@ -172,6 +182,8 @@ async fn begin(
         tracing::error!(dir = %dir.display(), ?report, "data store opened; the disk has lost data");
     }
     let store = Arc::new(store);
+    let fences = Fences::open(&options.dir)
+        .map_err(|source| DataError::Fences { path: Fences::file(&options.dir), source })?;
     let instance = greeting::draw_instance().map_err(std::io::Error::from)?;
     let server = Server::bind_with_secret(
         options.listen,
@@ -188,13 +200,13 @@ async fn begin(
         None if watched.strong_count() == 0 => Err("the data server has ended".into()),
         None => Ok(()),
     });
-    let work = async move { serve(server, store, upkeep, options, instance, stop).await };
+    let work = async move { serve(server, (store, fences), upkeep, options, instance, stop).await };
     Ok(((addr, instance, health), work))
 }
 
 async fn serve(
     server: Server,
-    store: Arc<SegmentStore>,
+    (store, fences): (Arc<SegmentStore>, Fences),
     upkeep: Upkeep,
     options: DataOptions,
     instance: InstanceId,
@@ -212,6 +224,7 @@ async fn serve(
     });
     let handler = Arc::new(Handler {
         turns: Turns::new(BLOCKING_THREADS),
+        fences: Arc::new(fences),
         flusher,
         chunks: Arc::new(Chunks::new(store.clone(), options.store.max_chunk_bytes)),
         instance,
@@ -264,6 +277,12 @@ async fn welcome(incoming: Incoming, handler: Arc<Handler>, cluster: ClusterId) 
         _ => Rights::client(),
     };
     let client = handler.turns.enter(&who).await;
+    // Only now: a fence that is put up from here on finds the client.
+    if handler.fences.contains(hello.session) {
+        handler.turns.leave(&who, &client).await;
+        let text = "it was silent for too long, and others may have what it had";
+        return greeting::refuse(incoming, &Refusal::SessionOver(text.into()));
+    }
     let peer = Arc::new(Peer::new(handler.clone(), client.clone(), rights));
     match incoming.welcome_bulk(&words, peer.clone()).await {
         Ok(connection) => {
@@ -272,7 +291,10 @@ async fn welcome(incoming: Incoming, handler: Arc<Handler>, cluster: ClusterId) 
                 reason = connection.closed() => reason,
                 () = client.superseded() => {
                     connection.close();
-                    CallError::Lost("it has connected anew".into())
+                    CallError::Lost(match client.is_fenced() {
+                        true => "its session has been fenced".into(),
+                        false => "it has connected anew".into(),
+                    })
                 }
                 () = peer.nonsense() => {
                     connection.close();

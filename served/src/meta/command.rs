@@ -77,6 +77,11 @@ pub enum Action {
         /// Which session lets go of which inode.
         holds: Vec<(SessionId, Ino)>,
     },
+    /// Ends a session; what it has left is removed by [`Action::Reap`] alone, when nobody can be harmed by that.
+    CloseSession {
+        /// The session.
+        id: SessionId,
+    },
 }
 
 /// What is fixed when a volume is made.

@@ -9,6 +9,8 @@ use netfs_common::id::{Ino, OpSeq, SessionId};
 pub const STATE: u8 = 0x01;
 /// The volume's identity and settings.
 pub const VOLUME: u8 = 0x02;
+/// What was lost of the log; missing while nothing was.
+pub const LOST: u8 = 0x03;
 /// Inode by number.
 pub const INODE: u8 = 0x10;
 /// Inline data of a file, or the target of a symbolic link, by inode.
@@ -58,6 +60,11 @@ pub fn state() -> Vec<u8> {
 /// See [`VOLUME`].
 pub fn volume() -> Vec<u8> {
     vec![VOLUME]
+}
+
+/// See [`LOST`].
+pub fn lost() -> Vec<u8> {
+    vec![LOST]
 }
 
 /// See [`INODE`].

@@ -40,6 +40,13 @@ pub struct State {
     pub crashes: u32,
 }
 
+/// Positions of the log that were, or may have been, given out and are lost: the latest times, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct LostPositions {
+    /// The last position that was kept, and the first one after it that was given out again.
+    pub ranges: Vec<(LogIndex, LogIndex)>,
+}
+
 /// An inode.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Inode {

@@ -19,6 +19,7 @@ mod clock;
 mod cuts;
 mod data_link;
 mod deletions;
+mod fencing;
 mod leasing;
 mod lookups;
 mod members;
@@ -350,7 +351,7 @@ async fn member(incoming: Incoming, hello: Hello, shared: Arc<Shared>) -> Result
         resumed: joined.resumed,
         others: volume.has_company(),
         term_ms: u32::try_from(volume.term().as_millis()).unwrap_or(u32::MAX),
-        kept: volume.kept(),
+        lost: volume.lost(),
     };
     let reply =
         HelloReply { volume: Some(info), ..greeting::reply(shared.cluster, shared.instance) };

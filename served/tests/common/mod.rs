@@ -28,7 +28,7 @@ use netfs_common::wire::meta::{
     Mutation, NewInode, Op as MetaOp, Push, PushReply, Reply as MetaReply, Request as MetaRequest,
     Response,
 };
-use netfs_common::wire::{Hello, HelloReply, PROTOCOL, Role};
+use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
 
 /// No call of a test takes longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -73,6 +73,7 @@ pub fn hello(role: Role, volume: &str, session: u64) -> Hello {
         role,
         volume: volume.into(),
         session: SessionId(session),
+        claim: Claim::Begin,
         instance: InstanceId(1),
         client: format!("test {session}"),
     }
@@ -195,7 +196,15 @@ impl MetaClient {
         volume: &str,
         session: u64,
     ) -> Result<MetaClient, CallError> {
-        let words = codec::encode(&hello(Role::Meta, volume, session)).unwrap();
+        MetaClient::greet(identity, addr, &hello(Role::Meta, volume, session)).await
+    }
+
+    pub async fn greet(
+        identity: &Identity,
+        addr: SocketAddr,
+        hello: &Hello,
+    ) -> Result<MetaClient, CallError> {
+        let (words, session) = (codec::encode(hello).unwrap(), hello.session.0);
         let answers = Arc::new(Answers { pushed: Default::default(), silent: false.into() });
         let dialer = dialer(identity);
         let (link, welcome) = dialer.link(addr, &words, answers.clone()).await?;

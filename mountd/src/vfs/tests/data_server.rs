@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use netfs_common::errno::Errno;
-use netfs_common::id::{ChunkId, InstanceId};
+use netfs_common::id::{ChunkId, InstanceId, SessionId};
 use netfs_common::wire::data::{Op, Reply, Span};
 
 /// Per byte: data or a hole.
@@ -15,6 +15,8 @@ pub(super) struct DataStore {
     pub(super) instance: InstanceId,
     now: BTreeMap<ChunkId, Chunk>,
     durable: BTreeMap<ChunkId, Chunk>,
+    /// Nothing of these sessions happens any more.
+    pub(super) fenced: Vec<SessionId>,
     /// Writes fail with this.
     pub(super) refuse: Option<Errno>,
 }
@@ -25,6 +27,7 @@ impl Default for DataStore {
             instance: InstanceId(100),
             now: BTreeMap::new(),
             durable: BTreeMap::new(),
+            fenced: Vec::new(),
             refuse: None,
         }
     }
@@ -139,7 +142,9 @@ impl DataStore {
                 self.durable = self.now.clone();
                 (Reply::Flushed { verifier }, Bytes::new())
             }
-            Op::Delete { .. } | Op::Usage => (Reply::Failed(Errno::ENOSYS), Bytes::new()),
+            Op::Delete { .. } | Op::Usage | Op::Fence { .. } => {
+                (Reply::Failed(Errno::ENOSYS), Bytes::new())
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ use netfs_common::attr::{Attr, FileKind, SetTime, Timestamp};
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, OpSeq, SessionId};
 use netfs_common::name::Name;
+use netfs_common::wire::hello::Lost;
 use netfs_common::wire::meta::{
     DirEntry, Mutation, NewInode, Op, RenameMode, Reply, Request, Response, StatFs,
 };
@@ -27,8 +28,8 @@ pub(super) struct MetaStore {
     pub(super) sessions: HashMap<SessionId, HashMap<OpSeq, Reply>>,
     pub(super) forgotten: Vec<Ino>,
     pub(super) free: u64,
-    /// What survived the last restart.
-    pub(super) kept: LogIndex,
+    /// What did not survive a restart.
+    pub(super) lost: Vec<Lost>,
     durable: (u64, HashMap<Ino, Inode>),
     next: u64,
     version: u64,
@@ -43,7 +44,7 @@ impl MetaStore {
             sessions: HashMap::new(),
             forgotten: Vec::new(),
             free: 1 << 40,
-            kept: LogIndex(u64::MAX),
+            lost: Vec::new(),
             durable: (0, HashMap::new()),
             next: 1,
             version: 1,
@@ -61,9 +62,12 @@ impl MetaStore {
 
     /// The power fails: what was not synced is lost, and its versions are not given out again.
     pub(super) fn crash(&mut self) {
-        self.kept = LogIndex(self.durable.0);
         self.inodes = self.durable.1.clone();
         self.version += 1000;
+        // As after every start, the first change is made durable at once.
+        let (after, before) = (LogIndex(self.durable.0), LogIndex(self.version));
+        self.lost.push(Lost { after, before });
+        self.sync();
     }
 
     pub(super) fn greet(&mut self, session: SessionId) -> bool {

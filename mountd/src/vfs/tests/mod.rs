@@ -3,6 +3,7 @@
 mod budgets;
 mod data_server;
 mod failures;
+mod fenced;
 mod files;
 mod histories;
 mod meta_server;

@@ -59,6 +59,19 @@ async fn lost_changes_are_told_once_and_nothing_counts_as_durable() {
 }
 
 #[tokio::test]
+async fn a_loss_is_told_by_a_server_that_has_failed_once_more_since() {
+    let world = World::new(3, 16);
+    let vfs = world.mount().await;
+    let f = file(&vfs, "f").await;
+    vfs.fsync(f.0, f.1, false).await.unwrap();
+    chmod(&vfs, f.0, 0o600).await.unwrap();
+    world.restart_meta();
+    restart(&world, &vfs).await;
+    assert_eq!(vfs.fsync(f.0, f.1, false).await, Err(Errno::EIO));
+    assert_eq!(vfs.fsync(f.0, f.1, false).await, Ok(()));
+}
+
+#[tokio::test]
 async fn late_answers_of_a_server_that_died_do_not_count() {
     let world = World::new(2, 16);
     let vfs = world.mount().await;

@@ -11,12 +11,14 @@ use netfs_common::map::{Chain, ClusterMap, DataServer};
 use netfs_common::name::Name;
 use netfs_common::wire::hello::VolumeInfo;
 use netfs_common::wire::meta::{Push, PushReply, Reply, Request};
-use netfs_common::wire::{Hello, HelloReply, data};
+use netfs_common::wire::{Claim, Hello, HelloReply, data};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::data_server::DataStore;
 use super::meta_server::MetaStore;
-use crate::session::{Answer, DataLink, Dialer, Dialled, LinkError, MetaLink, PushCall, lock};
+use crate::session::{
+    Answer, DataLink, DialError, Dialer, Dialled, LinkError, MetaLink, PushCall, lock,
+};
 use crate::vfs::{KernelCache, Options, Vfs};
 
 /// SplitMix64, so that a seed is a history.
@@ -190,6 +192,10 @@ impl Dialer for Net {
             world.travel().await;
             world.heard().await;
             *lock(&world.pushes) = Some(pushes);
+            let known = lock(&world.meta).sessions.contains_key(&hello.session);
+            if !known && hello.claim == Claim::Resume {
+                return Err(DialError::SessionOver("it is not known".into()));
+            }
             let resumed = lock(&world.meta).greet(hello.session);
             let volume = VolumeInfo {
                 id: 7,
@@ -198,7 +204,7 @@ impl Dialer for Net {
                 resumed,
                 exclusive: world.exclusive.load(Ordering::SeqCst),
                 term_ms: world.term_ms.load(Ordering::SeqCst),
-                kept: lock(&world.meta).kept,
+                lost: lock(&world.meta).lost.clone(),
             };
             let reply = world.hello_reply(world.instance.load(Ordering::SeqCst), Some(volume));
             let cut = Arc::clone(&lock(&world.cut));
@@ -211,6 +217,9 @@ impl Dialer for Net {
         Box::pin(async move {
             let world = &self.0;
             world.travel().await;
+            if lock(&world.data).fenced.contains(&hello.session) {
+                return Err(DialError::SessionOver("it is fenced".into()));
+            }
             let instance = lock(&world.data).instance.0;
             let cut = Arc::clone(&lock(&world.cut));
             let link = Link { world: Arc::clone(world), cut, hello };
@@ -296,9 +305,17 @@ impl DataLink for Link {
         request: data::Request,
         payload: Bytes,
     ) -> Answer<'_, Result<(data::Reply, Bytes), LinkError>> {
-        Box::pin(
-            async move { self.through(|world| lock(&world.data).call(request.op, &payload)).await },
-        )
+        let session = self.hello.session;
+        Box::pin(async move {
+            self.through(|world| {
+                let mut data = lock(&world.data);
+                if data.fenced.contains(&session) {
+                    return (data::Reply::SessionOver, Bytes::new());
+                }
+                data.call(request.op, &payload)
+            })
+            .await
+        })
     }
 
     fn close(&self) {}

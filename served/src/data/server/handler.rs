@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
-use netfs_common::id::InstanceId;
+use netfs_common::id::{InstanceId, SessionId};
 use netfs_common::net::{BulkHandler, BulkMessage, BulkReplyFuture, Payload};
 use netfs_common::wire::data::{MAX_EXTENTS, MAX_PAYLOAD, Op, Reply, Request, Usage};
 
@@ -13,6 +13,7 @@ use tokio::sync::Notify;
 
 use super::chunks::Chunks;
 use super::fault;
+use super::fences::Fences;
 use super::metrics::{DataMetrics, OpLabel};
 use super::rights::Rights;
 use super::turns::{Client, Superseded, Turns};
@@ -30,6 +31,7 @@ const INLINE_BYTES: u64 = 32 << 10;
 pub(super) struct Handler {
     pub(super) chunks: Arc<Chunks>,
     pub(super) turns: Turns,
+    pub(super) fences: Arc<Fences>,
     pub(super) flusher: Flusher,
     pub(super) instance: InstanceId,
     pub(super) metrics: DataMetrics,
@@ -113,6 +115,7 @@ fn name(op: &Op) -> &'static str {
         Op::Flush => "flush",
         Op::Usage => "usage",
         Op::PunchSpan { .. } => "punch_span",
+        Op::Fence { .. } => "fence",
     }
 }
 
@@ -124,7 +127,10 @@ impl Handler {
         request: Request,
         payload: Payload,
     ) -> Result<(Reply, Bytes), Reply> {
-        let about_chunks = !matches!(request.op, Op::Flush | Op::Usage);
+        if client.is_fenced() {
+            return Err(Reply::SessionOver);
+        }
+        let about_chunks = !matches!(request.op, Op::Flush | Op::Usage | Op::Fence { .. });
         if about_chunks {
             cluster::check_epoch(request.group, request.epoch).map_err(Reply::StaleEpoch)?;
         }
@@ -190,6 +196,10 @@ impl Handler {
                 self.flusher.flush().await.map_err(Reply::Failed)?;
                 Ok((Reply::Flushed { verifier: self.instance }, Bytes::new()))
             }
+            Op::Fence { session } => {
+                self.fence(session).await.map_err(Reply::Failed)?;
+                Ok((Reply::Fenced, Bytes::new()))
+            }
             Op::Usage => {
                 let usage = self.stored(client, move || chunks.store().usage()).await?;
                 // As good as free: a write that finds no room reclaims it first.
@@ -201,6 +211,31 @@ impl Handler {
                     chunks: usage.chunks,
                 };
                 Ok((Reply::Usage(usage), Bytes::new()))
+            }
+        }
+    }
+
+    /// Sees to it that nothing of a session happens any more, whatever becomes of this server.
+    async fn fence(&self, session: SessionId) -> Result<(), Errno> {
+        if session == SessionId(0) {
+            return Err(Errno::EINVAL);
+        }
+        let fences = self.fences.clone();
+        let stored = tokio::task::spawn_blocking(move || fences.add(session)).await;
+        // It counts already, stored or not.
+        self.turns.fence(session).await;
+        match stored {
+            Ok(Ok(())) => {
+                tracing::info!(%session, "session fenced");
+                Ok(())
+            }
+            Ok(Err(error)) => {
+                tracing::error!(%session, %error, "a fenced session cannot be noted");
+                Err(Errno::from_io(&error))
+            }
+            Err(error) => {
+                tracing::error!(%session, %error, "noting a fenced session has panicked");
+                Err(Errno::EIO)
             }
         }
     }
@@ -218,6 +253,7 @@ impl Handler {
         match self.turns.take(client, work).await {
             Ok(Some(result)) => result.map_err(|error| self.failed(&error)),
             Ok(None) => Err(Reply::Failed(Errno::EIO)),
+            Err(Superseded) if client.is_fenced() => Err(Reply::SessionOver),
             // Nobody reads it: the connection is gone.
             Err(Superseded) => Err(Reply::Failed(Errno::ESHUTDOWN)),
         }

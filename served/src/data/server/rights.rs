@@ -33,6 +33,10 @@ impl Rights {
             tracing::warn!(ino = %first.ino, "a client wanted to delete, which only servers may");
             return Err(Errno::EPERM);
         }
+        if let Op::Fence { session } = op {
+            tracing::warn!(%session, "a client wanted to fence a session, which only servers may");
+            return Err(Errno::EPERM);
+        }
         for ino in inodes(op).into_iter().flatten() {
             let (asked, own) =
                 (cluster::volume_of(ino), volume.get_or_init(|| cluster::volume_of(ino)));
@@ -54,6 +58,6 @@ fn inodes(op: &Op) -> [Option<Ino>; 2] {
         Op::Delete { first } => [Some(first.ino), None],
         Op::Copy { source, target, .. } => [Some(source.ino), Some(target.ino)],
         Op::Extents { span, .. } | Op::PunchSpan { span } => [Some(span.ino), None],
-        Op::Flush | Op::Usage => [None, None],
+        Op::Flush | Op::Usage | Op::Fence { .. } => [None, None],
     }
 }

@@ -7,6 +7,7 @@
 //! A client that connects again has lost its connection, not necessarily what it had sent. It repeats that, and may
 //! then write something else to the same place; so nothing that came over the old connection may be done later.
 //! Therefore a client is welcomed again only when no call of its old connection is at work, and none begins to be.
+//! In the same way a session is fenced: when nothing of it is at work any more, and none begins to be, on whatever connection.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +20,7 @@ use tokio::sync::{Notify, RwLock, Semaphore};
 /// Who a client is: the name in its certificate, its session, and its life.
 pub(super) type Who = (String, SessionId, InstanceId);
 
-/// A call was not begun, because its connection has been replaced.
+/// A call was not begun, because its connection has been replaced, or its session fenced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Superseded;
 
@@ -36,15 +37,21 @@ pub(super) struct Turns {
 #[derive(Debug, Default)]
 pub(super) struct Client {
     over: AtomicBool,
+    fenced: AtomicBool,
     superseded: Notify,
     /// Held by everything at work, exclusively by who waits for that.
     running: Arc<RwLock<()>>,
 }
 
 impl Client {
-    /// Waits until the client has another connection.
+    /// Waits until the client has another connection, or its session is fenced.
     pub(super) async fn superseded(&self) {
         self.superseded.notified().await;
+    }
+
+    /// Its session has been fenced.
+    pub(super) fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::SeqCst)
     }
 
     /// Begins nothing any more, and waits for what is at work.
@@ -84,6 +91,24 @@ impl Turns {
         }
     }
 
+    /// Ends all connections of a session, and waits until nothing of it is at work. The caller sees to it that it gets no
+    /// new one.
+    pub(super) async fn fence(&self, session: SessionId) {
+        let of_it: Vec<Arc<Client>> = {
+            let clients = self.clients();
+            let found = clients.iter().filter(|((_, id, _), _)| *id == session);
+            found.map(|(_, client)| client.clone()).collect()
+        };
+        for client in &of_it {
+            client.fenced.store(true, Ordering::SeqCst);
+            client.over.store(true, Ordering::SeqCst);
+            client.superseded.notify_one();
+        }
+        for client in of_it {
+            client.end().await;
+        }
+    }
+
     /// Waits for a thread and does the work there. `None`: it has panicked.
     pub(super) async fn take<T: Send + 'static>(
         &self,
@@ -91,6 +116,10 @@ impl Turns {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<Option<T>, Superseded> {
         let slot = self.slots.clone().acquire_owned().await.map_err(|_| Superseded)?;
+        if client.over.load(Ordering::SeqCst) {
+            // Not behind whoever waits for what is at work.
+            return Err(Superseded);
+        }
         let running = client.running.clone().read_owned().await;
         if client.over.load(Ordering::SeqCst) {
             return Err(Superseded);
@@ -157,6 +186,35 @@ mod tests {
         drop(release);
         turns.quiet(Instant::now() + Duration::from_secs(10)).await;
         assert_eq!(Arc::strong_count(&payload), 1);
+    }
+
+    #[tokio::test]
+    async fn a_session_is_fenced_when_nothing_of_it_is_at_work_on_any_connection() {
+        let turns = Arc::new(Turns::new(4));
+        let another_life = ("client".into(), SessionId(1), InstanceId(2));
+        let (first, second) = (turns.enter(&who(1)).await, turns.enter(&another_life).await);
+        let stranger = turns.enter(&who(2)).await;
+        let (release, blocked) = mpsc::channel::<()>();
+        let (at_work, client) = (turns.clone(), second.clone());
+        let call =
+            tokio::spawn(
+                async move { at_work.take(&client, move || blocked.recv().is_ok()).await },
+            );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let fence = tokio::spawn({
+            let turns = turns.clone();
+            async move { turns.fence(SessionId(1)).await }
+        });
+        first.superseded().await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(!fence.is_finished(), "a call is at work");
+        assert_eq!(turns.take(&second, || 5).await, Err(Superseded), "and no other begins");
+        drop(release);
+        fence.await.unwrap();
+        assert_eq!(call.await.unwrap(), Ok(Some(false)));
+        assert!(first.is_fenced() && second.is_fenced() && !stranger.is_fenced());
+        assert_eq!(turns.take(&first, || 5).await, Err(Superseded));
+        assert_eq!(turns.take(&stranger, || 5).await, Ok(Some(5)));
     }
 
     #[tokio::test]

@@ -12,8 +12,8 @@ use crate::meta::acl::{self, Acl};
 use crate::meta::keys;
 use crate::meta::kv::{Read, StoreError};
 use crate::meta::record::{
-    self, Answer, Deletion, Entry, FIRST_COOKIE, Inode, Listed, Session, State, Trim, Volume,
-    Window,
+    self, Answer, Deletion, Entry, FIRST_COOKIE, Inode, Listed, LostPositions, Session, State,
+    Trim, Volume, Window,
 };
 
 /// How many faults are listed; more are only counted.
@@ -147,6 +147,7 @@ impl Check<'_> {
     fn head(&mut self) -> Result<Option<(Volume, State)>, StoreError> {
         let volume: Option<Volume> = self.load(&keys::volume())?;
         let state: Option<State> = self.load(&keys::state())?;
+        let _lost: Option<LostPositions> = self.load(&keys::lost())?;
         let both = volume.zip(state);
         if both.is_none() {
             self.fault("the volume's settings or counters are missing".into());
@@ -465,6 +466,7 @@ impl Check<'_> {
         let known = [
             keys::STATE,
             keys::VOLUME,
+            keys::LOST,
             keys::INODE,
             keys::INLINE,
             keys::XATTR,

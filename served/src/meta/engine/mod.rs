@@ -71,7 +71,7 @@ impl Engine {
     /// Makes a change: its position in the log, and its answer. With that position
     /// [`Engine::flush`] makes it durable. A change that was made before is answered as then.
     ///
-    /// What the end of a session leaves is removed by [`Engine::reap`].
+    /// What the end of a session leaves is removed by [`Action::Reap`].
     pub fn execute(&self, command: Command) -> (LogIndex, Reply) {
         let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
         match self.change(command) {
@@ -115,19 +115,6 @@ impl Engine {
         let _view = self.view.write().unwrap_or_else(PoisonError::into_inner);
         self.store.commit(batch).map_err(|e| self.broken(&e))?;
         Ok((index, reply))
-    }
-
-    /// Removes some of what ended sessions have left; `false` when there is nothing left. One step
-    /// is bounded, however much there is.
-    ///
-    /// # Errors
-    /// `EIO` when the disk fails.
-    pub fn reap(&self, time: Timestamp) -> Result<bool, Errno> {
-        let Some(id) = self.query(namespace::ended_sessions)?.first().copied() else {
-            return Ok(false);
-        };
-        let (_, reply) = self.execute(Command { time, action: Action::Reap { id } });
-        reply.map(|_| true)
     }
 
     /// Leaves out numbers that were given out by commands which may have been lost with the end of

@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, SessionId};
 use netfs_common::name::Name;
+use netfs_common::wire::hello::Lost;
 use netfs_common::wire::meta::Reply;
 
 use super::{Engine, read_failed};
@@ -123,6 +124,15 @@ impl Engine {
         self.query(namespace::state)?.ok_or(Errno::EIO)
     }
 
+    /// What was lost of the log when the machine failed.
+    ///
+    /// # Errors
+    /// `EIO` when the store fails.
+    pub fn lost(&self) -> Result<Vec<Lost>, Errno> {
+        let lost = self.query(namespace::lost)?.ranges.into_iter();
+        Ok(lost.map(|(after, before)| Lost { after, before }).collect())
+    }
+
     /// A session; an ended one is there until all that it has left is removed.
     ///
     /// # Errors
@@ -138,6 +148,16 @@ impl Engine {
     pub fn sessions(&self) -> Result<Vec<(SessionId, Session)>, Errno> {
         let mut all = self.query(namespace::sessions)?;
         all.retain(|(_, session)| !session.ended);
+        Ok(all)
+    }
+
+    /// Sessions that have ended and have left something.
+    ///
+    /// # Errors
+    /// `EIO` when the store fails.
+    pub fn ended_sessions(&self) -> Result<Vec<(SessionId, Session)>, Errno> {
+        let mut all = self.query(namespace::sessions)?;
+        all.retain(|(_, session)| session.ended);
         Ok(all)
     }
 

@@ -387,6 +387,10 @@ fn positions_that_may_have_been_lost_are_never_given_out_again() {
     let (index, reply) = engine.execute(change(2, create("new")));
     reply.unwrap();
     assert!(index.0 > lost.0 + (1 << 30), "{index}");
+    let told = engine.lost().unwrap();
+    let [gap] = told[..] else { panic!("{told:?}") };
+    assert_eq!(gap.after, kept);
+    assert!(lost < gap.before && gap.before < index);
     assert_eq!(
         engine.get(Ino::ROOT).map(|r| match r {
             Response::Entry { attr, .. } => attr.version,
@@ -553,7 +557,10 @@ fn the_end_of_a_session_that_was_cut_short_is_completed_at_the_next_start() {
     assert_eq!(engine.counters().unwrap().orphans, 1500 - 1024);
     drop(engine);
     let (engine, _) = Engine::open(dir.path(), existing()).unwrap();
-    while engine.reap(at(1)).unwrap() {}
+    while let [(id, _), ..] = engine.ended_sessions().unwrap()[..] {
+        let reap = Command { time: at(1), action: Action::Reap { id } };
+        engine.execute(reap).1.unwrap();
+    }
     let state = engine.counters().unwrap();
     assert_eq!((state.orphans, state.inodes, state.sessions), (0, 1, 0));
     assert_eq!(faults(&engine), Vec::<String>::new());

@@ -35,7 +35,7 @@ use change::Change;
 pub use orphans::{deletions, ended_sessions, trims, trims_of};
 pub(crate) use read::{get, get_xattr, list_xattrs, lookup, read_dir, read_link};
 pub use session::{MAX_SESSIONS, MAX_WINDOW, precheck, sessions};
-pub use volume::{state, volume};
+pub use volume::{lost, state, volume};
 
 /// Names of a file, as ext4 has it.
 pub const MAX_LINKS: u32 = 65000;
@@ -118,10 +118,11 @@ fn run(
             change.open_session(id, description, owner)?
         }
         Action::ExpireSession { id } => change.end_session(id)?,
+        Action::CloseSession { id } => change.close_session(id)?,
         Action::Reap { id } => change.reap(id)?,
         Action::TrimDone { id, freed } => change.trim_done(id, freed)?,
         Action::ChunksDeleted { ids } => change.chunks_deleted(&ids)?,
-        Action::SkipNumbers { inodes } => change.skip_numbers(inodes),
+        Action::SkipNumbers { inodes } => change.skip_numbers(inodes)?,
         Action::Release { holds } => change.release_all(&holds)?,
         Action::CreateVolume { .. } => return Err(Errno::EEXIST.into()),
     };

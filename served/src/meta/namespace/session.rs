@@ -178,6 +178,13 @@ impl Change<'_, '_> {
     /// Ends a session. What it leaves is removed here and by as many [`Action::Reap`] as it
     /// takes; until then the session is there, but does nothing any more.
     pub(super) fn end_session(&mut self, id: SessionId) -> Result<Response, Fault> {
+        self.close_session(id)?;
+        self.reap(id)?;
+        Ok(changed(None))
+    }
+
+    /// Ends a session, and leaves there what it has.
+    pub(super) fn close_session(&mut self, id: SessionId) -> Result<Response, Fault> {
         let key = keys::session(id);
         let mut session: Session =
             record::load(self.txn, &key)?.ok_or(Fault::Refused(Errno::ESHUTDOWN))?;
@@ -186,7 +193,6 @@ impl Change<'_, '_> {
             self.txn.put(key, record::encode(&session)?);
             self.state.sessions = self.state.sessions.saturating_sub(1);
         }
-        self.reap(id)?;
         Ok(changed(None))
     }
 

@@ -3,13 +3,14 @@
 use netfs_common::attr::{Attr, FileKind, Timestamp};
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex};
+use netfs_common::wire::hello::MAX_LOST;
 use netfs_common::wire::meta::Response;
 
 use super::Fault;
 use super::change::Change;
 use crate::meta::keys;
 use crate::meta::kv::{Read, StoreError, Txn};
-use crate::meta::record::{self, FIRST_COOKIE, Inode, State, Volume};
+use crate::meta::record::{self, FIRST_COOKIE, Inode, LostPositions, State, Volume};
 
 /// Chunks smaller than 64 KiB or larger than 64 MiB make no sense to anybody.
 const CHUNK_BITS: std::ops::RangeInclusive<u8> = 16..=26;
@@ -30,6 +31,14 @@ pub fn volume(store: &dyn Read) -> Result<Option<Volume>, StoreError> {
 /// When the store fails.
 pub fn state(store: &dyn Read) -> Result<Option<State>, StoreError> {
     record::load(store, &keys::state())
+}
+
+/// What was lost of the log.
+///
+/// # Errors
+/// When the store fails.
+pub fn lost(store: &dyn Read) -> Result<LostPositions, StoreError> {
+    Ok(record::load(store, &keys::lost())?.unwrap_or_default())
 }
 
 pub(super) fn create(
@@ -86,11 +95,16 @@ pub(super) fn create(
 }
 
 impl Change<'_, '_> {
-    /// Leaves out numbers of inodes, and from now on generations.
-    pub(super) fn skip_numbers(&mut self, inodes: u32) -> Response {
+    /// Leaves out numbers of inodes, and from now on generations, and notes the positions that the log has left out.
+    pub(super) fn skip_numbers(&mut self, inodes: u32) -> Result<Response, Fault> {
+        let mut lost = lost(self.txn)?;
+        lost.ranges.push((self.state.applied, self.index));
+        let old = lost.ranges.len().saturating_sub(MAX_LOST);
+        lost.ranges.drain(..old);
+        self.txn.put(keys::lost(), record::encode(&lost)?);
         self.state.next_ino = self.state.next_ino.saturating_add(u64::from(inodes));
         self.state.crashes = self.state.crashes.saturating_add(1);
-        Response::Done
+        Ok(Response::Done)
     }
 }
 

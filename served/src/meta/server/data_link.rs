@@ -13,8 +13,10 @@ use netfs_common::map::ClusterMap;
 use netfs_common::net::{
     Backoff, Bulk, CallError, Channel, ChannelConfig, Dialer, EstablishedFuture, Greeter, Payload,
 };
+use netfs_common::warn_rarely;
 use netfs_common::wire::data::{Op, Reply, Request, Usage};
-use netfs_common::wire::{Hello, HelloReply, PROTOCOL, Role};
+use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
+use tokio::task::JoinSet;
 
 /// One call to a data server may take this long; then it is tried again by whoever needs it done.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -22,6 +24,11 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 const USAGE_AGE: Duration = Duration::from_secs(1);
 /// `statfs(2)` waits this long for a data server before older figures are given.
 const USAGE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Pauses between attempts to fence a session.
+const FENCE_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+/// The same trouble is logged this often.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Stands for the chunk in calls that are about none.
 const NO_CHUNK: ChunkId = ChunkId { ino: Ino(0), generation: 0, index: 0 };
@@ -107,6 +114,7 @@ impl DataLink {
             role: Role::Data,
             volume: String::new(),
             session: SessionId(0),
+            claim: Claim::Begin,
             instance,
             client: "metadata server".into(),
         };
@@ -185,6 +193,37 @@ impl DataLink {
                 known.map(|(_, usage)| usage).ok_or(Errno::EIO)
             }
             Err(_) => known.map(|(_, usage)| usage).ok_or(Errno::ETIMEDOUT),
+        }
+    }
+
+    /// Keeps a session out of all data servers. Returns when nothing that it has sent can happen any more, however
+    /// long that takes: a server that cannot be reached from here may be reached by the client.
+    pub(super) async fn fence(self: &Arc<Self>, session: SessionId) {
+        let mut all = JoinSet::new();
+        for server in self.channels.keys().copied() {
+            let link = self.clone();
+            all.spawn(async move { link.fence_at(server, session).await });
+        }
+        while let Some(done) = all.join_next().await {
+            if let Err(error) = done {
+                // Better others wait for ever than that two write.
+                tracing::error!(%session, %error, "fencing a session has panicked");
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    async fn fence_at(&self, server: ServerId, session: SessionId) {
+        let mut pause = FENCE_PAUSE.0;
+        loop {
+            let error = match self.call(server, NO_CHUNK, Op::Fence { session }).await {
+                Ok(Reply::Fenced) => return,
+                Ok(_) => DataCallError::Nonsense { server },
+                Err(error) => error,
+            };
+            warn_rarely!(WARN_INTERVAL, %session, %error, "what an ended session had is not given to others before its writes are kept out");
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(FENCE_PAUSE.1);
         }
     }
 

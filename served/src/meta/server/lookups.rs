@@ -7,7 +7,7 @@
 //! A client knows an inode only from an answer, so the answers are noted. Where that is not possible (answers of an
 //! earlier life of the server, a table that is full) the session counts as one that has seen everything.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use netfs_common::id::{Ino, SessionId};
@@ -15,8 +15,6 @@ use netfs_common::wire::meta::Response;
 
 /// The most inodes that are noted for all sessions of a volume together, at about 16 bytes each.
 const MAX_NOTED: usize = 1 << 21;
-/// So many sessions that have ended are remembered: a client may go on in one that has expired.
-const MAX_ENDED: usize = 1024;
 
 /// What the sessions of one volume have seen.
 #[derive(Debug, Default)]
@@ -26,7 +24,6 @@ pub(super) struct Lookups(Mutex<Inner>);
 struct Inner {
     sessions: HashMap<SessionId, Seen>,
     noted: usize,
-    ended: VecDeque<SessionId>,
     max: usize,
 }
 
@@ -52,10 +49,9 @@ impl Lookups {
         self.lock().sessions.insert(id, Seen::Noted { below: next, inos: HashSet::new() });
     }
 
-    /// A session begins. A client that goes on after its session has ended may still use what it saw in it.
-    pub(super) fn begin(&self, id: SessionId, next: u64) {
+    /// A session begins. Its client may use inodes below `below` that it saw in an earlier one, which is over.
+    pub(super) fn begin(&self, id: SessionId, below: u64) {
         let mut inner = self.lock();
-        let below = if inner.ended.contains(&id) { next } else { 0 };
         inner.sessions.entry(id).or_insert_with(|| Seen::Noted { below, inos: HashSet::new() });
     }
 
@@ -65,8 +61,6 @@ impl Lookups {
         if let Some(Seen::Noted { inos, .. }) = inner.sessions.remove(&id) {
             inner.noted -= inos.len();
         }
-        inner.ended.truncate(MAX_ENDED - 1);
-        inner.ended.push_front(id);
     }
 
     /// Notes what an answer shows a session.
@@ -140,7 +134,7 @@ mod tests {
     fn only_who_cannot_have_seen_an_inode_is_a_stranger_to_it() {
         let lookups = Lookups::new();
         lookups.found(A, 100);
-        lookups.begin(B, 100);
+        lookups.begin(B, 0);
         let strangers = |ino| lookups.strangers(&[A, B, SessionId(3)], Ino(ino));
         assert_eq!(strangers(99), [B], "A may have seen it before");
         assert_eq!(strangers(100), [A, B]);
@@ -160,8 +154,8 @@ mod tests {
     fn the_table_is_bounded() {
         let lookups = Lookups::new();
         lookups.lock().max = 10;
-        lookups.begin(A, 1);
-        lookups.begin(B, 1);
+        lookups.begin(A, 0);
+        lookups.begin(B, 0);
         (0..8).for_each(|ino| saw(&lookups, A, ino));
         (0..8).for_each(|ino| saw(&lookups, B, ino));
         assert_eq!(lookups.strangers(&[A, B], Ino(50)), [A], "B may have seen anything");

@@ -40,6 +40,8 @@ struct Member {
     owner: String,
     entry: Entry,
     link: Option<(LinkId, Link)>,
+    /// Its end is recorded, but what it had is not yet for others: see `fencing`.
+    over: bool,
 }
 
 /// One connection of a session; a session's newer connection replaces its older one.
@@ -130,11 +132,29 @@ impl Members {
         self.lock().members.len()
     }
 
+    /// A session was found ended: until [`Members::left`] others wait for it as before.
+    pub(super) fn found_closed(&self, id: SessionId, description: String, owner: String) {
+        let mut inner = self.lock();
+        inner.sessions.seen(id, Duration::ZERO);
+        let member = Member { description, owner, over: true, ..Member::default() };
+        inner.members.insert(id, member);
+    }
+
+    /// The end of a session is recorded: its client is heard no more, but others still wait for it, until
+    /// [`Members::left`]. Its connection is to be closed.
+    pub(super) fn close(&self, id: SessionId) -> Option<Link> {
+        let mut inner = self.lock();
+        let member = inner.members.get_mut(&id)?;
+        member.over = true;
+        member.link.take().map(|(_, link)| link)
+    }
+
     /// A sign of life; `false` if there is no such session, or a newer connection of it.
     pub(super) fn seen(&self, id: SessionId, entry: Entry) -> bool {
         let now = self.now();
         let mut inner = self.lock();
-        let known = inner.members.get(&id).is_some_and(|member| member.entry == entry);
+        let heard = |member: &Member| member.entry == entry && !member.over;
+        let known = inner.members.get(&id).is_some_and(heard);
         if known {
             inner.sessions.seen(id, now);
         }
@@ -154,7 +174,8 @@ impl Members {
         let mut inner = self.lock();
         inner.last_link += 1;
         let link_id = LinkId(inner.last_link);
-        let old = match inner.members.get_mut(&id).filter(|member| member.entry == entry) {
+        let present = inner.members.get_mut(&id);
+        let old = match present.filter(|member| member.entry == entry && !member.over) {
             Some(member) => member.link.replace((link_id, link)).map(|(_, old)| old),
             None => {
                 drop(inner);
@@ -189,6 +210,11 @@ impl Members {
         member.and_then(|m| m.link).map(|(_, link)| link)
     }
 
+    /// Whether a session was ended by its client, as far as that is remembered.
+    pub(super) fn was_ended(&self, id: SessionId) -> bool {
+        self.lock().ended.contains(&id)
+    }
+
     /// A session was ended by its client, which nobody takes up again.
     pub(super) fn ended(&self, id: SessionId) {
         {
@@ -212,7 +238,10 @@ impl Members {
     /// Sessions whose term is over.
     pub(super) fn expired(&self) -> Vec<SessionId> {
         let now = self.now();
-        self.lock().sessions.expired(now)
+        let inner = self.lock();
+        let mut silent = inner.sessions.expired(now);
+        silent.retain(|id| inner.members.get(id).is_none_or(|member| !member.over));
+        silent
     }
 
     /// For people: identifier, description, connected now.

@@ -10,11 +10,12 @@ use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, SessionId};
 use netfs_common::net::Link;
 use netfs_common::warn_rarely;
-use netfs_common::wire::Hello;
+use netfs_common::wire::hello::Lost;
 use netfs_common::wire::lease::{Grant, Lease};
 use netfs_common::wire::meta::{
-    Answer, MAX_BATCH, Mutation, Op, Push, Reply, Request, Response, StatFs, VolumeStatus,
+    Answer, BURIAL, MAX_BATCH, Mutation, Op, Push, Reply, Request, Response, StatFs, VolumeStatus,
 };
+use netfs_common::wire::{Claim, Hello};
 use tokio::sync::{Mutex, MutexGuard, Notify};
 use tokio::time::Instant;
 
@@ -22,6 +23,7 @@ use super::MetaOptions;
 use super::client::Client;
 use super::data_link::DataLink;
 use super::deletions;
+use super::fencing::Harmless;
 use super::leasing::Leasing;
 use super::lookups::Lookups;
 use super::members::{Entry, LinkId, Members, NotAdmitted};
@@ -43,7 +45,7 @@ const LATE: Duration = Duration::from_secs(3);
 /// How long a client may take to hear of others.
 const TELL: Duration = Duration::from_secs(5);
 /// The same trouble is logged this often.
-const WARN_INTERVAL: Duration = Duration::from_secs(10);
+pub(super) const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// One volume.
 pub(super) struct Volume {
@@ -53,7 +55,7 @@ pub(super) struct Volume {
     pub(super) members: Members,
     pub(super) leasing: Leasing,
     pub(super) trims: Trims,
-    lookups: Lookups,
+    pub(super) lookups: Lookups,
     /// Held by whoever makes a change, in the order of arrival.
     turn: Mutex<()>,
     /// Why the log is not cut short, if so.
@@ -64,10 +66,11 @@ pub(super) struct Volume {
     sync_always: bool,
     id: u64,
     settings: Settings,
-    /// The last command that was there at the start.
-    kept: LogIndex,
-    /// Told when a session has ended that may have left something.
-    ended: Notify,
+    /// What was lost whenever the machine failed.
+    lost: Vec<Lost>,
+    /// Told when `harmless` gets one more.
+    pub(super) ended: Notify,
+    pub(super) harmless: Harmless,
 }
 
 /// Why the server ends a session.
@@ -96,9 +99,9 @@ impl Volume {
         options: &MetaOptions,
     ) -> Result<Arc<Volume>, VolumeError> {
         let failed = |errno| VolumeError::Unreadable { name: name.clone(), errno };
-        let kept = engine.last();
         // Before anything else is done that gets a position in the log.
         skip_lost_numbers(&name, &engine)?;
+        let lost = engine.lost().map_err(failed)?;
         let engine = Arc::new(engine);
         let record = engine.volume().map_err(failed)?;
         let sessions = engine.sessions().map_err(failed)?;
@@ -109,7 +112,10 @@ impl Volume {
         known.iter().for_each(|(id, ..)| lookups.found(*id, next));
         let flushed = engine.clone();
         let flusher = Flusher::start(options.flush_interval, move || flushed.flush(flushed.last()));
-        let before: Vec<_> = known.iter().map(|(id, ..)| *id).collect();
+        // Those that have ended too: what they have sent may still arrive.
+        let over = engine.ended_sessions().map_err(failed)?;
+        let before: Vec<_> =
+            known.iter().map(|(id, ..)| *id).chain(over.iter().map(|(id, _)| *id)).collect();
         let volume = Arc::new(Volume {
             leasing: Leasing::new(&before),
             members: Members::new(options.term, known),
@@ -122,8 +128,9 @@ impl Volume {
             sync_always: options.sync_always,
             id: record.id,
             settings: record.settings,
-            kept,
+            lost,
             ended: Notify::new(),
+            harmless: Harmless::default(),
             name: name.clone(),
             engine,
             data,
@@ -133,6 +140,10 @@ impl Volume {
         tokio::spawn(volume.clone().keep_lease_time());
         tokio::spawn(deletions::work_off(volume.clone()));
         tokio::spawn(volume.clone().reap());
+        for (id, session) in over {
+            volume.members.found_closed(id, session.description, session.owner);
+            tokio::spawn(volume.clone().give_away(id));
+        }
         Ok(volume)
     }
 
@@ -144,8 +155,8 @@ impl Volume {
         &self.name
     }
 
-    pub(super) fn kept(&self) -> LogIndex {
-        self.kept
+    pub(super) fn lost(&self) -> Vec<Lost> {
+        self.lost.clone()
     }
 
     pub(super) fn inline_limit(&self) -> u32 {
@@ -176,7 +187,7 @@ impl Volume {
 
     /// Waits until a change can be made. While the store has to catch up, changes wait in the order in which they
     /// came, and everything else goes on.
-    async fn my_turn(&self) -> MutexGuard<'_, ()> {
+    pub(super) async fn my_turn(&self) -> MutexGuard<'_, ()> {
         let turn = self.turn.lock().await;
         // Otherwise the engine itself would wait, and everybody with it. It also says what is wrong.
         while self.engine.is_ready() == Ok(false) {
@@ -194,7 +205,12 @@ impl Volume {
         let failed = |errno| Refusal::Unavailable(format!("the volume cannot be used: {errno}"));
         let id = hello.session;
         let known = self.engine.session(id).map_err(failed)?;
-        if known.as_ref().is_some_and(|session| session.ended) {
+        let over = known.as_ref().is_none_or(|session| session.ended);
+        if over && hello.claim == Claim::Resume && !self.members.was_ended(id) {
+            let text = "it was silent for too long, and others may have what it had";
+            return Err(Refusal::SessionOver(text.into()));
+        }
+        if over && known.is_some() {
             let text = "what the session has left is still being removed";
             return Err(Refusal::Unavailable(text.into()));
         }
@@ -218,6 +234,7 @@ impl Volume {
             let open = Action::OpenSession { id, description, owner };
             let (index, reply) = self.execute(Command { time: now(), action: open }).await;
             match reply {
+                Ok(_) if hello.claim == Claim::Begin => self.lookups.begin(id, 0),
                 Ok(_) => self.lookups.begin(id, next),
                 Err(Errno::ENFILE) => {
                     self.members.left(id);
@@ -275,50 +292,6 @@ impl Volume {
     /// Lets go of all connections.
     pub(super) fn forget_links(&self) {
         self.members.forget_links();
-    }
-
-    /// Removes what ended sessions have left, a step at a time, so that others get their turn.
-    async fn reap(self: Arc<Self>) {
-        loop {
-            // Enabled before the look, so that no end is missed.
-            let ended = self.ended.notified();
-            tokio::pin!(ended);
-            ended.as_mut().enable();
-            match self.engine.reap(now()) {
-                Ok(true) => tokio::task::yield_now().await,
-                Ok(false) => ended.await,
-                Err(errno) => {
-                    warn_rarely!(WARN_INTERVAL, volume = %self.name, %errno, "what ended sessions have left cannot be removed");
-                    tokio::time::sleep(WARN_INTERVAL).await;
-                }
-            }
-        }
-    }
-
-    pub(super) async fn expire(self: &Arc<Self>, id: SessionId, why: Ends) {
-        let turn = self.my_turn().await;
-        // It may have been heard of while this was waiting.
-        if why == Ends::Silent && !self.members.expired().contains(&id) {
-            return;
-        }
-        let action = Action::ExpireSession { id };
-        let (_, reply) = self.engine.execute(Command { time: now(), action });
-        drop(turn);
-        match reply {
-            // ESHUTDOWN: it was only about to join.
-            Ok(_) | Err(Errno::ESHUTDOWN) => {
-                self.lookups.end(id);
-                self.ended.notify_waiters();
-                self.end_leases(id);
-                tracing::warn!(volume = %self.name, session = %id, ?why, "session ended by the server");
-                if let Some(link) = self.members.left(id) {
-                    link.close();
-                }
-            }
-            Err(errno) => {
-                warn_rarely!(WARN_INTERVAL, session = %id, %errno, "a session cannot be ended");
-            }
-        }
     }
 
     /// Ends silent sessions and keeps the log short.
@@ -475,7 +448,7 @@ impl Volume {
     }
 
     /// A session is over: others get what it held.
-    fn end_leases(self: &Arc<Self>, session: SessionId) {
+    pub(super) fn end_leases(self: &Arc<Self>, session: SessionId) {
         self.leasing.table().end(self.leasing.now(), session);
         self.work_off_leases();
         self.tell_company();
@@ -546,6 +519,7 @@ impl Volume {
         let Mutation { seq, answered, time, sync, op } = mutation;
         let time = client.clock.date(time, &client.description);
         let ends = matches!(op, Op::EndSession);
+        let died = ends && seq == BURIAL;
         let may_cut = match &op {
             Op::SetAttr { set, .. } => set.size.is_some(),
             Op::CutTail { .. } => true,
@@ -568,10 +542,16 @@ impl Volume {
         }
         if ends && reply.is_ok() {
             // The connection is left to the client, which closes it when it has the answer.
-            self.members.ended(client.session);
-            self.end_leases(client.session);
             self.lookups.end(client.session);
-            self.ended.notify_waiters();
+            if died {
+                drop(self.members.close(client.session));
+                tokio::spawn(self.clone().give_away(client.session));
+            } else {
+                self.members.ended(client.session);
+                self.end_leases(client.session);
+                self.harmless.add(client.session);
+                self.ended.notify_waiters();
+            }
         }
         let mut reply = reply?;
         let cutting = self.trims.shown_in(&reply);

@@ -1,3 +1,5 @@
+use netfs_common::wire::hello::MAX_LOST;
+
 use super::*;
 use crate::meta::record::{Deletion, Trim};
 
@@ -142,6 +144,22 @@ fn a_tail_that_was_never_reported_is_cut_and_nothing_else() {
     world.run(Action::TrimDone { id, freed: 300 }).unwrap();
     assert_eq!((world.attr(large).allocated, world.attr(large).size), (1000, 1000));
     assert_eq!(errno(world.op(Op::CutTail { ino: ROOT })), Errno::EISDIR);
+    world.check();
+}
+
+#[test]
+fn every_loss_of_positions_is_remembered_up_to_a_limit() {
+    let mut world = World::new();
+    assert_eq!(super::super::lost(&world.store).unwrap().ranges, []);
+    let mut expected = Vec::new();
+    for _ in 0..MAX_LOST + 3 {
+        let before = world.state().applied;
+        world.index += 100;
+        world.run(Action::SkipNumbers { inodes: 10 }).unwrap();
+        expected.push((before, LogIndex(before.0 + 101)));
+        world.file(ROOT, &world.index.to_string());
+    }
+    assert_eq!(super::super::lost(&world.store).unwrap().ranges, expected[3..]);
     world.check();
 }
 

@@ -15,6 +15,7 @@ fn keys_are_pinned() {
     let keys = [
         keys::state(),
         keys::volume(),
+        keys::lost(),
         keys::inode(ino),
         keys::inline(ino),
         keys::xattr(ino, b"user.a"),
@@ -31,6 +32,7 @@ fn keys_are_pinned() {
     let pinned = [
         "01",
         "02",
+        "03",
         "100000000000000102",
         "110000000000000102",
         "120000000000000102757365722e61",

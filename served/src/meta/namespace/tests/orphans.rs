@@ -90,6 +90,25 @@ fn a_sessions_end_releases_what_it_held() {
 }
 
 #[test]
+fn what_a_closed_session_had_stays_until_it_is_reaped() {
+    let mut world = World::new();
+    world.open(2);
+    let file = world.file(ROOT, "f");
+    world.unlink(ROOT, "f").unwrap();
+    world.op(Op::EndSession).unwrap();
+    let id = SessionId(2);
+    world.run(Action::CloseSession { id }).unwrap();
+    assert_eq!((world.state().orphans, world.state().sessions), (1, 0));
+    assert_eq!(world.attr(file).nlink, 0);
+    world.check();
+    world.run(Action::CloseSession { id }).unwrap();
+    world.run(Action::Reap { id }).unwrap();
+    assert_eq!((world.state().orphans, world.state().sessions), (0, 0));
+    assert_eq!(world.run(Action::CloseSession { id }), Err(Errno::ESHUTDOWN));
+    world.check();
+}
+
+#[test]
 fn a_session_with_very_many_orphans_goes_in_bounded_steps() {
     let mut world = World::new();
     for n in 0..3000 {
