@@ -538,3 +538,29 @@ fn earliest(limits: &LeaseLimits, held: &Holding) -> Duration {
         Lease::Write => held.since.saturating_add(limits.min_hold),
     }
 }
+
+#[cfg(test)]
+impl Leases {
+    /// Panics unless everything in here agrees.
+    fn check(&self) {
+        self.holdings.check();
+        self.recalls.check();
+        self.queue.check();
+        for ticket in self.queue.all() {
+            let waiter = self.queue.get(ticket).unwrap();
+            for id in &waiter.needs {
+                assert!(self.recalls.get(*id).unwrap().waiters.contains(&ticket));
+            }
+            assert!(waiter.ready || !self.may_go(ticket), "{ticket:?} was not told");
+            assert!(waiter.called || self.grace.is_on(), "nobody was called for {ticket:?}");
+        }
+        for id in self.recalls.ids() {
+            let entry = self.recalls.get(id).unwrap();
+            for ticket in &entry.waiters {
+                assert!(self.queue.get(*ticket).unwrap().needs.contains(&id));
+            }
+            let (count, evicting) = self.holdings.count(entry.session);
+            assert!(count - evicting <= self.limits.per_session);
+        }
+    }
+}
