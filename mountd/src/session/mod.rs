@@ -21,3 +21,4 @@ pub use link::{Answer, DataLink, DialError, Dialer, Dialled, LinkError, MetaLink
 pub use meta::{Changed, Reconnected, Session, SessionConfig, SessionEvents};
 pub(crate) use meta::{lock, now};
 pub use oplog::OpLog;
+pub use term::{Look, Term};
