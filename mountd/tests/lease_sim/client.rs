@@ -50,6 +50,16 @@ struct Node {
     acked: Option<u64>,
     /// Changes under way: nothing is buffered beside them.
     busy: usize,
+    /// How many of them touch each thing. Others may see it changed before this client hears of
+    /// it, so that nothing of it is served meanwhile.
+    changing: [usize; ATOMS],
+}
+
+impl Node {
+    /// What may be served without asking, under a lease.
+    fn served(&self) -> [Option<u64>; ATOMS] {
+        std::array::from_fn(|atom| self.cache[atom].filter(|_| self.changing[atom] == 0))
+    }
 }
 
 pub(crate) struct Client {
@@ -114,7 +124,7 @@ impl Client {
     }
 
     pub(crate) fn cached(&self, ino: Ino) -> [Option<u64>; ATOMS] {
-        self.nodes[ino.0 as usize].as_ref().map_or([None; ATOMS], |n| n.cache)
+        self.nodes[ino.0 as usize].as_ref().map_or([None; ATOMS], Node::served)
     }
 
     /// Written and not acknowledged.
@@ -159,6 +169,7 @@ impl Client {
             flushing: None,
             acked: None,
             busy: 0,
+            changing: [0; ATOMS],
         })
     }
 
@@ -248,12 +259,12 @@ impl Client {
             (true, 11..16) => OpKind::Change(ChangeKind::Create(name)),
             (true, _) => OpKind::Change(ChangeKind::Unlink(name)),
             (false, 0..8) => {
-                OpKind::Read([ATTRS, DATA | ATTRS, ATTRS | XATTRS][rng.below(3)])
+                OpKind::Read([ATTRS, DATA | ATTRS, XATTRS, TAIL][rng.below(4)])
             }
             (false, 8..15) => OpKind::Write,
             (false, 15) => OpKind::Change(ChangeKind::Replace),
             (false, 16) => OpKind::Change(ChangeKind::Set(ATTRS | DATA)),
-            (false, 17) => OpKind::Change(ChangeKind::Set(ATTRS | XATTRS)),
+            (false, 17) => OpKind::Change(ChangeKind::Set([XATTRS, TAIL][rng.below(2)])),
             (false, _) => OpKind::Fsync,
         };
         let (id, must) = (self.next_id, oracle.must(ino));
@@ -321,8 +332,8 @@ impl Client {
         let unsent = node.dirty.is_some() || node.flushing.is_some();
         match op.kind {
             OpKind::Read(mask) => {
-                if mode.is_some() && atoms(mask).all(|a| node.cache[a].is_some()) {
-                    let cache = node.cache;
+                let cache = node.served();
+                if mode.is_some() && atoms(mask).all(|a| cache[a].is_some()) {
                     for (atom, version) in atoms(mask).filter_map(|a| Some((a, cache[a]?))) {
                         oracle.read(ino, atom, version, op.must[atom], true);
                     }
@@ -354,8 +365,10 @@ impl Client {
                 }
             }
             OpKind::Change(kind) if !unsent => {
+                let change = Change { id: op.id, ino, kind };
                 node.busy += 1;
-                self.sent(op, Request::Change(Change { id: op.id, ino, kind }));
+                atoms(change.touches()).for_each(|atom| node.changing[atom] += 1);
+                self.sent(op, Request::Change(change));
             }
             OpKind::Change(_) => self.flush(ino),
             OpKind::Fsync if unsent => self.flush(ino),
@@ -516,7 +529,8 @@ impl Client {
             let stamp = self.clock.stamp();
             let Some(node) = &mut self.nodes[ino as usize] else { continue };
             node.held.released(stamp);
-            (node.dirty, node.flushing, node.busy) = (None, None, 0);
+            (node.dirty, node.flushing) = (None, None);
+            (node.busy, node.changing) = (0, [0; ATOMS]);
         }
         self.session = SessionId(self.session.0 + 1_000_000);
         (self.new, self.instance) = (true, 0);
@@ -559,7 +573,10 @@ impl Client {
                         node.acked = node.acked.max(Some(version));
                         node.dirty = node.dirty.filter(|dirty| *dirty != version);
                     }
-                    _ => node.busy = node.busy.saturating_sub(1),
+                    _ => {
+                        node.busy -= 1;
+                        atoms(change.touches()).for_each(|atom| node.changing[atom] -= 1);
+                    }
                 }
             }
             Request::Release { ino } => {

@@ -11,12 +11,16 @@ use netfs_served::meta::leases::{Access, RecallId, Want};
 
 /// Directories have even numbers, files odd ones.
 pub(crate) const INOS: usize = 5;
-/// Of a file: attributes, contents, extended attributes. Of a directory: attributes and names.
+/// Of a file: attributes, contents, extended attributes, more contents. Of a directory: attributes and names.
 pub(crate) const ATOMS: usize = 4;
 pub(crate) const ALL: u8 = (1 << ATOMS) - 1;
 pub(crate) const ATTRS: u8 = 1;
 pub(crate) const DATA: u8 = 2;
 pub(crate) const XATTRS: u8 = 4;
+/// More contents.
+pub(crate) const TAIL: u8 = 8;
+/// Where contents are divided in two.
+const MIDDLE: u64 = 4096;
 
 /// How long a session lives without a sign of life.
 pub(crate) const TERM: Duration = Duration::from_millis(900);
@@ -38,7 +42,12 @@ pub(crate) fn atoms(mask: u8) -> impl Iterator<Item = usize> {
 pub(crate) fn scope(ino: Ino, mask: u8) -> Scope {
     let attrs = mask & ATTRS != 0;
     if !is_dir(ino) {
-        let data = (mask & DATA != 0).then_some((0, u64::MAX));
+        let data = match (mask & DATA != 0, mask & TAIL != 0) {
+            (true, true) => Some((0, u64::MAX)),
+            (true, false) => Some((0, MIDDLE)),
+            (false, true) => Some((MIDDLE, u64::MAX)),
+            (false, false) => None,
+        };
         return Scope { attrs, data, xattrs: mask & XATTRS != 0, names: Names::None };
     }
     let names: Vec<Name> = atoms(mask & !ATTRS).map(name).collect();

@@ -38,6 +38,8 @@ pub(crate) struct Server {
     /// Sessions are entered and ended durably.
     known: BTreeSet<SessionId>,
     pub(crate) out: Vec<(Via, ToClient)>,
+    /// Sessions that were just ended.
+    pub(crate) ended: Vec<SessionId>,
 }
 
 fn tables(mutant: Option<Mutant>) -> (Leases, Sessions) {
@@ -60,6 +62,7 @@ impl Server {
             durable: Default::default(),
             known: BTreeSet::new(),
             out: Vec::new(),
+            ended: Vec::new(),
         }
     }
 
@@ -149,6 +152,7 @@ impl Server {
             self.conns.remove(&session);
             self.pending.retain(|_, p| p.via.session != session);
             self.leases.end(now, session);
+            self.ended.push(session);
         }
         if flush {
             self.sync(oracle);

@@ -240,6 +240,12 @@ impl World {
 
     /// Takes messages to the network.
     fn carry(&mut self) {
+        for session in std::mem::take(&mut self.server.ended) {
+            // What such a client has not sent is lost from now on, though it does not know yet.
+            for seat in self.seats.iter_mut().filter(|s| s.client.session == session) {
+                seat.client.give_up(self.server.values(), &mut self.oracle);
+            }
+        }
         for i in 0..self.seats.len() {
             for (via, message) in std::mem::take(&mut self.seats[i].client.out) {
                 let again = match &message {
