@@ -222,8 +222,7 @@ impl World {
         let had: Vec<_> = client.known.iter().filter_map(|(i, k)| Some((*i, k.mode?))).collect();
         let grants = self.table.reclaim(self.now, session, &had);
         if self.table.in_grace() && !grants.is_empty() {
-            let room = had.len() <= limits().per_session;
-            assert!(grants.len() == had.len() || !room, "{had:?} {grants:?}");
+            assert_eq!(grants.len(), had.len(), "{had:?} {grants:?}");
         }
         for (ino, _) in had {
             if !self.table.holders(ino).iter().any(|(s, _)| *s == session) {
