@@ -258,9 +258,7 @@ impl Client {
             (true, 8..11) => OpKind::Read(ALL),
             (true, 11..16) => OpKind::Change(ChangeKind::Create(name)),
             (true, _) => OpKind::Change(ChangeKind::Unlink(name)),
-            (false, 0..8) => {
-                OpKind::Read([ATTRS, DATA | ATTRS, XATTRS, TAIL][rng.below(4)])
-            }
+            (false, 0..8) => OpKind::Read([ATTRS, DATA | ATTRS, XATTRS, TAIL][rng.below(4)]),
             (false, 8..15) => OpKind::Write,
             (false, 15) => OpKind::Change(ChangeKind::Replace),
             (false, 16) => OpKind::Change(ChangeKind::Set(ATTRS | DATA)),

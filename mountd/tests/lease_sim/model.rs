@@ -134,8 +134,13 @@ pub(crate) struct Answer {
 
 #[derive(Clone, Debug)]
 pub(crate) enum ToServer {
-    Hello { new: bool, sent: Duration },
-    Renew { sent: Duration },
+    Hello {
+        new: bool,
+        sent: Duration,
+    },
+    Renew {
+        sent: Duration,
+    },
     /// The number is the request's own in its session.
     Call(u64, Request),
     Answered(RecallId),
@@ -180,7 +185,7 @@ pub(crate) enum Mutant {
     AppliesExpired,
     /// A change that is sent again is made again.
     ForgetsReplies,
-    /// A look does not wait behind a change that meets it.
+    /// A look does not wait behind a change that meets it, and its answer is kept.
     LooksPassChanges,
     /// What is answered as durable is not.
     SyncsNothing,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use netfs_common::id::SessionId;
-use netfs_common::wire::lease::{Lease, Scope};
+use netfs_common::wire::lease::{Grant, Lease, Scope};
 use netfs_served::meta::leases::{Access, Action, Asked, LeaseLimits, Leases, Ticket, Want};
 use netfs_served::meta::sessions::Sessions;
 
@@ -38,8 +38,8 @@ pub(crate) struct Server {
     /// Sessions are entered and ended durably.
     known: BTreeSet<SessionId>,
     pub(crate) out: Vec<(Via, ToClient)>,
-    /// Sessions that were just ended.
-    pub(crate) ended: Vec<SessionId>,
+    /// Sessions that were just ended, and what there was then.
+    pub(crate) ended: Vec<(SessionId, Values)>,
 }
 
 fn tables(mutant: Option<Mutant>) -> (Leases, Sessions) {
@@ -152,7 +152,7 @@ impl Server {
             self.conns.remove(&session);
             self.pending.retain(|_, p| p.via.session != session);
             self.leases.end(now, session);
-            self.ended.push(session);
+            self.ended.push((session, self.stored.values));
         }
         if flush {
             self.sync(oracle);
@@ -260,12 +260,14 @@ impl Server {
                 change.wants()
             }
         };
+        let mut jumped = false;
         if let Asked::Wait(ticket) = self.leases.ask(now, session, &wants, ticket) {
             if !self.jumps_queue(&wants) {
                 self.pending.insert(ticket, pending);
                 return;
             }
             self.leases.cancel(now, ticket);
+            jumped = true;
         }
         let (ino, mut lease, mut shows) = match &pending.request {
             Request::Look { ino, mask } => (*ino, Lease::Read, *mask),
@@ -289,6 +291,10 @@ impl Server {
         let grant = self.leases.grant(now, session, ino, lease);
         let grant = grant.or_else(|| self.leases.grant(now, session, ino, Lease::Read));
         answer.grants.extend(grant);
+        if jumped && self.mutant == Some(Mutant::LooksPassChanges) {
+            let (lease, tail_known) = (Lease::Read, false);
+            answer.grants = vec![Grant { ino, lease, tail_known }];
+        }
         self.answer(&pending, answer);
     }
 

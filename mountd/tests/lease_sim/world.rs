@@ -57,6 +57,8 @@ struct Seat {
     cut_until: Duration,
     /// Connections up to this one are broken.
     broken: u64,
+    /// And up to this one led to a process that is no more.
+    dead: u64,
     lives: u64,
 }
 
@@ -106,6 +108,7 @@ impl World {
             paused_until: Duration::ZERO,
             cut_until: Duration::ZERO,
             broken: 0,
+            dead: 0,
             lives: 1,
         };
         let mut world = World {
@@ -191,8 +194,9 @@ impl World {
         let up = self.now >= self.server_down_until;
         match event {
             Event::ToServer(via, message) => {
-                let late = via.conn <= self.seats[via.client].broken && !is_flush(&message);
-                if up && !late {
+                let seat = &self.seats[via.client];
+                let late = via.conn <= seat.broken && !is_flush(&message);
+                if up && !late && via.conn > seat.dead {
                     self.server.receive(server_now, via, message, &mut self.oracle);
                 }
             }
@@ -240,10 +244,10 @@ impl World {
 
     /// Takes messages to the network.
     fn carry(&mut self) {
-        for session in std::mem::take(&mut self.server.ended) {
+        for (session, values) in std::mem::take(&mut self.server.ended) {
             // What such a client has not sent is lost from now on, though it does not know yet.
             for seat in self.seats.iter_mut().filter(|s| s.client.session == session) {
-                seat.client.give_up(self.server.values(), &mut self.oracle);
+                seat.client.give_up(&values, &mut self.oracle);
             }
         }
         for i in 0..self.seats.len() {
@@ -338,6 +342,7 @@ impl World {
     fn crash_server(&mut self, power: bool) {
         for seat in &mut self.seats {
             seat.broken = seat.client.conn;
+            seat.dead = seat.client.conn;
         }
         let made = self.server.durable_changes();
         let now = self.server_clock.at(self.now);
