@@ -605,10 +605,14 @@ impl Client {
         match op.kind {
             OpKind::Write => false,
             OpKind::Read(mask) => {
-                // What it has not asked for it has from its buffer.
+                // What it has not asked for it has from its buffer. What it has written itself lies
+                // over what the server says, which may not have it yet.
                 for (ino, atom, version) in &answer.shown {
+                    let node = self.node(*ino);
+                    let written = (ATTRS | DATA) & (1 << atom) != 0;
+                    let own = node.dirty.max(node.acked).filter(|_| written).unwrap_or(0);
                     if mask & (1 << atom) != 0 {
-                        oracle.read(*ino, *atom, *version, op.must[*atom], false);
+                        oracle.read(*ino, *atom, own.max(*version), op.must[*atom], false);
                     }
                 }
                 true
