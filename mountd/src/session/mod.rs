@@ -24,3 +24,4 @@ pub use meta::{Changed, Reconnected, Session, SessionConfig, SessionEvents};
 pub(crate) use meta::{lock, now};
 pub use oplog::OpLog;
 pub(crate) use term::since_boot;
+pub use term::{Look, Term};

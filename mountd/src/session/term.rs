@@ -22,7 +22,7 @@ pub(crate) fn since_boot() -> Duration {
 
 /// What a look at the clock says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub enum Look {
     /// Look again after so long.
     Again(Duration),
     /// The session has just lapsed.
@@ -31,34 +31,34 @@ pub(super) enum Look {
 
 /// The signs of life of a session.
 #[derive(Debug)]
-pub(super) struct Term {
+pub struct Term {
     answered: Duration,
     lapsed: bool,
 }
 
 impl Term {
     /// A session whose greeting was sent at a time.
-    pub(super) fn new(sent: Duration) -> Term {
+    pub fn new(sent: Duration) -> Term {
         Term { answered: sent, lapsed: false }
     }
 
     /// A sign of life that was sent at a time has been answered.
-    pub(super) fn answered(&mut self, sent: Duration) {
+    pub fn answered(&mut self, sent: Duration) {
         self.answered = self.answered.max(sent);
     }
 
     /// There is a new connection, whose greeting was sent at a time.
-    pub(super) fn begin_anew(&mut self, sent: Duration) {
+    pub fn begin_anew(&mut self, sent: Duration) {
         *self = Term::new(sent);
     }
 
     /// Until when the session may be relied upon.
-    pub(super) fn until(&self, term: Duration) -> Duration {
+    pub fn until(&self, term: Duration) -> Duration {
         if self.lapsed { Duration::ZERO } else { self.answered + term / 3 * 2 }
     }
 
     /// Looks at the clock. A session lapses after two thirds of its term, once.
-    pub(super) fn look(&mut self, now: Duration, term: Duration) -> Look {
+    pub fn look(&mut self, now: Duration, term: Duration) -> Look {
         let left = (self.answered + term / 3 * 2).saturating_sub(now);
         if self.lapsed || !left.is_zero() {
             let pause = if self.lapsed { MAX_PAUSE } else { left };

@@ -113,6 +113,13 @@ impl Default for LeaseLimits {
     }
 }
 
+impl LeaseLimits {
+    /// How many leases are recalled at once when there are too many.
+    fn eviction(&self) -> usize {
+        (self.per_session / 64).clamp(1, MAX_EVICTED)
+    }
+}
+
 /// Whether a request may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
@@ -313,7 +320,8 @@ impl Leases {
         self.grace.begin(sessions);
     }
 
-    /// A session that is waited for claims what it had. Returns what it has now.
+    /// A session that is waited for claims what it had. Returns what it has now, which is all it
+    /// could have had: what it holds for writing it may not have sent.
     pub fn reclaim(
         &mut self,
         now: Duration,
@@ -326,7 +334,8 @@ impl Leases {
         }
         for (ino, lease) in leases {
             let had = self.holdings.get(session, *ino);
-            let room = had.is_some() || self.holdings.count(session).0 < self.limits.per_session;
+            let most = self.limits.per_session + MAX_EVICTIONS * self.limits.eviction();
+            let room = had.is_some() || self.holdings.count(session).0 < most;
             if room
                 && !self.is_against(session, *ino, *lease)
                 && self.holdings.give(session, *ino, *lease, now)
@@ -459,7 +468,7 @@ impl Leases {
         if count - evicting < self.limits.per_session {
             return true;
         }
-        let most = (self.limits.per_session / 64).clamp(1, MAX_EVICTED);
+        let most = self.limits.eviction();
         if evicting + most > MAX_EVICTIONS * most {
             return false;
         }
