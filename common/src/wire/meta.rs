@@ -6,6 +6,7 @@ use crate::attr::{Attr, FileKind, SetAttr, Timestamp};
 use crate::errno::Errno;
 use crate::id::{Ino, OpSeq, SessionId};
 use crate::name::Name;
+use crate::wire::lock::{LockCall, LockReply};
 
 /// The most entries of one listing.
 pub const MAX_LISTING: u32 = 4096;
@@ -71,6 +72,8 @@ pub enum Request {
     Mutate(Mutation),
     /// [`Response::Status`]; the only call of an administrator's connection.
     Status,
+    /// About file locks; answered by [`Response::Lock`].
+    Lock(LockCall),
 }
 
 /// A change, applied exactly once however often it is sent.
@@ -304,6 +307,8 @@ pub enum Response {
     },
     /// The server's condition.
     Status(Status),
+    /// About file locks.
+    Lock(LockReply),
 }
 
 /// An entry of a listing.

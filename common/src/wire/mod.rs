@@ -6,6 +6,7 @@
 
 pub mod data;
 pub mod hello;
+pub mod lock;
 pub mod meta;
 
 pub use hello::{Hello, HelloReply, Role};
