@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use netfs_common::wire::data;
 use netfs_common::wire::meta::{Op, Request};
 
-const NAMES: [&str; 30] = [
+const NAMES: [&str; 31] = [
     "lookup",
     "get",
     "readlink",
@@ -36,6 +36,7 @@ const NAMES: [&str; 30] = [
     "data_copy",
     "data_extents",
     "data_flush",
+    "lock",
 ];
 
 /// Messages sent since the start, repetitions after a lost connection included.
@@ -57,6 +58,7 @@ impl Counters {
             Request::Sync => 7,
             Request::Renew => 8,
             Request::Status => 9,
+            Request::Lock(_) => 30,
             Request::Mutate(m) => match m.op {
                 Op::Create { .. } => 10,
                 Op::Link { .. } => 11,

@@ -15,6 +15,7 @@ pub mod command;
 pub mod engine;
 pub mod keys;
 pub mod kv;
+pub mod locks;
 pub mod log;
 pub mod namespace;
 pub mod record;

@@ -19,6 +19,7 @@ mod clock;
 mod cuts;
 mod data_link;
 mod deletions;
+mod locks;
 mod lookups;
 mod members;
 mod trims;

@@ -189,6 +189,7 @@ impl Engine {
             | Request::Renew
             | Request::Sync
             | Request::Mutate(_)
+            | Request::Lock(_)
             | Request::Status => return None,
         })
     }

@@ -147,6 +147,7 @@ fn name(request: &Request) -> &'static str {
         Request::Renew => "renew",
         Request::Mutate(_) => "mutate",
         Request::Status => "status",
+        Request::Lock(_) => "lock",
     }
 }
 

@@ -18,6 +18,7 @@ use super::MetaOptions;
 use super::client::Client;
 use super::data_link::DataLink;
 use super::deletions;
+use super::locks::LockTable;
 use super::lookups::Lookups;
 use super::members::{Entry, LinkId, Members, NotAdmitted, Told};
 use super::trims::Trims;
@@ -50,6 +51,7 @@ pub(super) struct Volume {
     members: Members,
     pub(super) trims: Trims,
     lookups: Lookups,
+    locks: LockTable,
     /// Held by whoever makes a change, in the order of arrival.
     turn: Mutex<()>,
     /// Why the log is not cut short, if so.
@@ -105,12 +107,14 @@ impl Volume {
         let next = engine.counters().map_err(failed)?.next_ino;
         let lookups = Lookups::new();
         known.iter().for_each(|(id, ..)| lookups.found(*id, next));
+        let locks = LockTable::new(known.iter().map(|(id, ..)| *id));
         let flushed = engine.clone();
         let flusher = Flusher::start(options.flush_interval, move || flushed.flush(flushed.last()));
         let volume = Arc::new(Volume {
             members: Members::new(options.term, known),
             trims: Trims::default(),
             lookups,
+            locks,
             turn: Mutex::new(()),
             trouble: std::sync::Mutex::default(),
             next_trim: AtomicU64::new(0),
@@ -313,7 +317,10 @@ impl Volume {
                 self.lookups.end(id);
                 self.ended.notify_waiters();
                 tracing::warn!(volume = %self.name, session = %id, ?why, "session ended by the server");
-                if let Some(link) = self.members.left(id) {
+                let link = self.members.left(id);
+                // After that nothing of it can come any more.
+                self.locks.end(id);
+                if let Some(link) = link {
                     link.close();
                 }
             }
@@ -386,6 +393,7 @@ impl Volume {
                 self.lookups.note(client.session, &reply);
                 Ok(reply)
             }
+            Request::Lock(call) => self.locks.answer(client.session, call).await,
             // Answered by whoever knows all volumes.
             Request::Status => Err(Errno::EINVAL),
             read => {
@@ -434,6 +442,7 @@ impl Volume {
         if ends && reply.is_ok() {
             // The connection is left to the client, which closes it when it has the answer.
             self.members.ended(client.session);
+            self.locks.end(client.session);
             self.lookups.end(client.session);
             self.ended.notify_waiters();
         }
