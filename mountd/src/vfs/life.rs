@@ -168,6 +168,7 @@ fn joined(outcome: Option<Result<Result<(), Errno>, tokio::task::JoinError>>) ->
 
 impl SessionEvents for Vfs {
     fn reconnected(&self, what: Reconnected) {
+        self.locks_reconnected(what);
         // A session that lapsed and is still known has kept everybody else waiting.
         let alone = self.lapsed_alone.swap(false, Ordering::SeqCst) || self.cache.exclusive();
         if what.restarted || what.lost {

@@ -9,6 +9,7 @@ use netfs_common::name::Name;
 use netfs_common::wire::meta::{
     DirEntry, Mutation, NewInode, Op, RenameMode, Reply, Request, Response, StatFs,
 };
+use netfs_served::meta::locks::{LockLimits, Locks};
 
 use super::data_server::DataStore;
 
@@ -30,6 +31,7 @@ pub(super) struct MetaStore {
     /// What survived the last restart.
     pub(super) kept: LogIndex,
     durable: (u64, HashMap<Ino, Inode>),
+    pub(super) locks: Locks,
     next: u64,
     version: u64,
     cookie: u64,
@@ -45,6 +47,7 @@ impl MetaStore {
             free: 1 << 40,
             kept: LogIndex(u64::MAX),
             durable: (0, HashMap::new()),
+            locks: Locks::new(LockLimits::default()),
             next: 1,
             version: 1,
             cookie: 2,
@@ -64,6 +67,8 @@ impl MetaStore {
         self.kept = LogIndex(self.durable.0);
         self.inodes = self.durable.1.clone();
         self.version += 1000;
+        self.locks = Locks::new(LockLimits::default());
+        self.locks.begin_grace(self.sessions.keys().copied());
     }
 
     pub(super) fn greet(&mut self, session: SessionId) -> bool {
@@ -210,6 +215,7 @@ impl MetaStore {
                 Ok(Response::Done)
             }
             Request::Status => Err(Errno::EPERM),
+            Request::Lock(call) => self.locks.answer(session, &call).map(Response::Lock),
             Request::Mutate(m) => {
                 let answered = m.answered;
                 let seq = m.seq;
