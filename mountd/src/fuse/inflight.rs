@@ -7,6 +7,7 @@
 //! [`Slot`], and whoever takes it out answers.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +23,9 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How often the callers of older requests are looked at.
 const INTERVAL: Duration = Duration::from_millis(50);
+
+/// So many callers are looked at in a round; when there are more, each has its turn later.
+const MAX_LOOKS: usize = 128;
 
 /// A reply that is sent once, by its task or by the watcher, for tasks that are not dropped.
 pub(super) struct Slot<R>(Mutex<Option<R>>);
@@ -73,6 +77,8 @@ pub struct Inflight {
     /// Never held while a reply is sent or dropped.
     waiting: Mutex<HashMap<u64, Waiting>>,
     arrived: Condvar,
+    /// The last request whose caller was looked at.
+    looked: AtomicU64,
 }
 
 impl std::fmt::Debug for Inflight {
@@ -152,13 +158,19 @@ impl Inflight {
     /// Answers `EINTR` to every request that has waited for longer than `patience` and whose
     /// caller is dying.
     fn interrupt_the_dying(&self, patience: Duration, fate: impl Fn(u32) -> Fate) {
-        let old: Vec<(u64, u32, bool)> = lock(&self.waiting)
+        let mut old: Vec<(u64, u32, bool)> = lock(&self.waiting)
             .iter()
             // The kernel's own requests have no caller.
             .filter(|(_, w)| w.caller != 0 && w.since.elapsed() >= patience)
             .map(|(unique, w)| (*unique, w.caller, w.any_signal))
             .collect();
-        for (unique, caller, any_signal) in old {
+        old.sort_unstable();
+        let last = self.looked.load(Ordering::Relaxed);
+        let first = old.partition_point(|(unique, ..)| *unique <= last);
+        let first = if first < old.len() { first } else { 0 };
+        old.rotate_left(first);
+        for (unique, caller, any_signal) in old.into_iter().take(MAX_LOOKS) {
+            self.looked.store(unique, Ordering::Relaxed);
             match fate(caller) {
                 Fate::Alive => continue,
                 Fate::Signalled if !any_signal => continue,
@@ -254,6 +266,24 @@ mod tests {
         all.interrupt_the_dying(Duration::ZERO, |_| Fate::Signalled);
         assert_eq!(rx.recv().unwrap(), Some(Errno::EINTR));
         assert!(slot.take().is_none());
+    }
+
+    #[test]
+    fn of_many_each_has_its_turn() {
+        let all = Arc::new(Inflight::default());
+        let many = 3 * MAX_LOOKS as u64;
+        let _tickets: Vec<_> = (0..many).map(|n| request(&all, n, n as u32 + 1)).collect();
+        let looks = Mutex::new(Vec::new());
+        for _ in 0..3 {
+            all.interrupt_the_dying(Duration::ZERO, |tid| {
+                lock(&looks).push(tid);
+                Fate::Alive
+            });
+        }
+        let mut looks = lock(&looks).clone();
+        looks.sort_unstable();
+        looks.dedup();
+        assert_eq!(looks.len(), 3 * MAX_LOOKS);
     }
 
     #[test]

@@ -270,6 +270,7 @@ async fn serve(
         }
     };
     if ending == Ending::Drain {
+        shared.volumes.values().for_each(|volume| volume.close_locks());
         server.shutdown(Instant::now() + DRAIN).await;
     }
     let mut result = Ok(());

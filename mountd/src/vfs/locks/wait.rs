@@ -47,6 +47,7 @@ impl Vfs {
         let used = Use::begin(self, lock.on.ino);
         book.note(wanted.fh, &lock.on, wanted.certain);
         let (wait, mut news) = book.begin_wait();
+        let mut first = true;
         let mut waiting = Waiting { vfs: Arc::clone(self), lock, wait, over: false };
         loop {
             let reply = {
@@ -72,7 +73,7 @@ impl Vfs {
             };
             match reply {
                 Ok(LockReply::Queued) => {
-                    self.expect_news();
+                    self.expect_news(std::mem::take(&mut first));
                     // Its other end goes with `waiting`.
                     let _ = news.changed().await;
                 }
@@ -102,12 +103,15 @@ impl Vfs {
         }
     }
 
-    fn expect_news(self: &Arc<Self>) {
+    fn expect_news(self: &Arc<Self>, first: bool) {
         if self.locks.begin_awaiting() {
             let (session, book) = (Arc::downgrade(&self.session), Arc::clone(&self.locks));
             self.runtime.spawn(bring_news(session, book));
         }
-        self.locks.queued.notify_one();
+        // Who only asks again does not wake the task that has just told it to.
+        if first {
+            self.locks.queued.notify_one();
+        }
     }
 }
 

@@ -5,6 +5,7 @@ mod data_server;
 mod failures;
 mod files;
 mod histories;
+mod locks;
 mod meta_server;
 mod names;
 mod power;

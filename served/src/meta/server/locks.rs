@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use netfs_common::errno::Errno;
 use netfs_common::id::SessionId;
-use netfs_common::wire::lock::{LockCall, LockConflict, LockReply, MAX_LOCK_BATCH};
+use netfs_common::wire::lock::{LockCall, LockConflict, LockReply, MAX_LOCK_BATCH, WaitId};
 use netfs_common::wire::meta::{Reply, Response};
 use tokio::sync::Notify;
 
@@ -24,6 +24,8 @@ struct Inner {
     locks: Locks,
     /// Rung when a session is granted something. One for each that has asked for news.
     bells: HashMap<SessionId, Arc<Notify>>,
+    /// The server ends: nobody is kept.
+    closing: bool,
 }
 
 impl LockTable {
@@ -31,7 +33,7 @@ impl LockTable {
     pub(super) fn new(known: impl IntoIterator<Item = SessionId>) -> LockTable {
         let mut locks = Locks::new(LockLimits::default());
         locks.begin_grace(known);
-        LockTable(Mutex::new(Inner { locks, bells: HashMap::new() }))
+        LockTable(Mutex::new(Inner { locks, bells: HashMap::new(), closing: false }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -55,18 +57,15 @@ impl LockTable {
     }
 
     /// What has been granted, when there is something, nothing is waited for, or it takes long.
-    async fn news(
-        &self,
-        session: SessionId,
-        received: &[netfs_common::wire::lock::WaitId],
-    ) -> Result<LockReply, Errno> {
+    async fn news(&self, session: SessionId, received: &[WaitId]) -> Result<LockReply, Errno> {
         if received.len() > MAX_LOCK_BATCH {
             return Err(Errno::EINVAL);
         }
         let bell = {
             let mut inner = self.lock();
             inner.locks.received(session, received);
-            if !inner.locks.is_waiting(session) || !inner.locks.granted(session, 1).is_empty() {
+            let waits = inner.locks.is_waiting(session) && !inner.closing;
+            if !waits || !inner.locks.granted(session, 1).is_empty() {
                 return Ok(LockReply::Grants(inner.locks.granted(session, MAX_LOCK_BATCH)));
             }
             inner.bells.entry(session).or_default().clone()
@@ -76,6 +75,13 @@ impl LockTable {
             tracing::trace!(%session, "no news of locks");
         }
         Ok(LockReply::Grants(self.lock().locks.granted(session, MAX_LOCK_BATCH)))
+    }
+
+    /// The server is about to end: calls for news are answered.
+    pub(super) fn close(&self) {
+        let mut inner = self.lock();
+        inner.closing = true;
+        inner.bells.values().for_each(|bell| bell.notify_one());
     }
 
     /// A session has ended.

@@ -260,6 +260,11 @@ impl Volume {
         self.members.disconnected(id, link_id);
     }
 
+    /// The server is about to end: no call is kept waiting for other clients.
+    pub(super) fn close_locks(&self) {
+        self.locks.close();
+    }
+
     /// Lets go of all connections.
     pub(super) fn forget_links(&self) {
         self.members.forget_links();
