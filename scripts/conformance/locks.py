@@ -490,6 +490,20 @@ def fcntl_a_file_that_was_only_ever_opened_for_reading(w):
 
 
 @case
+def fcntl_locks_of_children_of_one_that_only_reads(w):
+    a, b = w.a(), w.b()
+    a.close(a.open(w.name))
+    f = a.open(w.name, os.O_RDONLY)
+    child = a.fork()
+    same(child.lock(f, RD), "ok")
+    g = b.open(w.name)
+    same(b.lock(g, WR), "EAGAIN")
+    child.begin("quit")
+    b.begin("lock", g, WR, 0, 0, SETLKW)
+    same(b.result(5), "ok")
+
+
+@case
 def fcntl_end_of_the_process_releases(w):
     for how in ("quit", "kill"):
         a, f, b, g = w.both()

@@ -175,15 +175,35 @@ impl Vfs {
 
     /// The last descriptor of a handle is closed: locks of the open file end. Never waits.
     pub(super) fn locks_released(self: &Arc<Self>, ino: Ino, fh: u64) {
-        for on in self.locks.released(ino, fh) {
-            let this = Arc::clone(self);
-            self.runtime.spawn(async move {
-                if let Err(e) = this.clear_lock(on, LockRange::ALL).await
-                    && !this.is_down()
-                {
-                    tracing::warn!(%ino, error = %e, "locks of a closed file were not released");
-                }
-            });
+        self.locks.released(ino, fh).into_iter().for_each(|on| self.end_later(on));
+    }
+
+    fn end_later(self: &Arc<Self>, on: LockOn) {
+        let this = Arc::clone(self);
+        self.runtime.spawn(async move {
+            if let Err(e) = this.clear_lock(on, LockRange::ALL).await
+                && !this.is_down()
+            {
+                tracing::warn!(ino = %on.ino, error = %e, "locks of a closed file were not released");
+            }
+        });
+    }
+
+    fn note_lock(&self, wanted: &WantedLock) {
+        // As `opened` has it: of such a handle closes are told only if it was opened after the first lock.
+        let read_only = |flags: i32| flags & libc::O_ACCMODE == libc::O_RDONLY;
+        let unheard = self.handles.get(wanted.fh).is_ok_and(|h| read_only(h.flags));
+        self.locks.note(wanted, unheard);
+    }
+
+    /// Processes that are gone, without a word because their handle was opened before anybody locked, have no locks.
+    fn bury_owners(self: &Arc<Self>) {
+        for (on, pid) in self.locks.unheard() {
+            let gone = std::fs::metadata(format!("/proc/{pid}"))
+                .is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+            if gone {
+                self.end_later(on);
+            }
         }
     }
 
@@ -192,7 +212,7 @@ impl Vfs {
         let used = Use::begin(self, lock.on.ino);
         let _gate = used.gate.lock().await;
         self.locks.ready().await;
-        self.locks.note(wanted.fh, &lock.on, wanted.certain);
+        self.note_lock(&wanted);
         let mut retries = RETRIES.iter();
         loop {
             let life = self.locks.life();

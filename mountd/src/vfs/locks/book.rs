@@ -12,6 +12,7 @@ use netfs_common::locks::{LockKind, LockMode, LockRange, LockedRanges};
 use netfs_common::wire::lock::{LockHeld, LockOn, WaitId};
 use tokio::sync::{Notify, watch};
 
+use super::WantedLock;
 use crate::session::lock;
 
 /// So many files on which `fcntl` locks were seen are remembered; see [`LockBook::needs_flush`].
@@ -19,6 +20,9 @@ const MAX_FLUSHED: NonZeroUsize = match NonZeroUsize::new(65_536) {
     Some(n) => n,
     None => NonZeroUsize::MIN,
 };
+
+/// Beyond so many notes of a file, those of owners without locks are dropped.
+const MAX_NOTES: usize = 256;
 
 /// An owner within a file.
 pub(super) type Key = (LockKind, u64);
@@ -83,8 +87,8 @@ struct Note {
     key: Key,
     /// It is known what kind of lock it was.
     certain: bool,
-    /// The owner has closed the file since.
-    closed: bool,
+    /// The process, if its closes of the handle may not be told.
+    unheard: Option<u32>,
 }
 
 /// A grant that was noted.
@@ -195,16 +199,22 @@ impl LockBook {
     }
 
     /// Somebody is about to lock through a handle.
-    pub(super) fn note(&self, fh: u64, on: &LockOn, certain: bool) {
+    pub(super) fn note(&self, wanted: &WantedLock, unheard: bool) {
+        let WantedLock { fh, lock: LockHeld { on, pid, .. }, certain } = *wanted;
         let mut inner = lock(&self.inner);
         if on.kind == LockKind::Posix {
             inner.flushed.put(on.ino, ());
         }
         let file = inner.files.entry(on.ino).or_default();
         let key = (on.kind, on.owner);
+        if file.notes.len() >= MAX_NOTES {
+            let held = &file.held;
+            file.notes.retain(|n| held.contains_key(&n.key));
+        }
+        let unheard = (unheard && on.kind == LockKind::Posix && pid != 0).then_some(pid);
         match file.notes.iter_mut().find(|n| n.fh == fh && n.key == key) {
-            Some(note) => (note.certain, note.closed) = (certain, false),
-            None => file.notes.push(Note { fh, key, certain, closed: false }),
+            Some(note) => (note.certain, note.unheard) = (certain, unheard),
+            None => file.notes.push(Note { fh, key, certain, unheard }),
         }
     }
 
@@ -292,7 +302,7 @@ impl LockBook {
         let key = (LockKind::Posix, owner);
         let mut inner = lock(&self.inner);
         let Some(file) = inner.files.get_mut(&ino) else { return false };
-        file.notes.iter_mut().filter(|n| n.key == key).for_each(|n| n.closed = true);
+        file.notes.retain(|n| n.key != key);
         file.held.contains_key(&key)
     }
 
@@ -304,13 +314,26 @@ impl LockBook {
         let mut ended = Vec::new();
         file.notes.retain(|note| {
             let this = note.fh == fh;
-            if this && !note.closed && file.held.contains_key(&note.key) {
+            if this && file.held.contains_key(&note.key) {
                 ended.push(LockOn { ino, kind: note.key.0, owner: note.key.1 });
             }
             !this
         });
         inner.tidy(ino);
         ended
+    }
+
+    /// Processes that have locks and whose closes may not be told.
+    pub(super) fn unheard(&self) -> Vec<(LockOn, u32)> {
+        let inner = lock(&self.inner);
+        let mut all = Vec::new();
+        for (ino, file) in &inner.files {
+            for note in file.notes.iter().filter(|n| file.held.contains_key(&n.key)) {
+                let on = LockOn { ino: *ino, kind: note.key.0, owner: note.key.1 };
+                all.extend(note.unheard.map(|pid| (on, pid)));
+            }
+        }
+        all
     }
 
     /// A place for a request that waits.

@@ -1,4 +1,4 @@
-//! Locks after the server, or the session, was lost.
+//! Locks after the server, the session, or a process was lost.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -99,7 +99,7 @@ impl Vfs {
     }
 }
 
-/// Reclaims locks whenever that is due.
+/// Reclaims locks whenever that is due, and releases those of processes that have gone unheard.
 pub(in crate::vfs) async fn attend(weak: Weak<Vfs>) {
     loop {
         let Some(vfs) = weak.upgrade() else { return };
@@ -108,10 +108,13 @@ pub(in crate::vfs) async fn attend(weak: Weak<Vfs>) {
         }
         let book = Arc::clone(&vfs.locks);
         drop(vfs);
-        if tokio::time::timeout(LOOK, book.reclaim.notified()).await.is_err() {
-            continue;
-        }
+        let due = tokio::time::timeout(LOOK, book.reclaim.notified()).await.is_ok();
         let Some(vfs) = weak.upgrade() else { return };
-        vfs.reclaim_locks().await;
+        if due {
+            vfs.reclaim_locks().await;
+        } else if vfs.session.connected() && *vfs.locks.ready.borrow() {
+            // In tasks of their own: they may wait for what is done here.
+            vfs.bury_owners();
+        }
     }
 }

@@ -45,7 +45,7 @@ impl Vfs {
     pub(super) async fn wait_for_lock(self: &Arc<Self>, wanted: WantedLock) -> Result<(), Errno> {
         let (lock, book) = (wanted.lock, &self.locks);
         let used = Use::begin(self, lock.on.ino);
-        book.note(wanted.fh, &lock.on, wanted.certain);
+        self.note_lock(&wanted);
         let (wait, mut news) = book.begin_wait();
         let mut first = true;
         let mut waiting = Waiting { vfs: Arc::clone(self), lock, wait, over: false };

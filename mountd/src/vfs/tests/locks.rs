@@ -104,6 +104,22 @@ async fn a_process_that_could_not_be_told_from_an_open_file_gives_its_locks_back
 }
 
 #[tokio::test]
+async fn a_process_that_is_gone_without_a_word_has_no_locks() {
+    let world = World::new(11, 16);
+    let vfs = world.mount().await;
+    let f = file(&vfs, "f").await;
+    let quiet = (f.0, vfs.open(f.0, libc::O_RDONLY).await.unwrap().fh);
+    let mut mine = posix(quiet, 1, (0, 9), LockMode::Read);
+    mine.lock.pid = std::process::id();
+    vfs.try_lock(mine).await.unwrap();
+    let mut gone = posix(quiet, 2, (0, 9), LockMode::Read);
+    gone.lock.pid = u32::MAX;
+    vfs.try_lock(gone).await.unwrap();
+    assert_eq!(held(&world, f.0).len(), 2);
+    until(|| held(&world, f.0) == [(1, 0, 9, LockMode::Read)]).await;
+}
+
+#[tokio::test]
 async fn closes_are_told_of_files_that_were_locked() {
     let world = World::new(4, 16);
     let vfs = world.mount().await;
