@@ -8,6 +8,7 @@ pub mod codec;
 pub mod config;
 pub mod errno;
 pub mod id;
+pub mod locks;
 pub mod map;
 pub mod name;
 pub mod net;

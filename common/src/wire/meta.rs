@@ -7,6 +7,7 @@ use crate::attr::{Attr, FileKind, SetAttr, Timestamp};
 use crate::errno::Errno;
 use crate::id::{Ino, OpSeq, SessionId};
 use crate::name::Name;
+use crate::wire::lock::{LockCall, LockReply};
 
 /// The most entries of one listing.
 pub const MAX_LISTING: u32 = 4096;
@@ -94,6 +95,8 @@ pub enum Request {
         /// These were all.
         done: bool,
     },
+    /// About file locks; answered by [`Response::Lock`].
+    Lock(LockCall),
 }
 
 /// A change, applied exactly once however often it is sent.
@@ -353,6 +356,8 @@ pub enum Response {
     },
     /// The server's condition.
     Status(Status),
+    /// About file locks.
+    Lock(LockReply),
 }
 
 /// An entry of a listing.

@@ -7,6 +7,7 @@
 pub mod data;
 pub mod hello;
 pub mod lease;
+pub mod lock;
 pub mod meta;
 
 pub use hello::{Claim, Hello, HelloReply, Role};

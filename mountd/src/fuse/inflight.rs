@@ -7,6 +7,7 @@
 //! [`Slot`], and whoever takes it out answers.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,6 +23,9 @@ const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How often the callers of older requests are looked at.
 const INTERVAL: Duration = Duration::from_millis(50);
+
+/// So many callers are looked at in a round; when there are more, each has its turn later.
+const MAX_LOOKS: usize = 128;
 
 /// A reply that is sent once, by its task or by the watcher, for tasks that are not dropped.
 pub(super) struct Slot<R>(Mutex<Option<R>>);
@@ -60,6 +64,8 @@ struct Waiting {
     caller: u32,
     /// Where it does not belong to the task.
     reply: Option<Arc<dyn Interrupt>>,
+    /// A signal that the caller handles interrupts it too.
+    any_signal: bool,
     /// Where the request ends when its task does.
     task: Option<AbortHandle>,
 }
@@ -71,6 +77,8 @@ pub struct Inflight {
     /// Never held while a reply is sent or dropped.
     waiting: Mutex<HashMap<u64, Waiting>>,
     arrived: Condvar,
+    /// The last request whose caller was looked at.
+    looked: AtomicU64,
 }
 
 impl std::fmt::Debug for Inflight {
@@ -120,7 +128,7 @@ impl Inflight {
         caller: u32,
         reply: Option<Arc<dyn Interrupt>>,
     ) -> Ticket {
-        let entry = Waiting { since: Instant::now(), caller, reply, task: None };
+        let entry = Waiting { since: Instant::now(), caller, reply, any_signal: false, task: None };
         let mut waiting = lock(&self.waiting);
         let first = waiting.is_empty();
         let replaced = waiting.insert(unique, entry);
@@ -139,21 +147,37 @@ impl Inflight {
         }
     }
 
+    /// A request that waits for other programs, maybe for ever: any signal that its caller does not block or
+    /// ignore interrupts it. The kernel goes on with it if nothing is to be done about the signal.
+    pub(super) fn any_signal(&self, unique: u64) {
+        if let Some(w) = lock(&self.waiting).get_mut(&unique) {
+            w.any_signal = true;
+        }
+    }
+
     /// Answers `EINTR` to every request that has waited for longer than `patience` and whose
     /// caller is dying.
     fn interrupt_the_dying(&self, patience: Duration, fate: impl Fn(u32) -> Fate) {
-        let old: Vec<(u64, u32)> = lock(&self.waiting)
+        let mut old: Vec<(u64, u32, bool)> = lock(&self.waiting)
             .iter()
             // The kernel's own requests have no caller.
             .filter(|(_, w)| w.caller != 0 && w.since.elapsed() >= patience)
-            .map(|(unique, w)| (*unique, w.caller))
+            .map(|(unique, w)| (*unique, w.caller, w.any_signal))
             .collect();
-        for (unique, caller) in old {
-            if fate(caller) == Fate::Alive {
-                continue;
+        old.sort_unstable();
+        let last = self.looked.load(Ordering::Relaxed);
+        let first = old.partition_point(|(unique, ..)| *unique <= last);
+        let first = if first < old.len() { first } else { 0 };
+        old.rotate_left(first);
+        for (unique, caller, any_signal) in old.into_iter().take(MAX_LOOKS) {
+            self.looked.store(unique, Ordering::Relaxed);
+            match fate(caller) {
+                Fate::Alive => continue,
+                Fate::Signalled if !any_signal => continue,
+                Fate::Signalled | Fate::Dying | Fate::Gone => {}
             }
             let Some(w) = lock(&self.waiting).remove(&unique) else { continue };
-            tracing::debug!(caller, "a killed program no longer waits for its request");
+            tracing::debug!(caller, "a program no longer waits for its request");
             if let Some(reply) = w.reply {
                 reply.interrupt();
             }
@@ -230,6 +254,36 @@ mod tests {
         let (slot, _ticket, _rx) = request(&all, 1, 10);
         all.interrupt_the_dying(Duration::ZERO, |_| Fate::Alive);
         assert!(slot.take().is_some());
+    }
+
+    #[test]
+    fn a_signal_that_is_handled_interrupts_only_what_may_wait_for_ever() {
+        let all = Arc::new(Inflight::default());
+        let (slot, _ticket, rx) = request(&all, 1, 10);
+        all.interrupt_the_dying(Duration::ZERO, |_| Fate::Signalled);
+        assert!(rx.try_recv().is_err());
+        all.any_signal(1);
+        all.interrupt_the_dying(Duration::ZERO, |_| Fate::Signalled);
+        assert_eq!(rx.recv().unwrap(), Some(Errno::EINTR));
+        assert!(slot.take().is_none());
+    }
+
+    #[test]
+    fn of_many_each_has_its_turn() {
+        let all = Arc::new(Inflight::default());
+        let many = 3 * MAX_LOOKS as u64;
+        let _tickets: Vec<_> = (0..many).map(|n| request(&all, n, n as u32 + 1)).collect();
+        let looks = Mutex::new(Vec::new());
+        for _ in 0..3 {
+            all.interrupt_the_dying(Duration::ZERO, |tid| {
+                lock(&looks).push(tid);
+                Fate::Alive
+            });
+        }
+        let mut looks = lock(&looks).clone();
+        looks.sort_unstable();
+        looks.dedup();
+        assert_eq!(looks.len(), 3 * MAX_LOOKS);
     }
 
     #[test]

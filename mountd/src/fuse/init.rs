@@ -17,7 +17,6 @@ const MAX_WRITE_BYTES: u32 = 1 << 20;
 /// - `HANDLE_KILLPRIV` and its second version: the kernel clears set-id bits and capabilities on
 ///   write, truncation and change of owner itself, by the rules for the caller's capabilities, which
 ///   we cannot see. It asks for `security.capability` before a write; that is answered from memory.
-/// - `POSIX_LOCKS`, `FLOCK_LOCKS`: locks are the kernel's, among the processes of one client.
 /// - `AUTO_INVAL_DATA`: our own writes change the time too; pages go when we say so.
 /// - `NO_OPEN_SUPPORT`, `NO_OPENDIR_SUPPORT`: handles carry what was opened for writing.
 /// - `PASSTHROUGH`, splicing, `SUBMOUNTS`, `SECURITY_CTX`, `SETXATTR_EXT`: of no use here, or fuser
@@ -39,6 +38,9 @@ const WANTED: &[InitFlags] = &[
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_EXPLICIT_INVAL_DATA,
     InitFlags::FUSE_ASYNC_DIO,
+    // Locks hold among all clients.
+    InitFlags::FUSE_POSIX_LOCKS,
+    InitFlags::FUSE_FLOCK_LOCKS,
     InitFlags::FUSE_HAS_IOCTL_DIR,
     // Files that the kernel shall not cache (shared ones) can still be mapped.
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
@@ -52,7 +54,9 @@ const NEEDED: InitFlags = InitFlags::FUSE_ASYNC_READ
     .union(InitFlags::FUSE_MAX_PAGES)
     .union(InitFlags::FUSE_POSIX_ACL)
     .union(InitFlags::FUSE_DONT_MASK)
-    .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA);
+    .union(InitFlags::FUSE_EXPLICIT_INVAL_DATA)
+    .union(InitFlags::FUSE_POSIX_LOCKS)
+    .union(InitFlags::FUSE_FLOCK_LOCKS);
 
 /// Settles flags and sizes.
 pub(super) fn negotiate(config: &mut KernelConfig, max_background: u16) -> io::Result<()> {

@@ -22,6 +22,7 @@ mod inflight;
 mod init;
 mod ioctl;
 mod listing;
+mod locks;
 mod mount;
 pub mod mountinfo;
 mod notice;

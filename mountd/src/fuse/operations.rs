@@ -21,6 +21,7 @@ use netfs_common::id::Ino;
 use netfs_common::wire::meta::{MAX_SYMLINK, NewInode};
 
 use super::adapter::{Adapter, caller, drop_set_gid, guarded, ok_or_refuse, rename_mode};
+use super::locks::Asked;
 use super::reply::{self, Refuse};
 use super::{convert, groups, init, ioctl};
 use crate::vfs::Looked;
@@ -287,13 +288,17 @@ impl Filesystem for Adapter {
         req: &Request,
         ino: INodeNo,
         fh: FileHandle,
-        // POSIX locks are the kernel's own, see `setlk`: there are none to release.
-        _lock_owner: LockOwner,
+        lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
         guarded(|| {
             let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
-            let work = async move { vfs.flush(ino, fh.0).await };
+            let work = async move {
+                let flushed = vfs.flush(ino, fh.0).await;
+                // Whatever became of the data: the process no longer has the file.
+                vfs.closed_by(ino, lock_owner.0).await?;
+                flushed
+            };
             self.later(req, reply, work, reply::empty);
         });
     }
@@ -477,38 +482,37 @@ impl Filesystem for Adapter {
         });
     }
 
-    /// Never asked: without `FUSE_POSIX_LOCKS` the kernel keeps `fcntl` locks by itself, and
-    /// without `FUSE_FLOCK_LOCKS` those of `flock`. They hold among the processes of this client.
     fn getlk(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
         reply: ReplyLock,
     ) {
-        reply.error(fuser::Errno::ENOSYS);
+        let asked = Asked { ino, fh, owner, start, end, typ, pid };
+        guarded(|| self.test_lock(req, asked, reply));
     }
 
-    /// Never asked, see `getlk`.
     fn setlk(
         &self,
-        _req: &Request,
-        _ino: INodeNo,
-        _fh: FileHandle,
-        _lock_owner: LockOwner,
-        _start: u64,
-        _end: u64,
-        _typ: i32,
-        _pid: u32,
-        _sleep: bool,
+        req: &Request,
+        ino: INodeNo,
+        fh: FileHandle,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
         reply: ReplyEmpty,
     ) {
-        reply.error(fuser::Errno::ENOSYS);
+        let asked = Asked { ino, fh, owner, start, end, typ, pid };
+        guarded(|| self.set_lock(req, asked, sleep, reply));
     }
 
     /// There is no block device whose blocks could be named.

@@ -41,6 +41,7 @@ refuse!(
     ReplyEmpty,
     ReplyEntry,
     ReplyIoctl,
+    ReplyLock,
     ReplyLseek,
     ReplyOpen,
     ReplyStatfs,

@@ -8,6 +8,8 @@ use std::io;
 pub(super) enum Fate {
     /// It lives, or nothing is known.
     Alive,
+    /// A signal waits that it neither blocks nor ignores, and which does not end it.
+    Signalled,
     /// A signal that it neither handles nor ignores waits to end it.
     Dying,
     /// It is no longer there.
@@ -17,8 +19,7 @@ pub(super) enum Fate {
 /// The fate of a thread, by its number.
 pub(super) fn fate(tid: u32) -> Fate {
     match fs::read_to_string(format!("/proc/{tid}/status")) {
-        Ok(status) if is_dying(&status) => Fate::Dying,
-        Ok(_) => Fate::Alive,
+        Ok(status) => signalled(&status),
         Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOENT)) => Fate::Gone,
         Err(e) if e.kind() == io::ErrorKind::NotFound => Fate::Gone,
         Err(_) => Fate::Alive,
@@ -39,22 +40,28 @@ const HARMLESS: u64 = bit(libc::SIGCHLD)
     | bit(libc::SIGTTIN)
     | bit(libc::SIGTTOU);
 
-/// Only signals that kill count. On a local disk a call is not interrupted by one that the
-/// program handles, and programs do not expect `EINTR` from `stat` or `rename`.
-fn is_dying(status: &str) -> bool {
-    let mut pending = 0;
-    let mut survived = HARMLESS;
+/// What the signals that wait for a thread do to it. Most calls on a local disk are interrupted only by one that kills, and
+/// programs do not expect `EINTR` from `stat` or `rename`; waiting for a lock is interrupted by any.
+fn signalled(status: &str) -> Fate {
+    let (mut pending, mut unheard, mut survived) = (0, 0, HARMLESS);
     for line in status.lines() {
         let Some((key, value)) = line.split_once(':') else { continue };
         let mask = || u64::from_str_radix(value.trim(), 16).unwrap_or(0);
         match key {
             "SigPnd" | "ShdPnd" => pending |= mask(),
-            "SigBlk" | "SigIgn" | "SigCgt" => survived |= mask(),
+            "SigBlk" | "SigIgn" => unheard |= mask(),
+            "SigCgt" => survived |= mask(),
             _ => {}
         }
     }
     // Nothing holds off SIGKILL, whatever the masks say.
-    pending & bit(libc::SIGKILL) != 0 || pending & !survived != 0
+    if pending & bit(libc::SIGKILL) != 0 || pending & !(unheard | survived) != 0 {
+        Fate::Dying
+    } else if pending & !unheard != 0 {
+        Fate::Signalled
+    } else {
+        Fate::Alive
+    }
 }
 
 #[cfg(test)]
@@ -66,6 +73,19 @@ mod tests {
             "Name:\tcat\nSigQ:\t0/7\nSigPnd:\t{pnd:016x}\nShdPnd:\t{shd:016x}\n\
              SigBlk:\t{blk:016x}\nSigIgn:\t{ign:016x}\nSigCgt:\t{cgt:016x}\nCapInh:\t0\n"
         )
+    }
+
+    fn is_dying(status: &str) -> bool {
+        signalled(status) == Fate::Dying
+    }
+
+    #[test]
+    fn a_signal_that_is_heard_and_survived_is_noticed() {
+        let alarm = bit(libc::SIGALRM);
+        assert_eq!(signalled(&status(0, alarm, 0, 0, alarm)), Fate::Signalled);
+        assert_eq!(signalled(&status(0, alarm, alarm, 0, alarm)), Fate::Alive);
+        assert_eq!(signalled(&status(0, alarm, 0, alarm, 0)), Fate::Alive);
+        assert_eq!(signalled(&status(bit(libc::SIGTSTP), 0, 0, 0, 0)), Fate::Signalled);
     }
 
     #[test]

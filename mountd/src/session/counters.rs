@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use netfs_common::wire::data;
 use netfs_common::wire::meta::{Op, Request};
 
-const NAMES: [&str; 33] = [
+const NAMES: [&str; 34] = [
     "lookup",
     "get",
     "readlink",
@@ -39,6 +39,7 @@ const NAMES: [&str; 33] = [
     "acquire",
     "release",
     "reclaim",
+    "lock",
 ];
 
 /// Messages sent since the start, repetitions after a lost connection included.
@@ -69,6 +70,7 @@ impl Counters {
             Request::Acquire { .. } => 30,
             Request::Release { .. } => 31,
             Request::Reclaim { .. } => 32,
+            Request::Lock(_) => 33,
             Request::Mutate(m) => match m.op {
                 Op::Create { .. } => 10,
                 Op::Link { .. } => 11,

@@ -153,6 +153,7 @@ fn joined(outcome: Option<Result<Result<(), Errno>, tokio::task::JoinError>>) ->
 
 impl SessionEvents for Vfs {
     fn reconnected(&self, what: Reconnected) {
+        self.locks_reconnected(&what);
         if what.lost {
             self.writeback.note_paths();
         }

@@ -13,6 +13,7 @@ mod dir;
 mod handles;
 mod leave;
 mod life;
+mod locks;
 mod names;
 mod open;
 mod read;
@@ -44,6 +45,8 @@ use crate::writeback::{self, Writeback};
 use delivery::{Delivery, Outcome};
 use handles::Handles;
 pub use leave::{Farewell, NotStored, Unsent};
+use locks::LockBook;
+pub use locks::WantedLock;
 pub use types::{Caller, DirItem, Entry, FOREVER, KernelCache, Looked, Opened, ReadData};
 
 /// How a volume is mounted.
@@ -115,6 +118,7 @@ pub struct Vfs {
     cache: Arc<Cache>,
     writeback: Arc<Writeback>,
     handles: Handles,
+    locks: Arc<LockBook>,
     kernel: OnceLock<Arc<dyn KernelCache>>,
     /// Access times that the server does not know. Bounded, see [`atime`].
     accessed: Mutex<HashMap<Ino, netfs_common::attr::Timestamp>>,
@@ -186,6 +190,7 @@ impl Vfs {
             cache,
             writeback,
             handles: Handles::default(),
+            locks: Arc::new(LockBook::new()),
             kernel: OnceLock::new(),
             accessed: Mutex::default(),
             access_gate: tokio::sync::Mutex::new(()),
@@ -198,7 +203,8 @@ impl Vfs {
         });
         let weak = Arc::downgrade(&vfs);
         vfs.session.set_events(weak.clone());
-        tokio::spawn(life::attend(weak));
+        tokio::spawn(life::attend(weak.clone()));
+        tokio::spawn(locks::attend(weak));
         Ok(vfs)
     }
 

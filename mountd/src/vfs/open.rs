@@ -61,9 +61,8 @@ impl Vfs {
             keep_cache: leased && self.keeps_pages(),
             direct_io: direct,
             cache_dir: false,
-            // A handle that cannot write has nothing to be told of at close. Its locks are the
-            // kernel's own.
-            noflush: flags & libc::O_ACCMODE == libc::O_RDONLY,
+            // A handle that cannot write has nothing to be told of at close, where nobody locks.
+            noflush: flags & libc::O_ACCMODE == libc::O_RDONLY && !self.locks.needs_flush(ino),
         }
     }
 
@@ -88,7 +87,8 @@ impl Vfs {
     }
 
     /// The last file descriptor of a handle is closed. Never waits.
-    pub fn release(self: &Arc<Self>, _ino: Ino, fh: u64) {
+    pub fn release(self: &Arc<Self>, ino: Ino, fh: u64) {
+        self.locks_released(ino, fh);
         // An unknown handle was released before.
         let _ = self.handles.remove(fh);
     }

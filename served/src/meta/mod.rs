@@ -16,6 +16,7 @@ pub mod engine;
 pub mod keys;
 pub mod kv;
 pub mod leases;
+pub mod locks;
 pub mod log;
 pub mod namespace;
 pub mod record;

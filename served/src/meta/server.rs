@@ -21,6 +21,7 @@ mod data_link;
 mod deletions;
 mod fencing;
 mod leasing;
+mod locks;
 mod lookups;
 mod members;
 mod trims;
@@ -272,6 +273,7 @@ async fn serve(
         }
     };
     if ending == Ending::Drain {
+        shared.volumes.values().for_each(|volume| volume.close_locks());
         server.shutdown(Instant::now() + DRAIN).await;
     }
     let mut result = Ok(());

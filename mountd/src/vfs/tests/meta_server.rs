@@ -10,6 +10,7 @@ use netfs_common::wire::hello::Lost;
 use netfs_common::wire::meta::{
     DirEntry, Mutation, NewInode, Op, RenameMode, Reply, Request, Response, StatFs,
 };
+use netfs_served::meta::locks::{LockLimits, Locks};
 
 use super::data_server::DataStore;
 
@@ -31,6 +32,7 @@ pub(super) struct MetaStore {
     /// What did not survive a restart.
     pub(super) lost: Vec<Lost>,
     durable: (u64, HashMap<Ino, Inode>),
+    pub(super) locks: Locks,
     next: u64,
     version: u64,
     cookie: u64,
@@ -46,6 +48,7 @@ impl MetaStore {
             free: 1 << 40,
             lost: Vec::new(),
             durable: (0, HashMap::new()),
+            locks: Locks::new(LockLimits::default()),
             next: 1,
             version: 1,
             cookie: 2,
@@ -68,6 +71,8 @@ impl MetaStore {
         let (after, before) = (LogIndex(self.durable.0), LogIndex(self.version));
         self.lost.push(Lost { after, before });
         self.sync();
+        self.locks = Locks::new(LockLimits::default());
+        self.locks.begin_grace(self.sessions.keys().copied());
     }
 
     pub(super) fn greet(&mut self, session: SessionId) -> bool {
@@ -214,6 +219,7 @@ impl MetaStore {
                 Ok(Response::Done)
             }
             Request::Status => Err(Errno::EPERM),
+            Request::Lock(call) => self.locks.answer(session, &call).map(Response::Lock),
             Request::Mutate(m) => {
                 let answered = m.answered;
                 let seq = m.seq;

@@ -6,6 +6,7 @@ mod failures;
 mod fenced;
 mod files;
 mod histories;
+mod locks;
 mod meta_server;
 mod names;
 mod power;

@@ -220,6 +220,7 @@ impl Engine {
             | Request::Renew
             | Request::Sync
             | Request::Mutate(_)
+            | Request::Lock(_)
             | Request::Status
             | Request::Release { .. }
             | Request::Reclaim { .. } => return None,

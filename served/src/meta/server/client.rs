@@ -8,6 +8,7 @@ use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::SessionId;
 use netfs_common::net::{Handler, Link, ReplyFuture};
+use netfs_common::wire::lock::LockCall;
 use netfs_common::wire::meta::{Answer, Request, Response};
 
 use super::Shared;
@@ -152,6 +153,9 @@ fn name(request: &Request) -> &'static str {
         Request::Acquire { .. } => "acquire",
         Request::Release { .. } => "release",
         Request::Reclaim { .. } => "reclaim",
+        // Most of its time is spent waiting for other clients.
+        Request::Lock(LockCall::Await { .. }) => "lock_await",
+        Request::Lock(_) => "lock",
     }
 }
 

@@ -76,6 +76,7 @@ impl Lookups {
             | Response::Xattrs(_)
             | Response::StatFs(_)
             | Response::Done
+            | Response::Lock(_)
             | Response::Status(_) => {}
         }
     }

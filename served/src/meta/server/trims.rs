@@ -72,6 +72,7 @@ impl Trims {
             | Response::Xattrs(_)
             | Response::StatFs(_)
             | Response::Done
+            | Response::Lock(_)
             | Response::Status(_) => Vec::new(),
         }
     }

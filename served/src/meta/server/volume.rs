@@ -25,6 +25,7 @@ use super::data_link::DataLink;
 use super::deletions;
 use super::fencing::Harmless;
 use super::leasing::Leasing;
+use super::locks::LockTable;
 use super::lookups::Lookups;
 use super::members::{Entry, LinkId, Members, NotAdmitted};
 use super::trims::Trims;
@@ -56,6 +57,7 @@ pub(super) struct Volume {
     pub(super) leasing: Leasing,
     pub(super) trims: Trims,
     pub(super) lookups: Lookups,
+    pub(super) locks: LockTable,
     /// Held by whoever makes a change, in the order of arrival.
     turn: Mutex<()>,
     /// Why the log is not cut short, if so.
@@ -116,11 +118,13 @@ impl Volume {
         let over = engine.ended_sessions().map_err(failed)?;
         let before: Vec<_> =
             known.iter().map(|(id, ..)| *id).chain(over.iter().map(|(id, _)| *id)).collect();
+        let locks = LockTable::new(before.iter().copied());
         let volume = Arc::new(Volume {
             leasing: Leasing::new(&before),
             members: Members::new(options.term, known),
             trims: Trims::default(),
             lookups,
+            locks,
             turn: Mutex::new(()),
             trouble: std::sync::Mutex::default(),
             next_trim: AtomicU64::new(0),
@@ -289,6 +293,11 @@ impl Volume {
         }
     }
 
+    /// The server is about to end: no call is kept waiting for other clients.
+    pub(super) fn close_locks(&self) {
+        self.locks.close();
+    }
+
     /// Lets go of all connections.
     pub(super) fn forget_links(&self) {
         self.members.forget_links();
@@ -355,6 +364,7 @@ impl Volume {
             Request::Reclaim { leases, done } => {
                 self.reclaim_leases(client.session, &leases, done, &mut grants)
             }
+            Request::Lock(call) => self.locks.answer(client.session, call).await,
             // Answered by whoever knows all volumes.
             Request::Status => Err(Errno::EINVAL),
             read => self.read(client.session, &read, &mut grants).await,
@@ -450,6 +460,7 @@ impl Volume {
     /// A session is over: others get what it held.
     pub(super) fn end_leases(self: &Arc<Self>, session: SessionId) {
         self.leasing.table().end(self.leasing.now(), session);
+        self.locks.end(session);
         self.work_off_leases();
         self.tell_company();
     }
