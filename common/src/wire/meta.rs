@@ -2,6 +2,7 @@
 
 use bincode::{Decode, Encode};
 
+use super::insight::{About, Inspection, VolumeLeases};
 use super::lease::{Grant, Lease, Recall};
 use crate::attr::{Attr, FileKind, SetAttr, Timestamp};
 use crate::errno::Errno;
@@ -90,6 +91,9 @@ pub enum Request {
         /// These were all.
         done: bool,
     },
+    /// Who holds what and who waits: [`Response::Inspected`], or [`Response::InspectedVolume`]. Needs no lease, and is answered
+    /// at once.
+    Inspect(About),
 }
 
 /// A change, applied exactly once however often it is sent.
@@ -349,6 +353,10 @@ pub enum Response {
     },
     /// The server's condition.
     Status(Status),
+    /// An inode with its leases.
+    Inspected(Box<Inspection>),
+    /// The leases of the volume.
+    InspectedVolume(VolumeLeases),
 }
 
 /// An entry of a listing.

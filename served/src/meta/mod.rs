@@ -17,6 +17,7 @@ pub mod keys;
 pub mod kv;
 pub mod leases;
 pub mod log;
+pub mod metrics;
 pub mod namespace;
 pub mod record;
 pub mod server;

@@ -19,12 +19,14 @@ mod clock;
 mod cuts;
 mod data_link;
 mod deletions;
+mod inspect;
 mod leasing;
 mod lookups;
 mod members;
 mod trims;
 mod volume;
 pub mod volumes;
+mod waits;
 mod wants;
 
 use std::collections::BTreeMap;
@@ -47,6 +49,7 @@ use crate::cluster;
 use crate::greeting::{self, Refusal};
 use crate::health::Health;
 use crate::meta::engine::EngineConfig;
+use crate::meta::metrics::MetaMetrics;
 use crate::thread::{Ending, ServerThread, StopSignal};
 
 use client::{Admin, Client, Member};
@@ -97,6 +100,8 @@ pub struct MetaOptions {
     pub net_metrics: NetMetrics,
     /// Counters of the calls.
     pub calls: CallMetrics,
+    /// Other counters.
+    pub metrics: MetaMetrics,
 }
 
 impl MetaOptions {
@@ -120,6 +125,7 @@ impl MetaOptions {
             limits: Limits::default(),
             net_metrics: NetMetrics::default(),
             calls: CallMetrics::default(),
+            metrics: MetaMetrics::default(),
         }
     }
 }

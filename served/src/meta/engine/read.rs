@@ -201,6 +201,7 @@ impl Engine {
             | Request::Sync
             | Request::Mutate(_)
             | Request::Status
+            | Request::Inspect(_)
             | Request::Release { .. }
             | Request::Reclaim { .. } => return None,
         })

@@ -152,6 +152,7 @@ fn name(request: &Request) -> &'static str {
         Request::Acquire { .. } => "acquire",
         Request::Release { .. } => "release",
         Request::Reclaim { .. } => "reclaim",
+        Request::Inspect(_) => "inspect",
     }
 }
 

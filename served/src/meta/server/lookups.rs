@@ -82,7 +82,10 @@ impl Lookups {
             | Response::Xattrs(_)
             | Response::StatFs(_)
             | Response::Done
-            | Response::Status(_) => {}
+            | Response::Status(_)
+            // Shown to people: the client learns nothing from it.
+            | Response::Inspected(_)
+            | Response::InspectedVolume(_) => {}
         }
     }
 

@@ -215,6 +215,20 @@ impl Members {
         self.lock().sessions.expired(now)
     }
 
+    /// Everybody.
+    pub(super) fn all(&self) -> Vec<SessionId> {
+        self.lock().members.keys().copied().collect()
+    }
+
+    /// For people: description, connected now, for how long it has not been heard of.
+    pub(super) fn look(&self, id: SessionId) -> Option<(String, bool, Duration)> {
+        let now = self.now();
+        let inner = self.lock();
+        let member = inner.members.get(&id)?;
+        let seen = inner.sessions.last_seen(id).unwrap_or(now);
+        Some((member.description.clone(), member.link.is_some(), now.saturating_sub(seen)))
+    }
+
     /// For people: identifier, description, connected now.
     pub(super) fn list(&self) -> Vec<(SessionId, String, bool)> {
         let inner = self.lock();

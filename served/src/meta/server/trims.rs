@@ -72,7 +72,9 @@ impl Trims {
             | Response::Xattrs(_)
             | Response::StatFs(_)
             | Response::Done
-            | Response::Status(_) => Vec::new(),
+            | Response::Status(_)
+            | Response::Inspected(_)
+            | Response::InspectedVolume(_) => Vec::new(),
         }
     }
 

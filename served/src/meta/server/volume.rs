@@ -31,6 +31,7 @@ use crate::flusher::Flusher;
 use crate::greeting::Refusal;
 use crate::meta::command::{Action, Command, Settings};
 use crate::meta::engine::Engine;
+use crate::meta::metrics::{MetaMetrics, Share};
 use crate::meta::namespace::MAX_SESSIONS;
 
 /// How often it is looked whether the store has caught up.
@@ -65,6 +66,7 @@ pub(super) struct Volume {
     kept: LogIndex,
     /// Told when a session has ended that may have left something.
     ended: Notify,
+    pub(super) metrics: MetaMetrics,
 }
 
 /// Why the server ends a session.
@@ -121,6 +123,7 @@ impl Volume {
             settings: record.settings,
             kept,
             ended: Notify::new(),
+            metrics: options.metrics.clone(),
             name: name.clone(),
             engine,
             data,
@@ -294,11 +297,21 @@ impl Volume {
         }
     }
 
+    /// What it adds to the gauges.
+    fn share(&self) -> Share {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let sessions = count(self.members.count());
+        let table = self.leasing.table();
+        Share { leases: count(table.len()), waiting: count(table.tickets()), sessions }
+    }
+
     /// Ends silent sessions and keeps the log short.
     async fn keep_time(self: Arc<Self>) {
         let mut last = Instant::now();
+        let mut share = Share::default();
         loop {
             tokio::time::sleep(TICK).await;
+            self.metrics.replace(&mut share, self.share());
             if last.elapsed() > LATE {
                 self.members.everybody_seen();
             }
@@ -355,6 +368,7 @@ impl Volume {
             Request::Reclaim { leases, done } => {
                 self.reclaim_leases(client.session, &leases, done, &mut grants)
             }
+            Request::Inspect(about) => self.inspect(client.session, &about),
             // Answered by whoever knows all volumes.
             Request::Status => Err(Errno::EINVAL),
             read => self.read(client.session, &read, &mut grants).await,
@@ -527,6 +541,7 @@ impl Volume {
             Op::Forget { inos } => inos.clone(),
             _ => Vec::new(),
         };
+        self.metrics.changed(&op);
         let action = Action::Mutate { session: client.session, seq, answered, op };
         let command = Command { time, action };
         let (index, reply) = self.change(client.session, command, grants).await;

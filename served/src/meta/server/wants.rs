@@ -54,6 +54,7 @@ pub(super) fn of_question(request: &Request, reply: &Reply) -> Vec<Want> {
         | Request::Renew
         | Request::Mutate(_)
         | Request::Status
+        | Request::Inspect(_)
         | Request::Release { .. }
         | Request::Reclaim { .. } => Vec::new(),
     }
