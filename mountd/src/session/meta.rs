@@ -1,5 +1,6 @@
 //! Calls to the metadata server.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -14,12 +15,13 @@ use netfs_common::wire::{Hello, HelloReply, PROTOCOL, Role};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
-use super::counters::Counters;
+use super::counters::{Counters, Traffic};
 use super::data::Bulk;
 use super::link::{Answer, DialError, Dialer, LinkError, MetaLink, PushCall};
 use super::oplog::OpLog;
 use super::positions::Positions;
 use super::term::{Look, Term, since_boot};
+use crate::insight::{Lost, Wait, waiting};
 
 /// The most metadata calls under way at once; further ones wait.
 const MAX_CALLS: usize = 192;
@@ -124,6 +126,8 @@ pub struct Session {
     positions: Mutex<Positions>,
     /// A leaf.
     term: Mutex<Term>,
+    /// When the server has answered last, in nanoseconds since boot.
+    heard: AtomicU64,
 }
 
 impl std::fmt::Debug for Session {
@@ -171,7 +175,9 @@ impl Session {
             events: Mutex::new(None),
             positions: Mutex::new(Positions::new(1)),
             term: Mutex::new(Term::new(sent)),
+            heard: AtomicU64::new(0),
         });
+        session.hear();
         tokio::spawn(watch_term(Arc::downgrade(&session)));
         tokio::spawn(drive(Arc::downgrade(&session), reply.instance, pushes));
         Ok(session)
@@ -191,6 +197,42 @@ impl Session {
     /// The volume, as the last connection described it.
     pub fn volume(&self) -> Arc<VolumeInfo> {
         Arc::clone(&self.volume.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The server has answered.
+    fn hear(&self) {
+        let now = u64::try_from(since_boot().as_nanos()).unwrap_or(u64::MAX);
+        self.heard.store(now, Ordering::Relaxed);
+    }
+
+    /// Since the server's last answer.
+    pub fn silent(&self) -> Duration {
+        since_boot().saturating_sub(Duration::from_nanos(self.heard.load(Ordering::Relaxed)))
+    }
+
+    /// What went over the connections.
+    pub fn traffic(&self) -> Traffic {
+        self.counters.traffic(self.dialer.bytes())
+    }
+
+    /// A question that nothing depends on, asked once over the present connection, past all calls that wait.
+    ///
+    /// # Errors
+    /// See [`Lost`].
+    pub async fn inquire(&self, request: Request, limit: Duration) -> Result<Response, Lost> {
+        let State::Up { link, .. } = self.state.borrow().clone() else {
+            return Err(Lost::Disconnected);
+        };
+        let counted = self.counters.meta(&request);
+        match tokio::time::timeout(limit, link.call(request)).await {
+            Ok(Ok(answer)) => {
+                self.counters.answered(counted);
+                self.hear();
+                answer.reply.map_err(Lost::Refused)
+            }
+            Ok(Err(_)) => Err(Lost::Disconnected),
+            Err(_) => Err(Lost::Late(limit)),
+        }
     }
 
     /// Messages sent.
@@ -269,10 +311,11 @@ impl Session {
     }
 
     async fn ask_in(&self, slots: &Semaphore, request: Request) -> Result<meta::Answer, Errno> {
-        let _slot = slots.acquire().await.map_err(|_| Errno::EIO)?;
+        let slot = waiting(Wait::Meta, slots.acquire()).await;
+        let _slot = slot.map_err(|_| Errno::EIO)?;
         let mut after = 0;
         loop {
-            let (serial, _, link) = self.up(after).await?;
+            let (serial, _, link) = waiting(Wait::Connection, self.up(after)).await?;
             match self.once(&*link, request.clone()).await? {
                 // An earlier life of the server does not speak for the present one.
                 Some(answer) if lock(&self.positions).is_current(serial) => return Ok(answer),
@@ -287,8 +330,14 @@ impl Session {
         link: &dyn MetaLink,
         request: Request,
     ) -> Result<Option<meta::Answer>, Errno> {
-        self.counters.meta(&request);
-        match tokio::time::timeout(HUNG_AFTER, link.call(request)).await {
+        let counted = self.counters.meta(&request);
+        let call = tokio::time::timeout(HUNG_AFTER, link.call(request));
+        let outcome = waiting(Wait::Meta, call).await;
+        if let Ok(Ok(_)) = &outcome {
+            self.counters.answered(counted);
+            self.hear();
+        }
+        match outcome {
             Ok(Ok(meta::Answer { reply: Err(Errno::ESHUTDOWN), .. })) => {
                 // The session is unknown to the server; the next hello begins a new one.
                 link.close();
@@ -345,8 +394,9 @@ impl Session {
         known_in: Option<u64>,
     ) -> Result<Changed, Errno> {
         let slots = if known_in.is_some() { &self.report_slots } else { &self.slots };
-        let _slot = slots.acquire().await.map_err(|_| Errno::EIO)?;
-        let (mut serial, mut incarnation, mut link) = self.up(0).await?;
+        let slot = waiting(Wait::Meta, slots.acquire()).await;
+        let _slot = slot.map_err(|_| Errno::EIO)?;
+        let (mut serial, mut incarnation, mut link) = waiting(Wait::Connection, self.up(0)).await?;
         if known_in.is_some_and(|known| known != incarnation) {
             return Err(Errno::EIO);
         }
@@ -367,7 +417,10 @@ impl Session {
                     lock(&self.positions).answered(serial, at, sync)?;
                     return Ok(Changed { target, attrs, grants });
                 }
-                None => (serial, incarnation, link) = self.up(serial).await?,
+                None => {
+                    let up = waiting(Wait::Connection, self.up(serial));
+                    (serial, incarnation, link) = up.await?;
+                }
             }
         }
     }
@@ -538,11 +591,13 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
             () = &mut closed => return,
             _ = renew.tick() => {
                 let Some(session) = weak.upgrade() else { return };
-                session.counters.meta(&Request::Renew);
+                let counted = session.counters.meta(&Request::Renew);
                 let sent = since_boot();
                 // Anything but an answer shows in `closed`.
                 match tokio::time::timeout(third * 2, link.call(Request::Renew)).await {
                     Ok(Ok(meta::Answer { reply: Ok(_), .. })) => {
+                        session.counters.answered(counted);
+                        session.hear();
                         lock(&session.term).answered(sent);
                         session.tell_alive();
                     }
@@ -556,6 +611,7 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
             Some(call) = pushes.recv() => {
                 let Some(session) = weak.upgrade() else { return };
                 let events = session.events();
+                session.counters.recalled();
                 // In a task of its own: what is buffered is sent first, and renewals go on.
                 tokio::spawn(async move {
                     match call.push {
@@ -565,6 +621,7 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
                     }
                     // A server that has gone meanwhile no longer waits for it.
                     let _ = call.answer.send(PushReply::Done);
+                    session.counters.gave_back();
                 });
             }
         }
@@ -601,10 +658,7 @@ async fn watch_term(weak: Weak<Session>) {
 }
 
 /// Tells a server that was restarted what was held, before anything else is asked of it.
-async fn reclaim(
-    link: &dyn MetaLink,
-    held: Vec<(Ino, Lease)>,
-) -> Result<Vec<Grant>, DialError> {
+async fn reclaim(link: &dyn MetaLink, held: Vec<(Ino, Lease)>) -> Result<Vec<Grant>, DialError> {
     let mut grants = Vec::new();
     let mut batches: Vec<Vec<(Ino, Lease)>> = held.chunks(MAX_BATCH).map(<[_]>::to_vec).collect();
     if batches.is_empty() {
@@ -664,6 +718,7 @@ impl Session {
                 Ok(connected) => {
                     // Nothing is awaited until `reconnected` was told.
                     lock(&self.term).begin_anew(sent);
+                    self.hear();
                     return Some(connected);
                 }
                 Err(e) => {

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use super::{Vfs, atime};
+use crate::insight::carried;
 use crate::session::{Answer, Reconnected, SessionEvents, lock};
 
 /// How long unused orphans wait to be told together.
@@ -107,11 +108,11 @@ impl Vfs {
                 outcome = outcome.and(joined(work.join_next().await));
             }
             let this = Arc::clone(self);
-            work.spawn(async move {
+            work.spawn(carried(async move {
                 let _io = node.gates().io.write().await;
                 this.writeback.drain(&node, false).await?;
                 this.writeback.report(&node, false).await.map(|_| ())
-            });
+            }));
         }
         while !work.is_empty() {
             outcome = outcome.and(joined(work.join_next().await));
@@ -141,7 +142,6 @@ impl Vfs {
             }
         }
     }
-
 }
 
 fn joined(outcome: Option<Result<Result<(), Errno>, tokio::task::JoinError>>) -> Result<(), Errno> {
@@ -184,7 +184,8 @@ impl SessionEvents for Vfs {
     fn to_reclaim(&self) -> Vec<(Ino, Lease)> {
         let held = |n: &Arc<crate::cache::Node>| {
             let state = n.state();
-            (state.lease == Some(Lease::Write) && state.file.is_some()).then_some((n.ino, Lease::Write))
+            (state.lease == Some(Lease::Write) && state.file.is_some())
+                .then_some((n.ino, Lease::Write))
         };
         self.cache.table.all().iter().filter_map(held).collect()
     }

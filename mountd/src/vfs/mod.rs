@@ -11,12 +11,13 @@ mod copy;
 mod delivery;
 mod dir;
 mod handles;
+mod inspect;
 mod leave;
 mod life;
 mod names;
 mod open;
-mod recall;
 mod read;
+mod recall;
 mod space;
 mod types;
 mod write;
@@ -39,10 +40,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::cache::{self, Cache, Node};
-use crate::session::{DialError, Dialer, Session, SessionConfig};
+use crate::insight::{Insight, carried};
+use crate::session::{DialError, Dialer, Session, SessionConfig, Traffic};
 use crate::writeback::{self, Writeback};
 use delivery::{Delivery, Outcome};
 use handles::Handles;
+pub use inspect::Place;
 pub use leave::{Farewell, NotStored, Unsent};
 pub use types::{Caller, DirItem, Entry, FOREVER, KernelCache, Looked, Opened, ReadData};
 
@@ -127,6 +130,7 @@ pub struct Vfs {
     down: AtomicBool,
     /// Recalls answered.
     recalls: AtomicU64,
+    insight: Arc<Insight>,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -150,6 +154,10 @@ pub struct Stats {
     pub leases: (u64, u64),
     /// Recalls answered.
     pub recalls: u64,
+    /// Messages in both directions.
+    pub traffic: Traffic,
+    /// Operations that were answered at once, and others.
+    pub operations: (u64, u64),
 }
 
 fn random() -> Result<u64, ConnectError> {
@@ -191,6 +199,7 @@ impl Vfs {
             space: Mutex::new(None),
             down: AtomicBool::new(false),
             recalls: AtomicU64::new(0),
+            insight: Arc::default(),
         });
         let weak = Arc::downgrade(&vfs);
         vfs.session.set_events(weak.clone());
@@ -230,7 +239,14 @@ impl Vfs {
             connected: self.session.connected(),
             leases: self.cache.leases(),
             recalls: self.recalls.load(Ordering::Relaxed),
+            traffic: self.session.traffic(),
+            operations: self.insight.counts(),
         }
+    }
+
+    /// What it is doing and has done lately.
+    pub fn insight(&self) -> &Arc<Insight> {
+        &self.insight
     }
 
     /// Messages of one type sent so far, by the names in [`Stats::messages`].
@@ -274,7 +290,7 @@ impl Vfs {
         self.up()?;
         let this = Arc::clone(self);
         let task = async move { Delivery::new(this, cache::noting(change).await) };
-        let task = self.runtime.spawn(task);
+        let task = self.runtime.spawn(carried(task));
         // A task that panicked has no answer.
         let arrival = async { task.await.map_or(Err(Errno::EIO), Delivery::arrive) };
         self.patiently(arrival).await

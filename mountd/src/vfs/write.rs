@@ -12,6 +12,7 @@ use super::attrs::MAX_SIZE;
 use super::handles::Handle;
 use super::recall::Pinned;
 use crate::cache::{self, Node};
+use crate::insight::{Wait, waiting};
 use crate::session::lock;
 use crate::writeback::Content;
 
@@ -96,7 +97,7 @@ impl Vfs {
             if space && !through(flags) {
                 loop {
                     this.own(node).await?;
-                    let _io = node.gates().io.read().await;
+                    let _io = waiting(Wait::Turn, node.gates().io.read()).await;
                     if this.owns(node) {
                         return this.put(&handle, offset, data, flags, write_flags);
                     }

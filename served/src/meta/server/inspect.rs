@@ -53,7 +53,9 @@ impl Volume {
     pub(super) fn inspect(self: &Arc<Self>, asker: SessionId, about: &About) -> Reply {
         let ino = match about {
             About::Inode(ino) => *ino,
-            About::Name { parent, name } => self.engine.child(*parent, name)?.ok_or(Errno::ENOENT)?,
+            About::Name { parent, name } => {
+                self.engine.child(*parent, name)?.ok_or(Errno::ENOENT)?
+            }
             About::Volume => return Ok(Response::InspectedVolume(self.inspect_volume(asker))),
         };
         let Response::Entry { attr, .. } = self.engine.get(ino)? else {

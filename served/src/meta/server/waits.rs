@@ -135,7 +135,10 @@ mod tests {
         waits.enter(at(8), Some(Ticket(1)), Ticket(3), A, &want(7), vec![]);
         assert_eq!(waits.of(Ticket(1)), None);
         let found = waits.of(Ticket(3)).unwrap();
-        assert_eq!((found.since, found.on.clone(), found.wish(Ino(7))), (at(5), vec![B], Some(Wish::Take)));
+        assert_eq!(
+            (found.since, found.on.clone(), found.wish(Ino(7))),
+            (at(5), vec![B], Some(Wish::Take))
+        );
         assert_eq!(waits.leave(at(25), Ticket(3), true), Some(at(20)));
         assert_eq!(waits.leave(at(25), Ticket(3), true), None);
         let past = waits.past(Ino(7), 10);
