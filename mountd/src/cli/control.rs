@@ -22,7 +22,8 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,9 @@ use super::question::Question;
 
 /// The answer when all is well.
 pub(super) const OK: &str = "ok";
+
+/// A daemon that has not answered for so long is looked at: it may be stopped.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// The answer to what is no question.
 pub(super) const UNKNOWN: &str = "unknown request";
@@ -237,7 +241,8 @@ pub(super) fn ask_within(socket: &Path, line: &str, limit: Duration) -> Result<S
     thread::Builder::new().name("netfs-ask".into()).spawn(asking).map_err(Silence::Failed)?;
     let (begun, mut pid) = (Instant::now(), None);
     loop {
-        match news.recv_timeout(limit.saturating_sub(begun.elapsed())) {
+        let left = limit.saturating_sub(begun.elapsed());
+        match news.recv_timeout(left.min(LOOK)) {
             Ok(News::Connected(found)) => pid = found,
             Ok(News::Ended(Ok(answer))) => return Ok(answer),
             Ok(News::Ended(Err(e)))
@@ -246,9 +251,20 @@ pub(super) fn ask_within(socket: &Path, line: &str, limit: Duration) -> Result<S
                 return Err(Silence::Late(pid));
             }
             Ok(News::Ended(Err(e))) => return Err(Silence::Failed(e)),
+            // Not worth waiting for.
+            Err(_) if pid.is_some_and(is_stopped) => return Err(Silence::Late(pid)),
+            Err(RecvTimeoutError::Timeout) if left > LOOK => {}
             Err(_) => return Err(Silence::Late(pid)),
         }
     }
+}
+
+/// Whether a process was stopped by a signal or a debugger.
+pub(super) fn is_stopped(pid: i32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The name, in brackets, may have any character.
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_some_and(|rest| rest.starts_with(['T', 't']))
 }
 
 /// The process that listens at the other end.

@@ -54,7 +54,7 @@ fn ask(verb: &str, args: &InsightArgs) -> Result<(), CliError> {
 pub(super) fn explain(target: &Path, silence: Silence) -> CliError {
     let target = target.to_path_buf();
     match silence {
-        Silence::Late(Some(pid)) if is_stopped(pid) => CliError::Stopped(target, pid),
+        Silence::Late(Some(pid)) if control::is_stopped(pid) => CliError::Stopped(target, pid),
         Silence::Late(Some(pid)) => CliError::Hangs(target, pid),
         // Its socket is there, and nobody listens.
         Silence::Failed(e) if e.kind() == io::ErrorKind::ConnectionRefused => {
@@ -62,14 +62,6 @@ pub(super) fn explain(target: &Path, silence: Silence) -> CliError {
         }
         Silence::Late(None) | Silence::Failed(_) => CliError::Silent(target),
     }
-}
-
-/// Whether a process was stopped by a signal or a debugger.
-fn is_stopped(pid: i32) -> bool {
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
-    // The name, in brackets, may have any character.
-    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
-    state.is_some_and(|rest| rest.starts_with(['T', 't']))
 }
 
 #[cfg(test)]

@@ -176,7 +176,7 @@ mod tests {
         insight.operations(&Of::Inode(Some(Ino(ino)), None), 10)
     }
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn an_operation_is_shown_while_it_waits_and_afterwards() {
         let insight = Arc::new(Insight::default());
         let (go, gone) = tokio::sync::oneshot::channel::<()>();

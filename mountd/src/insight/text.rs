@@ -193,7 +193,8 @@ fn parts(o: &Operation) -> String {
     let mut parts: Vec<String> = Wait::ALL
         .iter()
         .zip(o.waited)
-        .filter(|(_, t)| *t >= Duration::from_micros(1))
+        // What is less than a hundredth explains nothing.
+        .filter(|(_, t)| *t >= Duration::from_micros(1) && *t >= o.took / 100)
         .map(|(w, t)| format!("{} for {}", time(t), wait(*w)))
         .collect();
     let waited: Duration = o.waited.iter().sum();

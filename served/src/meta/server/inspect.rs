@@ -144,7 +144,8 @@ impl Volume {
                 Client { description, you, connected, silent_ms: millis(silent), leases }
             }
             None => {
-                let description = String::new();
+                let gone = self.members.gone(session);
+                let description = gone.map_or(String::new(), |d| format!("{d} (gone)"));
                 Client { description, you, connected: false, silent_ms: 0, leases }
             }
         }
