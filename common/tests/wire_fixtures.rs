@@ -143,13 +143,8 @@ fn what_is_told_of_leases_is_pinned() {
     pin(&About::Inode(Ino(300)), "00fb2c01");
     pin(&About::Name { parent: Ino(1), name: name("f") }, "01010166");
     pin(&About::Volume, "02");
-    let client = Client {
-        description: "h:/m".into(),
-        you: true,
-        connected: false,
-        silent_ms: 5,
-        leases: 3,
-    };
+    let client =
+        Client { description: "h:/m".into(), you: true, connected: false, silent_ms: 5, leases: 3 };
     pin(&client, "04683a2f6d01000503");
     pin(&Holder { client: 1, lease: Lease::Write }, "0101");
     pin(&Waiter { client: 1, wish: Wish::Look, waits_ms: 300, on: vec![] }, "0100fb2c0100");

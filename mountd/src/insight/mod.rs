@@ -250,19 +250,28 @@ mod tests {
         assert_eq!(insight.counts(), (0, KEPT as u64 + 1));
     }
 
+    /// Of this thread: others may be busy.
+    fn processor_time() -> Duration {
+        let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: the pointer leads to a `timespec` of ours, and the clock exists on every Linux.
+        unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut now) };
+        Duration::new(now.tv_sec.try_into().unwrap(), now.tv_nsec.try_into().unwrap())
+    }
+
     /// Prints a figure: `cargo test --release -p netfs-mountd --lib cost_of -- --nocapture`.
     #[tokio::test]
     async fn the_cost_of_an_operation_is_small() {
         let insight = Arc::new(Insight::default());
         let rounds = 200_000;
         let name = Name::new("a-name-of-usual-length").unwrap();
-        let begun = Instant::now();
+        let begun = processor_time();
         for i in 0..rounds {
             let what = What { op: "lookup", ino: Ino(i), name: Some(name.clone()), pid: 1 };
             insight.follow(what, async { Ok(()) }).await.unwrap();
         }
-        let each = begun.elapsed() / u32::try_from(rounds).unwrap();
-        println!("insight: {} ns for each operation", each.as_nanos());
+        let each = (processor_time() - begun) / u32::try_from(rounds).unwrap();
+        println!("insight: {} ns of processor time for each operation", each.as_nanos());
+        // Far above what an optimised build needs, and far below what anybody could notice.
         assert!(each < Duration::from_micros(20), "{each:?}");
     }
 }
