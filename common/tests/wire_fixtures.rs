@@ -143,6 +143,31 @@ fn metadata_replies_are_pinned() {
 }
 
 #[test]
+fn what_is_told_of_leases_is_pinned() {
+    use netfs_common::wire::insight::*;
+    use netfs_common::wire::lease::Lease;
+    pin(&About::Inode(Ino(300)), "00fb2c01");
+    pin(&About::Name { parent: Ino(1), name: name("f") }, "01010166");
+    pin(&About::Volume, "02");
+    let client =
+        Client { description: "h:/m".into(), you: true, connected: false, silent_ms: 5, leases: 3 };
+    pin(&client, "04683a2f6d01000503");
+    pin(&Holder { client: 1, lease: Lease::Write }, "0101");
+    pin(&Waiter { client: 1, wish: Wish::Look, waits_ms: 300, on: vec![] }, "0100fb2c0100");
+    pin(&Unanswered { client: 1, keep: Some(Lease::Read), age_ms: Some(7) }, "0101000107");
+    let past = PastWait {
+        client: 1,
+        wish: Wish::Take,
+        waited_us: 1500,
+        ago_ms: 5,
+        on: vec![9],
+        served: true,
+    };
+    pin(&past, "0102fbdc0505010901");
+    pin(&VolumeLeases::default(), "00000000000000");
+}
+
+#[test]
 fn data_messages_are_pinned() {
     let chunk = ChunkId { ino: Ino(42), generation: 1, index: 3 };
     let write = data::Request {

@@ -1,6 +1,7 @@
 //! The session's connections, over QUIC.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,24 @@ pub struct QuicDialer {
     meta: Vec<String>,
     /// Made at the first connection, in the runtime that will drive it.
     endpoint: OnceLock<Endpoint>,
+    bytes: Arc<Bytewise>,
+}
+
+/// Bytes of messages, both ways.
+#[derive(Debug, Default)]
+struct Bytewise {
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Bytewise {
+    fn sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    fn received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
 }
 
 impl std::fmt::Debug for QuicDialer {
@@ -50,7 +69,14 @@ impl QuicDialer {
         meta: Vec<String>,
         metrics: NetMetrics,
     ) -> QuicDialer {
-        QuicDialer { identity, limits: net.limits(), metrics, meta, endpoint: OnceLock::new() }
+        QuicDialer {
+            identity,
+            limits: net.limits(),
+            metrics,
+            meta,
+            endpoint: OnceLock::new(),
+            bytes: Arc::default(),
+        }
     }
 
     /// Ends all connections, and waits until the servers know.
@@ -170,8 +196,10 @@ impl Dialer for QuicDialer {
         Box::pin(async move {
             let endpoint = self.endpoint()?;
             let hello = codec::encode(&hello).map_err(refused)?;
-            let handler =
-                Arc::new(move |link: Link, push: Bytes| answer(link, push, pushes.clone()));
+            let bytes = self.bytes.clone();
+            let handler = Arc::new(move |link: Link, push: Bytes| {
+                answer(link, push, pushes.clone(), bytes.clone())
+            });
             let begun = Instant::now();
             let (link, words) = loop {
                 let greeted = try_all(&self.meta, |a| endpoint.link(a, &hello, handler.clone()));
@@ -184,8 +212,13 @@ impl Dialer for QuicDialer {
                 }
             };
             let reply: HelloReply = codec::decode(&words).map_err(refused)?;
-            Ok((reply, Arc::new(Meta(link)) as Arc<dyn MetaLink>))
+            Ok((reply, Arc::new(Meta(link, self.bytes.clone())) as Arc<dyn MetaLink>))
         })
+    }
+
+    fn bytes(&self) -> (u64, u64) {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        (load(&self.bytes.sent), load(&self.bytes.received))
     }
 
     fn data(
@@ -198,13 +231,19 @@ impl Dialer for QuicDialer {
             let hello = codec::encode(&hello).map_err(refused)?;
             let (bulk, words) = try_all(&server.addrs, |a| endpoint.bulk(a, &hello)).await?;
             let reply: HelloReply = codec::decode(&words).map_err(refused)?;
-            Ok((reply, Arc::new(Data(bulk)) as Arc<dyn DataLink>))
+            Ok((reply, Arc::new(Data(bulk, self.bytes.clone())) as Arc<dyn DataLink>))
         })
     }
 }
 
 /// Answers a call of the server.
-async fn answer(link: Link, push: Bytes, pushes: mpsc::Sender<PushCall>) -> Bytes {
+async fn answer(
+    link: Link,
+    push: Bytes,
+    pushes: mpsc::Sender<PushCall>,
+    traffic: Arc<Bytewise>,
+) -> Bytes {
+    traffic.received(push.len());
     let reply = async {
         let push = codec::decode(&push).ok()?;
         let (answer, answered) = oneshot::channel();
@@ -213,7 +252,10 @@ async fn answer(link: Link, push: Bytes, pushes: mpsc::Sender<PushCall>) -> Byte
     };
     let reply: Option<PushReply> = reply.await;
     match reply.and_then(|r| codec::encode(&r).ok()) {
-        Some(bytes) => bytes.into(),
+        Some(bytes) => {
+            traffic.sent(bytes.len());
+            bytes.into()
+        }
         None => {
             // Not understood, or nobody is there to do it: an answer would be a lie.
             tracing::warn!("a call of the server could not be answered: ending the connection");
@@ -223,13 +265,15 @@ async fn answer(link: Link, push: Bytes, pushes: mpsc::Sender<PushCall>) -> Byte
     }
 }
 
-struct Meta(Link);
+struct Meta(Link, Arc<Bytewise>);
 
 impl MetaLink for Meta {
     fn call(&self, request: Request) -> Answer<'_, Result<meta::Answer, LinkError>> {
         Box::pin(async move {
             let request = codec::encode(&request).map_err(unsendable)?;
+            self.1.sent(request.len());
             let answer = self.0.call(request.into(), None).await.map_err(|e| link_error(&e))?;
+            self.1.received(answer.len());
             codec::decode(&answer).map_err(|e| {
                 tracing::error!(error = %e, "the metadata server's answer cannot be understood");
                 self.0.close();
@@ -250,7 +294,7 @@ impl MetaLink for Meta {
     }
 }
 
-struct Data(Bulk);
+struct Data(Bulk, Arc<Bytewise>);
 
 impl DataLink for Data {
     fn call(
@@ -260,14 +304,17 @@ impl DataLink for Data {
     ) -> Answer<'_, Result<(data::Reply, Bytes), LinkError>> {
         Box::pin(async move {
             let header = codec::encode(&request).map_err(unsendable)?;
+            self.1.sent(header.len() + payload.len());
             let answer =
                 self.0.call(header.into(), payload, None).await.map_err(|e| link_error(&e))?;
+            let payload = answer.payload.into_bytes();
+            self.1.received(answer.header.len() + payload.len());
             let reply = codec::decode(&answer.header).map_err(|e| {
                 tracing::error!(error = %e, "a data server's answer cannot be understood");
                 self.0.close();
                 LinkError::Lost
             })?;
-            Ok((reply, answer.payload.into_bytes()))
+            Ok((reply, payload))
         })
     }
 

@@ -4,6 +4,7 @@ pub mod cache;
 pub mod cli;
 pub mod dial;
 pub mod fuse;
+pub mod insight;
 pub mod lease;
 pub mod session;
 pub mod vfs;

@@ -124,6 +124,7 @@ pub fn start(dir: &Path, options: &EmbeddedOptions) -> Result<Embedded, Embedded
     meta.net_metrics = net_metrics;
     if let Some(metrics) = options.metrics {
         meta.calls = metrics.calls("meta");
+        metrics.with(|registry| meta.metrics.register(registry));
     }
     let meta = match MetaServer::start(meta.clone()) {
         Err(MetaError::Endpoint(EndpointError::Bind { .. })) if meta.listen != free => {

@@ -2,6 +2,7 @@
 
 use bincode::{Decode, Encode};
 
+use super::insight::{About, Inspection, VolumeLeases};
 use super::lease::{Grant, Lease, Recall};
 use crate::attr::{Attr, FileKind, SetAttr, Timestamp};
 use crate::errno::Errno;
@@ -97,6 +98,9 @@ pub enum Request {
     },
     /// About file locks; answered by [`Response::Lock`].
     Lock(LockCall),
+    /// Who holds what and who waits: [`Response::Inspected`], or [`Response::InspectedVolume`]. Needs no lease, and is answered
+    /// at once.
+    Inspect(About),
 }
 
 /// A change, applied exactly once however often it is sent.
@@ -358,6 +362,10 @@ pub enum Response {
     Status(Status),
     /// About file locks.
     Lock(LockReply),
+    /// An inode with its leases.
+    Inspected(Box<Inspection>),
+    /// The leases of the volume.
+    InspectedVolume(VolumeLeases),
 }
 
 /// An entry of a listing.

@@ -6,6 +6,7 @@
 
 pub mod data;
 pub mod hello;
+pub mod insight;
 pub mod lease;
 pub mod lock;
 pub mod meta;

@@ -120,6 +120,11 @@ impl FailLog {
         if self.reported { self.count } else { self.count.saturating_sub(1) }
     }
 
+    /// The last failure.
+    pub fn last(&self) -> Option<Errno> {
+        self.last
+    }
+
     /// How many failures there were.
     pub fn count(&self) -> u64 {
         self.count

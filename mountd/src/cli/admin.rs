@@ -7,7 +7,7 @@ use bytes::Bytes;
 use netfs_common::codec;
 use netfs_common::id::{InstanceId, SessionId};
 use netfs_common::net::{Dialer, Limits, Link, NetMetrics};
-use netfs_common::wire::meta::{Reply, Request, Response, Status};
+use netfs_common::wire::meta::{Answer, Request, Response, Status};
 use netfs_common::wire::{Claim, Hello, PROTOCOL, Role};
 
 use super::args::IdentityArgs;
@@ -74,7 +74,7 @@ async fn question(link: &Link, address: &str) -> Result<Status, String> {
         .call(request.into(), Instant::now() + PATIENCE)
         .await
         .map_err(|e| explain(address, &e))?;
-    match codec::decode::<Reply>(&answer).map_err(|e| e.to_string())? {
+    match codec::decode::<Answer>(&answer).map_err(|e| e.to_string())?.reply {
         Ok(Response::Status(status)) => Ok(status),
         Ok(_) => Err("it answered another question".into()),
         Err(e) => Err(format!("it refused to answer ({e})")),

@@ -14,6 +14,7 @@ use clap::{Parser, Subcommand};
 First steps, on one machine and without any configuration:
   mkdir -p /tmp/netfs && netfs dev /tmp/netfs     server and mount in one process; Ctrl-C stops it
   netfs status                                    what is mounted, and how it does
+  netfs why PATH                                  what a file that takes long waits for
 
 With a server of your own:
   netfs pki init CLUSTER_DIR                      the certificates of a new cluster
@@ -31,6 +32,15 @@ pub(super) enum Command {
     Dev(DevArgs),
     Umount(UmountArgs),
     Status(StatusArgs),
+    /// Show who holds leases on a file or directory, and who waits for them; of a mount point, how many there are.
+    ///
+    /// Asks the daemon, never the mount: it answers even when the mount hangs.
+    Leases(InsightArgs),
+    /// Show why a file or directory takes long: who holds what, who waits for whom, the last operations on it and where their
+    /// time went.
+    ///
+    /// Asks the daemon, never the mount: it answers even when the mount hangs.
+    Why(InsightArgs),
     /// Print every setting of the client, with what it means and its default, as a configuration file for --config
     Config,
     /// Make and show the certificates by which servers and clients know each other.
@@ -144,6 +154,16 @@ pub(super) struct StatusArgs {
     pub(super) server: Option<String>,
     #[command(flatten)]
     pub(super) identity: IdentityArgs,
+}
+
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct InsightArgs {
+    /// A path on a mount
+    #[arg(value_name = "PATH")]
+    pub(super) path: PathBuf,
+    /// An inode of that mount, in place of the path
+    #[arg(long, value_name = "NUMBER")]
+    pub(super) inode: Option<u64>,
 }
 
 #[derive(Clone, Debug, Subcommand)]

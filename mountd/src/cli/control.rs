@@ -9,31 +9,43 @@
 //! | `sync` | `ok` when everything written is stored, else why not, after a while at most |
 //! | `waiting` | for whom and what a `sync` waits, for a person |
 //! | `abandon` | `ok`; the daemon will end without storing what is buffered |
+//! | `leases QUESTION` | who holds leases and who waits, for a person; see [`Question`] |
+//! | `why QUESTION` | all that is known of a path, for a person |
 //! | `wait` | when the daemon has finished: `ok`, or what was lost |
 //!
 //! The socket lies in a directory that only its owner can enter: who can connect may ask.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::dirs;
 use super::error::CliError;
+use super::question::Question;
 
 /// The answer when all is well.
 pub(super) const OK: &str = "ok";
+
+/// A daemon that has not answered for so long is looked at: it may be stopped.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// The answer to what is no question.
+pub(super) const UNKNOWN: &str = "unknown request";
 
 /// Connections served at once; one more is closed.
 const MOST_CONNECTIONS: usize = 16;
 
 /// The longest line of a request.
-const LONGEST_LINE: u64 = 256;
+/// It may hold a path twice, with every character escaped.
+const LONGEST_LINE: u64 = 32 << 10;
 
 /// A client that sends nothing is closed after so long.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -44,6 +56,10 @@ pub(super) trait Answers: Send + Sync + 'static {
     fn status(&self) -> String;
     /// Stores everything that was written; an error in words.
     fn sync(&self) -> Result<(), String>;
+    /// Who holds leases on something and who waits, for a person.
+    fn leases(&self, question: &Question) -> String;
+    /// All that is known of something, for a person.
+    fn why(&self, question: &Question) -> String;
     /// For whom and what [`Answers::sync`] waits.
     fn waits_for(&self) -> String;
     /// From now on nothing needs to be stored.
@@ -152,6 +168,16 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
     stream.set_write_timeout(Some(PATIENCE))?;
     let mut line = String::new();
     BufReader::new((&stream).take(LONGEST_LINE)).read_line(&mut line)?;
+    if let Some((verb @ ("leases" | "why"), question)) = line.trim_end().split_once(' ') {
+        let Some(question) = Question::parse(question) else {
+            return writeln!(stream, "{UNKNOWN}");
+        };
+        let answer = match verb {
+            "leases" => shared.answers.leases(&question),
+            _ => shared.answers.why(&question),
+        };
+        return stream.write_all(answer.as_bytes());
+    }
     match line.trim_end() {
         "status" => stream.write_all(shared.answers.status().as_bytes()),
         "pid" => writeln!(stream, "{}", std::process::id()),
@@ -171,7 +197,7 @@ fn serve(mut stream: UnixStream, shared: &Shared) -> io::Result<()> {
             }
             Ok(())
         }
-        _ => writeln!(stream, "unknown request"),
+        _ => writeln!(stream, "{UNKNOWN}"),
     }
 }
 
@@ -181,6 +207,81 @@ pub(super) fn ask(socket: &Path, line: &str, patience: Option<Duration>) -> io::
     stream.set_read_timeout(patience)?;
     writeln!(stream, "{line}")?;
     read_answer(stream)
+}
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub(super) enum Silence {
+    /// The daemon has not answered in time; this is its process, if it is known.
+    Late(Option<i32>),
+    /// There is no daemon that can be asked.
+    Failed(io::Error),
+}
+
+/// As [`ask`], for a time in all that cannot be exceeded: if the daemon is stopped, nobody may even take the connection.
+pub(super) fn ask_within(socket: &Path, line: &str, limit: Duration) -> Result<String, Silence> {
+    enum News {
+        Connected(Option<i32>),
+        Ended(io::Result<String>),
+    }
+    let (tx, news) = mpsc::channel();
+    let (path, line) = (socket.to_path_buf(), line.to_owned());
+    let asking = move || {
+        let asked = (|| {
+            let mut stream = UnixStream::connect(path)?;
+            // Nobody listens when it has taken too long; the same below.
+            let _ = tx.send(News::Connected(listener_of(&stream)));
+            stream.set_read_timeout(Some(limit))?;
+            stream.set_write_timeout(Some(limit))?;
+            writeln!(stream, "{line}")?;
+            read_answer(stream)
+        })();
+        let _ = tx.send(News::Ended(asked));
+    };
+    thread::Builder::new().name("netfs-ask".into()).spawn(asking).map_err(Silence::Failed)?;
+    let (begun, mut pid) = (Instant::now(), None);
+    loop {
+        let left = limit.saturating_sub(begun.elapsed());
+        match news.recv_timeout(left.min(LOOK)) {
+            Ok(News::Connected(found)) => pid = found,
+            Ok(News::Ended(Ok(answer))) => return Ok(answer),
+            Ok(News::Ended(Err(e)))
+                if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) =>
+            {
+                return Err(Silence::Late(pid));
+            }
+            Ok(News::Ended(Err(e))) => return Err(Silence::Failed(e)),
+            // Not worth waiting for.
+            Err(_) if pid.is_some_and(is_stopped) => return Err(Silence::Late(pid)),
+            Err(RecvTimeoutError::Timeout) if left > LOOK => {}
+            Err(_) => return Err(Silence::Late(pid)),
+        }
+    }
+}
+
+/// Whether a process was stopped by a signal or a debugger.
+pub(super) fn is_stopped(pid: i32) -> bool {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return false };
+    // The name, in brackets, may have any character.
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_some_and(|rest| rest.starts_with(['T', 't']))
+}
+
+/// The process that listens at the other end.
+fn listener_of(stream: &UnixStream) -> Option<i32> {
+    let mut cred = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut len = libc::socklen_t::try_from(size_of::<libc::ucred>()).ok()?;
+    // SAFETY: the descriptor is open, and both pointers lead to values of ours, of which `len` tells the size.
+    let got = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut cred).cast(),
+            &raw mut len,
+        )
+    };
+    (got == 0 && cred.pid > 0).then_some(cred.pid)
 }
 
 /// The end of a daemon, as long as it has not come.
@@ -225,6 +326,14 @@ mod tests {
             Err("the disk is full".into())
         }
 
+        fn leases(&self, question: &Question) -> String {
+            format!("leases of {question}")
+        }
+
+        fn why(&self, question: &Question) -> String {
+            format!("why {question}")
+        }
+
         fn waits_for(&self) -> String {
             "the disk to store 5 bytes".into()
         }
@@ -250,6 +359,9 @@ mod tests {
         assert_eq!(ask(&path, "sync", None).unwrap(), "the disk is full");
         assert_eq!(ask(&path, "waiting", None).unwrap(), "the disk to store 5 bytes");
         assert_eq!(ask(&path, "what", None).unwrap(), "unknown request");
+        assert_eq!(ask(&path, "why /a path:a%20b", None).unwrap(), "why /a path:a%20b");
+        assert_eq!(ask(&path, "leases /a inode:5", None).unwrap(), "leases of /a inode:5");
+        assert_eq!(ask(&path, "leases nonsense", None).unwrap(), UNKNOWN);
         assert_eq!(ask(&path, "abandon", None).unwrap(), OK);
         assert!(daemon.0.load(Ordering::Relaxed));
     }
@@ -281,6 +393,22 @@ mod tests {
         let _again = Control::listen(path.clone(), Daemon::default()).unwrap();
         drop(control);
         assert_eq!(ask(&path, "status", None).unwrap(), "all is well");
+    }
+
+    #[test]
+    fn a_daemon_that_never_answers_is_waited_for_so_long_and_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        let own = i32::try_from(std::process::id()).unwrap();
+        let begun = Instant::now();
+        let late = ask_within(&path, "status", Duration::from_millis(100));
+        assert!(matches!(late, Err(Silence::Late(Some(pid))) if pid == own), "{late:?}");
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        drop(listener);
+        let gone = ask_within(&path, "status", Duration::from_secs(5));
+        let refused = |e: &io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
+        assert!(matches!(&gone, Err(Silence::Failed(e)) if refused(e)), "{gone:?}");
     }
 
     #[test]

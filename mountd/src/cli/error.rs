@@ -49,6 +49,21 @@ pub enum CliError {
     /// A mount whose daemon is there, but not for us.
     #[error("the daemon of the mount on {} does not answer, or belongs to another user", .0.display())]
     Silent(PathBuf),
+    /// Its daemon was stopped.
+    #[error("the daemon of the mount on {path} (process {1}) is stopped by a signal: `kill -CONT {1}` lets it go on", path = .0.display())]
+    Stopped(PathBuf, i32),
+    /// Its daemon is there and says nothing.
+    #[error("the daemon of the mount on {path} (process {1}) does not answer", path = .0.display())]
+    Hangs(PathBuf, i32),
+    /// A path that is somewhere else.
+    #[error("{} is not on a mount of netfs", .0.display())]
+    NotOnMount(PathBuf),
+    /// A path that goes in circles.
+    #[error("{} has too many symbolic links", .0.display())]
+    Links(PathBuf),
+    /// The daemon does not know the question.
+    #[error("the daemon of the mount on {} is of another version", .0.display())]
+    OtherVersion(PathBuf),
     /// The mount point cannot be looked at.
     #[error("mount point {path} cannot be used: {1}", path = .0.display())]
     MountPoint(PathBuf, io::Error),

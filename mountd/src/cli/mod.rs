@@ -28,13 +28,16 @@ mod dev;
 mod dirs;
 mod error;
 mod identity;
+mod insight;
 mod mount;
 mod mountpoint;
 mod options;
 mod pki;
+mod question;
 mod serve;
 mod settings;
 mod source;
+mod spot;
 mod status;
 mod umount;
 mod users;
@@ -56,6 +59,8 @@ pub fn run() -> ExitCode {
         Command::Dev(d) => dev::run(d),
         Command::Umount(u) => umount::run(&u),
         Command::Status(s) => status::run(&s),
+        Command::Leases(i) => insight::leases(&i),
+        Command::Why(i) => insight::why(&i),
         Command::Config => config::run(),
         Command::Pki(p) => pki::run(&p),
     };

@@ -12,6 +12,7 @@ use super::connect::Connection;
 use super::control::{Answers, Control, OK};
 use super::daemon;
 use super::error::CliError;
+use super::question::Question;
 use super::users;
 use crate::fuse::{MountSpec, Mounted, Unmount, unmount};
 use crate::vfs::{Unsent, Vfs};
@@ -71,10 +72,33 @@ impl Answers for Facts {
         let unsent = self.vfs.unsent();
         let _ = writeln!(text, "  unsent:     {} bytes in {} files", unsent.bytes, unsent.files);
         let _ = writeln!(text, "  inodes:     {}", stats.inodes);
+        let (at_once, others) = stats.operations;
+        let _ = writeln!(text, "  operations: {at_once} answered at once, {others} not");
+        let traffic = &stats.traffic;
+        let (sent, received) = traffic.bytes;
+        let _ = writeln!(text, "  traffic:    {sent} bytes sent, {received} received");
+        let (written, read) = traffic.data;
+        let _ = writeln!(text, "  data:       {written} bytes written, {read} read");
+        let (recalls, answered) = traffic.recalls;
+        let _ = writeln!(text, "  recall messages: {recalls} received, {answered} answered");
         for (kind, count) in stats.messages.iter().filter(|(_, n)| *n > 0) {
             let _ = writeln!(text, "  message {kind}: {count}");
         }
+        // Still waiting, or repeated over another connection.
+        for (kind, sent, answered) in traffic.messages.iter().filter(|(_, s, a)| s > a) {
+            let _ = writeln!(text, "  without answer {kind}: {}", sent - answered);
+        }
         text
+    }
+
+    fn leases(&self, question: &Question) -> String {
+        let shown = String::from_utf8_lossy(&question.shown);
+        self.vfs.runtime().block_on(self.vfs.leases_of(&shown, &question.place))
+    }
+
+    fn why(&self, question: &Question) -> String {
+        let shown = String::from_utf8_lossy(&question.shown);
+        self.vfs.runtime().block_on(self.vfs.why(&shown, &question.place))
     }
 
     fn sync(&self) -> Result<(), String> {

@@ -1,17 +1,12 @@
 //! `netfs status`.
 
-use std::time::Duration;
-
 use super::admin;
 use super::args::StatusArgs;
 use super::control;
 use super::dirs;
 use super::error::CliError;
-use super::mountpoint;
+use super::insight::{self, PATIENCE};
 use crate::fuse::mountinfo;
-
-/// How long a daemon may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Prints how mounts, or a server, do.
 pub(super) fn run(args: &StatusArgs) -> Result<(), CliError> {
@@ -25,21 +20,19 @@ pub(super) fn run(args: &StatusArgs) -> Result<(), CliError> {
         let Some(mount) = mounts.iter().rev().find(|m| m.target == target) else {
             return Err(CliError::NotMounted(target));
         };
-        return match control::ask(&dirs::socket_of(&target), "status", Some(PATIENCE)) {
+        let socket = dirs::socket_of(&target);
+        return match control::ask_within(&socket, "status", PATIENCE) {
             Ok(text) => {
                 say!("{text}");
                 Ok(())
             }
-            Err(_) if mount.kind == "fuse.netfs" => Err(match mountpoint::is_dead(&target) {
-                true => CliError::Corpse(target),
-                false => CliError::Silent(target),
-            }),
+            Err(silence) if mount.kind == "fuse.netfs" => Err(insight::explain(&target, silence)),
             Err(_) => Err(CliError::NotOurs(target, mount.kind.clone())),
         };
     }
     let mut shown = Vec::new();
     for socket in dirs::sockets() {
-        if let Ok(text) = control::ask(&socket, "status", Some(PATIENCE)) {
+        if let Ok(text) = control::ask_within(&socket, "status", PATIENCE) {
             say!("{text}");
             shown.push(socket);
         }

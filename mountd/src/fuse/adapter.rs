@@ -9,11 +9,13 @@ use fuser::{INodeNo, RenameFlags, ReplyEntry, Request};
 use netfs_common::attr::{FileKind, SetAttr};
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
+use netfs_common::name::Name;
 use netfs_common::wire::meta::{NewInode, RenameMode};
 
 use super::inflight::Inflight;
 use super::reply::{self, Refuse};
 use super::{convert, groups};
+use crate::insight::What;
 use crate::vfs::{Caller, Looked, Vfs};
 
 /// Speaks FUSE on one side and [`Vfs`] on the other.
@@ -33,6 +35,30 @@ impl<R: Refuse> Drop for Unanswered<R> {
             reply.refuse(if std::thread::panicking() { Errno::EIO } else { Errno::EINTR });
         }
     }
+}
+
+/// A request that was not answered at once.
+pub(super) struct Asked {
+    unique: u64,
+    what: What,
+}
+
+impl From<&Request> for Asked {
+    /// One of which nothing is told.
+    fn from(req: &Request) -> Asked {
+        asked(req, "request", Ino(0))
+    }
+}
+
+/// What a request is: its operation and the inode that it is about.
+pub(super) fn asked(req: &Request, op: &'static str, ino: Ino) -> Asked {
+    Asked { unique: req.unique().0, what: What { op, ino, name: None, pid: req.pid() } }
+}
+
+/// The same of a request about a name.
+pub(super) fn named(req: &Request, op: &'static str, dir: Ino, name: &Name) -> Asked {
+    let what = What { op, ino: dir, name: Some(name.clone()), pid: req.pid() };
+    Asked { unique: req.unique().0, what }
 }
 
 pub(super) fn caller(req: &Request) -> Caller {
@@ -68,7 +94,7 @@ impl Adapter {
     /// the caller gets `EINTR`, and the core sees to it that what goes on has no one to tell.
     pub(super) fn later<R, T>(
         &self,
-        req: &Request,
+        asked: impl Into<Asked>,
         reply: R,
         work: impl Future<Output = Result<T, Errno>> + Send + 'static,
         answer: impl FnOnce(R, Result<T, Errno>) + Send + 'static,
@@ -76,8 +102,9 @@ impl Adapter {
         R: Refuse + Send + 'static,
         T: Send + 'static,
     {
-        let unique = req.unique().0;
-        let ticket = self.inflight.enter(unique, req.pid(), None);
+        let Asked { unique, what } = asked.into();
+        let ticket = self.inflight.enter(unique, what.pid, None);
+        let work = self.vfs.insight().follow(what, work);
         let mut reply = Unanswered(Some(reply));
         let task = self.vfs.runtime().spawn(async move {
             let result = work.await;
@@ -94,11 +121,11 @@ impl Adapter {
     /// kernel's.
     pub(super) fn enter(
         &self,
-        req: &Request,
+        asked: impl Into<Asked>,
         reply: ReplyEntry,
         work: impl Future<Output = Result<Looked, Errno>> + Send + 'static,
     ) {
-        self.later(req, reply, work, reply::looked);
+        self.later(asked, reply, work, reply::looked);
     }
 
     /// Makes an inode with its first name.
@@ -114,7 +141,12 @@ impl Adapter {
         let name = ok_or_refuse!(reply, convert::name(name));
         let (vfs, caller, parent) = (self.vfs.clone(), caller(req), Ino(parent.0));
         let (perm, umask) = (convert::perm_of(mode), convert::perm_of(umask));
-        self.enter(req, reply, async move {
+        let op = match new {
+            NewInode::File | NewInode::Special(..) => "mknod",
+            NewInode::Dir => "mkdir",
+            NewInode::Symlink(_) => "symlink",
+        };
+        self.enter(named(req, op, parent, &name), reply, async move {
             vfs.make(parent, &name, new, perm, umask, caller).await.map(Looked::Found)
         });
     }
@@ -122,7 +154,7 @@ impl Adapter {
     /// Looks up `.` or `..`, as the kernel does for a file handle that it has forgotten.
     pub(super) fn lookup_dots(&self, req: &Request, of: Ino, up: bool, reply: ReplyEntry) {
         let vfs = self.vfs.clone();
-        self.enter(req, reply, async move {
+        self.enter(asked(req, "lookup", of), reply, async move {
             let mut entry = vfs.getattr(of, None).await?;
             if up {
                 if entry.attr.kind != FileKind::Dir {

@@ -11,6 +11,7 @@ use super::adapter::Adapter;
 use super::convert;
 use super::inflight::{Slot, Ticket};
 use super::reply::{self, GENERATION, Refuse};
+use crate::insight::What;
 use crate::vfs::{DirItem, Entry, Vfs};
 
 /// A listing being filled. fuser does not tell how large its buffer is, only when it is full.
@@ -72,6 +73,11 @@ impl Adapter {
         let slot = Arc::new(Slot::new(reply));
         let ticket = self.inflight.enter(unique, req.pid(), Some(slot.clone()));
         let task = list(self.vfs.clone(), ino, fh, after, slot, ticket);
+        let what = What { op: "readdir", ino, name: None, pid: req.pid() };
+        let task = self.vfs.insight().follow(what, async move {
+            task.await;
+            Ok(())
+        });
         let task = self.vfs.runtime().spawn(task);
         // Entries that were added with attributes count as references: such a listing is not dropped half-way.
         if !L::PLUS {

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 pub struct MountEntry {
     /// Where it is.
     pub target: PathBuf,
+    /// Which part of the file system is shown there: all of it is `/`.
+    pub root: PathBuf,
     /// Its file system type, such as `fuse.netfs`.
     pub kind: String,
     /// What was mounted, verbatim.
@@ -54,6 +56,7 @@ fn parse(line: &[u8]) -> Option<MountEntry> {
     options.extend(text(fields.get(dash + 3)?).split(',').map(str::to_string));
     Some(MountEntry {
         target: PathBuf::from(OsString::from_vec(unescape(fields.get(4)?))),
+        root: PathBuf::from(OsString::from_vec(unescape(fields.get(3)?))),
         kind: text(fields.get(dash + 1)?),
         source: text(fields.get(dash + 2)?),
         device: text(fields.get(2)?),

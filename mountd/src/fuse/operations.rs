@@ -20,7 +20,9 @@ use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::wire::meta::{MAX_SYMLINK, NewInode};
 
-use super::adapter::{Adapter, caller, drop_set_gid, guarded, ok_or_refuse, rename_mode};
+use super::adapter::{
+    Adapter, asked, caller, drop_set_gid, guarded, named, ok_or_refuse, rename_mode,
+};
 use super::locks::Asked;
 use super::reply::{self, Refuse};
 use super::{convert, groups, init, ioctl};
@@ -46,10 +48,13 @@ impl Filesystem for Adapter {
             }
             let name = ok_or_refuse!(reply, convert::name(name));
             if let Some(result) = self.vfs.try_lookup(parent, &name) {
+                self.vfs.insight().at_once();
                 return reply::looked(reply, result);
             }
             let vfs = self.vfs.clone();
-            self.enter(req, reply, async move { vfs.lookup(parent, &name).await });
+            self.enter(named(req, "lookup", parent, &name), reply, async move {
+                vfs.lookup(parent, &name).await
+            });
         });
     }
 
@@ -64,11 +69,12 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (ino, fh) = (Ino(ino.0), fh.map(|fh| fh.0));
             if let Some(result) = self.vfs.try_getattr(ino, fh) {
+                self.vfs.insight().at_once();
                 return reply::attr(reply, result);
             }
             let vfs = self.vfs.clone();
             let work = async move { vfs.getattr(ino, fh).await };
-            self.later(req, reply, work, reply::attr);
+            self.later(asked(req, "getattr", ino), reply, work, reply::attr);
         });
     }
 
@@ -103,7 +109,7 @@ impl Filesystem for Adapter {
             let (vfs, caller, ino, fh) =
                 (self.vfs.clone(), caller(req), Ino(ino.0), fh.map(|fh| fh.0));
             let work = async move { vfs.setattr(ino, set, fh, caller).await };
-            self.later(req, reply, work, reply::attr);
+            self.later(asked(req, "setattr", ino), reply, work, reply::attr);
         });
     }
 
@@ -111,7 +117,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
             let work = async move { vfs.readlink(ino).await };
-            self.later(req, reply, work, reply::data);
+            self.later(asked(req, "readlink", ino), reply, work, reply::data);
         });
     }
 
@@ -154,8 +160,9 @@ impl Filesystem for Adapter {
         guarded(|| {
             let name = ok_or_refuse!(reply, convert::name(name));
             let (vfs, parent) = (self.vfs.clone(), Ino(parent.0));
+            let what = named(req, "unlink", parent, &name);
             let work = async move { vfs.unlink(parent, &name).await };
-            self.later(req, reply, work, reply::empty);
+            self.later(what, reply, work, reply::empty);
         });
     }
 
@@ -163,8 +170,9 @@ impl Filesystem for Adapter {
         guarded(|| {
             let name = ok_or_refuse!(reply, convert::name(name));
             let (vfs, parent) = (self.vfs.clone(), Ino(parent.0));
+            let what = named(req, "rmdir", parent, &name);
             let work = async move { vfs.rmdir(parent, &name).await };
-            self.later(req, reply, work, reply::empty);
+            self.later(what, reply, work, reply::empty);
         });
     }
 
@@ -201,8 +209,9 @@ impl Filesystem for Adapter {
             let name = ok_or_refuse!(reply, convert::name(name));
             let new_name = ok_or_refuse!(reply, convert::name(newname));
             let (vfs, parent, new_parent) = (self.vfs.clone(), Ino(parent.0), Ino(newparent.0));
+            let what = named(req, "rename", parent, &name);
             let work = async move { vfs.rename(parent, &name, new_parent, &new_name, mode).await };
-            self.later(req, reply, work, reply::empty);
+            self.later(what, reply, work, reply::empty);
         });
     }
 
@@ -217,11 +226,9 @@ impl Filesystem for Adapter {
         guarded(|| {
             let name = ok_or_refuse!(reply, convert::name(newname));
             let (vfs, ino, parent) = (self.vfs.clone(), Ino(ino.0), Ino(newparent.0));
-            self.enter(
-                req,
-                reply,
-                async move { vfs.link(ino, parent, &name).await.map(Looked::Found) },
-            );
+            self.enter(named(req, "link", parent, &name), reply, async move {
+                vfs.link(ino, parent, &name).await.map(Looked::Found)
+            });
         });
     }
 
@@ -229,11 +236,12 @@ impl Filesystem for Adapter {
         guarded(|| {
             let ino = Ino(ino.0);
             if let Some(result) = self.vfs.try_open(ino, flags.0) {
+                self.vfs.insight().at_once();
                 return reply::opened(reply, result);
             }
             let vfs = self.vfs.clone();
             let work = async move { vfs.open(ino, flags.0).await };
-            self.later(req, reply, work, reply::opened);
+            self.later(asked(req, "open", ino), reply, work, reply::opened);
         });
     }
 
@@ -251,11 +259,12 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (ino, fh) = (Ino(ino.0), fh.0);
             if let Some(result) = self.vfs.try_read(ino, fh, offset, size) {
+                self.vfs.insight().at_once();
                 return reply::data(reply, result.map(|d| d.0));
             }
             let vfs = self.vfs.clone();
             let work = async move { vfs.read(ino, fh, offset, size).await.map(|d| d.0) };
-            self.later(req, reply, work, reply::data);
+            self.later(asked(req, "read", ino), reply, work, reply::data);
         });
     }
 
@@ -275,11 +284,12 @@ impl Filesystem for Adapter {
             let (ino, fh, write_flags) = (Ino(ino.0), fh.0, write_flags.bits());
             let data = Bytes::copy_from_slice(data);
             if let Some(result) = self.vfs.try_write(ino, fh, offset, &data, flags.0, write_flags) {
+                self.vfs.insight().at_once();
                 return reply::written(reply, result);
             }
             let vfs = self.vfs.clone();
             let work = async move { vfs.write(ino, fh, offset, data, flags.0, write_flags).await };
-            self.later(req, reply, work, reply::written);
+            self.later(asked(req, "write", ino), reply, work, reply::written);
         });
     }
 
@@ -299,7 +309,7 @@ impl Filesystem for Adapter {
                 vfs.closed_by(ino, lock_owner.0).await?;
                 flushed
             };
-            self.later(req, reply, work, reply::empty);
+            self.later(asked(req, "flush", ino), reply, work, reply::empty);
         });
     }
 
@@ -330,7 +340,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
             let work = async move { vfs.fsync(ino, fh.0, datasync).await };
-            self.later(req, reply, work, reply::empty);
+            self.later(asked(req, "fsync", ino), reply, work, reply::empty);
         });
     }
 
@@ -385,15 +395,15 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
             let work = async move { vfs.fsyncdir(ino, fh.0).await };
-            self.later(req, reply, work, reply::empty);
+            self.later(asked(req, "fsyncdir", ino), reply, work, reply::empty);
         });
     }
 
-    fn statfs(&self, req: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+    fn statfs(&self, req: &Request, ino: INodeNo, reply: ReplyStatfs) {
         guarded(|| {
             let vfs = self.vfs.clone();
             let work = async move { vfs.statfs().await };
-            self.later(req, reply, work, reply::statfs);
+            self.later(asked(req, "statfs", Ino(ino.0)), reply, work, reply::statfs);
         });
     }
 
@@ -417,7 +427,7 @@ impl Filesystem for Adapter {
                 if name == ACCESS_LIST { drop_set_gid(&vfs, ino, caller).await } else { Ok(()) }
             };
             let work = async move { both.as_one(work).await };
-            self.later(req, reply, work, reply::empty);
+            self.later(asked(req, "setxattr", ino), reply, work, reply::empty);
         });
     }
 
@@ -425,11 +435,14 @@ impl Filesystem for Adapter {
         guarded(|| {
             let ino = Ino(ino.0);
             if let Some(result) = self.vfs.try_getxattr(ino, name.as_bytes()) {
+                self.vfs.insight().at_once();
                 return reply::xattr(reply, size, result);
             }
             let (vfs, name) = (self.vfs.clone(), name.as_bytes().to_vec());
             let work = async move { vfs.getxattr(ino, &name).await };
-            self.later(req, reply, work, move |r, v| reply::xattr(r, size, v));
+            self.later(asked(req, "getxattr", ino), reply, work, move |r, v| {
+                reply::xattr(r, size, v)
+            });
         });
     }
 
@@ -445,7 +458,9 @@ impl Filesystem for Adapter {
                 }
                 Ok(reply::xattr_list(&names))
             };
-            self.later(req, reply, work, move |r, v| reply::xattr(r, size, v));
+            self.later(asked(req, "listxattr", ino), reply, work, move |r, v| {
+                reply::xattr(r, size, v)
+            });
         });
     }
 
@@ -453,7 +468,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (vfs, ino, name) = (self.vfs.clone(), Ino(ino.0), name.as_bytes().to_vec());
             let work = async move { vfs.removexattr(ino, &name).await };
-            self.later(req, reply, work, reply::empty);
+            self.later(asked(req, "removexattr", ino), reply, work, reply::empty);
         });
     }
 
@@ -477,8 +492,9 @@ impl Filesystem for Adapter {
             let vfs = self.vfs.clone();
             let (caller, parent) = (caller(req), Ino(parent.0));
             let (perm, umask) = (convert::perm_of(mode), convert::perm_of(umask));
+            let what = named(req, "create", parent, &name);
             let work = async move { vfs.create(parent, &name, perm, umask, flags, caller).await };
-            self.later(req, reply, work, reply::created);
+            self.later(what, reply, work, reply::created);
         });
     }
 
@@ -523,7 +539,7 @@ impl Filesystem for Adapter {
     fn ioctl(
         &self,
         req: &Request,
-        _ino: INodeNo,
+        ino: INodeNo,
         _fh: FileHandle,
         _flags: IoctlFlags,
         cmd: u32,
@@ -552,10 +568,15 @@ impl Filesystem for Adapter {
                 };
                 vfs.as_one(all).await
             };
-            self.later(req, reply, work, |reply, result: Result<(), Errno>| match result {
-                Ok(()) => reply.ioctl(0, &[]),
-                Err(e) => reply.refuse(e),
-            });
+            self.later(
+                asked(req, "ioctl", Ino(ino.0)),
+                reply,
+                work,
+                |reply, result: Result<(), Errno>| match result {
+                    Ok(()) => reply.ioctl(0, &[]),
+                    Err(e) => reply.refuse(e),
+                },
+            );
         });
     }
 
@@ -590,7 +611,7 @@ impl Filesystem for Adapter {
                 drop_set_gid(&vfs, ino, caller).await?;
                 vfs.fallocate(ino, fh.0, offset, length, mode).await
             };
-            self.later(req, reply, work, reply::empty);
+            self.later(asked(req, "fallocate", ino), reply, work, reply::empty);
         });
     }
 
@@ -606,7 +627,7 @@ impl Filesystem for Adapter {
         guarded(|| {
             let (vfs, ino) = (self.vfs.clone(), Ino(ino.0));
             let work = async move { vfs.lseek(ino, fh.0, offset, whence).await };
-            self.later(req, reply, work, reply::offset);
+            self.later(asked(req, "lseek", ino), reply, work, reply::offset);
         });
     }
 
@@ -635,7 +656,7 @@ impl Filesystem for Adapter {
                     .await?;
                 u32::try_from(copied).map_err(|_| Errno::EIO)
             };
-            self.later(req, reply, work, reply::written);
+            self.later(asked(req, "copy_file_range", to), reply, work, reply::written);
         });
     }
 }

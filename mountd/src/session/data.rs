@@ -17,6 +17,7 @@ use tracing::{error, info, warn};
 use super::counters::Counters;
 use super::link::{DataLink, DialError, Dialer, LinkError};
 use super::meta::{SessionEvents, lock};
+use crate::insight::{Wait, waiting};
 
 /// The most reads under way at once. With the kernel's requests of 1 MiB it bounds the memory
 /// that reads can take.
@@ -248,7 +249,8 @@ impl Bulk {
     }
 
     async fn read_piece(&self, chunk: ChunkId, offset: u64, len: u64) -> Result<Bytes, Errno> {
-        let _slot = self.reads.acquire().await.map_err(|_| Errno::EIO)?;
+        let slot = waiting(Wait::Data, self.reads.acquire()).await;
+        let _slot = slot.map_err(|_| Errno::EIO)?;
         let (_, reply, bytes) =
             self.at(chunk, Op::Read { chunk, offset, len }, Bytes::new()).await?;
         match reply {
@@ -391,6 +393,15 @@ impl Bulk {
         request: Request,
         payload: Bytes,
     ) -> Result<(Reply, Bytes), Errno> {
+        waiting(Wait::Data, self.call_until_answered(id, request, payload)).await
+    }
+
+    async fn call_until_answered(
+        &self,
+        id: ServerId,
+        request: Request,
+        payload: Bytes,
+    ) -> Result<(Reply, Bytes), Errno> {
         let mut after = 0;
         let changes = matches!(
             request.op,
@@ -409,12 +420,17 @@ impl Bulk {
                 if changes && session != began {
                     return Err(Errno::EIO);
                 }
-                self.counters.data(&request.op);
+                let counted = self.counters.data(&request.op, payload.len());
                 let call = link.call(request.clone(), payload.clone());
                 Ok::<_, Errno>(Some((
                     (serial, session),
                     match tokio::time::timeout(HUNG_AFTER, call).await {
-                        Ok(outcome) => outcome,
+                        Ok(outcome) => {
+                            if let Ok((_, data)) = &outcome {
+                                self.counters.data_answered(counted, data.len());
+                            }
+                            outcome
+                        }
                         Err(_) => {
                             warn!(server = %id, "a data server does not answer; connecting anew");
                             link.close();

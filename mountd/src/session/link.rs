@@ -82,6 +82,10 @@ pub trait Dialer: Send + Sync {
         hello: Hello,
         pushes: mpsc::Sender<PushCall>,
     ) -> Answer<'_, Dialled<dyn MetaLink>>;
+    /// Bytes of messages sent and received over all its connections, if it counts them.
+    fn bytes(&self) -> (u64, u64) {
+        (0, 0)
+    }
     /// A connection to a data server.
     fn data(&self, server: DataServer, hello: Hello) -> Answer<'_, Dialled<dyn DataLink>>;
 }

@@ -1,5 +1,6 @@
 //! Calls to the metadata server.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
@@ -14,13 +15,14 @@ use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tracing::{error, info, warn};
 
-use super::counters::Counters;
+use super::counters::{Counters, Traffic};
 use super::data::Bulk;
 use super::link::{Answer, DialError, Dialer, Dialled, LinkError, MetaLink, PushCall};
 use super::lost::LostPositions;
 use super::oplog::OpLog;
 use super::positions::Positions;
 use super::term::{Look, Term, since_boot};
+use crate::insight::{Lost, Wait, waiting};
 
 /// The most metadata calls under way at once; further ones wait.
 const MAX_CALLS: usize = 192;
@@ -132,6 +134,8 @@ pub struct Session {
     positions: Mutex<Positions>,
     /// A leaf.
     term: Mutex<Term>,
+    /// When the server has answered last, in nanoseconds since boot.
+    heard: AtomicU64,
 }
 
 impl std::fmt::Debug for Session {
@@ -180,7 +184,9 @@ impl Session {
             events: Mutex::new(None),
             positions: Mutex::new(Positions::new(1)),
             term: Mutex::new(Term::new(sent)),
+            heard: AtomicU64::new(0),
         });
+        session.hear();
         tokio::spawn(watch_term(Arc::downgrade(&session)));
         tokio::spawn(drive(Arc::downgrade(&session), reply.instance, pushes));
         Ok(session)
@@ -200,6 +206,42 @@ impl Session {
     /// The volume, as the last connection described it.
     pub fn volume(&self) -> Arc<VolumeInfo> {
         Arc::clone(&self.volume.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The server has answered.
+    fn hear(&self) {
+        let now = u64::try_from(since_boot().as_nanos()).unwrap_or(u64::MAX);
+        self.heard.store(now, Ordering::Relaxed);
+    }
+
+    /// Since the server's last answer.
+    pub fn silent(&self) -> Duration {
+        since_boot().saturating_sub(Duration::from_nanos(self.heard.load(Ordering::Relaxed)))
+    }
+
+    /// What went over the connections.
+    pub fn traffic(&self) -> Traffic {
+        self.counters.traffic(self.dialer.bytes())
+    }
+
+    /// A question that nothing depends on, asked once over the present connection, past all calls that wait.
+    ///
+    /// # Errors
+    /// See [`Lost`].
+    pub async fn inquire(&self, request: Request, limit: Duration) -> Result<Response, Lost> {
+        let State::Up { link, .. } = self.state.borrow().clone() else {
+            return Err(Lost::Disconnected);
+        };
+        let counted = self.counters.meta(&request);
+        match tokio::time::timeout(limit, link.call(request)).await {
+            Ok(Ok(answer)) => {
+                self.counters.answered(counted);
+                self.hear();
+                answer.reply.map_err(Lost::Refused)
+            }
+            Ok(Err(_)) => Err(Lost::Disconnected),
+            Err(_) => Err(Lost::Late(limit)),
+        }
     }
 
     /// Messages sent.
@@ -278,10 +320,11 @@ impl Session {
     }
 
     async fn ask_in(&self, slots: &Semaphore, request: Request) -> Result<meta::Answer, Errno> {
-        let _slot = slots.acquire().await.map_err(|_| Errno::EIO)?;
+        let slot = waiting(Wait::Meta, slots.acquire()).await;
+        let _slot = slot.map_err(|_| Errno::EIO)?;
         let mut after = 0;
         loop {
-            let (serial, _, link) = self.up(after).await?;
+            let (serial, _, link) = waiting(Wait::Connection, self.up(after)).await?;
             match self.once(&*link, request.clone()).await? {
                 // An earlier life of the server does not speak for the present one.
                 Some(answer) if lock(&self.positions).is_current(serial) => return Ok(answer),
@@ -296,8 +339,14 @@ impl Session {
         link: &dyn MetaLink,
         request: Request,
     ) -> Result<Option<meta::Answer>, Errno> {
-        self.counters.meta(&request);
-        match tokio::time::timeout(HUNG_AFTER, link.call(request)).await {
+        let counted = self.counters.meta(&request);
+        let call = tokio::time::timeout(HUNG_AFTER, link.call(request));
+        let outcome = waiting(Wait::Meta, call).await;
+        if let Ok(Ok(_)) = &outcome {
+            self.counters.answered(counted);
+            self.hear();
+        }
+        match outcome {
             Ok(Ok(meta::Answer { reply: Err(Errno::ESHUTDOWN), .. })) => {
                 // The session is unknown to the server; the next hello begins a new one.
                 link.close();
@@ -354,8 +403,9 @@ impl Session {
         known_in: Option<u64>,
     ) -> Result<Changed, Errno> {
         let slots = if known_in.is_some() { &self.report_slots } else { &self.slots };
-        let _slot = slots.acquire().await.map_err(|_| Errno::EIO)?;
-        let (mut serial, mut incarnation, mut link) = self.up(0).await?;
+        let slot = waiting(Wait::Meta, slots.acquire()).await;
+        let _slot = slot.map_err(|_| Errno::EIO)?;
+        let (mut serial, mut incarnation, mut link) = waiting(Wait::Connection, self.up(0)).await?;
         if known_in.is_some_and(|known| known != incarnation) {
             return Err(Errno::EIO);
         }
@@ -376,7 +426,10 @@ impl Session {
                     lock(&self.positions).answered(serial, at, sync)?;
                     return Ok(Changed { target, attrs, grants });
                 }
-                None => (serial, incarnation, link) = self.up(serial).await?,
+                None => {
+                    let up = waiting(Wait::Connection, self.up(serial));
+                    (serial, incarnation, link) = up.await?;
+                }
             }
         }
     }
@@ -558,11 +611,13 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
             () = &mut closed => return,
             _ = renew.tick() => {
                 let Some(session) = weak.upgrade() else { return };
-                session.counters.meta(&Request::Renew);
+                let counted = session.counters.meta(&Request::Renew);
                 let sent = since_boot();
                 // Anything but an answer shows in `closed`.
                 match tokio::time::timeout(third * 2, link.call(Request::Renew)).await {
                     Ok(Ok(meta::Answer { reply: Ok(_), .. })) => {
+                        session.counters.answered(counted);
+                        session.hear();
                         lock(&session.term).answered(sent);
                         session.tell_alive();
                     }
@@ -576,6 +631,7 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
             Some(call) = pushes.recv() => {
                 let Some(session) = weak.upgrade() else { return };
                 let events = session.events();
+                session.counters.recalled();
                 // In a task of its own: what is buffered is sent first, and renewals go on.
                 tokio::spawn(async move {
                     match call.push {
@@ -588,6 +644,7 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
                     }
                     // A server that has gone meanwhile no longer waits for it.
                     let _ = call.answer.send(PushReply::Done);
+                    session.counters.gave_back();
                 });
             }
         }
@@ -721,6 +778,7 @@ impl Session {
                 Ok(connected) => {
                     // Nothing is awaited until `reconnected` was told.
                     lock(&self.term).begin_anew(sent);
+                    self.hear();
                     return Some(connected);
                 }
                 // At once in another one.

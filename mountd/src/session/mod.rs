@@ -16,7 +16,7 @@ mod oplog;
 mod positions;
 mod term;
 
-pub use counters::Counters;
+pub use counters::{Counters, Traffic};
 pub use data::{Bulk, Copied, Place, Written};
 pub use link::{Answer, DataLink, DialError, Dialer, Dialled, LinkError, MetaLink, PushCall};
 pub use lost::LostPositions;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use super::{Vfs, atime};
+use crate::insight::carried;
 use crate::session::{Answer, Reconnected, SessionEvents, lock};
 
 /// How long unused orphans wait to be told together.
@@ -107,11 +108,11 @@ impl Vfs {
                 outcome = outcome.and(joined(work.join_next().await));
             }
             let this = Arc::clone(self);
-            work.spawn(async move {
+            work.spawn(carried(async move {
                 let _io = node.gates().io.write().await;
                 this.writeback.drain(&node, false).await?;
                 this.writeback.report(&node, false).await.map(|_| ())
-            });
+            }));
         }
         while !work.is_empty() {
             outcome = outcome.and(joined(work.join_next().await));

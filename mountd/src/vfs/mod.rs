@@ -11,6 +11,7 @@ mod copy;
 mod delivery;
 mod dir;
 mod handles;
+mod inspect;
 mod leave;
 mod life;
 mod locks;
@@ -40,10 +41,12 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::cache::{self, Cache, Node};
-use crate::session::{DialError, Dialer, Session, SessionConfig};
+use crate::insight::{Insight, carried};
+use crate::session::{DialError, Dialer, Session, SessionConfig, Traffic};
 use crate::writeback::{self, Writeback};
 use delivery::{Delivery, Outcome};
 use handles::Handles;
+pub use inspect::Place;
 pub use leave::{Farewell, NotStored, Unsent};
 use locks::LockBook;
 pub use locks::WantedLock;
@@ -133,6 +136,7 @@ pub struct Vfs {
     recalls: AtomicU64,
     /// Others use the volume.
     company: AtomicBool,
+    insight: Arc<Insight>,
 }
 
 impl std::fmt::Debug for Vfs {
@@ -156,6 +160,10 @@ pub struct Stats {
     pub leases: (u64, u64),
     /// Recalls answered.
     pub recalls: u64,
+    /// Messages in both directions.
+    pub traffic: Traffic,
+    /// Operations that were answered at once, and others.
+    pub operations: (u64, u64),
 }
 
 fn random() -> Result<u64, ConnectError> {
@@ -200,6 +208,7 @@ impl Vfs {
             down: AtomicBool::new(false),
             recalls: AtomicU64::new(0),
             company: AtomicBool::new(others),
+            insight: Arc::default(),
         });
         let weak = Arc::downgrade(&vfs);
         vfs.session.set_events(weak.clone());
@@ -240,7 +249,14 @@ impl Vfs {
             connected: self.session.connected(),
             leases: self.cache.leases(),
             recalls: self.recalls.load(Ordering::Relaxed),
+            traffic: self.session.traffic(),
+            operations: self.insight.counts(),
         }
+    }
+
+    /// What it is doing and has done lately.
+    pub fn insight(&self) -> &Arc<Insight> {
+        &self.insight
     }
 
     /// Messages of one type sent so far, by the names in [`Stats::messages`].
@@ -284,7 +300,7 @@ impl Vfs {
         self.up()?;
         let this = Arc::clone(self);
         let task = async move { Delivery::new(this, cache::noting(change).await) };
-        let task = self.runtime.spawn(task);
+        let task = self.runtime.spawn(carried(task));
         // A task that panicked has no answer.
         let arrival = async { task.await.map_or(Err(Errno::EIO), Delivery::arrive) };
         self.patiently(arrival).await

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use super::recall::{Filling, Pinned};
 use super::{ReadData, Vfs};
 use crate::cache::{Node, State};
+use crate::insight::carried;
 use crate::writeback::Content;
 
 /// How often a read begins again because the lease was recalled, or the file went from inline data to chunks or back.
@@ -199,10 +200,10 @@ impl Vfs {
         let mut reads = JoinSet::new();
         for (s, e) in spans {
             let session = Arc::clone(&self.session);
-            reads.spawn(async move {
+            reads.spawn(carried(async move {
                 let bytes = session.bulk().read(id(s), s % chunk, e - s).await;
                 bytes.map(|b| (s, b))
-            });
+            }));
         }
         let mut parts = Vec::with_capacity(reads.len());
         while let Some(part) = reads.join_next().await {

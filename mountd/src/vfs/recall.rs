@@ -22,6 +22,7 @@ use tracing::{debug, error};
 
 use super::{KernelCache, Vfs};
 use crate::cache::Node;
+use crate::insight::{Wait, What, waiting};
 
 /// A notification that takes longer waits for a lock of the kernel.
 const BLOCKED: Duration = Duration::from_millis(2);
@@ -105,6 +106,13 @@ impl Vfs {
     /// # Errors
     /// As [`crate::session::Session::ask`].
     pub(super) async fn own(&self, node: &Arc<Node>) -> Result<(), Errno> {
+        if self.owns(node) && !node.state().giving {
+            return Ok(());
+        }
+        waiting(Wait::Lease, self.get_lease(node)).await
+    }
+
+    async fn get_lease(&self, node: &Arc<Node>) -> Result<(), Errno> {
         loop {
             if node.state().giving {
                 // Until it is given back.
@@ -131,7 +139,7 @@ impl Vfs {
     ) -> Result<tokio::sync::RwLockWriteGuard<'a, ()>, Errno> {
         loop {
             self.own(node).await?;
-            let io = node.gates().io.write().await;
+            let io = waiting(Wait::Turn, node.gates().io.write()).await;
             if self.owns(node) {
                 return Ok(io);
             }
@@ -146,7 +154,12 @@ impl Vfs {
                 work.join_next().await;
             }
             let this = Arc::clone(self);
-            work.spawn(async move { this.give_back(recall).await });
+            self.insight.recalled(recall.ino);
+            let what = What { op: "recall", ino: recall.ino, name: None, pid: 0 };
+            work.spawn(self.insight.follow(what, async move {
+                this.give_back(recall).await;
+                Ok(())
+            }));
         }
         while work.join_next().await.is_some() {}
         self.recalls.fetch_add(1, Ordering::Relaxed);
@@ -156,7 +169,7 @@ impl Vfs {
         let Recall { ino, keep, stale } = recall;
         let node = self.cache.table.obtain(ino);
         let stale = if keep.is_none() { Scope::all() } else { stale };
-        let _giving = node.gates().giving.lock().await;
+        let _giving = waiting(Wait::Turn, node.gates().giving.lock()).await;
         let writes = node.state().lease == Some(Lease::Write) && keep != Some(Lease::Write);
         if writes {
             node.state().giving = true;
@@ -172,9 +185,9 @@ impl Vfs {
     async fn send_before(self: &Arc<Self>, node: &Arc<Node>, stale: &Scope, keep: Option<Lease>) {
         if stale.data.is_some() {
             // What programs have stored in mappings comes as writes.
-            self.take_pages(node, 0, u64::MAX).await;
+            waiting(Wait::Kernel, self.take_pages(node, 0, u64::MAX)).await;
         }
-        let _io = node.gates().io.write().await;
+        let _io = waiting(Wait::Turn, node.gates().io.write()).await;
         let sent = async {
             self.writeback.drain(node, false).await?;
             self.writeback.flush_node(node).await?;
@@ -216,7 +229,7 @@ impl Vfs {
                 let _ = kernel.drop_attr(node.ino).await;
             }
         };
-        tokio::join!(told, dropped);
+        waiting(Wait::Kernel, async { tokio::join!(told, dropped) }).await;
     }
 
     /// Has the kernel drop pages of a range, and the attributes. Pages that it has locked for requests which wait here for a

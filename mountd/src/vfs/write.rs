@@ -14,6 +14,7 @@ use super::attrs::MAX_SIZE;
 use super::handles::Handle;
 use super::recall::{Passing, Pinned};
 use crate::cache::{self, Node};
+use crate::insight::{Wait, waiting};
 use crate::session::lock;
 use crate::writeback::Content;
 
@@ -102,7 +103,7 @@ impl Vfs {
             if space && !through(flags) {
                 loop {
                     this.own(node).await?;
-                    let _io = node.gates().io.read().await;
+                    let _io = waiting(Wait::Turn, node.gates().io.read()).await;
                     if this.owns(node) {
                         let _passing = this.pass_pages(&handle, write_flags).await?;
                         return this.put(&handle, offset, data, flags, write_flags);

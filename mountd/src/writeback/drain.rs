@@ -6,6 +6,7 @@ use netfs_common::errno::Errno;
 
 use super::Writeback;
 use crate::cache::Node;
+use crate::insight::{Wait, waiting};
 
 /// How much of the buffer must go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,9 +67,9 @@ impl Writeback {
                 Plan::Convert => self.convert(node).await?,
                 Plan::Pump => {
                     self.spawn_pump(Arc::clone(node));
-                    progress.await;
+                    waiting(Wait::Data, progress).await;
                 }
-                Plan::Wait => progress.await,
+                Plan::Wait => waiting(Wait::Data, progress).await,
             }
             if self.halted() {
                 return Err(Errno::EIO);

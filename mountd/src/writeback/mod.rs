@@ -50,6 +50,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
 use crate::cache::{Cache, Node, State};
+use crate::insight::{Wait, waiting};
 use crate::session::{Session, lock, now};
 use crate::vfs::KernelCache;
 pub use extents::{Batch, Content, Extents, WINDOW, take};
@@ -202,7 +203,7 @@ impl Writeback {
             }
             self.wake.notify_one();
             self.flush_wanted.notify_one();
-            freed.await;
+            waiting(Wait::Room, freed).await;
         }
     }
 

@@ -79,6 +79,7 @@ async fn serve(config: &ServedConfig, parts: Parts) -> Result<ExitCode, Failure>
         let mut options = meta_options(config, identity, data_servers(&config.meta, local)?);
         options.net_metrics = net_metrics;
         options.calls = metrics.calls("meta");
+        metrics.with(|registry| options.metrics.register(registry));
         let starting = tokio::task::spawn_blocking(move || MetaServer::start(options));
         let server = tokio::select! {
             server = starting => server??,

@@ -18,6 +18,7 @@ pub mod kv;
 pub mod leases;
 pub mod locks;
 pub mod log;
+pub mod metrics;
 pub mod namespace;
 pub mod record;
 pub mod server;

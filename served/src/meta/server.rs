@@ -20,6 +20,7 @@ mod cuts;
 mod data_link;
 mod deletions;
 mod fencing;
+mod inspect;
 mod leasing;
 mod locks;
 mod lookups;
@@ -27,6 +28,7 @@ mod members;
 mod trims;
 mod volume;
 pub mod volumes;
+mod waits;
 mod wants;
 
 use std::collections::BTreeMap;
@@ -49,6 +51,7 @@ use crate::cluster;
 use crate::greeting::{self, Refusal};
 use crate::health::Health;
 use crate::meta::engine::EngineConfig;
+use crate::meta::metrics::MetaMetrics;
 use crate::thread::{Ending, ServerThread, StopSignal};
 
 use client::{Admin, Client, Member};
@@ -99,6 +102,8 @@ pub struct MetaOptions {
     pub net_metrics: NetMetrics,
     /// Counters of the calls.
     pub calls: CallMetrics,
+    /// Other counters.
+    pub metrics: MetaMetrics,
 }
 
 impl MetaOptions {
@@ -122,6 +127,7 @@ impl MetaOptions {
             limits: Limits::default(),
             net_metrics: NetMetrics::default(),
             calls: CallMetrics::default(),
+            metrics: MetaMetrics::default(),
         }
     }
 }

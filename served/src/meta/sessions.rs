@@ -33,6 +33,11 @@ impl Sessions {
         *last = now.max(*last);
     }
 
+    /// When a session was last heard of.
+    pub fn last_seen(&self, id: SessionId) -> Option<Duration> {
+        self.last_seen.get(&id).copied()
+    }
+
     /// A session has ended.
     pub fn remove(&mut self, id: SessionId) {
         self.last_seen.remove(&id);

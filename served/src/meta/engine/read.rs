@@ -222,6 +222,7 @@ impl Engine {
             | Request::Mutate(_)
             | Request::Lock(_)
             | Request::Status
+            | Request::Inspect(_)
             | Request::Release { .. }
             | Request::Reclaim { .. } => return None,
         })

@@ -39,6 +39,7 @@
 
 mod grace;
 mod holdings;
+mod look;
 mod queue;
 mod recalls;
 mod tails;
@@ -56,6 +57,7 @@ use netfs_common::wire::lease::{Grant, Lease, MAX_RECALLS, Recall, Scope};
 
 use grace::Grace;
 use holdings::{Holding, Holdings};
+pub use look::Unanswered;
 use queue::Queue;
 use recalls::Recalls;
 use tails::Tails;
@@ -370,14 +372,7 @@ impl Leases {
     pub fn waiting(&self, ino: Ino) -> Vec<(Ticket, SessionId, Vec<SessionId>)> {
         let entry = |ticket: &Ticket| {
             let waiter = self.queue.get(*ticket)?;
-            let called = waiter.needs.iter().filter_map(|id| self.recalls.get(*id));
-            let mut blocking: Vec<_> = called.map(|o| o.session).collect();
-            for want in &waiter.wants {
-                blocking.extend(self.queue.before(Some(*ticket), waiter.session, want));
-            }
-            blocking.sort_unstable();
-            blocking.dedup();
-            Some((*ticket, waiter.session, blocking))
+            Some((*ticket, waiter.session, self.blockers(*ticket)))
         };
         self.queue.on(ino).iter().filter_map(entry).collect()
     }

@@ -84,6 +84,10 @@ impl Queue {
         self.places.get(&ino).map_or(&[], Vec::as_slice)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
+    }
+
     pub(super) fn all(&self) -> Vec<Ticket> {
         self.waiting.keys().copied().collect()
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use netfs_common::id::{Ino, SessionId};
 use netfs_common::wire::lease::{Lease, Names, Recall, Scope};
 
-use super::{RecallId, Ticket};
+use super::{RecallId, Ticket, Unanswered};
 
 /// One message to a holder.
 #[derive(Debug)]
@@ -105,6 +105,21 @@ impl Recalls {
 
     pub(super) fn get(&self, id: RecallId) -> Option<&Outstanding> {
         self.all.get(&id)
+    }
+
+    /// How many messages there are.
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// What a session is to give back of an inode.
+    pub(super) fn on(&self, session: SessionId, ino: Ino) -> Vec<Unanswered> {
+        let places = self.by_lease.get(&(session, ino)).into_iter().flatten();
+        let shown = |place: &Place| {
+            let sent = self.all.get(&place.0).filter(|o| o.sent).map(|o| o.send_at);
+            Some(Unanswered { session, keep: self.at(*place)?.keep, sent })
+        };
+        places.filter_map(shown).collect()
     }
 
     /// Whether a message went out to this session.

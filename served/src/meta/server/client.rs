@@ -156,6 +156,7 @@ fn name(request: &Request) -> &'static str {
         // Most of its time is spent waiting for other clients.
         Request::Lock(LockCall::Await { .. }) => "lock_await",
         Request::Lock(_) => "lock",
+        Request::Inspect(_) => "inspect",
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::volume::{Ends, Volume};
+use super::waits::Waits;
 use crate::meta::leases::{Action, Asked, LeaseLimits, Leases, RecallId, Ticket, Want};
 
 /// For how long a write lease is left to a client at least.
@@ -31,6 +32,8 @@ pub(super) struct Leasing {
     waiting: Mutex<HashMap<Ticket, oneshot::Sender<()>>>,
     /// Told when something is due at another time than before.
     rescheduled: Notify,
+    /// For people.
+    pub(super) waits: Waits,
 }
 
 /// A place in the queue; given up when dropped.
@@ -52,7 +55,9 @@ impl Place {
 
     /// The request runs: the place is used up.
     pub(super) fn used(mut self) {
-        self.ticket = None;
+        if let Some(ticket) = self.ticket.take() {
+            self.volume.has_waited(ticket, true);
+        }
     }
 }
 
@@ -63,6 +68,7 @@ impl Drop for Place {
             lock(&leasing.waiting).remove(&ticket);
             let now = leasing.now();
             leasing.table().cancel(now, ticket);
+            self.volume.has_waited(ticket, false);
             self.volume.work_off_leases();
         }
     }
@@ -85,6 +91,7 @@ impl Leasing {
             table: Mutex::new(table),
             waiting: Mutex::default(),
             rescheduled: Notify::new(),
+            waits: Waits::default(),
         }
     }
 
@@ -108,7 +115,13 @@ impl Volume {
     ) -> Result<(), (Place, oneshot::Receiver<()>)> {
         let now = self.leasing.now();
         let ticket = place.as_ref().and_then(Place::ticket);
-        let asked = self.leasing.table().ask(now, session, wants, ticket);
+        let (asked, on) = {
+            let mut table = self.leasing.table();
+            match table.ask(now, session, wants, ticket) {
+                Asked::Go => (Asked::Go, Vec::new()),
+                Asked::Wait(ticket) => (Asked::Wait(ticket), table.blockers(ticket)),
+            }
+        };
         match asked {
             Asked::Go => {
                 if let Some(place) = place {
@@ -118,6 +131,8 @@ impl Volume {
                 Ok(())
             }
             Asked::Wait(ticket) => {
+                let had = place.as_ref().and_then(Place::ticket);
+                self.leasing.waits.enter(now, had, ticket, session, wants, on);
                 let place = match place {
                     Some(mut place) => {
                         place.ticket = Some(ticket);
@@ -130,6 +145,13 @@ impl Volume {
                 self.work_off_leases();
                 Err((place, ready))
             }
+        }
+    }
+
+    /// A request no longer waits.
+    fn has_waited(&self, ticket: Ticket, served: bool) {
+        if let Some(waited) = self.leasing.waits.leave(self.leasing.now(), ticket, served) {
+            self.metrics.wait_seconds.observe(waited.as_secs_f64());
         }
     }
 
@@ -189,7 +211,9 @@ impl Volume {
     /// Has a session give back what a recall says, however often its connection is lost. A session that renews itself and does not
     /// answer for very long is ended.
     async fn call_back(self: Arc<Self>, session: SessionId, id: RecallId, recalls: Vec<Recall>) {
-        let limit = Instant::now() + ANSWER.max(self.term() * 10);
+        let begun = Instant::now();
+        let limit = begun + ANSWER.max(self.term() * 10);
+        self.metrics.recalls.inc();
         loop {
             let link = tokio::select! {
                 link = self.members.link_of(session) => link,
@@ -198,6 +222,8 @@ impl Volume {
             let Some(link) = link else { break };
             match call(&link, recalls.clone(), limit).await {
                 Ok(PushReply::Done) => {
+                    self.metrics.recalls_answered.inc();
+                    self.metrics.recall_seconds.observe(begun.elapsed().as_secs_f64());
                     let now = self.leasing.now();
                     self.leasing.table().answered(now, session, id);
                     self.work_off_leases();
@@ -213,6 +239,7 @@ impl Volume {
                 }
             }
         }
+        self.metrics.recalls_failed.inc();
         // It is over already, or has had its time.
         self.expire(session, Ends::Unresponsive).await;
     }

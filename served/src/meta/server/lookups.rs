@@ -77,7 +77,10 @@ impl Lookups {
             | Response::StatFs(_)
             | Response::Done
             | Response::Lock(_)
-            | Response::Status(_) => {}
+            | Response::Status(_)
+            // Shown to people: the client learns nothing from it.
+            | Response::Inspected(_)
+            | Response::InspectedVolume(_) => {}
         }
     }
 

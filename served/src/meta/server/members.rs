@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 use crate::meta::sessions::Sessions;
 
+/// So many clients that have gone are remembered by their description.
+const MAX_GONE: usize = 256;
 /// So many sessions that were ended by their clients are remembered.
 const MAX_ENDED: usize = 1024;
 
@@ -29,6 +31,8 @@ struct Inner {
     members: HashMap<SessionId, Member>,
     /// Sessions that were ended by their clients, the latest first.
     ended: VecDeque<SessionId>,
+    /// For people: who has gone, the latest first.
+    gone: VecDeque<(SessionId, String)>,
     last_link: u64,
     last_entry: u64,
 }
@@ -77,6 +81,7 @@ impl Members {
                 sessions,
                 members,
                 ended: VecDeque::new(),
+                gone: VecDeque::new(),
                 last_link: 0,
                 last_entry: 0,
             }),
@@ -205,6 +210,10 @@ impl Members {
         let mut inner = self.lock();
         inner.sessions.remove(id);
         let member = inner.members.remove(&id);
+        if let Some(member) = &member {
+            inner.gone.truncate(MAX_GONE - 1);
+            inner.gone.push_front((id, member.description.clone()));
+        }
         drop(inner);
         self.changed.notify_waiters();
         member.and_then(|m| m.link).map(|(_, link)| link)
@@ -242,6 +251,25 @@ impl Members {
         let mut silent = inner.sessions.expired(now);
         silent.retain(|id| inner.members.get(id).is_none_or(|member| !member.over));
         silent
+    }
+
+    /// Everybody.
+    pub(super) fn all(&self) -> Vec<SessionId> {
+        self.lock().members.keys().copied().collect()
+    }
+
+    /// For people: description, connected now, for how long it has not been heard of.
+    pub(super) fn look(&self, id: SessionId) -> Option<(String, bool, Duration)> {
+        let now = self.now();
+        let inner = self.lock();
+        let member = inner.members.get(&id)?;
+        let seen = inner.sessions.last_seen(id).unwrap_or(now);
+        Some((member.description.clone(), member.link.is_some(), now.saturating_sub(seen)))
+    }
+
+    /// For people: how a client that has gone described itself.
+    pub(super) fn gone(&self, id: SessionId) -> Option<String> {
+        self.lock().gone.iter().find(|(gone, _)| *gone == id).map(|(_, d)| d.clone())
     }
 
     /// For people: identifier, description, connected now.

@@ -73,7 +73,9 @@ impl Trims {
             | Response::StatFs(_)
             | Response::Done
             | Response::Lock(_)
-            | Response::Status(_) => Vec::new(),
+            | Response::Status(_)
+            | Response::Inspected(_)
+            | Response::InspectedVolume(_) => Vec::new(),
         }
     }
 

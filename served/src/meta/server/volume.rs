@@ -35,6 +35,7 @@ use crate::flusher::Flusher;
 use crate::greeting::Refusal;
 use crate::meta::command::{Action, Command, Settings};
 use crate::meta::engine::Engine;
+use crate::meta::metrics::{MetaMetrics, Share};
 use crate::meta::namespace::MAX_SESSIONS;
 
 /// How often it is looked whether the store has caught up.
@@ -73,6 +74,7 @@ pub(super) struct Volume {
     /// Told when `harmless` gets one more.
     pub(super) ended: Notify,
     pub(super) harmless: Harmless,
+    pub(super) metrics: MetaMetrics,
 }
 
 /// Why the server ends a session.
@@ -135,6 +137,7 @@ impl Volume {
             lost,
             ended: Notify::new(),
             harmless: Harmless::default(),
+            metrics: options.metrics.clone(),
             name: name.clone(),
             engine,
             data,
@@ -303,11 +306,21 @@ impl Volume {
         self.members.forget_links();
     }
 
+    /// What it adds to the gauges.
+    fn share(&self) -> Share {
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        let sessions = count(self.members.count());
+        let table = self.leasing.table();
+        Share { leases: count(table.len()), waiting: count(table.tickets()), sessions }
+    }
+
     /// Ends silent sessions and keeps the log short.
     async fn keep_time(self: Arc<Self>) {
         let mut last = Instant::now();
+        let mut share = Share::default();
         loop {
             tokio::time::sleep(TICK).await;
+            self.metrics.replace(&mut share, self.share());
             if last.elapsed() > LATE {
                 self.members.everybody_seen();
             }
@@ -365,6 +378,7 @@ impl Volume {
                 self.reclaim_leases(client.session, &leases, done, &mut grants)
             }
             Request::Lock(call) => self.locks.answer(client.session, call).await,
+            Request::Inspect(about) => self.inspect(client.session, &about),
             // Answered by whoever knows all volumes.
             Request::Status => Err(Errno::EINVAL),
             read => self.read(client.session, &read, &mut grants).await,
@@ -540,6 +554,7 @@ impl Volume {
             Op::Forget { inos } => inos.clone(),
             _ => Vec::new(),
         };
+        self.metrics.changed(&op);
         let action = Action::Mutate { session: client.session, seq, answered, op };
         let command = Command { time, action };
         let (index, reply) = self.change(client.session, command, grants).await;

@@ -55,6 +55,7 @@ pub(super) fn of_question(request: &Request, reply: &Reply) -> Vec<Want> {
         | Request::Mutate(_)
         | Request::Status
         | Request::Lock(_)
+        | Request::Inspect(_)
         | Request::Release { .. }
         | Request::Reclaim { .. } => Vec::new(),
     }
