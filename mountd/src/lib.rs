@@ -4,6 +4,7 @@ pub mod cache;
 pub mod cli;
 pub mod dial;
 pub mod fuse;
+pub mod readahead;
 pub mod session;
 pub mod vfs;
 pub mod writeback;
