@@ -20,6 +20,8 @@ settings! {
     pub struct CacheConfig {
         /// Written data that the server has not got yet. Writers slow down at half of it and wait at all of it.
         pub dirty_bytes: ByteSize = ByteSize::mib(64);
+        /// Data that was read ahead of programs, or is being, of all files together. 0: only the kernel reads ahead.
+        pub ahead_bytes: ByteSize = ByteSize::mib(128);
         /// Files and names remembered. Each costs about 500 bytes.
         pub entries: u64 = 100_000;
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use netfs_common::errno::Errno;
 use netfs_common::wire::meta::DirEntry;
 
+use super::ahead::Watch;
 use crate::cache::Node;
 use crate::session::lock;
 
@@ -18,6 +19,8 @@ pub(super) struct Handle {
     /// Up to which failure of the inode this handle has been told.
     seen: Mutex<u64>,
     pub(super) dir: tokio::sync::Mutex<DirState>,
+    /// What is read of it.
+    pub(super) watch: Watch,
 }
 
 /// The part of a listing that was fetched but not yet passed on.
@@ -62,10 +65,11 @@ pub(super) struct Handles {
 }
 
 impl Handles {
-    pub(super) fn add(&self, node: Arc<Node>, flags: i32) -> u64 {
+    pub(super) fn add(&self, node: Arc<Node>, flags: i32, window: u64) -> u64 {
         let seen = Mutex::new(node.state().failed.start());
-        let handle = Handle { node, flags, seen, dir: tokio::sync::Mutex::default() };
         let fh = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let (dir, watch) = (tokio::sync::Mutex::default(), Watch::new(fh, window));
+        let handle = Handle { node, flags, seen, dir, watch };
         lock(&self.open).insert(fh, Arc::new(handle));
         fh
     }

@@ -55,7 +55,7 @@ impl Vfs {
         // Pages go when the lease does.
         let leased = self.served(&node).is_some();
         Opened {
-            fh: self.handles.add(node, flags),
+            fh: self.handles.add(node, flags, self.ahead_window()),
             keep_cache: leased && self.keeps_pages(),
             direct_io: false,
             cache_dir: false,
@@ -78,7 +78,9 @@ impl Vfs {
     /// The last file descriptor of a handle is closed. Never waits.
     pub fn release(self: &Arc<Self>, _ino: Ino, fh: u64) {
         // An unknown handle was released before.
-        let _ = self.handles.remove(fh);
+        if let Some(handle) = self.handles.remove(fh) {
+            self.ahead_ends(&handle);
+        }
     }
 
     /// Makes a file durable: its data, its attributes and the names that lead to it.
