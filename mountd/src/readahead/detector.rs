@@ -145,7 +145,8 @@ impl Detector {
     }
 
     fn strided(&self) -> bool {
-        self.seen >= SEEN + self.care
+        // Longer records are runs of their own.
+        self.seen >= SEEN + self.care && self.record <= self.limits.window / 2
     }
 
     fn go_on(&mut self, offset: u64, end: u64, seen: Seen) -> Advice {
@@ -262,7 +263,7 @@ impl Detector {
                 Some(last) if near(*last, (start, stop), self.record) => {
                     *last = (last.0.min(start), last.1.max(stop));
                 }
-                _ => advice.fetch.push((start, stop)),
+                _ => advice.fetch.extend(pieces(start, stop)),
             }
         }
     }
@@ -276,6 +277,12 @@ impl Detector {
         };
         (self.limits.window / cost).clamp(1, most)
     }
+}
+
+/// A range in parts of a message each.
+fn pieces(start: u64, stop: u64) -> impl Iterator<Item = (u64, u64)> {
+    let count = (stop - start).div_ceil(PIECE);
+    (0..count).map(move |i| (start + i * PIECE, stop.min(start + (i + 1) * PIECE)))
 }
 
 /// The largest gap within a piece.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 /// Rates are measured over this time at least.
 const SPAN: Duration = Duration::from_millis(20);
-/// A rate counts for so long.
+/// A rate counts for so long. A delay that is not seen again counts as a little longer after that: not as what is seen instead,
+/// which may be long because much is under way.
 const MEMORY: Duration = Duration::from_secs(10);
 /// The least that is said to be worth having under way.
 const LEAST: u64 = 1 << 20;
@@ -24,8 +25,10 @@ impl Pace {
     /// A fetch that took so long has brought bytes.
     pub fn fetched(&mut self, now: Duration, took: Duration, bytes: u64) {
         let (least, at) = self.delay;
-        if least.is_zero() || took <= least || now.saturating_sub(at) > MEMORY {
+        if least.is_zero() || took <= least {
             self.delay = (took.max(Duration::from_micros(1)), now);
+        } else if now.saturating_sub(at) > MEMORY {
+            self.delay = (took.min(least + least / 16), now);
         }
         self.bytes = self.bytes.saturating_add(bytes);
         let span = now.saturating_sub(self.begun);
