@@ -79,6 +79,8 @@ pub struct Detector {
     run: Run,
     /// How many reads it has.
     reads: u32,
+    /// How much reads have passed over, for others to come.
+    passed: u64,
     /// The length of the run before it.
     record: u64,
     /// From one run to the next.
@@ -88,6 +90,8 @@ pub struct Detector {
     window: u64,
     /// Of a run: up to where it was asked for.
     ahead: u64,
+    /// Something was asked for as the rest of a run, and not dropped.
+    asked: bool,
     /// Of strides: how many beyond the present run were asked for, and how many are to be.
     strides: (u64, u64),
     /// By how much the next attempt is put off.
@@ -101,11 +105,13 @@ impl Detector {
             limits,
             run: Run::default(),
             reads: 0,
+            passed: 0,
             record: 0,
             stride: 0,
             seen: 0,
             window: 0,
             ahead: 0,
+            asked: false,
             strides: (0, 0),
             care: 0,
         }
@@ -140,7 +146,7 @@ impl Detector {
         let going = self.reads > 1 || self.window > 0;
         let slack = if going && self.seen == 0 { slack } else { 0 };
         offset >= self.run.start.saturating_sub(slack)
-            && offset <= self.run.end.saturating_add(slack)
+            && offset.saturating_sub(self.run.end).saturating_add(self.passed) <= slack.max(self.passed)
             && end.saturating_add(slack) >= self.run.end
     }
 
@@ -151,6 +157,11 @@ impl Detector {
 
     fn go_on(&mut self, offset: u64, end: u64, seen: Seen) -> Advice {
         self.reads = self.reads.saturating_add(1);
+        if end <= self.run.end {
+            self.passed = self.passed.saturating_sub(end - offset);
+        } else {
+            self.passed += offset.saturating_sub(self.run.end);
+        }
         self.run.end = self.run.end.max(end);
         let mut advice = Advice::default();
         let within = self.run.end - self.run.start <= self.record;
@@ -160,9 +171,11 @@ impl Detector {
         }
         if self.seen > 0 && !within {
             // Longer than what came before it: a run after all.
-            advice.drop = self.strides.0 > 0;
+            if self.strides.0 > 0 {
+                advice.drop = true;
+                (self.window, self.ahead, self.asked) = (0, self.run.end, false);
+            }
             (self.seen, self.strides) = (0, (0, 0));
-            (self.window, self.ahead) = (0, self.run.end);
         }
         self.advance(end - offset, seen, &mut advice);
         advice
@@ -192,6 +205,7 @@ impl Detector {
                 break;
             };
             advice.fetch.push((self.ahead, stop));
+            self.asked = true;
             self.ahead = stop;
         }
     }
@@ -201,8 +215,8 @@ impl Detector {
         let distance = i64::try_from(i128::from(offset) - i128::from(self.run.start)).unwrap_or(0);
         let (before, first) = (self.run.end - self.run.start, self.reads == 0);
         let strided = self.strided();
-        // Of a run that ends here nothing more is wanted.
-        advice.drop = self.ahead > self.run.end;
+        // Of a run that ends here nothing more is wanted, nor what was passed over.
+        advice.drop = std::mem::take(&mut self.asked);
         // Records that overlap are no stride.
         let apart = !first && distance.unsigned_abs() >= before;
         if apart && self.seen > 0 && distance == self.stride && before == self.record {
@@ -214,7 +228,7 @@ impl Detector {
         }
         (self.stride, self.record) = (distance, before);
         self.run = Run { start: offset, end };
-        self.reads = 1;
+        (self.reads, self.passed) = (1, 0);
         (self.window, self.ahead) = (0, end);
         if first && offset == 0 && self.care == 0 {
             // Who begins at the beginning mostly goes on.

@@ -187,7 +187,8 @@ proptest! {
                     _ => at = (place * 7919 + i * i * 104_729) * 4096 % (200 * MIB),
                 }
                 b.read(at, len);
-                prop_assert!(b.sum() <= 8 * MIB + 2 * MIB, "{} outstanding", b.sum());
+                // The window, and what reads may pass over.
+                prop_assert!(b.sum() <= 8 * MIB + 4 * MIB + MIB, "{} outstanding", b.sum());
             }
         }
     }
