@@ -27,12 +27,19 @@ const WINDOW: u64 = 8 << 20;
 const SHARES: u64 = 4;
 
 /// What is read of an open file.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Watch {
-    fh: u64,
-    detector: Mutex<Detector>,
+    watched: Mutex<Option<Box<Watched>>>,
     /// Bytes that reads wait for.
     under_way: AtomicU64,
+}
+
+/// Of a file that is read from a server.
+#[derive(Debug)]
+struct Watched {
+    detector: Detector,
+    /// Marks what was fetched for it.
+    owner: u64,
 }
 
 /// A read that is under way, as long as it is not dropped.
@@ -45,11 +52,6 @@ impl Drop for Waiting<'_> {
 }
 
 impl Watch {
-    pub(super) fn new(fh: u64, window: u64) -> Watch {
-        let detector = Mutex::new(Detector::new(Limits { window }));
-        Watch { fh, detector, under_way: AtomicU64::new(0) }
-    }
-
     pub(super) fn begin(&self, bytes: u64) -> Waiting<'_> {
         self.under_way.fetch_add(bytes, Ordering::Relaxed);
         Waiting(&self.under_way, bytes)
@@ -62,12 +64,18 @@ pub(super) struct Ahead {
     places: Arc<Semaphore>,
     pace: Arc<Mutex<Pace>>,
     since: Instant,
+    /// The last owner.
+    last: AtomicU64,
 }
 
 impl Ahead {
     pub(super) fn new() -> Ahead {
-        let pace = Arc::default();
-        Ahead { places: Arc::new(Semaphore::new(PLACES)), pace, since: Instant::now() }
+        Ahead {
+            places: Arc::new(Semaphore::new(PLACES)),
+            pace: Arc::default(),
+            since: Instant::now(),
+            last: AtomicU64::new(0),
+        }
     }
 }
 
@@ -88,9 +96,10 @@ pub(super) fn outcome(found: &Found) -> Outcome {
 }
 
 impl Vfs {
-    /// How far one file may be read ahead.
-    pub(super) fn ahead_window(&self) -> u64 {
-        WINDOW.min(self.cache.pages.limit() / SHARES)
+    fn new_watched(&self) -> Box<Watched> {
+        let window = WINDOW.min(self.cache.pages.limit() / SHARES);
+        let owner = self.ahead.last.fetch_add(1, Ordering::Relaxed);
+        Box::new(Watched { detector: Detector::new(Limits { window }), owner })
     }
 
     /// A read has come: begins to fetch what will be wanted next.
@@ -104,17 +113,18 @@ impl Vfs {
         let size = node.state().size();
         let bound = lock(&self.ahead.pace).bound();
         let under_way = watch.under_way.load(Ordering::Relaxed);
-        let mut detector = lock(&watch.detector);
+        let mut watched = lock(&watch.watched);
+        let Watched { detector, owner } = &mut **watched.get_or_insert_with(|| self.new_watched());
         let seen = Seen { outcome, under_way, bound, size };
         let advice = detector.read(offset, end - offset, seen);
         if advice.drop {
-            self.cache.pages.drop_owned(node.ino, watch.fh);
-            let (wasted, used) = self.cache.pages.judged(watch.fh);
+            self.cache.pages.drop_owned(node.ino, *owner);
+            let (wasted, used) = self.cache.pages.judged(*owner);
             detector.judge(wasted, used);
         }
         // Still under the detector's lock: fetches are entered in the order of their advice.
         for range in advice.fetch {
-            self.fetch_ahead(node, watch.fh, range);
+            self.fetch_ahead(node, *owner, range);
         }
     }
 
@@ -144,9 +154,12 @@ impl Vfs {
 
     /// An open file is closed.
     pub(super) fn ahead_ends(&self, handle: &Handle) {
-        self.cache.pages.drop_owned(handle.node.ino, handle.watch.fh);
-        // Nobody is made careful by it any more.
-        let _ = self.cache.pages.judged(handle.watch.fh);
+        let watched = lock(&handle.watch.watched).take();
+        if let Some(watched) = watched {
+            self.cache.pages.drop_owned(handle.node.ino, watched.owner);
+            // Nobody is made careful by it any more.
+            let _ = self.cache.pages.judged(watched.owner);
+        }
     }
 }
 

@@ -56,7 +56,7 @@ impl Vfs {
         let node = self.cache.table.obtain(ino);
         // The kernel's copy goes with every recall of a name.
         let kept = self.served(&node).is_some() && !self.cache.contended(&node);
-        let fh = self.handles.add(node, flags, 0);
+        let fh = self.handles.add(node, flags);
         Ok(Opened {
             fh,
             keep_cache: kept && self.keeps_pages(),

@@ -16,11 +16,11 @@ use crate::session::lock;
 pub(super) struct Handle {
     pub(super) node: Arc<Node>,
     pub(super) flags: i32,
+    /// What is read of it.
+    pub(super) watch: Watch,
     /// Up to which failure of the inode this handle has been told.
     seen: Mutex<u64>,
     pub(super) dir: tokio::sync::Mutex<DirState>,
-    /// What is read of it.
-    pub(super) watch: Watch,
 }
 
 /// The part of a listing that was fetched but not yet passed on.
@@ -65,11 +65,11 @@ pub(super) struct Handles {
 }
 
 impl Handles {
-    pub(super) fn add(&self, node: Arc<Node>, flags: i32, window: u64) -> u64 {
+    pub(super) fn add(&self, node: Arc<Node>, flags: i32) -> u64 {
         let seen = Mutex::new(node.state().failed.start());
+        let (watch, dir) = (Watch::default(), tokio::sync::Mutex::default());
+        let handle = Handle { node, flags, watch, seen, dir };
         let fh = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        let (dir, watch) = (tokio::sync::Mutex::default(), Watch::new(fh, window));
-        let handle = Handle { node, flags, seen, dir, watch };
         lock(&self.open).insert(fh, Arc::new(handle));
         fh
     }

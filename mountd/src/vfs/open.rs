@@ -55,7 +55,7 @@ impl Vfs {
         // Pages go when the lease does.
         let leased = self.served(&node).is_some();
         Opened {
-            fh: self.handles.add(node, flags, self.ahead_window()),
+            fh: self.handles.add(node, flags),
             keep_cache: leased && self.keeps_pages(),
             direct_io: false,
             cache_dir: false,
