@@ -352,8 +352,13 @@ impl Inner {
     fn all_here(&self, ino: Ino, key: Key, wanted: &[(u64, u64)]) -> bool {
         wanted.iter().all(|&(from, to)| {
             let mut at = from;
-            for entry in self.overlapping(ino, from, to).iter().filter_map(|id| self.entries.peek(id)) {
-                if entry.start > at || entry.key != key || !matches!(entry.content, Content::Here(_)) {
+            for entry in
+                self.overlapping(ino, from, to).iter().filter_map(|id| self.entries.peek(id))
+            {
+                if entry.start > at
+                    || entry.key != key
+                    || !matches!(entry.content, Content::Here(_))
+                {
                     return false;
                 }
                 at = entry.end;

@@ -146,7 +146,8 @@ impl Detector {
         let going = self.reads > 1 || self.window > 0;
         let slack = if going && self.seen == 0 { slack } else { 0 };
         offset >= self.run.start.saturating_sub(slack)
-            && offset.saturating_sub(self.run.end).saturating_add(self.passed) <= slack.max(self.passed)
+            && offset.saturating_sub(self.run.end).saturating_add(self.passed)
+                <= slack.max(self.passed)
             && end.saturating_add(slack) >= self.run.end
     }
 

@@ -131,7 +131,9 @@ impl Vfs {
     fn fetch_ahead(&self, node: &Arc<Node>, owner: u64, (start, end): (u64, u64)) {
         let (fetches, key, chunk) = {
             let state = node.state();
-            let (Some(key), Some(attr)) = (self.cache.page_key(&state), &state.attr) else { return };
+            let (Some(key), Some(attr)) = (self.cache.page_key(&state), &state.attr) else {
+                return;
+            };
             let (_, gaps) = read::overlay(&state, start, end.min(attr.size));
             // Each by itself: nothing in between, which is in the buffers.
             let spans = gaps.iter().flat_map(|gap| read::split(&[*gap], attr.chunk_size()));
