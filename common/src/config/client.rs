@@ -73,7 +73,6 @@ impl Config for ClientConfig {
         if cache.dirty_bytes < least {
             return Err(format!("cache.dirty_bytes = \"{}\" is below {least}", cache.dirty_bytes));
         }
-        let least = ByteSize::mib(4);
         if cache.ahead_bytes.0 > 0 && cache.ahead_bytes < least {
             return Err(format!(
                 "cache.ahead_bytes = \"{}\" is below {least}, and not 0",

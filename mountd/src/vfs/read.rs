@@ -135,7 +135,9 @@ impl Vfs {
             }
             // The buffers first, the server second: what leaves the buffers in between is at the
             // server by then. The other way round it could be missed in both.
-            let Some(mut plan) = self.plan_read(node, offset, size, pages) else { return Err(Errno::EIO) };
+            let Some(mut plan) = self.plan_read(node, offset, size, pages) else {
+                return Err(Errno::EIO);
+            };
             match plan.source.clone() {
                 Source::Inline(Some(base)) => return Ok(plan.over_inline(&base)),
                 Source::Inline(None) => match self.writeback.inline_base(node).await {
@@ -182,7 +184,8 @@ impl Vfs {
         });
         // Under the lock under which the buffers were looked at.
         let key = self.cache.page_key(&state).filter(|_| take != Take::Nothing && !gaps.is_empty());
-        let found = key.and_then(|k| self.cache.pages.take(node.ino, k, &gaps, take == Take::Ready));
+        let found =
+            key.and_then(|k| self.cache.pages.take(node.ino, k, &gaps, take == Take::Ready));
         let found = found.unwrap_or_else(|| Found { rest: gaps.clone(), ..Found::default() });
         Some(Plan { start: offset, end, pieces, gaps, found, source })
     }
@@ -213,7 +216,8 @@ impl Vfs {
             come.extend(self.fetch(ino, generation, chunk, &failed).await?);
             Ok::<_, Errno>(come)
         };
-        let (come, fetched) = tokio::try_join!(arrivals, self.fetch(ino, generation, chunk, &rest))?;
+        let (come, fetched) =
+            tokio::try_join!(arrivals, self.fetch(ino, generation, chunk, &rest))?;
         here.extend(come);
         here.extend(fetched);
         Ok(here)
