@@ -5,6 +5,7 @@ pub mod cli;
 pub mod dial;
 pub mod fuse;
 pub mod lease;
+pub mod readahead;
 pub mod session;
 pub mod vfs;
 pub mod writeback;

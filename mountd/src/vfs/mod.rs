@@ -5,6 +5,7 @@
 //! caller who gives up (a signal, a soft mount's time-out) does not leave the caches without the
 //! outcome: the future of an operation may be dropped at any time.
 
+mod ahead;
 mod atime;
 mod attrs;
 mod copy;
@@ -127,6 +128,7 @@ pub struct Vfs {
     /// Orphans that nobody uses any more, to be told to the server.
     forgotten: Mutex<Vec<Ino>>,
     background: Notify,
+    ahead: ahead::Ahead,
     space: Mutex<Option<(Instant, StatFs)>>,
     down: AtomicBool,
     /// Recalls answered.
@@ -156,6 +158,8 @@ pub struct Stats {
     pub leases: (u64, u64),
     /// Recalls answered.
     pub recalls: u64,
+    /// What was read ahead.
+    pub ahead: cache::Held,
 }
 
 fn random() -> Result<u64, ConnectError> {
@@ -196,6 +200,7 @@ impl Vfs {
             access_gate: tokio::sync::Mutex::new(()),
             forgotten: Mutex::default(),
             background: Notify::new(),
+            ahead: ahead::Ahead::new(),
             space: Mutex::new(None),
             down: AtomicBool::new(false),
             recalls: AtomicU64::new(0),
@@ -240,6 +245,7 @@ impl Vfs {
             connected: self.session.connected(),
             leases: self.cache.leases(),
             recalls: self.recalls.load(Ordering::Relaxed),
+            ahead: self.cache.pages.held(),
         }
     }
 
