@@ -6,6 +6,7 @@ pub mod dial;
 pub mod fuse;
 pub mod insight;
 pub mod lease;
+pub mod readahead;
 pub mod session;
 pub mod vfs;
 pub mod writeback;

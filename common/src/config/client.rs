@@ -20,6 +20,8 @@ settings! {
     pub struct CacheConfig {
         /// Written data that the server has not got yet. Writers slow down at half of it and wait at all of it.
         pub dirty_bytes: ByteSize = ByteSize::mib(64);
+        /// Data that was read ahead of programs, or is being, of all files together. 0: only the kernel reads ahead.
+        pub ahead_bytes: ByteSize = ByteSize::mib(128);
         /// Files and names remembered. Each costs about 500 bytes.
         pub entries: u64 = 100_000;
     }
@@ -70,6 +72,12 @@ impl Config for ClientConfig {
         let least = ByteSize::mib(4);
         if cache.dirty_bytes < least {
             return Err(format!("cache.dirty_bytes = \"{}\" is below {least}", cache.dirty_bytes));
+        }
+        if cache.ahead_bytes.0 > 0 && cache.ahead_bytes < least {
+            return Err(format!(
+                "cache.ahead_bytes = \"{}\" is below {least}, and not 0",
+                cache.ahead_bytes
+            ));
         }
         if cache.entries < 1_000 {
             return Err(format!("cache.entries = {} is below 1000", cache.entries));

@@ -10,11 +10,12 @@
 //! this client, and what a lookup found is kept only if the counter has not moved since the
 //! question went out.
 //!
-//! Locks: names or extended attributes before a node's state before contents; the table's lock is
+//! Locks: names or extended attributes before a node's state before contents or pages; the table's lock is
 //! a leaf. None is held across an `await`.
 
 mod contents;
 mod node;
+mod pages;
 mod paths;
 mod table;
 mod touched;
@@ -37,6 +38,7 @@ use crate::session::{LostPositions, lock, since_boot};
 use crate::vfs::{FOREVER, KernelCache};
 use contents::Contents;
 pub use node::{FailLog, File, Gates, Mark, Node, State};
+pub use pages::{Coming, Fetch, Found, Held, Key, Pages};
 pub use table::Table;
 use touched::touch_name;
 pub use touched::{Touched, noting, touch_all, touch_inode};
@@ -52,11 +54,19 @@ pub struct Limits {
     pub contents: usize,
     /// Extended attributes.
     pub xattrs: usize,
+    /// Bytes that were read ahead, or are being, of all files together. With 0 nothing is read ahead.
+    pub ahead: u64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { nodes: 64 << 10, names: 96 << 10, contents: 16 << 20, xattrs: 4096 }
+        Limits {
+            nodes: 64 << 10,
+            names: 96 << 10,
+            contents: 16 << 20,
+            xattrs: 4096,
+            ahead: 128 << 20,
+        }
     }
 }
 
@@ -93,6 +103,8 @@ pub struct Cache {
     names: Mutex<LruCache<(Ino, Name), Known>>,
     name_limit: usize,
     contents: Mutex<Contents>,
+    /// What was read ahead. Its lock is a leaf.
+    pub pages: Pages,
     /// `None`: there is no such attribute.
     xattrs: Mutex<LruCache<XattrKey, Option<Vec<u8>>>>,
     /// Until when leases may be relied upon, in nanoseconds since boot.
@@ -121,6 +133,7 @@ impl Cache {
             names: Mutex::new(LruCache::unbounded()),
             name_limit: limits.names,
             contents: Mutex::new(Contents::new(limits.contents)),
+            pages: Pages::new(limits.ahead),
             xattrs: Mutex::new(LruCache::new(at_least_one(limits.xattrs))),
             alive_until: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
@@ -168,6 +181,13 @@ impl Cache {
         Ticket { epoch, stamp, changes: node.state().changes }
     }
 
+    /// Under what circumstances the data of a file is what its attributes say; `None` without a lease, and for what is not in chunks.
+    pub fn page_key(&self, state: &State) -> Option<Key> {
+        let epoch = self.epoch.load(Ordering::SeqCst);
+        let attr = state.attr.as_ref().filter(|_| state.valid && state.lease.is_some() && !state.is_inline())?;
+        Some(Key { epoch, recalled: state.recalled, generation: attr.generation })
+    }
+
     /// Nothing of the inode was recalled since the question.
     fn in_time(&self, ticket: Ticket, state: &State) -> bool {
         self.epoch.load(Ordering::SeqCst) == ticket.epoch && state.recalled < ticket.stamp
@@ -188,6 +208,8 @@ impl Cache {
             }
         }
         lock(&self.contents).clear();
+        // After every lease is gone: nothing is entered under the new epoch before one is granted again.
+        self.pages.clear();
         lock(&self.xattrs).clear();
         let mut names = lock(&self.names);
         if let Some(kernel) = self.kernel.get() {
@@ -509,6 +531,7 @@ impl Cache {
         let mut state = node.state();
         let had = state.lease;
         state.recalled = self.table.next_stamp();
+        self.pages.drop_range(node.ino, 0, u64::MAX);
         if keep.is_none() {
             state.disown();
         } else {

@@ -139,6 +139,7 @@ fn options(source: &Source, config: &ClientConfig, spec: &MountSpec) -> Options 
     let entries = usize::try_from(config.cache.entries).unwrap_or(usize::MAX);
     options.cache.nodes = entries;
     options.cache.names = entries;
+    options.cache.ahead = config.cache.ahead_bytes.0;
     options.leave = Duration::from_millis(config.mount.leave_timeout_ms);
     options.writeback.dirty = config.cache.dirty_bytes.0;
     options

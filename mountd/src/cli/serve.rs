@@ -71,6 +71,14 @@ impl Answers for Facts {
         let _ = writeln!(text, "  mounted:    {} s", self.since.elapsed().as_secs());
         let unsent = self.vfs.unsent();
         let _ = writeln!(text, "  unsent:     {} bytes in {} files", unsent.bytes, unsent.files);
+        let (ahead, mib) = (stats.ahead, 1u64 << 20);
+        let _ = writeln!(
+            text,
+            "  read ahead: {} MiB held, {} MiB fetched, {} MiB of that read",
+            ahead.bytes / mib,
+            ahead.fetched / mib,
+            ahead.used / mib
+        );
         let _ = writeln!(text, "  inodes:     {}", stats.inodes);
         let (at_once, others) = stats.operations;
         let _ = writeln!(text, "  operations: {at_once} answered at once, {others} not");

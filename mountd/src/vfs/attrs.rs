@@ -138,6 +138,8 @@ impl Vfs {
         });
         let outcome = self.resize_within(node, size, set).await;
         self.writeback.edit(node, |state| {
+            // What was read meanwhile may be from before the cut.
+            self.cache.pages.drop_range(node.ino, size, u64::MAX);
             if let Some(file) = &mut state.file {
                 file.limit = None;
             }

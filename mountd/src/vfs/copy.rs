@@ -101,8 +101,16 @@ impl Vfs {
         if by_server && to.state().size() < off_out + len {
             self.writeback.cut_tail(to).await?;
         }
-        if by_server && self.copy_at_server(from, off_in, to, off_out, len).await? {
-            return Ok(());
+        if by_server {
+            let copied = self.copy_at_server(from, off_in, to, off_out, len).await;
+            {
+                let _state = to.state();
+                // What was read ahead before or meanwhile.
+                self.cache.pages.drop_range(to.ino, off_out, off_out.saturating_add(len));
+            }
+            if copied? {
+                return Ok(());
+            }
         }
         self.copy_through(from, off_in, to, off_out, len).await
     }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use netfs_common::errno::Errno;
 use netfs_common::wire::meta::DirEntry;
 
+use super::ahead::Watch;
 use crate::cache::Node;
 use crate::session::lock;
 
@@ -17,6 +18,8 @@ pub(super) struct Handle {
     pub(super) flags: i32,
     /// The kernel keeps no pages of what goes through it.
     pub(super) direct: bool,
+    /// What is read of it.
+    pub(super) watch: Watch,
     /// Up to which failure of the inode this handle has been told.
     seen: Mutex<u64>,
     pub(super) dir: tokio::sync::Mutex<DirState>,
@@ -66,7 +69,8 @@ pub(super) struct Handles {
 impl Handles {
     pub(super) fn add(&self, node: Arc<Node>, flags: i32, direct: bool) -> u64 {
         let seen = Mutex::new(node.state().failed.start());
-        let handle = Handle { node, flags, direct, seen, dir: tokio::sync::Mutex::default() };
+        let (watch, dir) = (Watch::default(), tokio::sync::Mutex::default());
+        let handle = Handle { node, flags, direct, watch, seen, dir };
         let fh = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         lock(&self.open).insert(fh, Arc::new(handle));
         fh

@@ -5,6 +5,7 @@
 //! caller who gives up (a signal, a soft mount's time-out) does not leave the caches without the
 //! outcome: the future of an operation may be dropped at any time.
 
+mod ahead;
 mod atime;
 mod attrs;
 mod copy;
@@ -130,6 +131,7 @@ pub struct Vfs {
     /// Orphans that nobody uses any more, to be told to the server.
     forgotten: Mutex<Vec<Ino>>,
     background: Notify,
+    ahead: ahead::Ahead,
     space: Mutex<Option<(Instant, StatFs)>>,
     down: AtomicBool,
     /// Recalls answered.
@@ -164,6 +166,8 @@ pub struct Stats {
     pub traffic: Traffic,
     /// Operations that were answered at once, and others.
     pub operations: (u64, u64),
+    /// What was read ahead.
+    pub ahead: cache::Held,
 }
 
 fn random() -> Result<u64, ConnectError> {
@@ -204,6 +208,7 @@ impl Vfs {
             access_gate: tokio::sync::Mutex::new(()),
             forgotten: Mutex::default(),
             background: Notify::new(),
+            ahead: ahead::Ahead::new(),
             space: Mutex::new(None),
             down: AtomicBool::new(false),
             recalls: AtomicU64::new(0),
@@ -251,6 +256,7 @@ impl Vfs {
             recalls: self.recalls.load(Ordering::Relaxed),
             traffic: self.session.traffic(),
             operations: self.insight.counts(),
+            ahead: self.cache.pages.held(),
         }
     }
 

@@ -90,7 +90,9 @@ impl Vfs {
     pub fn release(self: &Arc<Self>, ino: Ino, fh: u64) {
         self.locks_released(ino, fh);
         // An unknown handle was released before.
-        let _ = self.handles.remove(fh);
+        if let Some(handle) = self.handles.remove(fh) {
+            self.ahead_ends(&handle);
+        }
     }
 
     /// Makes a file durable: its data, its attributes and the names that lead to it.

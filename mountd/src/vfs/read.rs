@@ -7,10 +7,12 @@ use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Ino};
 use tokio::task::JoinSet;
 
+use super::ahead::{Watch, outcome};
 use super::recall::{Filling, Pinned};
 use super::{ReadData, Vfs};
-use crate::cache::{Node, State};
+use crate::cache::{Found, Node, State};
 use crate::insight::carried;
+use crate::readahead::Outcome;
 use crate::writeback::Content;
 
 /// How often a read begins again because the lease was recalled, or the file went from inline data to chunks or back.
@@ -27,7 +29,18 @@ pub(super) struct Plan {
     pieces: Vec<(u64, Content)>,
     /// What the servers have; all else is zeros.
     gaps: Vec<(u64, u64)>,
+    /// What there is of the gaps already.
+    found: Found,
     source: Source,
+}
+
+/// What a read may have of the cache of pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Take {
+    Nothing,
+    /// All that it wants, or nothing: without waiting.
+    Ready,
+    All,
 }
 
 #[derive(Clone, Debug)]
@@ -62,10 +75,17 @@ impl Vfs {
             // Noted before it is answered: a write past the pages looks at it.
             state.told |= !handle.direct;
         }
-        let plan = self.plan_read(&handle.node, offset, u64::from(size))?;
+        let pages = if handle.ahead().is_some() { Take::Ready } else { Take::Nothing };
+        let plan = self.plan_read(&handle.node, offset, u64::from(size), pages)?;
         let data = match &plan.source {
             Source::Inline(Some(base)) => plan.over_inline(base),
             _ if plan.gaps.is_empty() => plan.over_chunks(&[]),
+            _ if plan.found.rest.is_empty() => {
+                if let Some(watch) = handle.ahead() {
+                    self.look_ahead(&handle.node, watch, (plan.start, plan.end), Outcome::InTime);
+                }
+                plan.over_chunks(&plan.found.here)
+            }
             _ => return None,
         };
         self.touch(&handle.node, handle.flags);
@@ -87,7 +107,7 @@ impl Vfs {
             return done;
         }
         let handle = self.handles.get(fh)?;
-        let read = self.read_node(&handle.node, offset, u64::from(size));
+        let read = self.read_watched(&handle.node, offset, u64::from(size), handle.ahead());
         let read = async {
             if !handle.direct {
                 self.after_passing(&handle.node, offset, u64::from(size)).await;
@@ -122,6 +142,17 @@ impl Vfs {
         offset: u64,
         size: u64,
     ) -> Result<Bytes, Errno> {
+        self.read_watched(node, offset, size, None).await
+    }
+
+    async fn read_watched(
+        &self,
+        node: &Arc<Node>,
+        offset: u64,
+        size: u64,
+        watch: Option<&Watch>,
+    ) -> Result<Bytes, Errno> {
+        let pages = if watch.is_some() { Take::All } else { Take::Nothing };
         for _ in 0..MAX_ROUNDS {
             if self.served(node).is_none() {
                 // The kernel keeps what it is told: until the lease is here nothing is.
@@ -134,7 +165,9 @@ impl Vfs {
             let _filling = Filling::new(node);
             // The buffers first, the server second: what leaves the buffers in between is at the
             // server by then. The other way round it could be missed in both.
-            let Some(plan) = self.plan_read(node, offset, size) else { return Err(Errno::EIO) };
+            let Some(mut plan) = self.plan_read(node, offset, size, pages) else {
+                return Err(Errno::EIO);
+            };
             match plan.source.clone() {
                 Source::Inline(Some(base)) => return Ok(plan.over_inline(&base)),
                 Source::Inline(None) => match self.writeback.inline_base(node).await {
@@ -143,7 +176,17 @@ impl Vfs {
                     Err(e) => return Err(e),
                 },
                 Source::Chunks(generation, size) => {
-                    let parts = self.fetch(node.ino, generation, size, &plan.gaps).await?;
+                    let found = std::mem::take(&mut plan.found);
+                    let _waiting = watch.map(|watch| {
+                        let bytes = found.rest.iter().chain(found.coming.iter().map(|c| &c.range));
+                        let waiting = watch.begin(bytes.map(|(from, to)| to - from).sum());
+                        let range = (plan.start, plan.end);
+                        if !plan.gaps.is_empty() {
+                            self.look_ahead(node, watch, range, outcome(&found));
+                        }
+                        waiting
+                    });
+                    let parts = self.gather(node.ino, generation, size, found).await?;
                     return Ok(plan.over_chunks(&parts));
                 }
             }
@@ -151,7 +194,7 @@ impl Vfs {
         Err(Errno::EIO)
     }
 
-    fn plan_read(&self, node: &Node, offset: u64, size: u64) -> Option<Plan> {
+    fn plan_read(&self, node: &Node, offset: u64, size: u64, take: Take) -> Option<Plan> {
         let state = node.state();
         let attr = state.attr.as_ref()?;
         let end = state.size().min(offset.saturating_add(size.min(MAX_READ))).max(offset);
@@ -169,7 +212,45 @@ impl Vfs {
             *e = (*e).min(sent);
             s < e
         });
-        Some(Plan { start: offset, end, pieces, gaps, source })
+        // Under the lock under which the buffers were looked at.
+        let key = self.cache.page_key(&state).filter(|_| take != Take::Nothing && !gaps.is_empty());
+        let found =
+            key.and_then(|k| self.cache.pages.take(node.ino, k, &gaps, take == Take::Ready));
+        let found = found.unwrap_or_else(|| Found { rest: gaps.clone(), ..Found::default() });
+        Some(Plan { start: offset, end, pieces, gaps, found, source })
+    }
+
+    /// Waits for what is under way, and asks for the rest.
+    async fn gather(
+        &self,
+        ino: Ino,
+        generation: u32,
+        chunk: u64,
+        found: Found,
+    ) -> Result<Vec<(u64, Bytes)>, Errno> {
+        let Found { mut here, coming, rest } = found;
+        if coming.is_empty() {
+            here.extend(self.fetch(ino, generation, chunk, &rest).await?);
+            return Ok(here);
+        }
+        let arrivals = async {
+            let (mut come, mut failed) = (Vec::with_capacity(coming.len()), Vec::new());
+            for one in coming {
+                let range = one.range;
+                match one.wait().await {
+                    Some(bytes) => come.push((range.0, bytes)),
+                    None => failed.push(range),
+                }
+            }
+            // Nobody was to be told why: here is somebody.
+            come.extend(self.fetch(ino, generation, chunk, &failed).await?);
+            Ok::<_, Errno>(come)
+        };
+        let (come, fetched) =
+            tokio::try_join!(arrivals, self.fetch(ino, generation, chunk, &rest))?;
+        here.extend(come);
+        here.extend(fetched);
+        Ok(here)
     }
 
     /// Reads ranges of chunks, one message per chunk, all at once.
@@ -180,18 +261,7 @@ impl Vfs {
         chunk: u64,
         gaps: &[(u64, u64)],
     ) -> Result<Vec<(u64, Bytes)>, Errno> {
-        let mut spans: Vec<(u64, u64)> = Vec::new();
-        for &(start, end) in gaps {
-            let mut at = start;
-            while at < end {
-                let stop = ((at / chunk + 1).saturating_mul(chunk)).min(end);
-                match spans.last_mut() {
-                    Some((s, e)) if *s / chunk == at / chunk => *e = stop,
-                    _ => spans.push((at, stop)),
-                }
-                at = stop;
-            }
-        }
+        let spans = split(gaps, chunk);
         let id = move |at: u64| ChunkId { ino, generation, index: at / chunk };
         if let [(s, e)] = spans[..] {
             let bytes = self.session.bulk().read(id(s), s % chunk, e - s).await?;
@@ -211,6 +281,23 @@ impl Vfs {
         }
         Ok(parts)
     }
+}
+
+/// Ranges by chunk, one for each that they touch.
+pub(super) fn split(gaps: &[(u64, u64)], chunk: u64) -> Vec<(u64, u64)> {
+    let mut spans: Vec<(u64, u64)> = Vec::new();
+    for &(start, end) in gaps {
+        let mut at = start;
+        while at < end {
+            let stop = ((at / chunk + 1).saturating_mul(chunk)).min(end);
+            match spans.last_mut() {
+                Some((s, e)) if *s / chunk == at / chunk => *e = stop,
+                _ => spans.push((at, stop)),
+            }
+            at = stop;
+        }
+    }
+    spans
 }
 
 /// Pieces with their starts, and the gaps between them.

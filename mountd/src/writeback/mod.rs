@@ -218,6 +218,8 @@ impl Writeback {
         let len = content.len();
         let (start, queue, pump, kick) = self.edit(node, |state| {
             let start = place(state.size());
+            // Before these bytes leave the buffers again nobody may have kept what was there.
+            self.cache.pages.drop_range(node.ino, start, start.saturating_add(len));
             let inline = state.is_inline();
             let time = now();
             let file = state.file();

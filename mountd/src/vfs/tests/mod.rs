@@ -1,5 +1,6 @@
 //! Tests of the client core against servers in memory.
 
+mod ahead;
 mod budgets;
 mod data_server;
 mod failures;
