@@ -184,7 +184,10 @@ impl Cache {
     /// Under what circumstances the data of a file is what its attributes say; `None` without a lease, and for what is not in chunks.
     pub fn page_key(&self, state: &State) -> Option<Key> {
         let epoch = self.epoch.load(Ordering::SeqCst);
-        let attr = state.attr.as_ref().filter(|_| state.valid && state.lease.is_some() && !state.is_inline())?;
+        let attr = state
+            .attr
+            .as_ref()
+            .filter(|_| state.valid && state.lease.is_some() && !state.is_inline())?;
         Some(Key { epoch, recalled: state.recalled, generation: attr.generation })
     }
 
@@ -343,6 +346,13 @@ impl Cache {
         ttl
     }
 
+    /// The kernel has moved a name, and keeps the new one for as long as it was told to keep the old one.
+    pub fn moved_name(&self, dir: &Node, name: &Name) {
+        if let Some(known) = lock(&self.names).get_mut(&(dir.ino, name.clone())) {
+            known.told = true;
+        }
+    }
+
     fn forget_name(
         &self,
         mut names: MutexGuard<'_, LruCache<(Ino, Name), Known>>,
@@ -404,8 +414,9 @@ impl Cache {
         Some(ttl)
     }
 
-    /// Names of a directory become untrue. Returns those of them that the kernel may have.
-    pub fn recall_names(&self, dir: &Node, which: &Names) -> Vec<Name> {
+    /// Names of a directory become untrue. Returns those that are known here, with where they led, and whether the kernel may
+    /// have them.
+    pub fn recall_names(&self, dir: &Node, which: &Names) -> Vec<(Name, Option<Ino>, bool)> {
         let mut names = lock(&self.names);
         let gone: Vec<Name> = match which {
             Names::None => return Vec::new(),
@@ -421,9 +432,10 @@ impl Cache {
         state.complete = false;
         state.contended = since_boot() + CONTENDED;
         drop(state);
-        let popped = gone
-            .into_iter()
-            .filter(|name| names.pop(&(dir.ino, name.clone())).is_some_and(|known| known.told));
+        let popped = gone.into_iter().filter_map(|name| {
+            let known = names.pop(&(dir.ino, name.clone()))?;
+            Some((name, known.ino, known.told))
+        });
         popped.collect()
     }
 

@@ -138,6 +138,8 @@ pub struct Vfs {
     recalls: AtomicU64,
     /// Others use the volume.
     company: AtomicBool,
+    /// Inodes of which names are being taken back from the kernel; bounded by the recalls under way.
+    moving: Mutex<HashMap<Ino, usize>>,
     insight: Arc<Insight>,
 }
 
@@ -213,6 +215,7 @@ impl Vfs {
             down: AtomicBool::new(false),
             recalls: AtomicU64::new(0),
             company: AtomicBool::new(others),
+            moving: Mutex::default(),
             insight: Arc::default(),
         });
         let weak = Arc::downgrade(&vfs);

@@ -57,6 +57,8 @@ impl Vfs {
         let answer = self.session.ask(Request::Lookup { parent, name: name.clone() }).await;
         let of_dir = answer.granted(parent);
         match answer.reply {
+            // The kernel begins again, by the names as they are now.
+            Ok(Response::Entry { attr, .. }) if self.is_moving(attr.ino) => Err(Errno::ESTALE),
             Ok(Response::Entry { attr, inline }) => {
                 let (ino, grant) = (attr.ino, granted(&answer.grants, attr.ino));
                 let node = self.cache.learn(ticket, attr, inline.map(Into::into), grant);
@@ -324,6 +326,8 @@ impl Vfs {
                 this.cache.unknown_name(&from, &name);
             }
             this.cache.set_name(ticket, &to, &new_name, Some(ino));
+            this.cache.moved_name(&to, &new_name);
+            this.cache.moved_name(&from, &name);
             if mode == RenameMode::Replace
                 && let Some(node) = this.cache.table.get(ino)
             {

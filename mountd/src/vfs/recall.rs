@@ -14,6 +14,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use netfs_common::errno::Errno;
+use netfs_common::id::Ino;
+use netfs_common::name::Name;
 use netfs_common::wire::lease::{Lease, Names, Recall, Scope};
 use netfs_common::wire::meta::Request;
 use tokio::task::JoinSet;
@@ -23,6 +25,7 @@ use tracing::{debug, error};
 use super::{KernelCache, Vfs};
 use crate::cache::Node;
 use crate::insight::{Wait, What, waiting};
+use crate::session::lock;
 
 /// A notification that takes longer waits for a lock of the kernel.
 const BLOCKED: Duration = Duration::from_millis(2);
@@ -32,6 +35,31 @@ const PATIENCE: Duration = Duration::from_millis(50);
 const PAGE: u64 = 4096;
 /// The most recalls of one message that are worked on at once.
 const MAX_AT_ONCE: usize = 64;
+
+/// An inode of which a name is being taken back.
+struct Moving {
+    vfs: Arc<Vfs>,
+    ino: Ino,
+}
+
+impl Moving {
+    fn new(vfs: &Arc<Vfs>, ino: Ino) -> Moving {
+        *lock(&vfs.moving).entry(ino).or_insert(0) += 1;
+        Moving { vfs: Arc::clone(vfs), ino }
+    }
+}
+
+impl Drop for Moving {
+    fn drop(&mut self) {
+        let mut moving = lock(&self.vfs.moving);
+        if let Some(count) = moving.get_mut(&self.ino) {
+            *count -= 1;
+            if *count == 0 {
+                moving.remove(&self.ino);
+            }
+        }
+    }
+}
 
 /// A read that is being answered: the kernel has pages locked, and will fill them.
 pub(super) struct Filling<'a>(&'a Node);
@@ -203,7 +231,7 @@ impl Vfs {
     }
 
     /// Drops what becomes untrue, here and in the kernel.
-    async fn forget_stale(&self, node: &Arc<Node>, stale: &Scope) {
+    async fn forget_stale(self: &Arc<Self>, node: &Arc<Node>, stale: &Scope) {
         let names = self.cache.recall_names(node, &stale.names);
         if stale.xattrs {
             self.cache.xattrs_moved(node);
@@ -215,7 +243,7 @@ impl Vfs {
         let listing = !matches!(stale.names, Names::None);
         let told = async {
             if !names.is_empty() {
-                take_names(&*kernel, node, &names).await;
+                self.take_names(&*kernel, node, &names).await;
             }
         };
         let dropped = async {
@@ -230,6 +258,45 @@ impl Vfs {
             }
         };
         waiting(Wait::Kernel, async { tokio::join!(told, dropped) }).await;
+    }
+
+    /// Has the kernel ask again for names. Those that it was given to keep are waited for.
+    ///
+    /// A call in the directory may be at work that has found one of them already. If it then finds the same inode under another name, as
+    /// `rename` may, the kernel takes the two for one file and does nothing. So until the kernel has let go of the directory,
+    /// these inodes are not shown under any name ([`Vfs::is_moving`]).
+    async fn take_names(
+        self: &Arc<Self>,
+        kernel: &dyn KernelCache,
+        dir: &Node,
+        names: &[(Name, Option<Ino>, bool)],
+    ) {
+        let (mut awaited, mut others) = (JoinSet::new(), JoinSet::new());
+        for (name, ino, told) in names {
+            let call = kernel.drop_name(dir.ino, name);
+            let moving = ino.map(|ino| Moving::new(self, ino));
+            let done = async move {
+                // An error means that there is no kernel any more.
+                let _ = call.await;
+                drop(moving);
+            };
+            if *told {
+                awaited.spawn(done)
+            } else {
+                others.spawn(done)
+            };
+        }
+        others.detach_all();
+        let all = async { while awaited.join_next().await.is_some() {} };
+        if tokio::time::timeout(BLOCKED, all).await.is_err() {
+            let _ = kernel.drop_all_names().await;
+        }
+        awaited.detach_all();
+    }
+
+    /// The kernel may be at work with a name of an inode that is no longer true.
+    pub(super) fn is_moving(&self, ino: Ino) -> bool {
+        lock(&self.moving).contains_key(&ino)
     }
 
     /// Has the kernel drop pages of a range, and the attributes. Pages that it has locked for requests which wait here for a
@@ -263,20 +330,6 @@ impl Vfs {
             });
         }
         attempts.detach_all();
-    }
-}
-
-/// Has the kernel ask again for names.
-async fn take_names(kernel: &dyn KernelCache, dir: &Node, names: &[netfs_common::name::Name]) {
-    let calls: Vec<_> = names.iter().map(|name| kernel.drop_name(dir.ino, name)).collect();
-    let all = async {
-        for call in calls {
-            // An error means that there is no kernel any more.
-            let _ = call.await;
-        }
-    };
-    if tokio::time::timeout(BLOCKED, all).await.is_err() {
-        let _ = kernel.drop_all_names().await;
     }
 }
 

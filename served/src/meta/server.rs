@@ -279,7 +279,7 @@ async fn serve(
         }
     };
     if ending == Ending::Drain {
-        shared.volumes.values().for_each(|volume| volume.close_locks());
+        shared.volumes.values().for_each(|volume| volume.let_go());
         server.shutdown(Instant::now() + DRAIN).await;
     }
     let mut result = Ok(());

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use netfs_common::codec;
+use netfs_common::errno::Errno;
 use netfs_common::id::SessionId;
 use netfs_common::net::{CallError, Link};
 use netfs_common::wire::lease::Recall;
@@ -29,7 +30,8 @@ const CALL_AGAIN: Duration = Duration::from_millis(20);
 pub(super) struct Leasing {
     start: Instant,
     table: Mutex<Leases>,
-    waiting: Mutex<HashMap<Ticket, oneshot::Sender<()>>>,
+    /// `None`: the server ends, and nobody is kept waiting.
+    waiting: Mutex<Option<HashMap<Ticket, oneshot::Sender<()>>>>,
     /// Told when something is due at another time than before.
     rescheduled: Notify,
     /// For people.
@@ -44,9 +46,11 @@ pub(super) struct Place {
 
 impl Place {
     /// To be told when it is worth asking again.
-    pub(super) async fn ready(&self, ready: oneshot::Receiver<()>) {
-        // An error means that the volume is going away, and this with it.
-        let _ = ready.await;
+    ///
+    /// # Errors
+    /// `ESHUTDOWN` when the server ends: the client asks its next life.
+    pub(super) async fn ready(&self, ready: oneshot::Receiver<()>) -> Result<(), Errno> {
+        ready.await.map_err(|_| Errno::ESHUTDOWN)
     }
 
     pub(super) fn ticket(&self) -> Option<Ticket> {
@@ -65,7 +69,9 @@ impl Drop for Place {
     fn drop(&mut self) {
         if let Some(ticket) = self.ticket.take() {
             let leasing = &self.volume.leasing;
-            lock(&leasing.waiting).remove(&ticket);
+            if let Some(waiting) = lock(&leasing.waiting).as_mut() {
+                waiting.remove(&ticket);
+            }
             let now = leasing.now();
             leasing.table().cancel(now, ticket);
             self.volume.has_waited(ticket, false);
@@ -89,7 +95,7 @@ impl Leasing {
         Leasing {
             start: Instant::now(),
             table: Mutex::new(table),
-            waiting: Mutex::default(),
+            waiting: Mutex::new(Some(HashMap::new())),
             rescheduled: Notify::new(),
             waits: Waits::default(),
         }
@@ -97,6 +103,11 @@ impl Leasing {
 
     pub(super) fn now(&self) -> Duration {
         self.start.elapsed()
+    }
+
+    /// The server is about to end: nobody is kept waiting for other clients.
+    pub(super) fn close(&self) {
+        *lock(&self.waiting) = None;
     }
 
     pub(super) fn table(&self) -> MutexGuard<'_, Leases> {
@@ -141,7 +152,9 @@ impl Volume {
                     None => Place { volume: self.clone(), ticket: Some(ticket) },
                 };
                 let (tell, ready) = oneshot::channel();
-                lock(&self.leasing.waiting).insert(ticket, tell);
+                if let Some(waiting) = lock(&self.leasing.waiting).as_mut() {
+                    waiting.insert(ticket, tell);
+                }
                 self.work_off_leases();
                 Err((place, ready))
             }
@@ -169,7 +182,8 @@ impl Volume {
         for action in actions {
             match action {
                 Action::Ready(ticket) => {
-                    if let Some(tell) = lock(&self.leasing.waiting).remove(&ticket) {
+                    let tell = lock(&self.leasing.waiting).as_mut().and_then(|w| w.remove(&ticket));
+                    if let Some(tell) = tell {
                         // Nobody: the request has gone, and its place with it.
                         let _ = tell.send(());
                     }

@@ -297,8 +297,9 @@ impl Volume {
     }
 
     /// The server is about to end: no call is kept waiting for other clients.
-    pub(super) fn close_locks(&self) {
+    pub(super) fn let_go(&self) {
         self.locks.close();
+        self.leasing.close();
     }
 
     /// Lets go of all connections.
@@ -411,7 +412,7 @@ impl Volume {
                     return reply;
                 }
                 Err((waits, ready)) => {
-                    waits.ready(ready).await;
+                    waits.ready(ready).await?;
                     place = Some(waits);
                 }
             }
@@ -507,7 +508,9 @@ impl Volume {
                 }
                 Err((waits, ready)) => {
                     drop(turn);
-                    waits.ready(ready).await;
+                    if let Err(errno) = waits.ready(ready).await {
+                        return (LogIndex(0), Err(errno));
+                    }
                     place = Some(waits);
                 }
             }
