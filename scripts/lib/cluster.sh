@@ -35,7 +35,7 @@ TOML
 
 # The cluster of the script that sources this. Clients are numbered from 1; client N is mounted at $CLUSTER/mntN.
 CLUSTER=
-META_PORT=
+SERVER=
 SERVERS_PID=
 CLIENT_PIDS=()
 
@@ -52,14 +52,14 @@ set_served() {
 
 # make_cluster DIRECTORY [ADDRESS]: prepares one in DIRECTORY, which is private to it. Everything is ended when the script ends.
 make_cluster() {
-    local meta data
+    local meta data address=${2:-127.0.0.1}
     [ -x "$NETFS_BIN" ] || die "no netfs at $NETFS_BIN; build it first (cargo build --release)"
     [ -x "$NETFS_SERVED_BIN" ] || die "no netfs-served at $NETFS_SERVED_BIN; build it first (cargo build --release)"
     mkdir -p "$1" && CLUSTER=$(cd "$1" && pwd) || die "cannot use $1"
     on_exit end_cluster
     read -r meta data < <(free_ports)
-    META_PORT=$meta
-    write_cluster "$CLUSTER" "$meta" "$data" "${2:-127.0.0.1}" || die "cannot make certificates in $CLUSTER"
+    SERVER=$address:$meta
+    write_cluster "$CLUSTER" "$meta" "$data" "$address" || die "cannot make certificates in $CLUSTER"
 }
 
 mount_of() { printf '%s\n' "$CLUSTER/mnt$1"; }
@@ -78,14 +78,14 @@ stop_servers() {
     stop_pid "$SERVERS_PID" 60 INT && wait "$SERVERS_PID" && SERVERS_PID=
 }
 
-# launch_client N SERVER [OPTION...]: starts client N and does not wait for it. With IN_NAMESPACE set, it lives in that network
+# launch_client N [OPTION...]: starts client N and does not wait for it. With IN_NAMESPACE set, it lives in that network
 # namespace, while its mount is seen everywhere.
 launch_client() {
-    local n=$1 server=$2 inside=()
-    shift 2
+    local n=$1 inside=()
+    shift
     [ -z "${IN_NAMESPACE:-}" ] || inside=(nsenter "--net=/run/netns/$IN_NAMESPACE")
     mkdir -p "$(mount_of "$n")"
-    "${inside[@]}" "$NETFS_BIN" mount "$server:$META_PORT/main" "$(mount_of "$n")" --identity "$CLUSTER/client" --foreground "$@" \
+    "${inside[@]}" "$NETFS_BIN" mount "$SERVER/main" "$(mount_of "$n")" --identity "$CLUSTER/client" --foreground "$@" \
         >>"$CLUSTER/client$n.log" 2>&1 </dev/null &
     CLIENT_PIDS[n]=$!
 }
@@ -98,7 +98,7 @@ await_client() {
 start_client() {
     local n=$1
     shift
-    launch_client "$n" 127.0.0.1 "$@" && await_client "$n"
+    launch_client "$n" "$@" && await_client "$n"
 }
 # start_clients COUNT: clients 1 to COUNT.
 start_clients() {
