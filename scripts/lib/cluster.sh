@@ -84,7 +84,7 @@ launch_client() {
     local n=$1 inside=()
     shift
     [ -z "${IN_NAMESPACE:-}" ] || inside=(nsenter "--net=/run/netns/$IN_NAMESPACE")
-    mkdir -p "$(mount_of "$n")"
+    is_mounted "$(mount_of "$n")" || mkdir -p "$(mount_of "$n")"
     "${inside[@]}" "$NETFS_BIN" mount "$SERVER/main" "$(mount_of "$n")" --identity "$CLUSTER/client" --foreground "$@" \
         >>"$CLUSTER/client$n.log" 2>&1 </dev/null &
     CLIENT_PIDS[n]=$!
@@ -126,16 +126,17 @@ check_cluster() {
     "$NETFS_SERVED_BIN" check --config "$CLUSTER/served.toml"
 }
 
-# end_cluster: whatever state it is in.
+# end_cluster: whatever state it is in. Mounts are found in the kernel's list: a look at one that hangs would hang, too.
 end_cluster() {
     local pid mnt
     # A stopped process would not hear that it shall end.
     for pid in "${CLIENT_PIDS[@]}" $SERVERS_PID; do kill -CONT "$pid" 2>/dev/null; done
-    for mnt in "$CLUSTER"/mnt*; do
-        [ -d "$mnt" ] || continue
-        # Without a server, or without its daemon, a mount would wait for what never comes.
-        is_mounted "$mnt" && { timeout -k 1 5 umount "$mnt" 2>/dev/null || { abort_fuse "$mnt"; umount -l "$mnt" 2>/dev/null; }; }
-    done
+    while IFS= read -r mnt; do
+        # Without servers, or without its daemon, it would wait for what never comes.
+        [ -n "$SERVERS_PID" ] && timeout -k 1 5 umount "$mnt" 2>/dev/null && continue
+        abort_fuse "$mnt"
+        umount -l "$mnt" 2>/dev/null
+    done < <(awk -v d="$CLUSTER/" 'index($5, d) == 1 { print $5 }' /proc/self/mountinfo | tac)
     for pid in "${CLIENT_PIDS[@]}"; do stop_pid "$pid" 10 TERM; done
     CLIENT_PIDS=()
     [ -z "$SERVERS_PID" ] || stop_pid "$SERVERS_PID" 10 INT
