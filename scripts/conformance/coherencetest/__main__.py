@@ -5,6 +5,7 @@ rounds KIND ROUNDS ROOT...     write on one mount, look on all others, in turns
 append RECORDS ROOT...         all append to one file at the same time
 history WHAT SECONDS ROOT...   concurrent operations, recorded and checked to be linearisable
 ahead WHAT SECONDS ROOT...     nobody sees an older state than anybody has seen before
+race WHAT NAMES ROOT...        of all that rename or remove a name at the same time one succeeds
 self-test DIRECTORY            planted faults, which have to be found
 
 The ROOTs are one directory, seen through different mounts."""
@@ -13,7 +14,7 @@ import os
 import shutil
 import sys
 
-from . import ahead, append, files, histories, names, rounds, selftest
+from . import ahead, append, files, histories, names, race, rounds, selftest
 from .processes import Wrong
 
 KINDS = files.KINDS | names.KINDS
@@ -30,7 +31,7 @@ def main(verb="", *arguments):
         print("\n".join(KINDS))
     elif verb == "self-test":
         selftest.main(KINDS, arguments[0])
-    elif verb in ("rounds", "append", "history", "ahead"):
+    elif verb in ("rounds", "append", "history", "ahead", "race"):
         what, roots = (arguments[0], arguments[2:]) if verb != "append" else ("append", arguments[1:])
         roots = inside(roots, f"{verb}-{what}-{len(roots)}")
         amount = arguments[1] if verb != "append" else arguments[0]
@@ -41,6 +42,8 @@ def main(verb="", *arguments):
             print(append.play(roots, int(amount)))
         elif verb == "history":
             print(histories.play(what, roots, float(amount)))
+        elif verb == "race":
+            print(race.play(what, roots, int(amount)))
         else:
             print(ahead.play(what, roots, float(amount)))
         shutil.rmtree(roots[0])

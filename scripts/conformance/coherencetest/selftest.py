@@ -5,7 +5,7 @@ import random
 import shutil
 import tempfile
 
-from . import ahead, append, checker, histories, rounds
+from . import ahead, append, checker, histories, race, rounds
 from .checker import Operation
 from .processes import Wrong
 
@@ -130,6 +130,8 @@ def others_notice(directory):
     ahead.play("counter", [places[1]] * 2, 0.2)
     ahead.WHAT["stale"] = StaleCounter
     must("a counter that goes back is not noticed", is_found(lambda: ahead.play("stale", [places[2]] * 2, 1)))
+    for what in race.WHAT:
+        race.play(what, [tempfile.mkdtemp(dir=directory)] * 2, 50)
     for what in histories.WHAT:
         histories.play(what, [tempfile.mkdtemp(dir=directory)] * 2, 0)
 
