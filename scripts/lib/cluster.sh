@@ -50,16 +50,18 @@ set_served() {
     fi
 }
 
-# make_cluster DIRECTORY [ADDRESS]: prepares one in DIRECTORY, which is private to it. Everything is ended when the script ends.
+# make_cluster DIRECTORY [ADDRESS]: prepares one in DIRECTORY, which is private to it. Clients reach it at ADDRESS, by default on the
+# loopback interface only. Everything is ended when the script ends.
 make_cluster() {
-    local meta data address=${2:-127.0.0.1}
+    local meta data address=${2:-127.0.0.1} listen=127.0.0.1
     [ -x "$NETFS_BIN" ] || die "no netfs at $NETFS_BIN; build it first (cargo build --release)"
     [ -x "$NETFS_SERVED_BIN" ] || die "no netfs-served at $NETFS_SERVED_BIN; build it first (cargo build --release)"
     mkdir -p "$1" && CLUSTER=$(cd "$1" && pwd) || die "cannot use $1"
     on_exit end_cluster
     read -r meta data < <(free_ports)
     SERVER=$address:$meta
-    write_cluster "$CLUSTER" "$meta" "$data" "$address" || die "cannot make certificates in $CLUSTER"
+    [ "$address" = 127.0.0.1 ] || listen=0.0.0.0
+    write_cluster "$CLUSTER" "$meta" "$data" "$listen" || die "cannot make certificates in $CLUSTER"
 }
 
 mount_of() { printf '%s\n' "$CLUSTER/mnt$1"; }
