@@ -31,6 +31,9 @@ settings! {
         /// With sync = "interval": the longest time that a change stays unflushed, in milliseconds. This much
         /// of what nobody synced can be lost in a crash.
         pub flush_interval_ms: u64 = 500;
+        /// How long a client may be silent before it loses its session, in milliseconds. Others wait this long at
+        /// most for one that died; shorter also shuts out clients that only slept or were cut off that long.
+        pub term_ms: u32 = 30_000;
         /// Memory for the store's block cache. More makes lookups of cold files faster.
         pub cache_bytes: ByteSize = ByteSize::mib(64);
         /// Inodes and entries kept decoded in memory. Each costs about 500 bytes.
@@ -124,6 +127,10 @@ impl Config for ServedConfig {
                 "meta.flush_interval_ms = {} is not between 1 and 60000",
                 meta.flush_interval_ms
             ));
+        }
+        // Below it a busy machine is taken for a dead one.
+        if !(2_000..=600_000).contains(&meta.term_ms) {
+            return Err(format!("meta.term_ms = {} is not between 2000 and 600000", meta.term_ms));
         }
         let (min, max) = (ByteSize::mib(16), ByteSize::gib(16));
         if !(min..=max).contains(&data.segment_bytes) {

@@ -189,6 +189,7 @@ fn meta_options(config: &ServedConfig, identity: Arc<Identity>, data: DataServer
     }
     options.engine = engine;
     options.flush_interval = Duration::from_millis(meta.flush_interval_ms);
+    options.term = Duration::from_millis(u64::from(meta.term_ms));
     options.sync_always = meta.sync == SyncPolicy::Always;
     options.limits = config.net.limits();
     options

@@ -1,0 +1,1 @@
+"""Programs that share a volume through several mounts."""
