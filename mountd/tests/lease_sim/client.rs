@@ -70,6 +70,8 @@ pub(crate) struct Client {
     welcomed: bool,
     new: bool,
     hello_at: Duration,
+    /// The session has lapsed.
+    hello_soon: bool,
     renewed_at: Duration,
     /// What came before the welcome.
     early: Vec<ToClient>,
@@ -97,6 +99,7 @@ impl Client {
             welcomed: false,
             new: true,
             hello_at: Duration::ZERO,
+            hello_soon: false,
             renewed_at: Duration::ZERO,
             early: Vec::new(),
             term: None,
@@ -203,6 +206,8 @@ impl Client {
         }
         if self.term.as_mut().is_some_and(|t| t.look(now, TERM) == Look::Lapsed) {
             self.drop_all(false);
+            // A session is relied upon again with a new connection.
+            self.hello_soon = true;
         }
     }
 
@@ -227,7 +232,8 @@ impl Client {
         self.look(now);
         let silent = self.welcomed && now.saturating_sub(self.renewed_at) > TERM / 2;
         let unanswered = !self.welcomed && now.saturating_sub(self.hello_at) > TERM / 10;
-        if self.conn == 0 || unanswered || silent || (dead && rng.chance(300)) {
+        let lapsed = std::mem::take(&mut self.hello_soon);
+        if self.conn == 0 || lapsed || unanswered || silent || (dead && rng.chance(300)) {
             self.hello(now);
             self.renewed_at = now;
         } else if self.welcomed && rng.chance(150) {
