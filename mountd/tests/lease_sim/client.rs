@@ -570,7 +570,9 @@ impl Client {
         }
         match &call.request {
             Request::Change(change) => {
+                let stamp = self.clock.stamp();
                 let node = self.node(change.ino);
+                node.held.changed(stamp);
                 match change.kind {
                     ChangeKind::Flush(version) => {
                         node.flushing = None;
