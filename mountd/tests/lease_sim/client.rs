@@ -437,7 +437,7 @@ impl Client {
             ToClient::Recall(id, recalls) => {
                 self.recalls.entry(id).or_insert(recalls);
             }
-            ToClient::Answer(number, answer) => self.answered(number, answer, oracle),
+            ToClient::Answer(number, answer) => self.answered(now, number, answer, oracle),
         }
         self.give_back();
         self.serve(now, oracle);
@@ -540,7 +540,7 @@ impl Client {
         (self.new, self.instance) = (true, 0);
     }
 
-    fn answered(&mut self, number: u64, answer: Answer, oracle: &mut Oracle) {
+    fn answered(&mut self, now: Duration, number: u64, answer: Answer, oracle: &mut Oracle) {
         let Some(call) = self.calls.remove(&number) else { return };
         let mut kept = Vec::new();
         for grant in &answer.grants {
@@ -600,7 +600,7 @@ impl Client {
         }
         if let Some(at) = self.ops.iter().position(|op| Some(op.id) == call.op) {
             let op = self.ops[at].clone();
-            if self.complete(&op, &answer, oracle) {
+            if self.complete(now, &op, &answer, oracle) {
                 self.ops.remove(at);
             } else {
                 self.ops[at].sent = false;
@@ -609,12 +609,16 @@ impl Client {
     }
 
     /// True if the call returns with this answer.
-    fn complete(&mut self, op: &Op, answer: &Answer, oracle: &mut Oracle) -> bool {
+    fn complete(&mut self, now: Duration, op: &Op, answer: &Answer, oracle: &mut Oracle) -> bool {
         match op.kind {
             OpKind::Write => false,
             OpKind::Read(mask) => {
                 // What it has not asked for it has from its buffer. What it has written itself lies
-                // over what the server says, which may not have it yet.
+                // over what the server says, which may not have it yet; but not once the session has
+                // lapsed, since then it may be lost.
+                if !self.believes(now) && self.node(op.ino).dirty.is_some() {
+                    return false;
+                }
                 for (ino, atom, version) in &answer.shown {
                     let node = self.node(*ino);
                     let written = (ATTRS | DATA) & (1 << atom) != 0;
