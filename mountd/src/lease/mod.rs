@@ -18,7 +18,7 @@ pub struct Clock {
     epoch: u64,
     /// Raised with every recall.
     stamp: u64,
-    /// The last recall of any inode that is not in the table any more.
+    /// The last recall, or change, of any inode that is not in the table any more.
     floor: u64,
 }
 
@@ -48,9 +48,10 @@ impl Clock {
         self.epoch += 1;
     }
 
-    /// An inode leaves the table. Its recalls are remembered for all that are not in it.
+    /// An inode leaves the table. Its recalls are remembered for all that are not in it, and so
+    /// are the client's own changes: the versions that tell older answers leave with the inode.
     pub fn evicted(&mut self, held: &Held) {
-        self.floor = self.floor.max(held.recalled);
+        self.floor = self.floor.max(held.recalled).max(held.changed);
     }
 }
 
@@ -62,6 +63,8 @@ pub struct Held {
     epoch: u64,
     /// The stamp of the last recall.
     recalled: u64,
+    /// The stamp of the last change by this client.
+    changed: u64,
     /// The server has been told that it is given up, and has not answered.
     releasing: bool,
 }
@@ -69,7 +72,7 @@ pub struct Held {
 impl Held {
     /// Of an inode that was not in the table.
     pub fn new(clock: &Clock) -> Held {
-        Held { mode: None, epoch: clock.epoch, recalled: clock.floor, releasing: false }
+        Held { mode: None, epoch: clock.epoch, recalled: clock.floor, changed: 0, releasing: false }
     }
 
     /// What the client may do without asking, if it may at all rely on its session.
@@ -93,6 +96,12 @@ impl Held {
     pub fn recalled(&mut self, stamp: u64, keep: Option<Lease>) {
         self.recalled = self.recalled.max(stamp);
         self.mode = self.mode.min(keep);
+    }
+
+    /// A change by this client was answered. Questions from before may be answered with what was.
+    /// As long as the inode is in the table, versions tell.
+    pub fn changed(&mut self, stamp: u64) {
+        self.changed = self.changed.max(stamp);
     }
 
     /// It is given up by itself: the server is being told. It may answer questions that were sent

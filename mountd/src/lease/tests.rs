@@ -56,6 +56,17 @@ fn what_left_the_table_is_not_forgotten() {
 }
 
 #[test]
+fn own_changes_count_when_their_inode_has_left_the_table() {
+    let mut clock = Clock::default();
+    let mut held = Held::new(&clock);
+    let early = clock.ticket();
+    held.changed(clock.stamp());
+    assert!(held.granted(early, &clock, Lease::Read), "versions tell");
+    clock.evicted(&held);
+    assert!(!Held::new(&clock).granted(early, &clock, Lease::Read));
+}
+
+#[test]
 fn nothing_counts_while_it_is_given_up() {
     let mut clock = Clock::default();
     let mut held = Held::new(&clock);

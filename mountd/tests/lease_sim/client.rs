@@ -70,6 +70,8 @@ pub(crate) struct Client {
     welcomed: bool,
     new: bool,
     hello_at: Duration,
+    /// The session has lapsed.
+    hello_soon: bool,
     renewed_at: Duration,
     /// What came before the welcome.
     early: Vec<ToClient>,
@@ -97,6 +99,7 @@ impl Client {
             welcomed: false,
             new: true,
             hello_at: Duration::ZERO,
+            hello_soon: false,
             renewed_at: Duration::ZERO,
             early: Vec::new(),
             term: None,
@@ -203,6 +206,8 @@ impl Client {
         }
         if self.term.as_mut().is_some_and(|t| t.look(now, TERM) == Look::Lapsed) {
             self.drop_all(false);
+            // A session is relied upon again with a new connection.
+            self.hello_soon = true;
         }
     }
 
@@ -227,7 +232,8 @@ impl Client {
         self.look(now);
         let silent = self.welcomed && now.saturating_sub(self.renewed_at) > TERM / 2;
         let unanswered = !self.welcomed && now.saturating_sub(self.hello_at) > TERM / 10;
-        if self.conn == 0 || unanswered || silent || (dead && rng.chance(300)) {
+        let lapsed = std::mem::take(&mut self.hello_soon);
+        if self.conn == 0 || lapsed || unanswered || silent || (dead && rng.chance(300)) {
             self.hello(now);
             self.renewed_at = now;
         } else if self.welcomed && rng.chance(150) {
@@ -431,7 +437,7 @@ impl Client {
             ToClient::Recall(id, recalls) => {
                 self.recalls.entry(id).or_insert(recalls);
             }
-            ToClient::Answer(number, answer) => self.answered(number, answer, oracle),
+            ToClient::Answer(number, answer) => self.answered(now, number, answer, oracle),
         }
         self.give_back();
         self.serve(now, oracle);
@@ -534,7 +540,7 @@ impl Client {
         (self.new, self.instance) = (true, 0);
     }
 
-    fn answered(&mut self, number: u64, answer: Answer, oracle: &mut Oracle) {
+    fn answered(&mut self, now: Duration, number: u64, answer: Answer, oracle: &mut Oracle) {
         let Some(call) = self.calls.remove(&number) else { return };
         let mut kept = Vec::new();
         for grant in &answer.grants {
@@ -564,7 +570,9 @@ impl Client {
         }
         match &call.request {
             Request::Change(change) => {
+                let stamp = self.clock.stamp();
                 let node = self.node(change.ino);
+                node.held.changed(stamp);
                 match change.kind {
                     ChangeKind::Flush(version) => {
                         node.flushing = None;
@@ -592,7 +600,7 @@ impl Client {
         }
         if let Some(at) = self.ops.iter().position(|op| Some(op.id) == call.op) {
             let op = self.ops[at].clone();
-            if self.complete(&op, &answer, oracle) {
+            if self.complete(now, &op, &answer, oracle) {
                 self.ops.remove(at);
             } else {
                 self.ops[at].sent = false;
@@ -601,12 +609,16 @@ impl Client {
     }
 
     /// True if the call returns with this answer.
-    fn complete(&mut self, op: &Op, answer: &Answer, oracle: &mut Oracle) -> bool {
+    fn complete(&mut self, now: Duration, op: &Op, answer: &Answer, oracle: &mut Oracle) -> bool {
         match op.kind {
             OpKind::Write => false,
             OpKind::Read(mask) => {
                 // What it has not asked for it has from its buffer. What it has written itself lies
-                // over what the server says, which may not have it yet.
+                // over what the server says, which may not have it yet; but not once the session has
+                // lapsed, since then it may be lost.
+                if !self.believes(now) && self.node(op.ino).dirty.is_some() {
+                    return false;
+                }
                 for (ino, atom, version) in &answer.shown {
                     let node = self.node(*ino);
                     let written = (ATTRS | DATA) & (1 << atom) != 0;

@@ -4,6 +4,8 @@
 //!
 //! `NETFS_SIM_SEEDS=n` runs so many histories, `NETFS_SIM_SEED=n` one of them, and prints it.
 
+#![allow(clippy::unwrap_used)]
+
 mod client;
 mod model;
 mod oracle;

@@ -292,7 +292,7 @@ impl World {
         if via.conn <= seat.broken && !flush {
             return None;
         }
-        let delay = if flush && self.rng.chance(20) {
+        let delay = if flush && self.now < TROUBLE && self.rng.chance(20) {
             self.rng.time(MS, TERM * 3)
         } else if self.rng.chance(40) {
             self.rng.time(MS, MS * 80)

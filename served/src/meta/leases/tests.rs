@@ -49,8 +49,11 @@ fn wait(t: &mut Leases, session: SessionId, wants: &[Want]) -> Ticket {
     }
 }
 
+/// A message to a holder.
+type Call = (SessionId, RecallId, Vec<Recall>);
+
 /// The recalls that are due, and the tickets that are ready.
-fn poll(t: &mut Leases) -> (Vec<(SessionId, RecallId, Vec<Recall>)>, Vec<Ticket>) {
+fn poll(t: &mut Leases) -> (Vec<Call>, Vec<Ticket>) {
     t.check();
     let (mut recalls, mut ready) = (Vec::new(), Vec::new());
     for action in t.poll(T0) {
