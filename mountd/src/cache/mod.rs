@@ -294,6 +294,7 @@ impl Cache {
             let node = self.learn(ticket, attr.clone(), None, granted(grants, attr.ino));
             let mut state = node.state();
             state.changed_at = state.changed_at.max(attr.version);
+            state.own = self.table.next_stamp();
         }
     }
 
@@ -474,9 +475,13 @@ impl Cache {
     /// The ticket's question is as good as if it were asked now, and its answer may be kept.
     pub fn fresh(&self, ticket: Ticket, node: &Node, grant: Option<Grant>) -> bool {
         let state = node.state();
-        (grant.is_some() || state.lease.is_some())
-            && self.in_time(ticket, &state)
-            && state.changes == ticket.changes
+        grant.is_some() && self.in_time(ticket, &state) && state.changes == ticket.changes
+    }
+
+    /// Nothing of it was recalled or changed since the question.
+    pub fn unchanged(&self, ticket: Ticket, node: &Node) -> bool {
+        let state = node.state();
+        self.in_time(ticket, &state) && state.changes == ticket.changes
     }
 
     /// Evicts down to the limit. A directory that loses a name is no longer known completely.

@@ -66,6 +66,8 @@ pub struct State {
     pub giving: bool,
     /// When something of it was recalled last, as a stamp of the table. What was asked before that is not kept.
     pub recalled: u64,
+    /// When this client changed it last, likewise: for when the node is evicted, and with it the version.
+    pub own: u64,
     /// The attributes may be served without asking. Only under a lease.
     pub valid: bool,
     /// Parts of the file that the kernel has locked for reads and writes which wait here for a lease.

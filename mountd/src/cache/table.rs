@@ -22,7 +22,7 @@ struct Inner {
     refs: HashMap<Ino, u64>,
     /// Inodes without a name that are still in use here.
     orphans: HashSet<Ino>,
-    /// The latest recall of an inode that has been evicted since.
+    /// The latest recall or own change of an inode that has been evicted since.
     floor: u64,
 }
 
@@ -84,8 +84,7 @@ impl Table {
                 passed += 1;
                 continue;
             }
-            let recalled = candidate.state().recalled;
-            inner.floor = inner.floor.max(recalled);
+            inner.floor = inner.floor.max(latest(&candidate));
         }
         node
     }
@@ -94,8 +93,7 @@ impl Table {
     pub fn remove(&self, ino: Ino) -> Option<Arc<Node>> {
         let mut inner = lock(&self.inner);
         let node = inner.nodes.pop(&ino)?;
-        let recalled = node.state().recalled;
-        inner.floor = inner.floor.max(recalled);
+        inner.floor = inner.floor.max(latest(&node));
         Some(node)
     }
 
@@ -160,6 +158,12 @@ impl Table {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+}
+
+/// What was asked before this about the node is not to be trusted.
+fn latest(node: &Node) -> u64 {
+    let state = node.state();
+    state.recalled.max(state.own)
 }
 
 #[cfg(test)]

@@ -92,7 +92,7 @@ impl Vfs {
         let handle = self.handles.get(fh)?;
         let ticket = self.cache.ticket(&handle.node);
         let items = self.patiently(self.list(&handle, after, max)).await;
-        if !self.cache.fresh(ticket, &handle.node, None)
+        if !self.cache.unchanged(ticket, &handle.node)
             && let Some(kernel) = self.kernel.get()
         {
             // Changed meanwhile: the kernel shall not keep it as a part of its listing.

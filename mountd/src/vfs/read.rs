@@ -187,7 +187,10 @@ impl Vfs {
                         waiting
                     });
                     let parts = self.gather(node.ino, generation, size, found).await?;
-                    return Ok(plan.over_chunks(&parts));
+                    if self.cache.live() {
+                        return Ok(plan.over_chunks(&parts));
+                    }
+                    // Stopped meanwhile: what lies over it may have been lost.
                 }
             }
         }
