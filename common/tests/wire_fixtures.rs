@@ -11,6 +11,7 @@ use netfs_common::errno::Errno;
 use netfs_common::id::*;
 use netfs_common::map::{Chain, ClusterMap, DataServer};
 use netfs_common::name::Name;
+use netfs_common::wire::lease::{Grant, Lease, Names, Recall, Scope};
 use netfs_common::wire::{Hello, HelloReply, Role, data, hello::VolumeInfo, meta};
 
 fn name(s: &str) -> Name {
@@ -59,7 +60,7 @@ where
 #[test]
 fn hello_is_pinned() {
     let hello = Hello {
-        protocol: (1, 1),
+        protocol: (2, 2),
         features: 0,
         role: Role::Data,
         volume: "v".into(),
@@ -67,9 +68,9 @@ fn hello_is_pinned() {
         instance: InstanceId(8),
         client: "h:/mnt".into(),
     };
-    pin(&hello, "0101000101760708 06683a2f6d6e74".replace(' ', "").as_str());
+    pin(&hello, "0202000101760708 06683a2f6d6e74".replace(' ', "").as_str());
     let reply = HelloReply {
-        protocol: 1,
+        protocol: 2,
         features: 0,
         cluster: ClusterId([1; 16]),
         instance: InstanceId(9),
@@ -82,7 +83,6 @@ fn hello_is_pinned() {
                 chains: vec![Chain { epoch: Epoch(1), replicas: vec![ServerId(1)] }],
             },
             resumed: false,
-            exclusive: true,
             term_ms: 30000,
             kept: LogIndex(4),
         }),
@@ -90,7 +90,7 @@ fn hello_is_pinned() {
     let ones = "01".repeat(16);
     pin(
         &reply,
-        &format!("0100{ones}090105fb0040010101 0103613a31 010101010001fb307504").replace(' ', ""),
+        &format!("0200{ones}090105fb0040010101 0103613a31 0101010100fb307504").replace(' ', ""),
     );
 }
 
@@ -134,6 +134,33 @@ fn metadata_replies_are_pinned() {
         "00002a00fba40101fbe8036400fb2c01fb0002fc00e2a7ca05fc00e2a7ca05fc00e2a7ca05fc00e2a7ca0502160100006301020102",
     );
     pin::<meta::Reply>(&Err(Errno::ENOENT), "0104");
+    let grants = vec![
+        Grant { ino: Ino(1), lease: Lease::Read, tail_known: false },
+        Grant { ino: Ino(42), lease: Lease::Write, tail_known: true },
+    ];
+    pin(&meta::Answer { reply: Err(Errno::ENOENT), grants }, "0104020100002a0101");
+}
+
+#[test]
+fn messages_about_leases_are_pinned() {
+    pin(&meta::Request::Acquire { ino: Ino(42) }, "0b2a");
+    pin(&meta::Request::Release { inos: vec![Ino(1), Ino(42)] }, "0c02012a");
+    let leases = vec![(Ino(1), Lease::Read), (Ino(42), Lease::Write)];
+    pin(&meta::Request::Reclaim { leases, done: true }, "0d0201002a0101");
+    let recalls = vec![
+        Recall { ino: Ino(1), keep: Some(Lease::Read), stale: Scope::name(name("a")) },
+        Recall { ino: Ino(42), keep: None, stale: Scope::all() },
+        Recall {
+            ino: Ino(7),
+            keep: Some(Lease::Write),
+            stale: Scope { xattrs: true, names: Names::None, ..Scope::default() },
+        },
+    ];
+    pin(
+        &meta::Push::Recall(recalls),
+        "0003010100010000010101612a0001010100fdffffffffffffffff0207010100010000",
+    );
+    pin(&meta::PushReply::Done, "00");
 }
 
 #[test]

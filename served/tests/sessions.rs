@@ -14,7 +14,7 @@ use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::name::Name;
 use netfs_common::net::CallError;
-use netfs_common::wire::meta::{Mutation, NewInode, Op, Push, Request, Response};
+use netfs_common::wire::meta::{Mutation, NewInode, Op, Request, Response};
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::meta::server::{DataServers, MetaOptions, MetaServer};
 
@@ -75,37 +75,34 @@ async fn a_silent_session_ends_and_its_open_files_without_a_name_go() {
 }
 
 #[tokio::test]
-async fn a_newcomer_waits_while_the_holder_renews_and_not_longer() {
+async fn what_a_holder_does_not_give_back_is_waited_for_while_it_renews_and_not_longer() {
     let dir = tempfile::tempdir().unwrap();
     let servers = start(dir.path(), TERM);
-    let first = servers.meta(1).await;
+    let (first, second) = (servers.meta(1).await, servers.meta(2).await);
+    let file = first.create(Ino::ROOT, "f", NewInode::File).await.unwrap();
     first.answers.silent.store(true, Ordering::Relaxed);
-    let link = first.link.clone();
-    let renewing = tokio::spawn(async move {
-        let renew = netfs_common::codec::encode(&Request::Renew).unwrap();
-        while link.call(renew.clone().into(), Instant::now() + PATIENCE).await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(200)).await;
-        }
-    });
-    // Twice its term: it may have much to write back.
-    let refused = MetaClient::connect(&servers.pki.client, servers.meta.addr(), "v", 2).await;
-    match refused.err() {
-        Some(CallError::Refused { text, .. }) => assert!(text.contains("test 1"), "{text}"),
-        other => panic!("{other:?}"),
-    }
-    assert_eq!(first.call(&Request::Renew).await, Ok(Response::Done), "it has its session");
-    assert_eq!(*first.answers.pushed.lock().unwrap(), [Push::Share]);
-    renewing.abort();
-    let second = loop {
-        let addr = servers.meta.addr();
-        match MetaClient::connect(&servers.pki.client, addr, "v", 2).await {
-            Ok(second) => break second,
-            Err(CallError::Refused { .. }) => {}
-            Err(other) => panic!("{other}"),
-        }
+    let renew = |link: netfs_common::net::Link| {
+        tokio::spawn(async move {
+            let renew = netfs_common::codec::encode(&Request::Renew).unwrap();
+            while link.call(renew.clone().into(), Instant::now() + PATIENCE).await.is_ok() {
+                tokio::time::sleep(Duration::from_millis(200)).await;
+            }
+        })
     };
-    assert!(second.info.exclusive, "the first is gone");
+    let (holder, waiter) = (renew(first.link.clone()), renew(second.link.clone()));
+    let asked = Instant::now();
+    let look = async { second.get(file).await };
+    tokio::pin!(look);
+    // Twice its term: it may have much to write back.
+    assert!(tokio::time::timeout(TERM * 2, &mut look).await.is_err(), "{:?}", asked.elapsed());
+    assert_eq!(first.call(&Request::Renew).await, Ok(Response::Done), "it has its session");
+    assert_eq!(first.answers.take().len(), 1);
+    holder.abort();
+    let silent = Instant::now();
+    assert_eq!(look.await.map(|attr| attr.ino), Ok(file));
+    assert!(silent.elapsed() >= TERM - Duration::from_millis(300), "{:?}", silent.elapsed());
     first.link.closed().await;
+    waiter.abort();
 }
 
 #[tokio::test]
@@ -169,7 +166,7 @@ async fn a_session_that_its_client_has_ended_is_not_begun_anew() {
     first.change(Op::EndSession).await.unwrap();
     let late = MetaClient::connect(&servers.pki.client, servers.meta.addr(), "v", 1).await;
     assert!(matches!(late.err(), Some(CallError::Refused { .. })));
-    assert!(servers.meta(2).await.info.exclusive);
+    assert!(!servers.meta(2).await.info.resumed);
 }
 
 #[tokio::test]
