@@ -25,7 +25,7 @@ mod members;
 mod trims;
 mod volume;
 pub mod volumes;
-mod wants;
+pub mod wants;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
