@@ -255,33 +255,6 @@ async fn a_replacing_rename_gives_up_what_it_replaced() {
     assert!(matches!(vfs.lookup(Ino::ROOT, &from).await.unwrap(), Looked::Absent { .. }));
 }
 
-const KILL_SUIDGID: u32 = 4;
-
-#[tokio::test]
-async fn a_write_takes_set_id_bits_and_capabilities() {
-    let world = World::new(14, 16);
-    let vfs = world.mount().await;
-    let f = file(&vfs, "f").await;
-    let chmod = async |perm: u16| {
-        let set = SetAttr { perm: Some(perm), ..SetAttr::default() };
-        vfs.setattr(f.0, set, None, Caller::default()).await.unwrap();
-    };
-    let write_as = async |flags: u32| {
-        let data = Bytes::from_static(b"x");
-        vfs.write(f.0, f.1, 0, data, libc::O_RDWR, flags).await.unwrap();
-        vfs.getattr(f.0, None).await.unwrap().attr.perm
-    };
-    chmod(0o6777).await;
-    assert_eq!(write_as(0).await, 0o6777, "the kernel says whether the writer may keep them");
-    assert_eq!(write_as(KILL_SUIDGID).await, 0o777);
-    chmod(0o6767).await;
-    assert_eq!(write_as(KILL_SUIDGID).await, 0o2767);
-    let capability = b"security.capability";
-    vfs.setxattr(f.0, capability, b"cap", 0, Caller::default()).await.unwrap();
-    write_as(0).await;
-    assert_eq!(vfs.getxattr(f.0, capability).await, Err(Errno::ENODATA));
-}
-
 #[tokio::test]
 async fn bytes_from_before_emptying_never_come_back() {
     let world = World::new(12, 16);

@@ -1,6 +1,8 @@
 //! Tests of the client core against servers in memory.
 
 mod budgets;
+mod coherence;
+mod crowd;
 mod data_server;
 mod failures;
 mod files;

@@ -459,7 +459,7 @@ impl KernelCache for Kernel {
     }
 }
 
-fn done() -> oneshot::Receiver<()> {
+pub(super) fn done() -> oneshot::Receiver<()> {
     let (done, wait) = oneshot::channel();
     let _ = done.send(());
     wait
