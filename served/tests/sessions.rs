@@ -51,6 +51,17 @@ impl Servers {
     }
 }
 
+/// Signs of life, until it is aborted.
+fn renewing(client: &MetaClient) -> tokio::task::JoinHandle<()> {
+    let link = client.link.clone();
+    tokio::spawn(async move {
+        let renew = netfs_common::codec::encode(&Request::Renew).unwrap();
+        while link.call(renew.clone().into(), Instant::now() + PATIENCE).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    })
+}
+
 #[tokio::test]
 async fn a_silent_session_ends_and_its_open_files_without_a_name_go() {
     let dir = tempfile::tempdir().unwrap();
@@ -61,13 +72,15 @@ async fn a_silent_session_ends_and_its_open_files_without_a_name_go() {
     write_file(&meta, &data, file, &[vec![1; 50_000]]).await;
     meta.change(Op::Unlink { parent: Ino::ROOT, name: Name::new("f").unwrap() }).await.unwrap();
     let other = servers.meta(2).await;
-    meta.link.close();
     assert_eq!(other.get(file).await.map(|a| a.nlink), Ok(0), "it may come back");
+    meta.link.close();
+    let alive = renewing(&other);
     let deadline = Instant::now() + PATIENCE;
     while other.get(file).await != Err(Errno::ESTALE) {
         assert!(Instant::now() < deadline, "the orphan is still there");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    alive.abort();
     // What it had is gone, so it begins anew.
     let again = servers.meta(1).await;
     assert!(!again.info.resumed);
@@ -81,15 +94,7 @@ async fn what_a_holder_does_not_give_back_is_waited_for_while_it_renews_and_not_
     let (first, second) = (servers.meta(1).await, servers.meta(2).await);
     let file = first.create(Ino::ROOT, "f", NewInode::File).await.unwrap();
     first.answers.silent.store(true, Ordering::Relaxed);
-    let renew = |link: netfs_common::net::Link| {
-        tokio::spawn(async move {
-            let renew = netfs_common::codec::encode(&Request::Renew).unwrap();
-            while link.call(renew.clone().into(), Instant::now() + PATIENCE).await.is_ok() {
-                tokio::time::sleep(Duration::from_millis(200)).await;
-            }
-        })
-    };
-    let (holder, waiter) = (renew(first.link.clone()), renew(second.link.clone()));
+    let (holder, waiter) = (renewing(&first), renewing(&second));
     let asked = Instant::now();
     let look = async { second.get(file).await };
     tokio::pin!(look);

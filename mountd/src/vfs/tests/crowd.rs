@@ -255,6 +255,7 @@ impl Client {
             for item in items {
                 if let Some(entry) = &item.entry {
                     let n = std::str::from_utf8(&item.name).unwrap();
+                    self.vfs.referenced(item.ino);
                     self.keep_name(dir, n, Some(item.ino), entry.ttl);
                     self.keep_attr(&entry.attr, entry.ttl);
                 }
