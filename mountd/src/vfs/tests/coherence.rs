@@ -218,6 +218,11 @@ impl History {
         let other = self.place();
         let file = self.file();
         self.log.push(format!("{who}: {what} {file:?} {offset}+{len} {place:?} {other:?}"));
+        if let Some(ino) = file.filter(|ino| !self.clients[who].vfs.known_inodes().contains(ino)) {
+            // As the kernel does, which comes to an inode by a name.
+            let (dir, n) = *self.names.iter().find(|(_, i)| **i == ino).unwrap().0;
+            assert_eq!(self.clients[who].lookup(dir, n).await, Some(ino));
+        }
         match (what, file) {
             (0..5, Some(ino)) => {
                 let byte = self.r.below(255) as u8 + 1;
@@ -312,7 +317,7 @@ impl History {
             }
             (21, _) => match self.r.below(8) {
                 0 => self.world.restart_data(),
-                1 if std::env::var("NOKILL").is_err() => self.world.kill_meta(),
+                1 => self.world.kill_meta(),
                 2 | 3 => self.world.cut(),
                 _ => tokio::time::sleep(Duration::from_millis(self.r.below(25))).await,
             },
