@@ -11,6 +11,7 @@ use netfs_common::errno::Errno;
 use netfs_common::id::*;
 use netfs_common::map::{Chain, ClusterMap, DataServer};
 use netfs_common::name::Name;
+use netfs_common::wire::lease::{Grant, Lease, Names, Recall, Scope};
 use netfs_common::wire::{
     Claim, Hello, HelloReply, Role, data,
     hello::{Lost, VolumeInfo},
@@ -63,7 +64,7 @@ where
 #[test]
 fn hello_is_pinned() {
     let hello = Hello {
-        protocol: (1, 1),
+        protocol: (2, 2),
         features: 0,
         role: Role::Data,
         volume: "v".into(),
@@ -72,9 +73,9 @@ fn hello_is_pinned() {
         instance: InstanceId(8),
         client: "h:/mnt".into(),
     };
-    pin(&hello, "010100010176070108 06683a2f6d6e74".replace(' ', "").as_str());
+    pin(&hello, "020200010176070108 06683a2f6d6e74".replace(' ', "").as_str());
     let reply = HelloReply {
-        protocol: 1,
+        protocol: 2,
         features: 0,
         cluster: ClusterId([1; 16]),
         instance: InstanceId(9),
@@ -87,7 +88,7 @@ fn hello_is_pinned() {
                 chains: vec![Chain { epoch: Epoch(1), replicas: vec![ServerId(1)] }],
             },
             resumed: false,
-            exclusive: true,
+            others: true,
             term_ms: 30000,
             lost: vec![Lost { after: LogIndex(4), before: LogIndex(9) }],
         }),
@@ -95,7 +96,7 @@ fn hello_is_pinned() {
     let ones = "01".repeat(16);
     pin(
         &reply,
-        &format!("0100{ones}090105fb0040010101 0103613a31 010101010001fb3075010409")
+        &format!("0200{ones}090105fb0040010101 0103613a31 010101010001fb3075010409")
             .replace(' ', ""),
     );
 }
@@ -140,6 +141,33 @@ fn metadata_replies_are_pinned() {
         "00002a00fba40101fbe8036400fb2c01fb0002fc00e2a7ca05fc00e2a7ca05fc00e2a7ca05fc00e2a7ca0502160100006301020102",
     );
     pin::<meta::Reply>(&Err(Errno::ENOENT), "0104");
+    let grants = vec![
+        Grant { ino: Ino(1), lease: Lease::Read, tail_known: false },
+        Grant { ino: Ino(42), lease: Lease::Write, tail_known: true },
+    ];
+    pin(&meta::Answer { reply: Err(Errno::ENOENT), grants }, "0104020100002a0101");
+}
+
+#[test]
+fn messages_about_leases_are_pinned() {
+    pin(&meta::Request::Acquire { ino: Ino(42) }, "0b2a");
+    pin(&meta::Request::Release { inos: vec![Ino(1), Ino(42)] }, "0c02012a");
+    let leases = vec![(Ino(1), Lease::Read), (Ino(42), Lease::Write)];
+    pin(&meta::Request::Reclaim { leases, done: true }, "0d0201002a0101");
+    let recalls = vec![
+        Recall { ino: Ino(1), keep: Some(Lease::Read), stale: Scope::name(name("a")) },
+        Recall { ino: Ino(42), keep: None, stale: Scope::all() },
+        Recall {
+            ino: Ino(7),
+            keep: Some(Lease::Write),
+            stale: Scope { xattrs: true, names: Names::None, ..Scope::default() },
+        },
+    ];
+    pin(
+        &meta::Push::Recall(recalls),
+        "0003010100010000010101612a0001010100fdffffffffffffffff0207010100010000",
+    );
+    pin(&meta::PushReply::Done, "00");
 }
 
 #[test]

@@ -11,12 +11,13 @@ use bytes::Bytes;
 use netfs_common::codec;
 use netfs_common::config::NetConfig;
 use netfs_common::errno::Errno;
-use netfs_common::id::{ClusterId, Epoch, GroupId, InstanceId, ServerId, SessionId};
+use netfs_common::id::{ClusterId, Epoch, GroupId, Ino, InstanceId, ServerId, SessionId};
 use netfs_common::map::DataServer;
 use netfs_common::net::{BulkMessage, ConnectionKind, Incoming, Limits, Link, NetMetrics, Server};
 use netfs_common::tls::Identity;
 use netfs_common::tls::pki::{self, IssueOptions, Leaf};
-use netfs_common::wire::meta::{Push, PushReply, Reply, Request, Response};
+use netfs_common::wire::lease::{Lease, Recall, Scope};
+use netfs_common::wire::meta::{Answer, Push, PushReply, Request, Response};
 use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role, data};
 use netfs_mountd::dial::QuicDialer;
 use netfs_mountd::session::{DialError, Dialer, LinkError, PushCall};
@@ -56,16 +57,20 @@ fn welcome() -> Vec<u8> {
     .unwrap()
 }
 
-/// Answers `Renew` with `Done` after having asked the client to share, anything else with nonsense.
+fn recall() -> Push {
+    Push::Recall(vec![Recall { ino: Ino(5), keep: Some(Lease::Read), stale: Scope::attrs() }])
+}
+
+/// Answers `Renew` with `Done` after a recall that the client has answered, anything else with nonsense.
 async fn answer_meta(link: Link, request: Bytes) -> Bytes {
     match codec::decode::<Request>(&request).unwrap() {
         Request::Renew => {
-            let push = codec::encode(&Push::Share).unwrap();
+            let push = codec::encode(&recall()).unwrap();
             let reply = link.call(push.into(), None).await.unwrap();
             assert_eq!(codec::decode::<PushReply>(&reply).unwrap(), PushReply::Done);
-            codec::encode::<Reply>(&Ok(Response::Done)).unwrap().into()
+            codec::encode(&Answer::bare(Ok(Response::Done))).unwrap().into()
         }
-        Request::StatFs => codec::encode::<Reply>(&Err(Errno::EIO)).unwrap().into(),
+        Request::StatFs => codec::encode(&Answer::bare(Err(Errno::EIO))).unwrap().into(),
         _ => Bytes::from_static(b"\xff\xff\xff"),
     }
 }
@@ -120,14 +125,14 @@ async fn calls_pushes_and_payloads_pass() {
     let (tx, mut pushes) = mpsc::channel::<PushCall>(1);
     let (reply, meta) = dialer.meta(hello(Role::Meta), tx).await.unwrap();
     assert_eq!(reply.instance, InstanceId(3));
-    let sharing = async {
+    let giving_back = async {
         let call = pushes.recv().await.unwrap();
-        assert_eq!(call.push, Push::Share);
+        assert_eq!(call.push, recall());
         call.answer.send(PushReply::Done).unwrap();
     };
-    let (answer, ()) = tokio::join!(meta.call(Request::Renew), sharing);
-    assert_eq!(answer, Ok(Ok(Response::Done)));
-    assert_eq!(meta.call(Request::StatFs).await, Ok(Err(Errno::EIO)));
+    let (answer, ()) = tokio::join!(meta.call(Request::Renew), giving_back);
+    assert_eq!(answer, Ok(Answer::bare(Ok(Response::Done))));
+    assert_eq!(meta.call(Request::StatFs).await, Ok(Answer::bare(Err(Errno::EIO))));
 
     let server = DataServer { id: ServerId(1), addrs: vec![address] };
     let (_, data) = dialer.data(server, hello(Role::Data)).await.unwrap();

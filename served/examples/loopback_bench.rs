@@ -13,7 +13,7 @@ use netfs_common::map::ClusterMap;
 use netfs_common::name::Name;
 use netfs_common::net::{Bulk, Dialer, Handler, Limits, Link, NetMetrics, ReplyFuture};
 use netfs_common::wire::data::{Op as DataOp, Reply as DataReply, Request as DataRequest};
-use netfs_common::wire::meta::{Mutation, NewInode, Op, Reply, Request};
+use netfs_common::wire::meta::{Answer, Mutation, NewInode, Op, Request};
 use netfs_common::wire::{Claim, Hello, PROTOCOL, Role};
 use netfs_served::cluster;
 use netfs_served::embedded::{self, EmbeddedOptions};
@@ -154,8 +154,8 @@ async fn mutate(link: Link, seq: u64, depth: u64, sync: bool) -> Result<(), Stri
 async fn ask(link: Link, request: Request) -> Result<(), String> {
     let bytes = codec::encode(&request).map_err(|e| e.to_string())?;
     let answer = link.call(bytes.into(), None).await.map_err(|e| e.to_string())?;
-    let reply: Reply = codec::decode(&answer).map_err(|e| e.to_string())?;
-    reply.map(drop).map_err(|e| e.to_string())
+    let answer: Answer = codec::decode(&answer).map_err(|e| e.to_string())?;
+    answer.reply.map(drop).map_err(|e| e.to_string())
 }
 
 async fn bytes_per_second<F>(

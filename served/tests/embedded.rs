@@ -15,7 +15,8 @@ use netfs_common::id::{ChunkId, Ino, OpSeq};
 use netfs_common::name::Name;
 use netfs_common::net::CallError;
 use netfs_common::wire::data::{Op as DataOp, Reply as DataReply, Span};
-use netfs_common::wire::meta::{NewInode, Op, Push, Request, Response};
+use netfs_common::wire::lease::{Grant, Lease, Recall, Scope};
+use netfs_common::wire::meta::{NewInode, Op, Request, Response};
 use netfs_served::embedded::{self, Embedded, EmbeddedOptions};
 
 const ROOT: Ino = Ino::ROOT;
@@ -72,7 +73,7 @@ async fn files_survive_restarts_and_their_chunks_go_with_them() {
     let dir = tempfile::tempdir().unwrap();
     let servers = start(dir.path());
     let (meta, data) = clients(&servers, 7).await;
-    assert!(meta.info.exclusive && !meta.info.resumed);
+    assert!(!meta.info.resumed);
     let sub = meta.create(ROOT, "sub", NewInode::Dir).await.unwrap();
     let file = meta.create(sub, "file", NewInode::File).await.unwrap();
     let chunks = [vec![1u8; 4 << 20], vec![2u8; 1000]];
@@ -143,7 +144,7 @@ async fn a_change_sent_again_over_a_new_connection_is_made_once() {
     assert!(first.is_ok(), "{first:?}");
     meta.link.close();
     let (again, _data) = clients(&servers, 7).await;
-    assert!(again.info.resumed && again.info.exclusive);
+    assert!(again.info.resumed);
     assert_eq!(again.call(&Request::Mutate(create.clone())).await, first);
     // Also after a crash of the server.
     again.sync().await;
@@ -156,45 +157,107 @@ async fn a_change_sent_again_over_a_new_connection_is_made_once() {
     assert_eq!(last.call(&Request::Mutate(twice)).await, Err(Errno::EEXIST));
 }
 
-#[tokio::test]
-async fn a_second_session_is_let_in_when_the_first_has_made_room() {
-    let dir = tempfile::tempdir().unwrap();
-    let servers = start(dir.path());
-    let (first, _d1) = clients(&servers, 1).await;
-    assert!(first.info.exclusive);
-    let (second, _d2) = clients(&servers, 2).await;
-    assert!(!second.info.exclusive);
-    assert_eq!(*first.answers.pushed.lock().unwrap(), [Push::Share]);
-    let (third, _d3) = clients(&servers, 3).await;
-    assert!(!third.info.exclusive);
-    assert_eq!(first.answers.pushed.lock().unwrap().len(), 1, "it knows already");
-    assert!(second.answers.pushed.lock().unwrap().is_empty());
-    let made = first.create(ROOT, "seen by all", NewInode::File).await.unwrap();
-    assert_eq!(second.lookup(ROOT, "seen by all").await.unwrap().ino, made);
-
-    second.change(Op::EndSession).await.unwrap();
-    third.change(Op::EndSession).await.unwrap();
-    assert_eq!(third.call(&Request::Renew).await, Err(Errno::ESHUTDOWN));
-    let (first, _d1) = clients(&servers, 1).await;
-    assert!(first.info.exclusive, "alone again");
+fn look(name: &str) -> Request {
+    Request::Lookup { parent: ROOT, name: Name::new(name).unwrap() }
 }
 
 #[tokio::test]
-async fn a_newcomer_is_not_let_in_while_the_first_does_not_answer() {
+async fn what_is_held_is_recalled_before_others_see_or_change_it() {
     let dir = tempfile::tempdir().unwrap();
     let servers = start(dir.path());
     let (first, _d1) = clients(&servers, 1).await;
+    let (second, _d2) = clients(&servers, 2).await;
+    let file = first.create(ROOT, "file", NewInode::File).await.unwrap();
+    assert!(first.answers.take().is_empty());
+
+    let seen = second.ask(&look("file")).await;
+    let keep = |ino, keep, stale| Recall { ino, keep, stale };
+    // Who makes a file may write to it, so others ask it first.
+    let read = Some(Lease::Read);
+    assert_eq!(first.answers.take(), [keep(file, read, Scope::default())]);
+    assert_eq!(seen.granted(file).map(|g| g.lease), read);
+    assert_eq!(seen.granted(ROOT).map(|g| g.lease), read);
+
+    // To write, it must have the file alone.
+    let written = first.ask(&Request::Acquire { ino: file }).await;
+    let all = Grant { ino: file, lease: Lease::Write, tail_known: true };
+    assert_eq!(written.granted(file), Some(all));
+    assert_eq!(second.answers.take(), [keep(file, None, Scope::all())]);
+
+    // A new name makes that name untrue, and nothing else.
+    first.create(ROOT, "other", NewInode::File).await.unwrap();
+    let other = Name::new("other").unwrap();
+    assert_eq!(second.answers.take(), [keep(ROOT, read, Scope::name(other))]);
+    assert!(first.answers.take().is_empty());
+
+    // What was given back, or whose holder has left, is recalled from nobody.
+    let inos = vec![file];
+    assert_eq!(first.call(&Request::Release { inos }).await, Ok(Response::Done));
+    second.ask(&look("file")).await;
+    second.change(Op::EndSession).await.unwrap();
+    assert_eq!(second.call(&Request::Renew).await, Err(Errno::ESHUTDOWN));
+    let again = first.ask(&Request::Acquire { ino: file }).await;
+    assert_eq!(again.granted(file), Some(all));
+    assert!(first.answers.take().is_empty() && second.answers.take().is_empty());
+}
+
+#[tokio::test]
+async fn a_look_waits_for_a_holder_that_does_not_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let (first, _d1) = clients(&servers, 1).await;
+    let file = first.create(ROOT, "file", NewInode::File).await.unwrap();
     first.answers.silent.store(true, Ordering::Relaxed);
+    let (second, _d2) = clients(&servers, 2).await;
+    let bytes = netfs_common::codec::encode(&look("file")).unwrap();
+    let link = second.link.clone();
+    let mut looking =
+        tokio::spawn(async move { link.call(bytes.into(), Instant::now() + PATIENCE).await });
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut looking).await;
+    assert!(early.is_err(), "answered before the holder has sent what it has");
+    assert_eq!(second.get(ROOT).await.map(|a| a.ino), Ok(ROOT), "others do not wait");
+    // The holder loses its connection; it comes back and is asked again.
+    first.link.close();
+    let (first, _d1) = clients(&servers, 1).await;
+    looking.await.unwrap().unwrap();
+    assert!(first.answers.take().iter().any(|r| r.ino == file && r.keep == Some(Lease::Read)));
+}
+
+#[tokio::test]
+async fn after_a_crash_nobody_overtakes_those_who_held_something() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let (first, _d1) = clients(&servers, 1).await;
+    let (second, _d2) = clients(&servers, 2).await;
+    let file = first.create(ROOT, "file", NewInode::File).await.unwrap();
+    first.sync().await;
+    drop(servers);
+    let servers = start(dir.path());
     let identity = servers.client_identity();
-    let refused = MetaClient::connect(&identity, servers.meta_addr(), "dev", 2).await;
-    match refused.err() {
-        Some(CallError::Refused { text, .. }) => assert!(text.contains("try again"), "{text}"),
-        other => panic!("{other:?}"),
-    }
-    // It comes back and behaves.
-    let (_first, _d1) = clients(&servers, 1).await;
-    let second = MetaClient::connect(&identity, servers.meta_addr(), "dev", 2).await.unwrap();
-    assert!(!second.info.exclusive);
+    let addr = servers.meta_addr();
+    let back = async |session| {
+        MetaClient::connect_before_reclaim(&identity, addr, servers.volume(), session)
+            .await
+            .unwrap()
+    };
+    drop((first, second));
+    let (first, second) = (back(1).await, back(2).await);
+    assert!(first.info.resumed && second.info.resumed);
+    second.reclaim(&[], true).await;
+    let bytes = netfs_common::codec::encode(&look("file")).unwrap();
+    let link = second.link.clone();
+    let mut looking =
+        tokio::spawn(async move { link.call(bytes.into(), Instant::now() + PATIENCE).await });
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut looking).await;
+    assert!(early.is_err(), "the first may have something that nobody knows of");
+    let grants = first.reclaim(&[(file, Lease::Write)], false).await;
+    assert_eq!(grants.len(), 1);
+    assert_eq!((grants[0].ino, grants[0].lease), (file, Lease::Write));
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut looking).await;
+    assert!(early.is_err(), "it has not claimed everything");
+    first.reclaim(&[], true).await;
+    looking.await.unwrap().unwrap();
+    assert_eq!(first.answers.take().len(), 1, "what it has claimed is recalled");
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The messages. Encoded by [`crate::codec`], carried by the network layer.
 //!
 //! A connection begins with [`Hello`]. On a metadata connection frames carry [`meta::Request`]
-//! and [`meta::Reply`] one way and [`meta::Push`] and [`meta::PushReply`] the other; on a bulk connection
+//! and [`meta::Answer`] one way and [`meta::Push`] and [`meta::PushReply`] the other; on a bulk connection
 //! each stream carries a [`data::Request`] with payload and a [`data::Reply`] with payload.
 
 pub mod data;
@@ -15,4 +15,4 @@ pub use hello::{Claim, Hello, HelloReply, Role};
 
 /// The version of the protocol that this build speaks. Raised by every incompatible change;
 /// [`Hello`] carries a range, so that a later build can speak to an earlier one.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;

@@ -11,7 +11,7 @@ pub(crate) fn run(input: &[u8]) {
         0 => round::<Hello>(bytes),
         1 => round::<HelloReply>(bytes),
         2 => round::<meta::Request>(bytes),
-        3 => round::<meta::Reply>(bytes),
+        3 => round::<meta::Answer>(bytes),
         4 => round::<meta::Push>(bytes),
         5 => round::<meta::PushReply>(bytes),
         6 => round::<data::Request>(bytes),

@@ -219,7 +219,8 @@ impl Cache {
             for ((parent, name), _) in names.iter() {
                 kernel.inval_entry(*parent, name);
             }
-            for ino in self.table.referenced() {
+            // The kernel has the root without having looked it up.
+            for ino in self.table.referenced().into_iter().chain([Ino::ROOT]) {
                 kernel.inval_data(ino, 0, 0);
             }
         }

@@ -514,7 +514,8 @@ async fn drive(
     mut pushes: mpsc::Receiver<PushCall>,
 ) {
     let mut serial = 1;
-    let mut unreclaimed = false;
+    // What could not be reclaimed over an earlier connection.
+    let mut unreclaimed: Option<Vec<(Ino, Lease)>> = None;
     loop {
         {
             let Some(session) = weak.upgrade() else { return };
@@ -531,7 +532,8 @@ async fn drive(
         let Connected { reply, link, pushes: new_pushes, volume, successor } = connected;
         pushes = new_pushes;
         serial += 1;
-        let restarted = reply.instance != instance || std::mem::take(&mut unreclaimed);
+        let earlier = unreclaimed.take();
+        let restarted = reply.instance != instance || earlier.is_some();
         let what = Reconnected {
             restarted,
             lost: successor.is_some(),
@@ -560,14 +562,16 @@ async fn drive(
         *session.volume.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);
         let reclaims = what.restarted && !what.lost;
         let events = session.events();
-        let held = events.as_ref().map(|e| e.to_reclaim()).unwrap_or_default();
+        let mut held = events.as_ref().map(|e| e.to_reclaim()).unwrap_or_default();
+        // The caches have forgotten these since.
+        held.extend(earlier.unwrap_or_default());
         if let Some(events) = &events {
             events.company(session.volume().others);
             events.reconnected(what);
         }
         session.tell_alive();
         if reclaims {
-            match reclaim(&*link, held).await {
+            match reclaim(&*link, &held).await {
                 Ok(grants) => {
                     if let Some(events) = &events {
                         events.reclaimed(&grants);
@@ -576,7 +580,7 @@ async fn drive(
                 // The next connection tries again.
                 Err(why) => {
                     warn!(%why, "leases could not be reclaimed");
-                    unreclaimed = true;
+                    unreclaimed = Some(held);
                     link.close();
                 }
             }
@@ -681,7 +685,7 @@ async fn watch_term(weak: Weak<Session>) {
 }
 
 /// Tells a server that was restarted what was held, before anything else is asked of it.
-async fn reclaim(link: &dyn MetaLink, held: Vec<(Ino, Lease)>) -> Result<Vec<Grant>, DialError> {
+async fn reclaim(link: &dyn MetaLink, held: &[(Ino, Lease)]) -> Result<Vec<Grant>, DialError> {
     let mut grants = Vec::new();
     let mut batches: Vec<Vec<(Ino, Lease)>> = held.chunks(MAX_BATCH).map(<[_]>::to_vec).collect();
     if batches.is_empty() {

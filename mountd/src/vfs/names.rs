@@ -294,7 +294,8 @@ impl Vfs {
         self.run(async move {
             let from = this.cache.table.obtain(parent);
             let to = this.cache.table.obtain(new_parent);
-            let there = this.cache.name(new_parent, &new_name).flatten();
+            let known = this.cache.name(new_parent, &new_name);
+            let there = known.flatten();
             let op = Op::Rename {
                 parent,
                 name: name.clone(),
@@ -319,10 +320,10 @@ impl Vfs {
             } else if matches!(mode, RenameMode::Whiteout { .. }) {
                 // It leads to an inode that has just been made.
                 this.cache.unknown_name(&from, &name);
-            } else if there != Some(ino) || (parent == new_parent && name == new_name) {
+            } else if known.is_some() && there != Some(ino) {
                 this.cache.set_name(ticket, &from, &name, None);
             } else {
-                // Two names of one inode: nothing was moved.
+                // Two names of one inode, or maybe so: nothing was moved.
                 this.cache.unknown_name(&from, &name);
             }
             this.cache.set_name(ticket, &to, &new_name, Some(ino));

@@ -29,7 +29,7 @@ mod trims;
 mod volume;
 pub mod volumes;
 mod waits;
-mod wants;
+pub mod wants;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

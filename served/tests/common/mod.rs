@@ -24,9 +24,10 @@ use netfs_common::net::{Bulk, CallError, Dialer, Handler, Limits, Link, NetMetri
 use netfs_common::tls::{Identity, pki};
 use netfs_common::wire::data::{MAX_PAYLOAD, Op, Reply, Request};
 use netfs_common::wire::hello::VolumeInfo;
+use netfs_common::wire::lease::{Grant, Lease, Recall};
 use netfs_common::wire::meta::{
-    Mutation, NewInode, Op as MetaOp, Push, PushReply, Reply as MetaReply, Request as MetaRequest,
-    Response,
+    Answer, Mutation, NewInode, Op as MetaOp, Push, PushReply, Reply as MetaReply,
+    Request as MetaRequest, Response,
 };
 use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
 
@@ -160,22 +161,31 @@ pub fn chunk(ino: u64, index: u64) -> ChunkId {
     ChunkId { ino: Ino(ino), generation: 0, index }
 }
 
-/// What the server has called a client with.
-pub type Pushed = std::sync::Mutex<Vec<Push>>;
-
 /// Answers the server's calls, unless it is told to be silent.
 pub struct Answers {
-    pub pushed: Pushed,
+    /// What the server has called for.
+    pub recalled: std::sync::Mutex<Vec<Recall>>,
     pub silent: std::sync::atomic::AtomicBool,
+}
+
+impl Answers {
+    /// What was recalled since the last time.
+    pub fn take(&self) -> Vec<Recall> {
+        std::mem::take(&mut *self.recalled.lock().unwrap())
+    }
 }
 
 impl Handler for Answers {
     fn call(&self, _link: &Link, request: Bytes) -> ReplyFuture {
-        self.pushed.lock().unwrap().push(codec::decode(&request).unwrap());
+        let done = || codec::encode(&PushReply::Done).unwrap().into();
+        match codec::decode(&request).unwrap() {
+            Push::Recall(recalls) => self.recalled.lock().unwrap().extend(recalls),
+            Push::Company { .. } => return Box::pin(std::future::ready(done())),
+        }
         if self.silent.load(std::sync::atomic::Ordering::Relaxed) {
             return Box::pin(std::future::pending());
         }
-        Box::pin(std::future::ready(codec::encode(&PushReply::Done).unwrap().into()))
+        Box::pin(std::future::ready(done()))
     }
 }
 
@@ -196,6 +206,19 @@ impl MetaClient {
         volume: &str,
         session: u64,
     ) -> Result<MetaClient, CallError> {
+        let client = MetaClient::connect_before_reclaim(identity, addr, volume, session).await?;
+        // The server may have been restarted: there is nothing that is still needed.
+        client.reclaim(&[], true).await;
+        Ok(client)
+    }
+
+    /// As [`MetaClient::connect`]; a server that was restarted waits for [`MetaClient::reclaim`].
+    pub async fn connect_before_reclaim(
+        identity: &Identity,
+        addr: SocketAddr,
+        volume: &str,
+        session: u64,
+    ) -> Result<MetaClient, CallError> {
         MetaClient::greet(identity, addr, &hello(Role::Meta, volume, session)).await
     }
 
@@ -205,12 +228,18 @@ impl MetaClient {
         hello: &Hello,
     ) -> Result<MetaClient, CallError> {
         let (words, session) = (codec::encode(hello).unwrap(), hello.session.0);
-        let answers = Arc::new(Answers { pushed: Default::default(), silent: false.into() });
+        let answers = Arc::new(Answers { recalled: Default::default(), silent: false.into() });
         let dialer = dialer(identity);
         let (link, welcome) = dialer.link(addr, &words, answers.clone()).await?;
         let welcome: HelloReply = codec::decode(&welcome).unwrap();
         let info = welcome.volume.unwrap();
         Ok(MetaClient { link, info, answers, session, seq: 1.into(), _dialer: dialer })
+    }
+
+    pub async fn reclaim(&self, leases: &[(Ino, Lease)], done: bool) -> Vec<Grant> {
+        let answer = self.ask(&MetaRequest::Reclaim { leases: leases.to_vec(), done }).await;
+        assert_eq!(answer.reply, Ok(Response::Done));
+        answer.grants
     }
 
     /// Goes on after the changes of an earlier connection.
@@ -219,6 +248,11 @@ impl MetaClient {
     }
 
     pub async fn call(&self, request: &MetaRequest) -> MetaReply {
+        self.ask(request).await.reply
+    }
+
+    /// A call whose grants matter.
+    pub async fn ask(&self, request: &MetaRequest) -> Answer {
         let bytes = codec::encode(request).unwrap();
         let reply = self.link.call(bytes.into(), Instant::now() + PATIENCE).await.unwrap();
         codec::decode(&reply).unwrap()

@@ -9,7 +9,7 @@ use netfs_common::id::{ChunkId, Ino};
 use netfs_common::wire::data::Op;
 use netfs_common::wire::meta::NewInode;
 
-use super::world::{Weather, World, file, name, read, write};
+use super::world::{Weather, World, file, name, read, session, write};
 use crate::session::lock;
 use crate::vfs::{Caller, Looked};
 
@@ -97,8 +97,7 @@ async fn an_ended_session_is_told_and_the_next_one_works() {
     let f = file(&vfs, "f").await;
     let clean = file(&vfs, "clean").await;
     write(&vfs, f, 0, &[1; 100]).await.unwrap();
-    lock(&world.meta).sessions.clear();
-    world.cut();
+    world.end_sessions();
     // A question, which may be repeated in any session.
     vfs.lookup(Ino::ROOT, &name("none")).await.unwrap();
     assert_eq!(vfs.fsync(f.0, f.1, false).await, Err(Errno::EIO));
@@ -114,7 +113,7 @@ async fn a_session_ended_behind_the_client_s_back_is_noticed_by_the_next_call() 
     let world = World::new(6, 16);
     let vfs = world.mount().await;
     file(&vfs, "f").await;
-    lock(&world.meta).sessions.clear();
+    world.end_sessions();
     let outcome = vfs.make(Ino::ROOT, &name("d"), NewInode::Dir, 0o755, 0, Caller::default()).await;
     assert_eq!(outcome.map(|_| ()), Err(Errno::EIO), "it may or may not have been applied");
     vfs.make(Ino::ROOT, &name("e"), NewInode::Dir, 0o755, 0, Caller::default()).await.unwrap();
@@ -134,6 +133,7 @@ async fn a_soft_mount_gives_up_and_a_mount_that_went_down_refuses() {
     assert_eq!(vfs.getattr(f.0, None).await.map(|_| ()), Err(Errno::EIO));
     assert_eq!(vfs.fsync(f.0, f.1, false).await, Err(Errno::EIO));
     vfs.release(f.0, f.1);
+    world.end_session(session(&vfs));
     let again = world.mount().await;
     assert_eq!(again.getattr(f.0, None).await.unwrap().attr.size, 0);
 }
@@ -300,8 +300,7 @@ async fn what_is_lost_with_a_session_is_not_sent_in_the_next_one() {
     vfs.fsync(f.0, f.1, false).await.unwrap();
     write(&vfs, f, 0, b"new").await.unwrap();
     world.weather(Weather { delay_ms: 200, loss: 0 });
-    lock(&world.meta).sessions.clear();
-    world.cut();
+    world.end_sessions();
     while vfs.session.connected() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }

@@ -1,19 +1,14 @@
 //! A client whose session the servers have ended, and that does not know it yet.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, SessionId};
 
-use super::world::{World, file, name, read, write};
+use super::world::{World, file, name, read, session, write};
 use crate::session::lock;
-use crate::vfs::{Looked, Vfs};
-
-fn session(vfs: &Arc<Vfs>) -> SessionId {
-    *vfs.session_id().borrow()
-}
+use crate::vfs::Looked;
 
 /// The metadata server ends the session, and keeps it out of the data server.
 fn expire(world: &World, session: SessionId) {

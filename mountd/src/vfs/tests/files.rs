@@ -1,5 +1,6 @@
 //! Contents of files.
 
+use bytes::Bytes;
 use netfs_common::attr::{SetAttr, SetTime, Timestamp};
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
@@ -152,7 +153,7 @@ async fn appends_land_at_the_end_whatever_the_kernel_guessed() {
     let f = file(&vfs, "f").await;
     write(&vfs, f, 0, b"hello").await.unwrap();
     let flags = libc::O_WRONLY | libc::O_APPEND;
-    vfs.write(f.0, f.1, 0, bytes::Bytes::from_static(b" world"), flags, 0).await.unwrap();
+    vfs.write(f.0, f.1, 0, Bytes::from_static(b" world"), flags, 0).await.unwrap();
     assert_eq!(read(&vfs, f, 0, 100).await, b"hello world");
     let told = crate::session::lock(&kernel.told).clone();
     assert!(told.iter().any(|t| t == "data 2 0 0"), "{told:?}");
@@ -252,25 +253,6 @@ async fn a_replacing_rename_gives_up_what_it_replaced() {
     assert_eq!(entry.attr.ino, a.0);
     assert_eq!(vfs.getattr(b.0, None).await.unwrap().attr.nlink, 0);
     assert!(matches!(vfs.lookup(Ino::ROOT, &from).await.unwrap(), Looked::Absent { .. }));
-}
-
-#[tokio::test]
-async fn shared_volumes_keep_nothing() {
-    let world = World::new(11, 16);
-    world.exclusive.store(false, std::sync::atomic::Ordering::SeqCst);
-    let (one, two) = (world.mount().await, world.mount().await);
-    let f = file(&one, "f").await;
-    let Looked::Found(entry) = two.lookup(Ino::ROOT, &name("f")).await.unwrap() else { panic!() };
-    assert!(entry.ttl.is_zero());
-    let opened = two.open(entry.attr.ino, libc::O_RDWR).await.unwrap();
-    assert!(opened.direct_io && !opened.keep_cache);
-    let g = (entry.attr.ino, opened.fh);
-    for i in 0..20u8 {
-        write(&one, f, u64::from(i) * 1000, &[i; 500]).await.unwrap();
-        assert_eq!(read(&two, g, u64::from(i) * 1000, 600).await, vec![i; 500]);
-        write(&two, g, u64::from(i) * 1000, &[i + 1; 100]).await.unwrap();
-        assert_eq!(read(&one, f, u64::from(i) * 1000, 100).await, vec![i + 1; 100]);
-    }
 }
 
 #[tokio::test]

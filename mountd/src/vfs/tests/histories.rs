@@ -86,9 +86,8 @@ async fn step(world: &World, vfs: &Arc<Vfs>, f: (Ino, u64), r: &mut Random, mode
     }
 }
 
-async fn history(seed: u64, weather: Weather, exclusive: bool) {
+async fn history(seed: u64, weather: Weather) {
     let world = World::new(seed, 16);
-    world.exclusive.store(exclusive, std::sync::atomic::Ordering::SeqCst);
     let vfs = world.mount().await;
     world.weather(weather);
     let f = file(&vfs, "f").await;
@@ -108,9 +107,9 @@ async fn history(seed: u64, weather: Weather, exclusive: bool) {
     assert!(read(&vfs, (f.0, fh), 0, SIZE as u32).await == model, "the servers differ");
 }
 
-async fn histories(seeds: std::ops::Range<u64>, weather: Weather, exclusive: bool) {
+async fn histories(seeds: std::ops::Range<u64>, weather: Weather) {
     for seed in seeds {
-        let one = tokio::time::timeout(Duration::from_secs(60), history(seed, weather, exclusive));
+        let one = tokio::time::timeout(Duration::from_secs(60), history(seed, weather));
         // With the seed in what a failure prints.
         eprintln!("seed {seed}");
         one.await.unwrap_or_else(|_| panic!("seed {seed} is stuck"));
@@ -119,15 +118,10 @@ async fn histories(seeds: std::ops::Range<u64>, weather: Weather, exclusive: boo
 
 #[tokio::test]
 async fn histories_in_fair_weather() {
-    histories(0..12, Weather::default(), true).await;
+    histories(0..12, Weather::default()).await;
 }
 
 #[tokio::test]
 async fn histories_over_a_bad_network() {
-    histories(100..110, Weather { delay_ms: 2, loss: 60 }, true).await;
-}
-
-#[tokio::test]
-async fn histories_on_a_shared_volume() {
-    histories(200..204, Weather { delay_ms: 1, loss: 100 }, false).await;
+    histories(100..110, Weather { delay_ms: 2, loss: 60 }).await;
 }

@@ -11,7 +11,7 @@ use netfs_common::wire::meta::Request;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::world::{Hold, Random, Weather, World, file, write};
+use super::world::{Hold, Random, Weather, World, file, session, write};
 use crate::session::lock;
 use crate::vfs::{Vfs, WantedLock};
 
@@ -150,11 +150,11 @@ async fn a_waiter_gets_it_when_the_other_client_unlocks() {
         let b = Arc::clone(&b);
         async move { b.lock(want).await }
     });
-    until(|| lock(&world.meta).locks.is_waiting(b.session_id())).await;
+    until(|| lock(&world.meta).locks.is_waiting(session(&b))).await;
     a.unlock((f.0, 1), None, LockRange { start: 5, end: 9 }).await.unwrap();
     assert_eq!(timeout(LONG, waiting).await.unwrap().unwrap(), Ok(()));
     assert_eq!(held(&world, f.0).len(), 2);
-    until(|| lock(&world.meta).locks.granted(b.session_id(), 9).is_empty()).await;
+    until(|| lock(&world.meta).locks.granted(session(&b), 9).is_empty()).await;
 }
 
 #[tokio::test]
@@ -167,7 +167,7 @@ async fn a_waiter_that_is_given_up_leaves_nothing_behind() {
     let want = posix(f, 2, (0, 29), LockMode::Write);
     let given_up = timeout(Duration::from_millis(50), b.lock(want)).await;
     assert!(given_up.is_err());
-    until(|| !lock(&world.meta).locks.is_waiting(b.session_id())).await;
+    until(|| !lock(&world.meta).locks.is_waiting(session(&b))).await;
     // And one to which the answer "granted" is on its way at that moment.
     a.unlock((f.0, 1), None, LockRange::ALL).await.unwrap();
     let hold = Hold {
@@ -228,9 +228,9 @@ async fn a_restarted_server_gets_the_locks_again_and_waiters_wait_on() {
         let b = Arc::clone(&b);
         async move { b.lock(posix(f, 1, (0, 0), LockMode::Write)).await }
     });
-    until(|| lock(&world.meta).locks.is_waiting(b.session_id())).await;
+    until(|| lock(&world.meta).locks.is_waiting(session(&b))).await;
     world.restart_meta();
-    until(|| lock(&world.meta).locks.is_waiting(b.session_id())).await;
+    until(|| lock(&world.meta).locks.is_waiting(session(&b))).await;
     let mut after = held(&world, f.0);
     before.sort();
     after.sort();
@@ -249,7 +249,7 @@ async fn locks_that_are_lost_with_the_session_are_told() {
     {
         let mut meta = lock(&world.meta);
         meta.sessions.clear();
-        meta.locks.end_session(vfs.session_id());
+        meta.locks.end_session(session(&vfs));
     }
     world.cut();
     // Not among those of which another owner might have had them since.
@@ -307,6 +307,6 @@ async fn over_a_network_that_loses_calls_no_two_clients_have_a_lock() {
     world.weather(Weather::default());
     until(|| held(&world, f.0).is_empty()).await;
     for vfs in &clients {
-        until(|| !lock(&world.meta).locks.is_waiting(vfs.session_id())).await;
+        until(|| !lock(&world.meta).locks.is_waiting(session(&vfs))).await;
     }
 }

@@ -1,6 +1,6 @@
 //! A metadata server in memory: one volume, changes applied exactly once.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use netfs_common::attr::{Attr, FileKind, SetTime, Timestamp};
 use netfs_common::errno::Errno;
@@ -13,6 +13,7 @@ use netfs_common::wire::meta::{
 use netfs_served::meta::locks::{LockLimits, Locks};
 
 use super::data_server::DataStore;
+use super::leasing::Leasing;
 
 #[derive(Clone, Debug)]
 pub(super) struct Inode {
@@ -23,16 +24,21 @@ pub(super) struct Inode {
     entries: BTreeMap<u64, (Name, Ino)>,
 }
 
+type Sessions = HashMap<SessionId, HashMap<OpSeq, Reply>>;
+
 #[derive(Debug)]
 pub(super) struct MetaStore {
     pub(super) inodes: HashMap<Ino, Inode>,
-    pub(super) sessions: HashMap<SessionId, HashMap<OpSeq, Reply>>,
+    pub(super) sessions: Sessions,
+    pub(super) leasing: Leasing,
+    /// Inodes without a name, and the sessions that may have them open.
+    held: HashMap<Ino, HashSet<SessionId>>,
     pub(super) forgotten: Vec<Ino>,
     pub(super) free: u64,
     /// What did not survive a restart.
     pub(super) lost: Vec<Lost>,
-    durable: (u64, HashMap<Ino, Inode>),
     pub(super) locks: Locks,
+    durable: (u64, HashMap<Ino, Inode>, Sessions),
     next: u64,
     version: u64,
     cookie: u64,
@@ -44,11 +50,13 @@ impl MetaStore {
         let mut store = MetaStore {
             inodes: HashMap::new(),
             sessions: HashMap::new(),
+            leasing: Leasing::new(&[], 0),
+            held: HashMap::new(),
             forgotten: Vec::new(),
             free: 1 << 40,
             lost: Vec::new(),
-            durable: (0, HashMap::new()),
             locks: Locks::new(LockLimits::default()),
+            durable: (0, HashMap::new(), HashMap::new()),
             next: 1,
             version: 1,
             cookie: 2,
@@ -59,26 +67,60 @@ impl MetaStore {
         store
     }
 
-    fn sync(&mut self) {
-        self.durable = (self.version, self.inodes.clone());
-    }
-
     /// The power fails: what was not synced is lost, and its versions are not given out again.
     pub(super) fn crash(&mut self) {
         self.inodes = self.durable.1.clone();
-        self.version += 1000;
+        self.sessions = self.durable.2.clone();
         // As after every start, the first change is made durable at once.
-        let (after, before) = (LogIndex(self.durable.0), LogIndex(self.version));
+        let (after, before) = (LogIndex(self.durable.0), LogIndex(self.version + 1000));
         self.lost.push(Lost { after, before });
+        self.begin_again();
         self.sync();
+    }
+
+    /// The process is killed: nothing is lost but what was only in its memory.
+    pub(super) fn kill(&mut self) {
+        self.begin_again();
+    }
+
+    fn begin_again(&mut self) {
+        self.version += 1000;
         self.locks = Locks::new(LockLimits::default());
         self.locks.begin_grace(self.sessions.keys().copied());
+        let known: Vec<_> = self.sessions.keys().copied().collect();
+        self.leasing = Leasing::new(&known, self.leasing.life + 1);
     }
 
     pub(super) fn greet(&mut self, session: SessionId) -> bool {
         let known = self.sessions.contains_key(&session);
         self.sessions.entry(session).or_default();
+        if !known {
+            self.sync();
+        }
         known
+    }
+
+    /// A session is over, with everything it held.
+    pub(super) fn end(&mut self, session: SessionId) {
+        self.sessions.remove(&session);
+        self.leave_all(session);
+    }
+
+    fn leave_all(&mut self, session: SessionId) {
+        self.leasing.end(session);
+        for ino in self.held.keys().copied().collect::<Vec<_>>() {
+            self.let_go(session, ino);
+        }
+    }
+
+    /// A session does not have an inode open.
+    fn let_go(&mut self, session: SessionId, ino: Ino) {
+        let Some(holders) = self.held.get_mut(&ino) else { return };
+        holders.remove(&session);
+        if holders.is_empty() {
+            self.held.remove(&ino);
+            self.inodes.remove(&ino);
+        }
     }
 
     fn make(&mut self, kind: FileKind, perm: u16, time: Timestamp) -> Ino {
@@ -157,35 +199,40 @@ impl MetaStore {
         let inode = self.edit(ino, time)?;
         let last = inode.attr.kind == FileKind::Dir;
         inode.attr.nlink = if last { 0 } else { inode.attr.nlink - 1 };
+        if inode.attr.nlink == 0 {
+            self.held.insert(ino, self.sessions.keys().copied().collect());
+        }
         Ok(())
     }
 
-    pub(super) fn call(
-        &mut self,
-        session: SessionId,
-        request: Request,
-        data: &mut DataStore,
-    ) -> Reply {
-        if !self.sessions.contains_key(&session) {
-            return Err(Errno::ESHUTDOWN);
+    /// The inode that a name leads to.
+    pub(super) fn child(&self, parent: Ino, name: &Name) -> Result<Option<Ino>, Errno> {
+        match self.find(parent, name) {
+            Ok((_, ino)) => Ok(Some(ino)),
+            Err(Errno::ENOENT | Errno::ESTALE | Errno::ENOTDIR) => Ok(None),
+            Err(e) => Err(e),
         }
+    }
+
+    /// Answers a question.
+    pub(super) fn read(&self, request: &Request) -> Reply {
         match request {
             Request::Lookup { parent, name } => {
-                let (_, ino) = self.find(parent, &name)?;
-                self.call(session, Request::Get { ino }, data)
+                let (_, ino) = self.find(*parent, name)?;
+                self.read(&Request::Get { ino })
             }
-            Request::Get { ino } => {
-                let inode = self.get(ino)?;
+            Request::Get { ino } | Request::Acquire { ino } => {
+                let inode = self.get(*ino)?;
                 let inline = inode.attr.inline.then(|| inode.inline.clone());
                 Ok(Response::Entry { attr: inode.attr.clone(), inline })
             }
-            Request::ReadLink { ino } => Ok(Response::Bytes(self.get(ino)?.target.clone())),
+            Request::ReadLink { ino } => Ok(Response::Bytes(self.get(*ino)?.target.clone())),
             Request::ReadDir { ino, after, limit, plus } => {
-                let dir = self.get(ino)?;
+                let dir = self.get(*ino)?;
                 let mut all = dir.entries.range(after + 1..);
                 let entries: Vec<DirEntry> = all
                     .by_ref()
-                    .take(limit as usize)
+                    .take(*limit as usize)
                     .map(|(cookie, (name, ino))| {
                         let attr = self.inodes[ino].attr.clone();
                         DirEntry {
@@ -201,10 +248,10 @@ impl MetaStore {
                 Ok(Response::Listing { entries, end, parent: dir.attr.parent })
             }
             Request::ListXattrs { ino } => {
-                Ok(Response::Xattrs(self.get(ino)?.xattrs.keys().cloned().collect()))
+                Ok(Response::Xattrs(self.get(*ino)?.xattrs.keys().cloned().collect()))
             }
             Request::GetXattr { ino, name } => {
-                let value = self.get(ino)?.xattrs.get(&name).cloned();
+                let value = self.get(*ino)?.xattrs.get(name).cloned();
                 value.map(Response::Bytes).ok_or(Errno::ENODATA)
             }
             Request::StatFs => Ok(Response::StatFs(StatFs {
@@ -214,36 +261,44 @@ impl MetaStore {
                 inodes_free: 1 << 19,
             })),
             Request::Renew => Ok(Response::Done),
-            Request::Sync => {
-                self.sync();
-                Ok(Response::Done)
-            }
-            Request::Status => Err(Errno::EPERM),
-            Request::Lock(call) => self.locks.answer(session, &call).map(Response::Lock),
-            Request::Mutate(m) => {
-                let answered = m.answered;
-                let seq = m.seq;
-                let done = self.sessions.get_mut(&session).unwrap();
-                done.retain(|s, _| *s > answered);
-                assert!(seq > answered, "an answered change was sent again");
-                if let Some(reply) = done.get(&seq) {
-                    return reply.clone();
-                }
-                self.version += 1;
-                let sync = m.sync;
-                let reply = self.apply(m, data);
-                if sync {
-                    self.sync();
-                }
-                if let Some(done) = self.sessions.get_mut(&session) {
-                    done.insert(seq, reply.clone());
-                }
-                reply
-            }
+            _ => Err(Errno::EPERM),
         }
     }
 
-    fn apply(&mut self, m: Mutation, data: &mut DataStore) -> Reply {
+    pub(super) fn sync(&mut self) {
+        self.durable = (self.version, self.inodes.clone(), self.sessions.clone());
+    }
+
+    /// Applies a change, once however often it comes.
+    pub(super) fn mutate(
+        &mut self,
+        session: SessionId,
+        m: Mutation,
+        data: &mut DataStore,
+    ) -> Reply {
+        let (answered, seq, sync) = (m.answered, m.seq, m.sync);
+        let ends = matches!(m.op, Op::EndSession);
+        let done = self.sessions.get_mut(&session).unwrap();
+        done.retain(|s, _| *s > answered);
+        assert!(seq > answered, "an answered change was sent again");
+        if let Some(reply) = done.get(&seq) {
+            return reply.clone();
+        }
+        self.version += 1;
+        let reply = self.apply(session, m, data);
+        if ends {
+            self.leave_all(session);
+        }
+        if let Some(done) = self.sessions.get_mut(&session) {
+            done.insert(seq, reply.clone());
+        }
+        if sync {
+            self.sync();
+        }
+        reply
+    }
+
+    fn apply(&mut self, session: SessionId, m: Mutation, data: &mut DataStore) -> Reply {
         let time = m.time;
         let mut touched = Vec::new();
         let mut target = None;
@@ -276,6 +331,7 @@ impl MetaStore {
                     return Err(Errno::EEXIST);
                 }
                 self.edit(ino, time)?.attr.nlink += 1;
+                self.held.remove(&ino);
                 self.enter(parent, &name, ino, time)?;
                 target = Some(ino);
                 touched.extend([ino, parent]);
@@ -393,11 +449,7 @@ impl MetaStore {
                 }
             }
             Op::Forget { inos } => {
-                for ino in &inos {
-                    if self.inodes.get(ino).is_some_and(|i| i.attr.nlink == 0) {
-                        self.inodes.remove(ino);
-                    }
-                }
+                inos.iter().for_each(|ino| self.let_go(session, *ino));
                 self.forgotten.extend(inos);
             }
             Op::EndSession => {}

@@ -2,16 +2,18 @@
 
 mod ahead;
 mod budgets;
+mod coherence;
+mod crowd;
 mod data_server;
 mod failures;
 mod fenced;
 mod files;
 mod histories;
+mod leasing;
 mod locks;
 mod meta_server;
 mod names;
 mod power;
-mod shared;
 mod silence;
 mod unheard;
 mod world;

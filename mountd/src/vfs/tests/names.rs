@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use netfs_common::attr::SetAttr;
 use netfs_common::id::Ino;
-use netfs_common::wire::meta::{Push, Request};
+use netfs_common::wire::meta::Request;
 use tokio::sync::Notify;
 
 use super::world::{Hold, Kernel, World, file, name};
@@ -52,24 +52,6 @@ async fn of_two_answers_the_newer_one_counts() {
     let Looked::Found(late) = looking.await.unwrap().unwrap() else { panic!() };
     assert_eq!(late.attr.perm, 0o600);
     assert_eq!(vfs.try_getattr(e.attr.ino, None).unwrap().unwrap().attr.perm, 0o600);
-}
-
-#[tokio::test]
-async fn sharing_sends_and_drops_everything_before_it_is_answered() {
-    let world = World::new(3, 16);
-    let vfs = world.mount_with(|o| o.writeback.age = std::time::Duration::from_secs(60)).await;
-    let kernel = Arc::new(Kernel::default());
-    vfs.set_kernel(kernel.clone());
-    let f = file(&vfs, "f").await;
-    super::world::write(&vfs, f, 0, &[4; 50_000]).await.unwrap();
-    world.push(Push::Share).await;
-    assert_eq!(lock(&world.meta).inodes[&f.0].attr.size, 50_000);
-    assert!(vfs.try_getattr(f.0, None).is_none());
-    assert!(vfs.try_lookup(Ino::ROOT, &name("f")).is_none());
-    assert!(vfs.getattr(f.0, None).await.unwrap().ttl.is_zero());
-    let told = lock(&kernel.told).clone();
-    assert!(told.contains(&"entry 1 \"f\"".to_owned()), "{told:?}");
-    assert!(told.contains(&"data 2 0 0".to_owned()), "{told:?}");
 }
 
 #[tokio::test]

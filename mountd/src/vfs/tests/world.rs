@@ -1,17 +1,18 @@
 //! Both servers in memory, and a network that delays, reorders and loses.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use netfs_common::errno::Errno;
-use netfs_common::id::{ClusterId, Epoch, Ino, InstanceId, ServerId};
+use netfs_common::id::{ClusterId, Epoch, Ino, InstanceId, ServerId, SessionId};
 use netfs_common::map::{Chain, ClusterMap, DataServer};
 use netfs_common::name::Name;
 use netfs_common::wire::hello::VolumeInfo;
-use netfs_common::wire::meta::{Push, PushReply, Reply, Request};
-use netfs_common::wire::{Claim, Hello, HelloReply, data};
+use netfs_common::wire::lease::Lease;
+use netfs_common::wire::meta::{self, Request};
+use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, data};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::data_server::DataStore;
@@ -54,13 +55,11 @@ pub(super) struct World {
     pub(super) random: Mutex<Random>,
     pub(super) weather: Mutex<Weather>,
     pub(super) instance: AtomicU64,
-    /// Raised to cut all connections.
-    cut: Mutex<Arc<Cut>>,
-    pub(super) exclusive: AtomicBool,
     pub(super) term_ms: AtomicU32,
     /// The metadata server cannot be reached, and nobody says so.
     pub(super) silent: AtomicBool,
-    pushes: Mutex<Option<mpsc::Sender<PushCall>>>,
+    /// Every client there ever was.
+    peers: Mutex<Vec<Arc<Peer>>>,
     /// Answers to metadata calls wait for this to be released.
     pub(super) held: Mutex<Option<Hold>>,
 }
@@ -73,10 +72,87 @@ pub(super) struct Hold {
     pub(super) release: Arc<Notify>,
 }
 
+/// A client, as the network knows it.
+#[derive(Default)]
+pub(super) struct Peer {
+    session: OnceLock<SessionId>,
+    /// Nothing comes from it or gets to it, and nobody says so.
+    pub(super) silent: AtomicBool,
+    /// Raised to cut its connections.
+    cut: Mutex<Arc<Cut>>,
+    connection: Mutex<Option<Connection>>,
+}
+
 #[derive(Default)]
 struct Cut {
     gone: AtomicBool,
     tell: Notify,
+}
+
+impl Cut {
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::SeqCst)
+    }
+
+    async fn closed(&self) {
+        loop {
+            let told = self.tell.notified();
+            tokio::pin!(told);
+            told.as_mut().enable();
+            if self.is_gone() {
+                return;
+            }
+            told.await;
+        }
+    }
+}
+
+/// A connection of a client to the metadata server, seen from there.
+#[derive(Clone)]
+pub(super) struct Connection {
+    pub(super) pushes: mpsc::Sender<PushCall>,
+    cut: Arc<Cut>,
+}
+
+impl Connection {
+    /// A call of the server to the client.
+    pub(super) async fn through<T>(
+        &self,
+        world: &World,
+        peer: &Peer,
+        call: impl AsyncFnOnce() -> T,
+    ) -> Result<T, LinkError> {
+        let called = async {
+            world.travel(peer).await;
+            let answer = call().await;
+            world.travel(peer).await;
+            answer
+        };
+        let answer = tokio::select! {
+            biased;
+            () = self.cut.closed() => return Err(LinkError::Lost),
+            answer = called => answer,
+        };
+        if world.loses() {
+            peer.cut();
+            return Err(LinkError::Lost);
+        }
+        Ok(answer)
+    }
+}
+
+impl Peer {
+    /// Its connections are lost.
+    pub(super) fn cut(&self) {
+        let cut = std::mem::take(&mut *lock(&self.cut));
+        cut.gone.store(true, Ordering::SeqCst);
+        cut.tell.notify_waiters();
+    }
+
+    /// The connection that it has now.
+    pub(super) fn connection(&self) -> Option<Connection> {
+        lock(&self.connection).clone().filter(|c| !c.cut.is_gone())
+    }
 }
 
 impl World {
@@ -87,11 +163,9 @@ impl World {
             random: Mutex::new(Random(seed)),
             weather: Mutex::default(),
             instance: AtomicU64::new(1),
-            cut: Mutex::default(),
-            exclusive: AtomicBool::new(true),
             term_ms: AtomicU32::new(30_000),
             silent: AtomicBool::new(false),
-            pushes: Mutex::new(None),
+            peers: Mutex::default(),
             held: Mutex::new(None),
         })
     }
@@ -106,18 +180,32 @@ impl World {
         options.writeback.age = Duration::from_millis(15);
         options.leave = Duration::from_secs(20);
         set(&mut options);
-        Vfs::start(Arc::new(Net(Arc::clone(self))), options).await.unwrap()
+        let peer = Arc::new(Peer::default());
+        lock(&self.peers).push(Arc::clone(&peer));
+        Vfs::start(Arc::new(Net { world: Arc::clone(self), peer }), options).await.unwrap()
+    }
+
+    /// The client with a session.
+    pub(super) fn peer_of(&self, session: SessionId) -> Option<Arc<Peer>> {
+        lock(&self.peers).iter().find(|p| p.session.get() == Some(&session)).cloned()
+    }
+
+    /// A client.
+    pub(super) fn peer(&self, vfs: &Vfs) -> Arc<Peer> {
+        self.peer_of(session(vfs)).unwrap()
     }
 
     pub(super) fn weather(&self, weather: Weather) {
         *lock(&self.weather) = weather;
     }
 
+    pub(super) fn term(&self) -> Duration {
+        Duration::from_millis(self.term_ms.load(Ordering::SeqCst).into())
+    }
+
     /// All connections are lost.
     pub(super) fn cut(&self) {
-        let cut = std::mem::take(&mut *lock(&self.cut));
-        cut.gone.store(true, Ordering::SeqCst);
-        cut.tell.notify_waiters();
+        lock(&self.peers).iter().for_each(|peer| peer.cut());
     }
 
     /// The data server is killed with everything it had not flushed, and started again.
@@ -133,14 +221,26 @@ impl World {
         self.cut();
     }
 
-    pub(super) async fn push(&self, push: Push) -> PushReply {
-        let to = lock(&self.pushes).clone().unwrap();
-        let (answer, wait) = oneshot::channel();
-        to.send(PushCall { push, answer }).await.unwrap();
-        wait.await.unwrap()
+    /// The process of the metadata server is killed, and started again.
+    pub(super) fn kill_meta(&self) {
+        lock(&self.meta).kill();
+        self.instance.fetch_add(1, Ordering::SeqCst);
+        self.cut();
     }
 
-    async fn travel(&self) {
+    /// How many messages have recalled something.
+    pub(super) fn recalls(&self) -> u64 {
+        lock(&self.meta).leasing.recalls
+    }
+
+    /// What a client holds of an inode.
+    pub(super) fn lease(&self, vfs: &Vfs, ino: Ino) -> Option<Lease> {
+        let holders = lock(&self.meta).holders(ino);
+        holders.iter().find(|(s, _)| *s == session(vfs)).map(|(_, lease)| *lease)
+    }
+
+    /// One way through the network.
+    async fn travel(&self, peer: &Peer) {
         let ms = {
             let weather = *lock(&self.weather);
             lock(&self.random).below(weather.delay_ms + 1)
@@ -148,6 +248,9 @@ impl World {
         match ms {
             0 => tokio::task::yield_now().await,
             ms => tokio::time::sleep(Duration::from_micros(ms * 700)).await,
+        }
+        while peer.silent.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
@@ -170,7 +273,7 @@ impl World {
 
     fn hello_reply(&self, instance: u64, volume: Option<VolumeInfo>) -> HelloReply {
         HelloReply {
-            protocol: 1,
+            protocol: PROTOCOL,
             features: 0,
             cluster: ClusterId::default(),
             instance: InstanceId(instance),
@@ -179,7 +282,22 @@ impl World {
     }
 }
 
-pub(super) struct Net(pub(super) Arc<World>);
+struct Net {
+    world: Arc<World>,
+    peer: Arc<Peer>,
+}
+
+impl Net {
+    fn link(&self, hello: Hello) -> Arc<Link> {
+        let cut = Arc::clone(&lock(&self.peer.cut));
+        Arc::new(Link {
+            world: Arc::clone(&self.world),
+            peer: Arc::clone(&self.peer),
+            cut,
+            session: hello.session,
+        })
+    }
+}
 
 impl Dialer for Net {
     fn meta(
@@ -188,90 +306,97 @@ impl Dialer for Net {
         pushes: mpsc::Sender<PushCall>,
     ) -> Answer<'_, Dialled<dyn MetaLink>> {
         Box::pin(async move {
-            let world = &self.0;
-            world.travel().await;
+            let world = &self.world;
+            world.travel(&self.peer).await;
             world.heard().await;
-            *lock(&world.pushes) = Some(pushes);
-            let known = lock(&world.meta).sessions.contains_key(&hello.session);
+            let session = hello.session;
+            let known = lock(&world.meta).sessions.contains_key(&session);
             if !known && hello.claim == Claim::Resume {
                 return Err(DialError::SessionOver("it is not known".into()));
             }
-            let resumed = lock(&world.meta).greet(hello.session);
+            self.peer.session.get_or_init(|| session);
+            let link = self.link(hello);
+            let resumed = {
+                let mut store = lock(&world.meta);
+                let resumed = store.greet(session);
+                store.leasing.heard.insert(session, tokio::time::Instant::now());
+                resumed
+            };
             let volume = VolumeInfo {
                 id: 7,
                 inline_limit: 4096,
                 map: world.map(),
                 resumed,
-                exclusive: world.exclusive.load(Ordering::SeqCst),
                 term_ms: world.term_ms.load(Ordering::SeqCst),
                 lost: lock(&world.meta).lost.clone(),
+                others: false,
             };
             let reply = world.hello_reply(world.instance.load(Ordering::SeqCst), Some(volume));
-            let cut = Arc::clone(&lock(&world.cut));
-            let link = Link { world: Arc::clone(world), cut, hello };
-            Ok((reply, Arc::new(link) as Arc<dyn MetaLink>))
+            let connection = Connection { pushes, cut: Arc::clone(&link.cut) };
+            *lock(&self.peer.connection) = Some(connection);
+            Ok((reply, link as Arc<dyn MetaLink>))
         })
     }
 
     fn data(&self, _server: DataServer, hello: Hello) -> Answer<'_, Dialled<dyn DataLink>> {
         Box::pin(async move {
-            let world = &self.0;
-            world.travel().await;
+            let world = &self.world;
+            world.travel(&self.peer).await;
             if lock(&world.data).fenced.contains(&hello.session) {
                 return Err(DialError::SessionOver("it is fenced".into()));
             }
+            let link = self.link(hello);
             let instance = lock(&world.data).instance.0;
-            let cut = Arc::clone(&lock(&world.cut));
-            let link = Link { world: Arc::clone(world), cut, hello };
-            let link = Arc::new(link) as Arc<dyn DataLink>;
-            Ok((world.hello_reply(instance, None), link))
+            Ok((world.hello_reply(instance, None), link as Arc<dyn DataLink>))
         })
     }
 }
 
 struct Link {
     world: Arc<World>,
+    peer: Arc<Peer>,
     cut: Arc<Cut>,
-    hello: Hello,
+    session: SessionId,
 }
 
 impl Link {
     /// Runs a call through the weather: it may be lost before or after it was executed.
-    async fn through<T>(&self, execute: impl FnOnce(&World) -> T) -> Result<T, LinkError> {
-        self.world.travel().await;
-        let gone = |l: &Link| l.cut.gone.load(Ordering::SeqCst);
-        if gone(self) {
-            return Err(LinkError::Lost);
-        }
-        if self.world.loses() {
-            self.world.cut();
-            return Err(LinkError::Lost);
-        }
-        let answer = execute(&self.world);
-        self.world.travel().await;
-        if self.world.loses() {
-            self.world.cut();
-        }
-        if gone(self) { Err(LinkError::Lost) } else { Ok(answer) }
+    async fn through<T>(
+        &self,
+        execute: impl AsyncFnOnce(&Arc<World>) -> T,
+    ) -> Result<T, LinkError> {
+        let called = async {
+            self.world.travel(&self.peer).await;
+            if self.world.loses() {
+                self.peer.cut();
+                return Err(LinkError::Lost);
+            }
+            let answer = execute(&self.world).await;
+            self.world.travel(&self.peer).await;
+            if self.world.loses() {
+                self.peer.cut();
+            }
+            Ok(answer)
+        };
+        let answer = tokio::select! {
+            biased;
+            () = self.cut.closed() => return Err(LinkError::Lost),
+            answer = called => answer?,
+        };
+        if self.cut.is_gone() { Err(LinkError::Lost) } else { Ok(answer) }
     }
 }
 
 impl MetaLink for Link {
-    fn call(&self, request: Request) -> Answer<'_, Result<Reply, LinkError>> {
+    fn call(&self, request: Request) -> Answer<'_, Result<meta::Answer, LinkError>> {
         Box::pin(async move {
             let hold = lock(&self.world.held).clone().filter(|h| (h.which)(&request));
-            let session = self.hello.session;
-            let gone = self.closed();
             tokio::select! {
                 () = self.world.heard() => {}
-                () = gone => return Err(LinkError::Lost),
+                () = self.cut.closed() => return Err(LinkError::Lost),
             }
-            let answer = self
-                .through(|world| {
-                    let mut data = lock(&world.data);
-                    lock(&world.meta).call(session, request, &mut data)
-                })
-                .await?;
+            let session = self.session;
+            let answer = self.through(async |world| world.serve(session, request).await).await?;
             if let Some(hold) = hold {
                 hold.caught.notify_one();
                 hold.release.notified().await;
@@ -281,20 +406,12 @@ impl MetaLink for Link {
     }
 
     fn closed(&self) -> Answer<'_, ()> {
-        Box::pin(async move {
-            loop {
-                let told = self.cut.tell.notified();
-                if self.cut.gone.load(Ordering::SeqCst) {
-                    return;
-                }
-                told.await;
-            }
-        })
+        Box::pin(self.cut.closed())
     }
 
     fn close(&self) {
-        if !self.cut.gone.load(Ordering::SeqCst) {
-            self.world.cut();
+        if !self.cut.is_gone() {
+            self.peer.cut();
         }
     }
 }
@@ -305,17 +422,14 @@ impl DataLink for Link {
         request: data::Request,
         payload: Bytes,
     ) -> Answer<'_, Result<(data::Reply, Bytes), LinkError>> {
-        let session = self.hello.session;
-        Box::pin(async move {
-            self.through(|world| {
-                let mut data = lock(&world.data);
-                if data.fenced.contains(&session) {
-                    return (data::Reply::SessionOver, Bytes::new());
-                }
-                data.call(request.op, &payload)
-            })
-            .await
-        })
+        let session = self.session;
+        Box::pin(self.through(async move |world| {
+            let mut data = lock(&world.data);
+            if data.fenced.contains(&session) {
+                return (data::Reply::SessionOver, Bytes::new());
+            }
+            data.call(request.op, &payload)
+        }))
     }
 
     fn close(&self) {}
@@ -341,10 +455,38 @@ impl KernelCache for Kernel {
     }
 
     fn barrier(&self) -> oneshot::Receiver<()> {
-        let (done, wait) = oneshot::channel();
-        let _ = done.send(());
-        wait
+        done()
     }
+
+    fn drop_attr(&self, ino: Ino) -> oneshot::Receiver<()> {
+        self.inval_attr(ino);
+        done()
+    }
+
+    fn drop_data(&self, ino: Ino, offset: u64, len: u64) -> oneshot::Receiver<()> {
+        self.inval_data(ino, offset, len);
+        done()
+    }
+
+    fn drop_name(&self, parent: Ino, name: &Name) -> oneshot::Receiver<()> {
+        self.inval_entry(parent, name);
+        done()
+    }
+
+    fn drop_all_names(&self) -> oneshot::Receiver<()> {
+        lock(&self.told).push("all names".to_owned());
+        done()
+    }
+}
+
+pub(super) fn done() -> oneshot::Receiver<()> {
+    let (done, wait) = oneshot::channel();
+    let _ = done.send(());
+    wait
+}
+
+pub(super) fn session(vfs: &Vfs) -> SessionId {
+    *vfs.session_id().borrow()
 }
 
 pub(super) fn name(s: &str) -> Name {

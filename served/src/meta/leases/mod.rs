@@ -323,7 +323,8 @@ impl Leases {
     }
 
     /// A session that is waited for claims what it had. Returns what it has now, which is all it
-    /// could have had: what it holds for writing it may not have sent.
+    /// could have had: what it holds for writing it may not have sent. One that is no longer waited
+    /// for may not have got the answer: it is told again what it was given then and has still.
     pub fn reclaim(
         &mut self,
         now: Duration,
@@ -332,7 +333,11 @@ impl Leases {
     ) -> Vec<Grant> {
         let mut grants = Vec::new();
         if !self.grace.awaits(session) {
-            return grants;
+            let has = |(ino, lease): &(Ino, Lease)| {
+                let held = self.holdings.get(session, *ino).filter(|held| held >= lease)?;
+                Some(self.tell(*ino, held))
+            };
+            return leases.iter().filter_map(has).collect();
         }
         for (ino, lease) in leases {
             let had = self.holdings.get(session, *ino);

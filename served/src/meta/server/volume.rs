@@ -491,7 +491,9 @@ impl Volume {
         loop {
             let turn = self.my_turn().await;
             let wants = match &command.action {
-                Action::Mutate { op, .. } => wants::of_change(&self.engine, op),
+                Action::Mutate { op, .. } => {
+                    wants::of_change(|parent, name| self.engine.child(parent, name), op)
+                }
                 _ => Ok((Vec::new(), Leaves::AsItWas)),
             };
             let (wants, leaves) = match wants {

@@ -6,7 +6,6 @@ use netfs_common::name::Name;
 use netfs_common::wire::lease::{Lease, Names, Scope};
 use netfs_common::wire::meta::{Op, RenameMode, Reply, Request, Response};
 
-use crate::meta::engine::Engine;
 use crate::meta::leases::{Access, Want};
 
 fn look(ino: Ino, scope: Scope) -> Want {
@@ -31,7 +30,7 @@ fn xattrs() -> Scope {
 
 /// What a question looks at, `reply` being what it would be answered with now. A listing's entries are not among it: those
 /// that somebody else may be changing are shown without attributes.
-pub(super) fn of_question(request: &Request, reply: &Reply) -> Vec<Want> {
+pub fn of_question(request: &Request, reply: &Reply) -> Vec<Want> {
     match request {
         Request::Lookup { parent, name } => {
             let names = Names::Some(vec![name.clone()]);
@@ -62,13 +61,13 @@ pub(super) fn of_question(request: &Request, reply: &Reply) -> Vec<Want> {
 }
 
 /// A listing's entry that is shown with attributes.
-pub(super) fn of_entry(ino: Ino) -> Want {
+pub fn of_entry(ino: Ino) -> Want {
     look(ino, contents())
 }
 
 /// What a change leaves behind of the file that it is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Leaves {
+pub enum Leaves {
     /// Nothing else than before.
     AsItWas,
     /// The client goes on writing to it.
@@ -77,11 +76,14 @@ pub(super) enum Leaves {
     Clean,
 }
 
-/// What a change touches, as the names are now, and what it leaves behind.
+/// What a change touches, as the names are now (`child` looks one up), and what it leaves behind.
 ///
 /// # Errors
-/// When the store fails.
-pub(super) fn of_change(engine: &Engine, op: &Op) -> Result<(Vec<Want>, Leaves), Errno> {
+/// Those of `child`.
+pub fn of_change(
+    child: impl Fn(Ino, &Name) -> Result<Option<Ino>, Errno>,
+    op: &Op,
+) -> Result<(Vec<Want>, Leaves), Errno> {
     let named = |parent: Ino, name: &Name| change(parent, Scope::name(name.clone()));
     let mut wants = Vec::new();
     match op {
@@ -92,13 +94,13 @@ pub(super) fn of_change(engine: &Engine, op: &Op) -> Result<(Vec<Want>, Leaves),
         }
         Op::Unlink { parent, name } | Op::Rmdir { parent, name } => {
             wants.push(named(*parent, name));
-            wants.extend(engine.child(*parent, name)?.map(|ino| change(ino, Scope::attrs())));
+            wants.extend(child(*parent, name)?.map(|ino| change(ino, Scope::attrs())));
         }
         Op::Rename { parent, name, new_parent, new_name, mode } => {
             wants.push(named(*parent, name));
             wants.push(named(*new_parent, new_name));
-            wants.extend(engine.child(*parent, name)?.map(|ino| change(ino, Scope::attrs())));
-            let there = engine.child(*new_parent, new_name)?;
+            wants.extend(child(*parent, name)?.map(|ino| change(ino, Scope::attrs())));
+            let there = child(*new_parent, new_name)?;
             if *mode != RenameMode::NoReplace {
                 wants.extend(there.map(|ino| change(ino, Scope::attrs())));
             }
@@ -126,7 +128,7 @@ pub(super) fn of_change(engine: &Engine, op: &Op) -> Result<(Vec<Want>, Leaves),
 }
 
 /// Which leases go with the answer to a question.
-pub(super) fn granted_with(request: &Request, reply: &Reply) -> Vec<(Ino, Lease)> {
+pub fn granted_with(request: &Request, reply: &Reply) -> Vec<(Ino, Lease)> {
     match (request, reply) {
         (Request::Lookup { parent, .. }, Ok(Response::Entry { attr, .. })) => {
             vec![(*parent, Lease::Read), (attr.ino, Lease::Read)]
