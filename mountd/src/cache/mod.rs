@@ -266,7 +266,10 @@ impl Cache {
             attr.version = 0;
         }
         let current = state.attr.as_ref().map_or(0, |a| a.version);
-        let grant = grant.filter(|_| self.in_time(ticket, &state));
+        let in_time = self.in_time(ticket, &state);
+        let grant = grant.filter(|_| in_time);
+        // Nobody else can have changed it. While the lease is recalled nothing is granted, and what is buffered must be sent.
+        let alone = in_time && state.lease == Some(Lease::Write);
         if let Some(grant) = grant {
             state.lease = state.lease.max(Some(grant.lease));
             state.tail_known |= grant.tail_known && grant.lease == Lease::Write;
@@ -278,7 +281,7 @@ impl Cache {
                 lock(&self.contents).put(attr.ino, attr.version, data);
             }
             // Without a grant it stays as it is: a lease that is held covers this client's own changes.
-            state.valid |= grant.is_some();
+            state.valid |= grant.is_some() || alone;
             state.attr = Some(attr);
         }
         drop(state);
