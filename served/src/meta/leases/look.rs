@@ -58,3 +58,34 @@ impl Leases {
         self.limits.per_session
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use netfs_common::wire::lease::Scope;
+
+    use super::super::{Access, Asked, LeaseLimits, Want};
+    use super::*;
+
+    #[test]
+    fn who_is_waited_for_is_shown_until_it_has_answered() {
+        let at = Duration::from_millis;
+        let (a, b, ino) = (SessionId(1), SessionId(2), Ino(7));
+        let want = |access| [Want { ino, scope: Scope::attrs(), access }];
+        let mut table = Leases::new(LeaseLimits { min_hold: at(0), ..LeaseLimits::default() });
+        assert_eq!(table.ask(at(1), a, &want(Access::Take), None), Asked::Go);
+        table.grant(at(1), a, ino, Lease::Write).unwrap();
+        let Asked::Wait(ticket) = table.ask(at(3), b, &want(Access::Look), None) else {
+            panic!("it need not wait")
+        };
+        let asked = |sent| vec![Unanswered { session: a, keep: Some(Lease::Read), sent }];
+        assert_eq!((table.blockers(ticket), table.unanswered(ino)), (vec![a], asked(None)));
+        assert_eq!((table.tickets(), table.recalls(), table.count(a)), (1, 1, 1));
+        let actions = table.poll(at(5));
+        assert_eq!(table.unanswered(ino), asked(Some(at(3))));
+        let [super::super::Action::Recall { id, .. }] = actions[..] else { panic!("{actions:?}") };
+        table.answered(at(9), a, id);
+        assert_eq!((table.blockers(ticket), table.unanswered(ino)), (vec![], vec![]));
+        assert_eq!(table.ask(at(9), b, &want(Access::Look), Some(ticket)), Asked::Go);
+        assert_eq!((table.tickets(), table.blockers(ticket)), (0, vec![]));
+    }
+}
