@@ -1,6 +1,7 @@
 //! What operations may cost in messages.
 
 use netfs_common::id::Ino;
+use netfs_common::wire::lease::Lease;
 use netfs_common::wire::meta::NewInode;
 
 use super::world::{World, file, name, read, write};
@@ -124,4 +125,74 @@ async fn a_new_small_file_costs_two_messages() {
     let cost = total(&vfs) - before - vfs.messages("statfs");
     // One to make it, one for its data; one that makes everything durable.
     assert_eq!(cost, 101);
+}
+
+#[tokio::test]
+async fn a_second_client_that_does_nothing_costs_nothing() {
+    let world = World::new(5, 16);
+    let vfs = world.mount().await;
+    let f = file(&vfs, "f").await;
+    write(&vfs, f, 0, b"content").await.unwrap();
+    vfs.fsync(f.0, f.1, false).await.unwrap();
+    let other = world.mount().await;
+    other.lookup(Ino::ROOT, &name("f")).await.unwrap();
+    // Looks of both cost nothing from here on.
+    for client in [&vfs, &other] {
+        client.lookup(Ino::ROOT, &name("f")).await.unwrap();
+        let fh = client.open(f.0, libc::O_RDONLY).await.unwrap().fh;
+        read(client, (f.0, fh), 0, 100).await;
+        let dir = client.opendir(Ino::ROOT, 0).unwrap().fh;
+        client.readdir(Ino::ROOT, dir, 0, 100).await.unwrap();
+    }
+    let (before, recalls) = ((total(&vfs), total(&other)), world.recalls());
+    for client in [&vfs, &other] {
+        assert!(client.try_lookup(Ino::ROOT, &name("f")).is_some());
+        assert!(client.try_getattr(f.0, None).is_some());
+        let fh = client.try_open(f.0, libc::O_RDONLY).unwrap().unwrap().fh;
+        assert_eq!(&*client.try_read(f.0, fh, 0, 100).unwrap().unwrap(), b"content");
+        let dir = client.opendir(Ino::ROOT, 0).unwrap();
+        assert!(dir.cache_dir && dir.keep_cache, "the kernel has the listing");
+    }
+    assert_eq!((total(&vfs), total(&other)), before);
+    assert_eq!(world.recalls(), recalls);
+}
+
+#[tokio::test]
+async fn what_another_holds_for_writing_costs_a_call_and_a_recall() {
+    let world = World::new(6, 16);
+    let (one, two) = (world.mount().await, world.mount().await);
+    let f = file(&one, "f").await;
+    two.lookup(Ino::ROOT, &name("none")).await.unwrap();
+    for i in 0..5u8 {
+        write(&one, f, 0, &[i; 100]).await.unwrap();
+        assert_eq!(world.lease(&one, f.0), Some(Lease::Write));
+        let (before, recalls) = (total(&two), world.recalls());
+        if i == 0 {
+            two.lookup(Ino::ROOT, &name("f")).await.unwrap();
+        }
+        let fh = two.open(f.0, libc::O_RDONLY).await.unwrap().fh;
+        assert_eq!(read(&two, (f.0, fh), 0, 100).await, [i; 100]);
+        assert_eq!((total(&two) - before, world.recalls() - recalls), (1, 1), "round {i}");
+    }
+}
+
+#[tokio::test]
+async fn who_is_alone_again_has_everything_as_before() {
+    let world = World::new(7, 16);
+    let one = world.mount().await;
+    let f = file(&one, "f").await;
+    let two = world.mount().await;
+    two.lookup(Ino::ROOT, &name("f")).await.unwrap();
+    let fh = two.open(f.0, libc::O_RDWR).await.unwrap().fh;
+    write(&two, (f.0, fh), 0, b"two").await.unwrap();
+    two.shutdown().await;
+    write(&one, f, 3, b"one").await.unwrap();
+    assert_eq!(read(&one, f, 0, 10).await, b"twoone");
+    assert_eq!(world.lease(&one, f.0), Some(Lease::Write));
+    let (before, recalls) = (total(&one), world.recalls());
+    for i in 0..10u8 {
+        assert_eq!(one.try_write(f.0, f.1, 0, &vec![i; 10].into(), libc::O_RDWR, 0), Some(Ok(10)));
+        assert!(one.try_getattr(f.0, None).is_some());
+    }
+    assert_eq!((total(&one), world.recalls()), (before, recalls));
 }

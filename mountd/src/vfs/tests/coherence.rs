@@ -356,6 +356,16 @@ impl Drop for History {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("seed {}:\n{}", self.seed, self.log.join("\n"));
+            if let Ok(store) = self.world.meta.try_lock() {
+                let table = &store.leasing.table;
+                for ino in self.files.keys().chain(&self.dirs) {
+                    eprintln!("{ino}: {:?} {:?}", table.holders(*ino), table.waiting(*ino));
+                }
+                for client in &self.clients {
+                    let session = super::world::session(&client.vfs);
+                    eprintln!("{session:?}: {:?}", table.outstanding(session));
+                }
+            }
         }
     }
 }
@@ -371,6 +381,10 @@ async fn history(seed: u64, clients: usize, weather: Weather) {
 
 /// Many at once: they mostly wait.
 async fn histories(seeds: std::ops::Range<u64>, clients: usize, weather: Weather) {
+    // More of them, for a longer search.
+    let more: u64 =
+        std::env::var("NETFS_TEST_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    let seeds = seeds.start * more..seeds.start * more + (seeds.end - seeds.start) * more;
     let all = async {
         let mut running = JoinSet::new();
         for seed in seeds {

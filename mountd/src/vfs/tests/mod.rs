@@ -2,6 +2,7 @@
 
 mod ahead;
 mod budgets;
+mod circles;
 mod coherence;
 mod crowd;
 mod data_server;
@@ -9,6 +10,7 @@ mod failures;
 mod fenced;
 mod files;
 mod histories;
+mod lapsed;
 mod leasing;
 mod locks;
 mod meta_server;
