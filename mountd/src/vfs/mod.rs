@@ -138,8 +138,10 @@ pub struct Vfs {
     recalls: AtomicU64,
     /// Others use the volume.
     company: AtomicBool,
-    /// Inodes of which names are being taken back from the kernel; bounded by the recalls under way.
-    moving: Mutex<HashMap<Ino, usize>>,
+    /// Inodes of which names are being taken back from the kernel, and the directories; bounded by the recalls under way.
+    moving: Mutex<HashMap<Ino, Vec<Ino>>>,
+    /// One of them is gone.
+    moved: Notify,
     insight: Arc<Insight>,
 }
 
@@ -216,6 +218,7 @@ impl Vfs {
             recalls: AtomicU64::new(0),
             company: AtomicBool::new(others),
             moving: Mutex::default(),
+            moved: Notify::new(),
             insight: Arc::default(),
         });
         let weak = Arc::downgrade(&vfs);

@@ -14,6 +14,16 @@ use super::{Caller, Entry, Looked, Opened, Vfs};
 use crate::cache::{Node, Ticket};
 use crate::session::Changed;
 
+/// How often a lookup asks when it finds an inode whose old names the kernel may still be at work with.
+const MAX_LOOKS: usize = 3;
+
+/// What the server says of a name.
+enum Asked {
+    Known(Looked),
+    /// It is one whose old names the kernel may still be at work with.
+    Moving(Ino),
+}
+
 impl Vfs {
     /// The answer to a lookup if it is known. A found inode counts one reference of the kernel.
     pub fn try_lookup(&self, parent: Ino, name: &Name) -> Option<Result<Looked, Errno>> {
@@ -48,17 +58,28 @@ impl Vfs {
         if let Some(known) = self.try_lookup(parent, name) {
             return known;
         }
-        self.patiently(self.ask_name(parent, name)).await
+        let asked = async {
+            for _ in 0..MAX_LOOKS {
+                match self.ask_name(parent, name).await? {
+                    Asked::Known(looked) => return Ok(looked),
+                    Asked::Moving(ino) => self.let_settle(ino, parent).await,
+                }
+            }
+            // The kernel begins again, by the names as they are then.
+            Err(Errno::ESTALE)
+        };
+        self.patiently(asked).await
     }
 
-    async fn ask_name(&self, parent: Ino, name: &Name) -> Result<Looked, Errno> {
+    async fn ask_name(&self, parent: Ino, name: &Name) -> Result<Asked, Errno> {
         let dir = self.cache.table.obtain(parent);
         let ticket = self.cache.ticket(&dir);
         let answer = self.session.ask(Request::Lookup { parent, name: name.clone() }).await;
         let of_dir = answer.granted(parent);
         match answer.reply {
-            // The kernel begins again, by the names as they are now.
-            Ok(Response::Entry { attr, .. }) if self.is_moving(attr.ino) => Err(Errno::ESTALE),
+            Ok(Response::Entry { attr, .. }) if self.is_moving(attr.ino) => {
+                Ok(Asked::Moving(attr.ino))
+            }
             Ok(Response::Entry { attr, inline }) => {
                 let (ino, grant) = (attr.ino, granted(&answer.grants, attr.ino));
                 let node = self.cache.learn(ticket, attr, inline.map(Into::into), grant);
@@ -66,11 +87,11 @@ impl Vfs {
                 let mut entry = self.entry(&node).ok_or(Errno::EIO)?;
                 entry.ttl = entry.ttl.min(ttl);
                 self.cache.table.refer(ino);
-                Ok(Looked::Found(entry))
+                Ok(Asked::Known(Looked::Found(entry)))
             }
             Err(Errno::ENOENT) => {
                 let ttl = self.cache.learn_name(ticket, &dir, name, None, of_dir);
-                Ok(Looked::Absent { ttl })
+                Ok(Asked::Known(Looked::Absent { ttl }))
             }
             Ok(_) => Err(Errno::EPROTO),
             Err(e) => Err(e),

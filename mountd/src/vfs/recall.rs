@@ -36,26 +36,30 @@ const PAGE: u64 = 4096;
 /// The most recalls of one message that are worked on at once.
 const MAX_AT_ONCE: usize = 64;
 
-/// An inode of which a name is being taken back.
+/// An inode of which a name in a directory is being taken back.
 struct Moving {
     vfs: Arc<Vfs>,
     ino: Ino,
+    dir: Ino,
 }
 
 impl Moving {
-    fn new(vfs: &Arc<Vfs>, ino: Ino) -> Moving {
-        *lock(&vfs.moving).entry(ino).or_insert(0) += 1;
-        Moving { vfs: Arc::clone(vfs), ino }
+    fn new(vfs: &Arc<Vfs>, ino: Ino, dir: Ino) -> Moving {
+        lock(&vfs.moving).entry(ino).or_default().push(dir);
+        Moving { vfs: Arc::clone(vfs), ino, dir }
     }
 }
 
 impl Drop for Moving {
     fn drop(&mut self) {
         let mut moving = lock(&self.vfs.moving);
-        if let Some(count) = moving.get_mut(&self.ino) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(dirs) = moving.get_mut(&self.ino) {
+            if let Some(at) = dirs.iter().position(|dir| *dir == self.dir) {
+                dirs.swap_remove(at);
+            }
+            if dirs.is_empty() {
                 moving.remove(&self.ino);
+                self.vfs.moved.notify_waiters();
             }
         }
     }
@@ -264,7 +268,8 @@ impl Vfs {
     ///
     /// A call in the directory may be at work that has found one of them already. If it then finds the same inode under another name, as
     /// `rename` may, the kernel takes the two for one file and does nothing. So until the kernel has let go of the directory,
-    /// these inodes are not shown under any name ([`Vfs::is_moving`]).
+    /// these inodes are not shown under any name ([`Vfs::is_moving`]). A lookup that finds one waits for that in vain if it holds
+    /// the directory itself, so it does not wait for long, and has the kernel begin the call again.
     async fn take_names(
         self: &Arc<Self>,
         kernel: &dyn KernelCache,
@@ -274,7 +279,7 @@ impl Vfs {
         let (mut awaited, mut others) = (JoinSet::new(), JoinSet::new());
         for (name, ino, told) in names {
             let call = kernel.drop_name(dir.ino, name);
-            let moving = ino.map(|ino| Moving::new(self, ino));
+            let moving = ino.map(|ino| Moving::new(self, ino, dir.ino));
             let done = async move {
                 // An error means that there is no kernel any more.
                 let _ = call.await;
@@ -297,6 +302,20 @@ impl Vfs {
     /// The kernel may be at work with a name of an inode that is no longer true.
     pub(super) fn is_moving(&self, ino: Ino) -> bool {
         lock(&self.moving).contains_key(&ino)
+    }
+
+    /// Gives the kernel time to let go of names of an inode that are no longer true, for a lookup in a directory.
+    pub(super) async fn let_settle(&self, ino: Ino, parent: Ino) {
+        let moved = self.moved.notified();
+        tokio::pin!(moved);
+        moved.as_mut().enable();
+        let limit = match lock(&self.moving).get(&ino) {
+            None => return,
+            Some(dirs) if dirs.contains(&parent) => BLOCKED,
+            Some(_) => PATIENCE,
+        };
+        // The caller looks again in either case.
+        let _ = tokio::time::timeout(limit, moved).await;
     }
 
     /// Has the kernel drop pages of a range, and the attributes. Pages that it has locked for requests which wait here for a

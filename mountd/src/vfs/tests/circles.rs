@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use netfs_common::attr::SetAttr;
+use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::name::Name;
 use netfs_common::wire::meta::RenameMode;
@@ -178,10 +179,16 @@ impl Client {
                 let exchange = RenameMode::Exchange;
                 self.vfs.rename(ROOT, from, ROOT, to, exchange).await.unwrap();
             }
-            _ => {
-                let _dir = self.kernel.dir(ROOT);
-                self.vfs.lookup(ROOT, &name(if first == 0 { "a" } else { "b" })).await.unwrap();
-            }
+            _ => loop {
+                let dir = self.kernel.dir(ROOT);
+                let name = name(if first == 0 { "a" } else { "b" });
+                match self.vfs.lookup(ROOT, &name).await {
+                    // The kernel lets go of the directory and begins again.
+                    Err(Errno::ESTALE) => drop(dir),
+                    looked => return drop(looked.unwrap()),
+                }
+                tokio::task::yield_now().await;
+            },
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A client whose session the servers have ended, and that does not know it yet.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -11,8 +12,11 @@ use crate::session::lock;
 use crate::vfs::Looked;
 
 /// The metadata server ends the session, and keeps it out of the data server.
-fn expire(world: &World, session: SessionId) {
-    lock(&world.meta).sessions.remove(&session);
+fn expire(world: &Arc<World>, session: SessionId) {
+    let mut store = lock(&world.meta);
+    store.end(session);
+    store.work_off(world);
+    drop(store);
     lock(&world.data).fenced.push(session);
 }
 

@@ -248,7 +248,7 @@ async fn locks_that_are_lost_with_the_session_are_told() {
     vfs.try_lock(posix(f, 1, (0, 9), LockMode::Write)).await.unwrap();
     {
         let mut meta = lock(&world.meta);
-        meta.sessions.clear();
+        meta.end(session(&vfs));
         meta.locks.end_session(session(&vfs));
     }
     world.cut();

@@ -1,7 +1,7 @@
 //! Both servers in memory, and a network that delays, reorders and loses.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -75,7 +75,8 @@ pub(super) struct Hold {
 /// A client, as the network knows it.
 #[derive(Default)]
 pub(super) struct Peer {
-    session: OnceLock<SessionId>,
+    /// That of its last connection.
+    session: Mutex<Option<SessionId>>,
     /// Nothing comes from it or gets to it, and nobody says so.
     pub(super) silent: AtomicBool,
     /// Raised to cut its connections.
@@ -187,7 +188,7 @@ impl World {
 
     /// The client with a session.
     pub(super) fn peer_of(&self, session: SessionId) -> Option<Arc<Peer>> {
-        lock(&self.peers).iter().find(|p| p.session.get() == Some(&session)).cloned()
+        lock(&self.peers).iter().find(|p| *lock(&p.session) == Some(session)).cloned()
     }
 
     /// A client.
@@ -314,7 +315,7 @@ impl Dialer for Net {
             if !known && hello.claim == Claim::Resume {
                 return Err(DialError::SessionOver("it is not known".into()));
             }
-            self.peer.session.get_or_init(|| session);
+            *lock(&self.peer.session) = Some(session);
             let link = self.link(hello);
             let resumed = {
                 let mut store = lock(&world.meta);
