@@ -13,6 +13,7 @@ use netfs_common::name::Name;
 use netfs_common::wire::meta::{NewInode, RenameMode};
 
 use super::inflight::Inflight;
+use super::renamed::LastTold;
 use super::reply::{self, Refuse};
 use super::{convert, groups};
 use crate::insight::What;
@@ -24,6 +25,7 @@ pub struct Adapter {
     pub(super) vfs: Arc<Vfs>,
     pub(super) inflight: Arc<Inflight>,
     pub(super) max_background: u16,
+    pub(super) last_told: Arc<LastTold>,
 }
 
 /// A reply that tells of an interruption if its task is dropped.
@@ -87,7 +89,7 @@ pub(super) use ok_or_refuse;
 impl Adapter {
     /// The adapter of a mounted volume.
     pub fn new(vfs: Arc<Vfs>, inflight: Arc<Inflight>, max_background: u16) -> Adapter {
-        Adapter { vfs, inflight, max_background }
+        Adapter { vfs, inflight, max_background, last_told: Arc::new(LastTold::new()) }
     }
 
     /// Answers a request from a task of its own, which is dropped when the caller is killed: then

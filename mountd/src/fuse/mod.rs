@@ -27,6 +27,7 @@ mod mount;
 pub mod mountinfo;
 mod notice;
 mod operations;
+mod renamed;
 mod reply;
 mod signals;
 mod takeback;

@@ -5,6 +5,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -47,13 +48,16 @@ impl Filesystem for Adapter {
                 return self.lookup_dots(req, parent, name.len() == 2, reply);
             }
             let name = ok_or_refuse!(reply, convert::name(name));
+            let thread = (req.pid(), self.last_told.before(req.pid()));
             if let Some(result) = self.vfs.try_lookup(parent, &name) {
                 self.vfs.insight().at_once();
-                return reply::looked(reply, result);
+                let tell = |looked| self.last_told.tell(&self.vfs, thread, (parent, &name), looked);
+                return reply::looked(reply, result.and_then(tell));
             }
-            let vfs = self.vfs.clone();
+            let (vfs, last_told) = (self.vfs.clone(), Arc::clone(&self.last_told));
             self.enter(named(req, "lookup", parent, &name), reply, async move {
-                vfs.lookup(parent, &name).await
+                let looked = vfs.lookup(parent, &name).await?;
+                last_told.tell(&vfs, thread, (parent, &name), looked)
             });
         });
     }

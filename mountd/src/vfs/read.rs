@@ -15,8 +15,6 @@ use crate::insight::carried;
 use crate::readahead::Outcome;
 use crate::writeback::Content;
 
-/// How often a read begins again because the lease was recalled, or the file went from inline data to chunks or back.
-const MAX_ROUNDS: usize = 1000;
 /// The longest single read. The kernel's are 1 MiB.
 const MAX_READ: u64 = 8 << 20;
 
@@ -153,7 +151,8 @@ impl Vfs {
         watch: Option<&Watch>,
     ) -> Result<Bytes, Errno> {
         let pages = if watch.is_some() { Take::All } else { Take::Nothing };
-        for _ in 0..MAX_ROUNDS {
+        loop {
+            self.up()?;
             if self.served(node).is_none() {
                 // The kernel keeps what it is told: until the lease is here nothing is.
                 let _pinned = Pinned::new(node, offset, size);
@@ -194,7 +193,6 @@ impl Vfs {
                 }
             }
         }
-        Err(Errno::EIO)
     }
 
     fn plan_read(&self, node: &Node, offset: u64, size: u64, take: Take) -> Option<Plan> {

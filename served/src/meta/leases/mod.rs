@@ -12,10 +12,12 @@
 //! of its scope later would not be among them. Nobody does:
 //!
 //! - A look that meets the scope waits behind the ticket.
-//! - Requests that may run all the same (tickets before it, those of a session that holds `Write`
-//!   and those of a session that has a ticket there itself) get no grant while it is there: the
-//!   table gives nothing of an inode on which another session waits to change something, and not
-//!   `Write` while another waits to look.
+//! - Requests that may run all the same (those of a session that holds `Write` and those of a
+//!   session that has a ticket there itself) get no grant while it is there: the table gives
+//!   nothing of an inode on which another session waits to change something, and not `Write` while
+//!   another waits to look.
+//! - One that has waited with a ticket before it does get its grant, and is called for the later
+//!   ticket in the same moment.
 //! - A holder that has something to drop is granted nothing of that inode until it has answered.
 //!
 //! For this the client must keep nothing of an answer without a grant, even if it still has `Read`
@@ -28,7 +30,9 @@
 //! have to write back what it has changed. These requests name inodes that it holds for writing,
 //! and such a request waits for no ticket; nor for a holder, since there is no other. So every
 //! recall is answered, or its session ends and everything it has with it. As no ticket is ever
-//! overtaken by one that meets it, each becomes the lowest in the end. A ticket whose owner does
+//! overtaken by one that meets it, each becomes the lowest in the end; and only tickets before it
+//! add to what it waits for. Whoever has waited has the lease for a moment, however many wait
+//! behind: a client that needs it to answer a program gets it with one request. A ticket whose owner does
 //! not ask again stays in the way: [`Leases::cancel`] is for those who have gone. In a grace
 //! period everything waits until the sessions of before have come or ended.
 //!
@@ -120,6 +124,11 @@ impl LeaseLimits {
     fn eviction(&self) -> usize {
         (self.per_session / 64).clamp(1, MAX_EVICTED)
     }
+
+    /// How many a session can have, with those that are being recalled.
+    fn most(&self) -> usize {
+        self.per_session + MAX_EVICTIONS * self.eviction()
+    }
 }
 
 /// Whether a request may run.
@@ -161,6 +170,8 @@ pub struct Leases {
     grace: Grace,
     tails: Tails,
     ready: Vec<Ticket>,
+    /// Whose request was told to go last, if it has waited.
+    turn: Option<(SessionId, Ticket)>,
 }
 
 impl Leases {
@@ -174,6 +185,7 @@ impl Leases {
             grace: Grace::default(),
             tails: Tails::default(),
             ready: Vec::new(),
+            turn: None,
         }
     }
 
@@ -187,6 +199,7 @@ impl Leases {
         wants: &[Want],
         ticket: Option<Ticket>,
     ) -> Asked {
+        self.turn = None;
         let own = |t: &Ticket| self.queue.get(*t).is_some_and(|w| w.session == session);
         let Some(ticket) = ticket.filter(own) else {
             if self.is_free(session, wants) {
@@ -202,6 +215,7 @@ impl Leases {
         }
         if self.may_go(ticket) {
             self.leave(ticket);
+            self.turn = Some((session, ticket));
             return Asked::Go;
         }
         if let Some(waiter) = self.queue.get_mut(ticket) {
@@ -242,8 +256,13 @@ impl Leases {
         if self.grace.is_on() {
             return None;
         }
-        let limit = self.recalls.limit(session, ino)?.min(self.queue.limit(session, ino)?);
+        let limit = self.recalls.limit(session, ino)?;
         let had = self.holdings.get(session, ino);
+        let behind = self.behind_turn(session, ino);
+        let limit = match behind {
+            Some(_) => limit,
+            None => limit.min(self.queue.limit(session, ino)?),
+        };
         if had < Some(lease) {
             let fits = lease <= limit && !self.is_against(session, ino, lease);
             if !fits || (had.is_none() && !self.make_room(now, session, ino)) {
@@ -254,7 +273,38 @@ impl Leases {
         if !self.holdings.give(session, ino, lease, now) {
             return None;
         }
+        for ticket in behind.into_iter().flatten() {
+            self.call_back(now, ticket, session, ino);
+        }
         Some(self.tell(ino, lease.min(limit)))
+    }
+
+    /// The tickets of others on an inode, if all came after that of the session's request, which has just been told to go.
+    fn behind_turn(&self, session: SessionId, ino: Ino) -> Option<Vec<Ticket>> {
+        let (_, turn) = self.turn.filter(|(of, _)| *of == session)?;
+        let others = self.queue.on(ino).iter().copied();
+        let others = others.filter(|t| self.queue.get(*t).is_some_and(|w| w.session != session));
+        let others: Vec<_> = others.collect();
+        others.iter().all(|t| *t > turn).then_some(others)
+    }
+
+    /// Has a session give back what it was given in its turn, for one that waits behind.
+    fn call_back(&mut self, now: Duration, ticket: Ticket, session: SessionId, ino: Ino) {
+        let (Some(held), Some(waiter)) =
+            (self.holdings.get(session, ino), self.queue.get_mut(ticket))
+        else {
+            return;
+        };
+        let wants = waiter.wants.iter().filter(|w| w.ino == ino);
+        for (keep, stale) in wants.filter_map(|want| demand(want, held)) {
+            let id = self.recalls.join(session, ino, keep, &stale, ticket);
+            let id = id.unwrap_or_else(|| {
+                let send_at = now.saturating_add(self.limits.min_hold);
+                let recalls = vec![Recall { ino, keep, stale }];
+                self.recalls.add(session, recalls, Some(ticket), send_at)
+            });
+            waiter.needs.insert(id);
+        }
     }
 
     /// All that data servers have of a file has been reported: it was just made, its tail was just
@@ -341,8 +391,7 @@ impl Leases {
         }
         for (ino, lease) in leases {
             let had = self.holdings.get(session, *ino);
-            let most = self.limits.per_session + MAX_EVICTIONS * self.limits.eviction();
-            let room = had.is_some() || self.holdings.count(session).0 < most;
+            let room = had.is_some() || self.holdings.count(session).0 < self.limits.most();
             if room
                 && !self.is_against(session, *ino, *lease)
                 && self.holdings.give(session, *ino, *lease, now)
@@ -569,7 +618,8 @@ impl Leases {
                 assert!(self.queue.get(*ticket).unwrap().needs.contains(&id));
             }
             let (count, evicting) = self.holdings.count(entry.session);
-            assert!(count - evicting <= self.limits.per_session);
+            // A session that was above when the server was restarted has claimed it all.
+            assert!(count - evicting <= self.limits.most());
         }
     }
 }

@@ -12,6 +12,10 @@ const I: Ino = Ino(10);
 const J: Ino = Ino(11);
 const T0: Duration = Duration::ZERO;
 
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
 fn table() -> Leases {
     Leases::new(LeaseLimits { per_session: 1000, min_hold: Duration::ZERO })
 }
@@ -51,6 +55,14 @@ fn wait(t: &mut Leases, session: SessionId, wants: &[Want]) -> Ticket {
 
 /// A message to a holder.
 type Call = (SessionId, RecallId, Vec<Recall>);
+
+fn recalls(t: &mut Leases, now: Duration) -> Vec<Call> {
+    let calls = t.poll(now).into_iter().filter_map(|action| match action {
+        Action::Recall { session, id, recalls } => Some((session, id, recalls)),
+        Action::Ready(_) => None,
+    });
+    calls.collect()
+}
 
 /// The recalls that are due, and the tickets that are ready.
 fn poll(t: &mut Leases) -> (Vec<Call>, Vec<Ticket>) {
@@ -153,6 +165,30 @@ fn who_is_called_already_is_not_called_again() {
     assert_eq!(t.waiting(I)[1], (second, C, vec![B]));
     assert_eq!(t.ask(T0, B, &take(I), Some(first)), Asked::Go);
     assert_eq!(poll(&mut t).1, [second]);
+}
+
+#[test]
+fn who_has_waited_has_it_for_a_moment_however_many_wait_behind() {
+    let mut t = table();
+    t.limits.min_hold = ms(1);
+    give(&mut t, A, I, Lease::Write);
+    let first = wait(&mut t, B, &look(I));
+    let second = wait(&mut t, C, &take(I));
+    let calls = recalls(&mut t, ms(5));
+    calls.iter().for_each(|(s, id, _)| t.answered(ms(5), *s, *id));
+    assert_eq!(t.ask(ms(5), B, &look(I), Some(first)), Asked::Go);
+    assert_eq!(t.grant(ms(5), B, I, Lease::Read).unwrap().lease, Lease::Read);
+    t.check();
+    assert_eq!(
+        t.ask(ms(5), C, &take(I), Some(second)),
+        Asked::Wait(second),
+        "not before it is given back"
+    );
+    assert_eq!(recalls(&mut t, ms(5)), [], "it is left for a moment");
+    let calls = recalls(&mut t, ms(6));
+    assert_eq!((calls.len(), calls[0].0, calls[0].2[0].keep), (1, B, None));
+    t.answered(ms(6), B, calls[0].1);
+    assert_eq!(t.ask(ms(6), C, &take(I), Some(second)), Asked::Go);
 }
 
 #[test]
