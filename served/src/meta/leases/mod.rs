@@ -273,8 +273,14 @@ impl Leases {
         if !self.holdings.give(session, ino, lease, now) {
             return None;
         }
-        for ticket in behind.into_iter().flatten() {
-            self.call_back(now, ticket, session, ino);
+        let behind = behind.unwrap_or_default();
+        for ticket in &behind {
+            self.call_back(now, *ticket, session, ino);
+        }
+        if !behind.is_empty() && lease == Lease::Write {
+            // Its other requests wait for nobody now.
+            let on = self.queue.on(ino).to_vec();
+            self.settle(&on);
         }
         Some(self.tell(ino, lease.min(limit)))
     }
