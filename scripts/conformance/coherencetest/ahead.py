@@ -18,6 +18,9 @@ class Seen:
         self.processes = processes
         self.memory = mmap.mmap(-1, CELL.size * (processes + 2))
 
+    def of(self, process):
+        return CELL.unpack_from(self.memory, process * CELL.size)[0]
+
     def furthest(self):
         return max(CELL.unpack_from(self.memory, i * CELL.size)[0] for i in range(self.processes))
 
@@ -42,6 +45,9 @@ class Seen:
 class Counter:
     """A number in a file that is written over."""
 
+    # Those on the changer's own mount see a change at the latest when the call that made it has returned (docs/semantics.md).
+    BESIDE_LATER = False
+
     def __init__(self, root):
         self.name = f"{root}/counter"
         self.fd = os.open(self.name, os.O_RDWR | os.O_CREAT, 0o644)
@@ -65,6 +71,8 @@ class Counter:
 
 class Replaced(Counter):
     """A number in a file that is replaced by rename."""
+
+    BESIDE_LATER = True
 
     def advance(self, value):
         with open(f"{self.name}.new", "wb") as file:
@@ -93,11 +101,14 @@ class Size(Counter):
         os.pwrite(self.fd, b"x", value - 1)
 
     def looks(self):
-        return [lambda: os.fstat(self.fd).st_size, lambda: os.stat(self.name).st_size, lambda: os.lseek(self.fd, 0, os.SEEK_END)]
+        # Not by `lseek(SEEK_END)`: the kernel answers that from before when a change is told while it asks (docs/semantics.md).
+        return [lambda: os.fstat(self.fd).st_size, lambda: os.stat(self.name).st_size]
 
 
 class Listing:
     """A directory that gains names."""
+
+    BESIDE_LATER = True
 
     def __init__(self, root):
         self.root = root
@@ -128,7 +139,7 @@ def advance(barrier, seen, thing, process, seconds):
     print(f"{value} changes", flush=True)
 
 
-def watch(barrier, seen, thing, process):
+def watch(barrier, seen, thing, process, beside):
     thing = thing()
     looks = thing.looks()
     barrier.wait()
@@ -136,7 +147,7 @@ def watch(barrier, seen, thing, process):
     n = 0
     while not seen.ended():
         n += 1
-        floor = seen.furthest()
+        floor = max(before[0], seen.of(0)) if beside and thing.BESIDE_LATER else seen.furthest()
         value = looks[n % len(looks)]()
         if value < floor:
             own = f"; this process itself has seen {before[0]}" if before[0] > value else ""
@@ -155,6 +166,6 @@ def play(what, roots, seconds):
     seen = Seen(len(watchers) + 1)
     barrier = Barrier(len(watchers) + 1)
     bodies = [barrier.open, lambda: advance(barrier, seen, lambda: make(roots[0]), 0, seconds)]
-    bodies += [lambda i=i, root=root: watch(barrier, seen, lambda: make(root), i) for i, root in enumerate(watchers, 1)]
+    bodies += [lambda i=i, root=root: watch(barrier, seen, lambda: make(root), i, root == roots[0]) for i, root in enumerate(watchers, 1)]
     run(bodies, seconds + 60)
     return f"{seen.counted()} looks by {len(watchers)} processes"
