@@ -185,7 +185,10 @@ impl Client {
                 match self.vfs.lookup(ROOT, &name).await {
                     // The kernel lets go of the directory and begins again.
                     Err(Errno::ESTALE) => drop(dir),
-                    looked => return drop(looked.unwrap()),
+                    looked => {
+                        looked.unwrap();
+                        return;
+                    }
                 }
                 tokio::task::yield_now().await;
             },

@@ -164,7 +164,11 @@ impl History {
         let world = World::new(seed, 16);
         let mut all = Vec::new();
         for i in 0..clients {
-            let age = Duration::from_millis(if seed % 3 == 0 { 1 + 20 * i as u64 } else { 60_000 });
+            let age = Duration::from_millis(if seed.is_multiple_of(3) {
+                1 + 20 * i as u64
+            } else {
+                60_000
+            });
             all.push(Client::mount(&world, |o| o.writeback.age = age).await);
         }
         let made =

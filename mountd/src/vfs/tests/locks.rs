@@ -307,6 +307,6 @@ async fn over_a_network_that_loses_calls_no_two_clients_have_a_lock() {
     world.weather(Weather::default());
     until(|| held(&world, f.0).is_empty()).await;
     for vfs in &clients {
-        until(|| !lock(&world.meta).locks.is_waiting(session(&vfs))).await;
+        until(|| !lock(&world.meta).locks.is_waiting(session(vfs))).await;
     }
 }

@@ -1,6 +1,6 @@
 //! File locks of one volume. A plain state machine: it waits for nothing and knows no time.
 //!
-//! `fcntl` and open-file-description locks of a file share one [`Space`] and meet each other; `flock`
+//! `fcntl` and open-file-description locks of a file share one `Space` and meet each other; `flock`
 //! has its own. A request that is in nobody's way is granted at once, also past others that wait, as Linux does it: a
 //! process that has a read lock and asks for more of it must not wait for a writer that waits for this very process.
 //! Whatever frees bytes looks through the file's queue, in order, and grants what can be granted.

@@ -1,0 +1,318 @@
+//! Keeps a session connected and alive, and begins another when it is over.
+
+use std::sync::{Arc, PoisonError, Weak};
+use std::time::Duration;
+
+use netfs_common::id::{Ino, InstanceId, SessionId};
+use netfs_common::wire::hello::VolumeInfo;
+use netfs_common::wire::lease::{Grant, Lease};
+use netfs_common::wire::meta::{self, MAX_BATCH, Push, PushReply, Request};
+use netfs_common::wire::{Claim, HelloReply, Role};
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use super::super::link::{DialError, Dialled, MetaLink, PushCall};
+use super::super::lost::LostPositions;
+use super::super::term::{Look, since_boot};
+use super::{BACKOFF, HUNG_AFTER, Reconnected, Session, State, hello, lock, usable};
+
+/// Keeps the session connected and alive until it is stopped or dropped.
+pub(super) async fn drive(
+    weak: Weak<Session>,
+    mut instance: InstanceId,
+    mut pushes: mpsc::Receiver<PushCall>,
+) {
+    let mut serial = 1;
+    // What could not be reclaimed over an earlier connection.
+    let mut unreclaimed: Option<Vec<(Ino, Lease)>> = None;
+    loop {
+        {
+            let Some(session) = weak.upgrade() else { return };
+            let State::Up { link, .. } = session.state.borrow().clone() else { return };
+            drop(session);
+            attend(&weak, &*link, &mut pushes).await;
+        }
+        let Some(session) = weak.upgrade() else { return };
+        if !session.replace(State::Down) {
+            return;
+        }
+        warn!("the connection to the metadata server is lost");
+        let Some(connected) = session.reconnect().await else { return };
+        let Connected { reply, link, pushes: new_pushes, volume, successor } = connected;
+        pushes = new_pushes;
+        serial += 1;
+        let earlier = unreclaimed.take();
+        let restarted = reply.instance != instance || earlier.is_some();
+        let what = Reconnected {
+            restarted,
+            lost: successor.is_some(),
+            gone: LostPositions::new(volume.lost.clone()),
+        };
+        info!(?what, "connected to the metadata server again");
+        instance = reply.instance;
+        let incarnation = {
+            let mut ops = lock(&session.ops);
+            if what.lost { ops.restart() } else { ops.incarnation() }
+        };
+        if let Some(id) = successor {
+            session.bulk.succeed(id);
+            session.id.send_replace(id);
+        }
+        if what.restarted || what.lost {
+            let gone = what.gone.clone();
+            if let Some(latest) = lock(&session.positions).begin_anew(serial, gone) {
+                error!(
+                    latest,
+                    "the metadata server has lost changes that it had answered and nobody had synced"
+                );
+            }
+        }
+        session.bulk.set_map(Arc::new(volume.map.clone()));
+        *session.volume.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);
+        let reclaims = what.restarted && !what.lost;
+        let events = session.events();
+        let mut held = events.as_ref().map(|e| e.to_reclaim()).unwrap_or_default();
+        // The caches have forgotten these since.
+        held.extend(earlier.unwrap_or_default());
+        if let Some(events) = &events {
+            events.company(session.volume().others);
+            events.reconnected(what);
+        }
+        session.tell_alive();
+        if reclaims {
+            match reclaim(&*link, &held).await {
+                Ok(grants) => {
+                    if let Some(events) = &events {
+                        events.reclaimed(&grants);
+                    }
+                }
+                // The next connection tries again.
+                Err(why) => {
+                    warn!(%why, "leases could not be reclaimed");
+                    unreclaimed = Some(held);
+                    link.close();
+                }
+            }
+        }
+        let fenced = link.clone();
+        if !session.replace(State::Up { serial, incarnation, link }) {
+            return;
+        }
+        if session.bulk.is_fenced(*session.id.borrow()) {
+            // Learned just now: this session will not do.
+            fenced.close();
+        }
+    }
+}
+
+/// Serves one connection until it is lost: signs of life go out, the server's calls are answered.
+async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Receiver<PushCall>) {
+    let Some(third) = weak
+        .upgrade()
+        .map(|s| Duration::from_millis(u64::from(s.volume().term_ms) / 3))
+        .map(|t| t.max(Duration::from_millis(100)))
+    else {
+        return;
+    };
+    let mut renew = tokio::time::interval(third);
+    renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    renew.tick().await;
+    let closed = link.closed();
+    tokio::pin!(closed);
+    loop {
+        tokio::select! {
+            () = &mut closed => return,
+            _ = renew.tick() => {
+                let Some(session) = weak.upgrade() else { return };
+                let counted = session.counters.meta(&Request::Renew);
+                let sent = since_boot();
+                // Anything but an answer shows in `closed`.
+                match tokio::time::timeout(third * 2, link.call(Request::Renew)).await {
+                    Ok(Ok(meta::Answer { reply: Ok(_), .. })) => {
+                        session.counters.answered(counted);
+                        session.hear();
+                        lock(&session.term).answered(sent);
+                        session.tell_alive();
+                    }
+                    Ok(Ok(meta::Answer { reply: Err(e), .. })) => {
+                        warn!(error = %e, "the session was not renewed");
+                        link.close();
+                    }
+                    Ok(Err(_)) | Err(_) => link.close(),
+                }
+            }
+            Some(call) = pushes.recv() => {
+                let Some(session) = weak.upgrade() else { return };
+                let events = session.events();
+                session.counters.recalled();
+                // In a task of its own: what is buffered is sent first, and renewals go on.
+                tokio::spawn(async move {
+                    match call.push {
+                        Push::Company { others } => {
+                            if let Some(events) = events { events.company(others) }
+                        }
+                        Push::Recall(recalls) => {
+                            if let Some(events) = events { events.recall(recalls).await }
+                        }
+                    }
+                    // A server that has gone meanwhile no longer waits for it.
+                    let _ = call.answer.send(PushReply::Done);
+                    session.counters.gave_back();
+                });
+            }
+        }
+    }
+}
+
+/// Sees to it that the session is not relied upon beyond its term.
+pub(super) async fn watch_term(weak: Weak<Session>) {
+    loop {
+        let pause = {
+            let Some(session) = weak.upgrade() else { return };
+            if matches!(*session.state.borrow(), State::Stopped) {
+                return;
+            }
+            let term = Duration::from_millis(u64::from(session.volume().term_ms));
+            let look = lock(&session.term).look(since_boot(), term);
+            match look {
+                Look::Again(pause) => pause,
+                Look::Lapsed => {
+                    warn!(
+                        "the metadata server does not answer: the caches are not used until it does"
+                    );
+                    if let Some(events) = session.events() {
+                        events.lapsed();
+                    }
+                    // A connection that seems to be there does not work.
+                    session.refresh();
+                    Duration::from_millis(1)
+                }
+            }
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Tells a server that was restarted what was held, before anything else is asked of it.
+async fn reclaim(link: &dyn MetaLink, held: &[(Ino, Lease)]) -> Result<Vec<Grant>, DialError> {
+    let mut grants = Vec::new();
+    let mut batches: Vec<Vec<(Ino, Lease)>> = held.chunks(MAX_BATCH).map(<[_]>::to_vec).collect();
+    if batches.is_empty() {
+        batches.push(Vec::new());
+    }
+    let last = batches.len() - 1;
+    for (i, leases) in batches.into_iter().enumerate() {
+        let request = Request::Reclaim { leases, done: i == last };
+        let answer = tokio::time::timeout(HUNG_AFTER, link.call(request)).await;
+        let answer = answer
+            .map_err(|_| DialError::Unreachable("no answer".into()))?
+            .map_err(|e| DialError::Unreachable(e.to_string()))?;
+        answer.reply.map_err(|e| DialError::Refused(e.to_string()))?;
+        grants.extend(answer.grants);
+    }
+    Ok(grants)
+}
+
+/// A connection that was made anew.
+struct Connected {
+    reply: HelloReply,
+    link: Arc<dyn MetaLink>,
+    pushes: mpsc::Receiver<PushCall>,
+    volume: VolumeInfo,
+    /// The session that was begun, because the one before is over.
+    successor: Option<SessionId>,
+}
+
+fn draw() -> Result<SessionId, DialError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes)
+        .map_err(|e| DialError::Unreachable(format!("there are no random numbers: {e}")))?;
+    Ok(SessionId(u64::from_le_bytes(bytes).max(1)))
+}
+
+impl Session {
+    /// Says for how long what was learned may be used.
+    pub(super) fn tell_alive(&self) {
+        let term = Duration::from_millis(u64::from(self.volume().term_ms));
+        let until = lock(&self.term).until(term);
+        if let Some(events) = self.events() {
+            events.alive(until);
+        }
+    }
+
+    /// Sets the state unless the session is stopped.
+    fn replace(&self, new: State) -> bool {
+        self.state.send_if_modified(|s| match s {
+            State::Stopped => false,
+            _ => {
+                *s = new;
+                true
+            }
+        })
+    }
+
+    /// A greeting in the session, or in its successor if it is known to be over.
+    async fn greet(
+        &self,
+        successor: &mut Option<SessionId>,
+        pushes: mpsc::Sender<PushCall>,
+    ) -> Dialled<dyn MetaLink> {
+        let id = *self.id.borrow();
+        if successor.is_none() && self.bulk.is_fenced(id) {
+            *successor = Some(draw()?);
+        }
+        let (id, claim) = match *successor {
+            Some(next) => (next, Claim::Succeed),
+            None => (id, Claim::Resume),
+        };
+        self.dialer.meta(hello(&self.config, Role::Meta, id, claim), pushes).await
+    }
+
+    async fn reconnect(&self) -> Option<Connected> {
+        let mut pause = BACKOFF.0;
+        let mut told = None;
+        let mut successor = None;
+        loop {
+            if matches!(*self.state.borrow(), State::Stopped) {
+                return None;
+            }
+            let (push_to, pushes) = mpsc::channel(4);
+            let sent = since_boot();
+            let outcome = self.greet(&mut successor, push_to).await.and_then(|(reply, link)| {
+                let volume = usable(&reply)?;
+                Ok(Connected { reply, link, pushes, volume, successor })
+            });
+            match outcome {
+                // A data server has said meanwhile that the session is over.
+                Ok(connected) if successor.is_none() && self.bulk.is_fenced(*self.id.borrow()) => {
+                    connected.link.close();
+                    continue;
+                }
+                Ok(connected) => {
+                    // Nothing is awaited until `reconnected` was told.
+                    lock(&self.term).begin_anew(sent);
+                    self.hear();
+                    return Some(connected);
+                }
+                // At once in another one.
+                Err(DialError::SessionOver(why)) if successor.is_none() => {
+                    warn!(why, "the metadata server has ended the session");
+                    successor = draw().ok();
+                    continue;
+                }
+                Err(e) => {
+                    if told.as_ref() != Some(&e) {
+                        warn!(error = %e, "no connection to the metadata server; trying again");
+                        told = Some(e);
+                    }
+                }
+            }
+            let mut state = self.state.subscribe();
+            let stopped = state.wait_for(|s| matches!(s, State::Stopped));
+            if tokio::time::timeout(pause, stopped).await.is_ok() {
+                return None;
+            }
+            pause = (pause * 2).min(BACKOFF.1);
+        }
+    }
+}
