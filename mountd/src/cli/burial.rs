@@ -1,7 +1,7 @@
 //! The session of a daemon that died.
 //!
 //! A server keeps the session of a client that vanished for its whole term, because it may come back;
-//! until then others who want the volume wait. But who mounts where a daemon died knows that it
+//! until then others who want what it had wait. But who mounts where a daemon died knows that it
 //! will not. So each daemon notes its session in a file that it holds locked: if the lock can be
 //! had, its owner is dead, and its session can be ended.
 

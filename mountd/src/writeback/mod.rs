@@ -1,7 +1,7 @@
 //! Data on its way to the servers.
 //!
 //! What programs write is put into the buffers of its inode ([`crate::cache::File`]) and sent
-//! from there: a window of 1 MiB as soon as it is full, everything else when it is a second old,
+//! from there: a window of 1 MiB as soon as it is full, everything else when it is 0.4 seconds old,
 //! when room gets scarce, or when somebody waits for it. Bytes pass through three stages, and
 //! reads see them in all three:
 //!
