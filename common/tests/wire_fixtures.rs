@@ -165,8 +165,9 @@ fn messages_about_leases_are_pinned() {
     ];
     pin(
         &meta::Push::Recall(recalls),
-        "0003010100010000010101612a0001010100fdffffffffffffffff0207010100010000",
+        "0103010100010000010101612a0001010100fdffffffffffffffff0207010100010000",
     );
+    pin(&meta::Push::Company { others: true }, "0001");
     pin(&meta::PushReply::Done, "00");
 }
 

@@ -199,13 +199,27 @@ impl Cache {
     /// All leases are gone. With `forget_versions` the log positions too: the server may have lost
     /// the end of its log.
     pub fn drop_all(&self, forget_versions: bool) {
+        self.drop_leases(forget_versions, State::disown);
+    }
+
+    /// Nothing has been heard of the server for so long that nothing may be served. The session may live on for all that, with
+    /// what it holds for writing: then what is buffered is sent under those leases, and before they are given back.
+    pub fn lapse(&self) {
+        self.drop_leases(false, |state| {
+            let held = state.lease.filter(|_| state.has_unsent());
+            state.disown();
+            state.lease = held;
+        });
+    }
+
+    fn drop_leases(&self, forget_versions: bool, disown: impl Fn(&mut State)) {
         let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
         if forget_versions {
             self.versions_since.store(epoch, Ordering::SeqCst);
         }
         for node in self.table.all() {
             let mut state = node.state();
-            state.disown();
+            disown(&mut state);
             if forget_versions && let Some(attr) = &mut state.attr {
                 attr.version = 0;
             }

@@ -241,6 +241,11 @@ impl State {
         self.lease == Some(Lease::Write) && self.valid
     }
 
+    /// Something was written here that the servers do not know of, or might lose.
+    pub fn has_unsent(&self) -> bool {
+        self.file.as_ref().is_some_and(|f| !f.is_clean() || !f.kept.is_empty())
+    }
+
     /// Nothing is known for sure any more.
     pub(super) fn disown(&mut self) {
         self.lease = None;

@@ -54,17 +54,17 @@ impl Vfs {
             let (from, to) = (&source.node, &target.node);
             // In the order of their numbers, so that two copies cannot wait for each other.
             let (first, second) = if from.ino <= to.ino { (from, to) } else { (to, from) };
-            // Both leases before any gate, see `recall`.
+            // Both leases before any gate, see `recall`; that of the source for writing too, or it could be taken away while the gates
+            // are held, and would be waited for with them.
             let (_first, _second) = loop {
-                this.known(from.ino).await?;
-                this.writeback.drain(from, false).await?;
+                this.own(from).await?;
                 this.own(to).await?;
                 let a = first.gates().io.write().await;
                 let b = match same {
                     true => None,
                     false => Some(second.gates().io.write().await),
                 };
-                if this.owns(to) && this.served(from).is_some() {
+                if this.owns(to) && this.owns(from) {
                     break (a, b);
                 }
             };

@@ -183,7 +183,7 @@ impl SessionEvents for Vfs {
     fn lapsed(&self) {
         self.writeback.note_paths();
         // Every call asks the server now, and waits for it.
-        self.cache.drop_all(false);
+        self.cache.lapse();
     }
 
     fn alive(&self, until: Duration) {

@@ -76,6 +76,36 @@ async fn what_it_has_not_sent_is_sent_if_it_is_back_within_its_term() {
 }
 
 #[tokio::test]
+async fn who_is_back_between_its_own_deadline_and_its_end_sends_first_what_another_waits_for() {
+    let (world, away, other) = two(4).await;
+    let f = file(&away, "f").await;
+    write(&away, f, 0, b"buffer").await.unwrap();
+    world.peer(&away).silent.store(true, Ordering::SeqCst);
+    while away.cache.live() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let looking = {
+        let other = Arc::clone(&other);
+        tokio::spawn(async move {
+            let Looked::Found(entry) = other.lookup(ROOT, &name("f")).await.unwrap() else {
+                panic!()
+            };
+            let fh = other.open(f.0, libc::O_RDWR).await.unwrap().fh;
+            (entry.attr.size, read(&other, (f.0, fh), 0, 10).await, fh)
+        })
+    };
+    tokio::time::sleep(TERM / 20).await;
+    assert!(!looking.is_finished());
+    world.peer(&away).silent.store(false, Ordering::SeqCst);
+    let (size, seen, fh) = looking.await.unwrap();
+    assert_eq!((size, &*seen), (6, &b"buffer"[..]));
+    write(&other, (f.0, fh), 0, b"others").await.unwrap();
+    assert_eq!(away.fsync(f.0, f.1, false).await, Ok(()));
+    assert_eq!(read(&other, (f.0, fh), 0, 10).await, b"others", "nothing older was sent over it");
+    assert_eq!(read(&away, f, 0, 10).await, b"others");
+}
+
+#[tokio::test]
 async fn a_client_that_died_is_waited_for_only_where_it_held_something() {
     let (world, dead, other) = two(3).await;
     let f = file(&dead, "f").await;

@@ -315,7 +315,13 @@ impl Dialer for Net {
             if !known && hello.claim == Claim::Resume {
                 return Err(DialError::SessionOver("it is not known".into()));
             }
-            *lock(&self.peer.session) = Some(session);
+            let before = lock(&self.peer.session).replace(session);
+            if let Some(before) = before.filter(|_| hello.claim == Claim::Succeed) {
+                // In place of its term, after which it would end.
+                let mut store = lock(&world.meta);
+                store.end(before);
+                store.work_off(world);
+            }
             let link = self.link(hello);
             let resumed = {
                 let mut store = lock(&world.meta);
