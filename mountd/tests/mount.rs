@@ -335,6 +335,8 @@ fn unmounting_ends_without_a_server() {
     let other = second_mount(&dev);
     let target = other.to_str().unwrap();
     fs::write(other.join("f"), "stored").unwrap();
+    // Otherwise it would be waited for.
+    File::open(other.join("f")).unwrap().sync_all().unwrap();
     dev.kill();
     let begun = Instant::now();
     dev.netfs(&["umount", target]);

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use netfs_common::id::{InstanceId, OpSeq, SessionId};
-use netfs_common::wire::meta::{BURIAL, Mutation, Op, Request};
+use netfs_common::wire::meta::{BURIAL, Mutation, Op, Push, PushReply, Request};
 use netfs_common::wire::{Claim, Hello, PROTOCOL, Role};
 use tokio::sync::mpsc;
 
@@ -125,8 +125,7 @@ async fn end(dialer: &dyn Dialer, volume: &str, session: SessionId) -> Result<()
         instance: InstanceId(0),
         client: "the end of a dead daemon's session".into(),
     };
-    // Nothing is asked of a session that ends.
-    let (pushes, _) = mpsc::channel(1);
+    let (pushes, mut told) = mpsc::channel(1);
     let (_, link) = dialer.meta(hello, pushes).await.map_err(|e| e.to_string())?;
     let mutation = Mutation {
         seq: BURIAL,
@@ -135,7 +134,19 @@ async fn end(dialer: &dyn Dialer, volume: &str, session: SessionId) -> Result<()
         sync: false,
         op: Op::EndSession,
     };
-    let reply = link.call(Request::Mutate(mutation)).await;
+    // What the server says meanwhile concerns nobody; what it wants back is given up with the session.
+    let hear = async {
+        let mut unanswered = Vec::new();
+        while let Some(call) = told.recv().await {
+            match call.push {
+                Push::Company { .. } => drop(call.answer.send(PushReply::Done)),
+                Push::Recall(_) => unanswered.push(call),
+            }
+        }
+        std::future::pending().await
+    };
+    let call = link.call(Request::Mutate(mutation));
+    let reply = tokio::select! { reply = call => reply, reply = hear => reply };
     link.close();
     match reply {
         Ok(answer) => answer.reply.map(drop).map_err(|e| e.to_string()),

@@ -22,7 +22,7 @@ use super::notice::{Channel, NoticeQueue};
 use crate::vfs::Vfs;
 
 /// For how long a new mount may take to answer its first request.
-const FIRST_ANSWER: Duration = Duration::from_secs(30);
+const FIRST_ANSWER: Duration = Duration::from_secs(120);
 
 /// How often, and at what intervals, a busy mount is tried again.
 const BUSY_ATTEMPTS: u32 = 5;
