@@ -21,7 +21,8 @@ use super::mountinfo;
 use super::notice::{Channel, NoticeQueue};
 use crate::vfs::Vfs;
 
-/// For how long a new mount may take to answer its first request.
+/// For how long a new mount may take to answer its first request. A server that was restarted answers nobody until those who had
+/// leases before have come back, or their term is over.
 const FIRST_ANSWER: Duration = Duration::from_secs(120);
 
 /// How often, and at what intervals, a busy mount is tried again.
