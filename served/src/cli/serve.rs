@@ -1,5 +1,6 @@
 //! `netfs-served meta | data | all`
 
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -75,7 +76,7 @@ async fn serve(config: &ServedConfig, parts: Parts) -> Result<ExitCode, Failure>
     }
     let mut meta = None;
     if parts.meta {
-        let local = data.as_ref().map(|server: &DataServer| server.addr().port());
+        let local = data.as_ref().map(DataServer::addr);
         let mut options = meta_options(config, identity, data_servers(&config.meta, local)?);
         options.net_metrics = net_metrics;
         options.calls = metrics.calls("meta");
@@ -137,10 +138,14 @@ fn end_early() -> ! {
     std::process::exit(0)
 }
 
-/// Where the data server is; `local`: the port of the one in this process.
-fn data_servers(config: &MetaConfig, local: Option<u16>) -> Result<DataServers, Failure> {
+/// Where the data server is; `local`: the address of the one in this process.
+fn data_servers(config: &MetaConfig, local: Option<SocketAddr>) -> Result<DataServers, Failure> {
     match (config.data_servers.as_slice(), local) {
-        ([], Some(port)) => Ok(DataServers::Local(port)),
+        ([], Some(addr)) if addr.ip().is_unspecified() || addr.ip().is_loopback() => {
+            Ok(DataServers::Local(addr.port()))
+        }
+        // It answers at this address alone.
+        ([], Some(addr)) => Ok(DataServers::At(vec![addr.to_string()])),
         ([], None) => {
             Err("meta.data_servers is empty: set it to the data server's host:port, or run `netfs-served all`".into())
         }
@@ -193,4 +198,20 @@ fn meta_options(config: &ServedConfig, identity: Arc<Identity>, data: DataServer
     options.sync_always = meta.sync == SyncPolicy::Always;
     options.limits = config.net.limits();
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_server_in_this_process_is_looked_for_where_it_answers() {
+        let found = |addr: &str| {
+            data_servers(&ServedConfig::default().meta, Some(addr.parse().unwrap())).unwrap()
+        };
+        for everywhere in ["0.0.0.0:5", "[::]:5", "127.0.0.1:5"] {
+            assert_eq!(found(everywhere), DataServers::Local(5));
+        }
+        assert_eq!(found("10.0.0.7:5"), DataServers::At(vec!["10.0.0.7:5".into()]));
+    }
 }

@@ -57,6 +57,8 @@ struct Inner {
     waits: HashMap<WaitId, watch::Sender<News>>,
     /// A task brings news of what waits.
     awaiting: bool,
+    /// There may be a grant that was not taken note of by the task that brings news.
+    unheard: bool,
     /// Raised whenever the server may have lost our locks.
     life: u64,
     stamp: u64,
@@ -105,6 +107,7 @@ impl LockBook {
                 files: HashMap::new(),
                 waits: HashMap::new(),
                 awaiting: false,
+                unheard: false,
                 life: 0,
                 stamp: 0,
                 flushed: LruCache::new(MAX_FLUSHED),
@@ -356,11 +359,16 @@ impl LockBook {
     /// Ends the task that brings news, if nobody wants any.
     pub(super) fn end_awaiting(&self, force: bool) -> bool {
         let mut inner = lock(&self.inner);
-        let ends = force || inner.waits.is_empty();
+        let ends = force || (inner.waits.is_empty() && !std::mem::take(&mut inner.unheard));
         if ends {
             inner.awaiting = false;
         }
         ends
+    }
+
+    /// A request that had waited was granted when it asked again: the server still has to be told that this is known.
+    pub(super) fn granted_unheard(&self) {
+        lock(&self.inner).unheard = true;
     }
 
     /// Tells waiting requests that they were granted.

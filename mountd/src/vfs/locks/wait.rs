@@ -60,6 +60,9 @@ impl Vfs {
                 let life = book.life();
                 let reply = self.ask_lock(LockCall::Set { lock, wait: Some(wait) }).await;
                 if reply == Ok(LockReply::Granted) {
+                    if !first {
+                        book.granted_unheard();
+                    }
                     match book.granted(life, &lock) {
                         Some(_) => break,
                         None => continue,
