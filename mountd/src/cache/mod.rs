@@ -3,9 +3,8 @@
 //! What was learned under a lease stays true until this client changes it or the server recalls it. Nodes without
 //! a lease remain, as places for locks and buffers, but their attributes are not served.
 //!
-//! Three things keep stale answers out. An answer is kept only if the server grants that, and if nothing of the inode was recalled
-//! since the question was sent: every question takes a [`Ticket`] with the present stamp, and a recall leaves its stamp on the inode. Attributes carry the log position of their last change, and
-//! of two copies the newer wins, in whatever order answers arrive. Names carry no such mark:
+//! Three things keep stale answers out. An answer is kept only if the rules of [`crate::lease`] allow it. Attributes carry the log
+//! position of their last change, and of two copies the newer wins, in whatever order answers arrive. Names carry no such mark:
 //! each directory has a change counter that moves before and after every change made through
 //! this client, and what a lookup found is kept only if the counter has not moved since the
 //! question went out.
@@ -34,6 +33,7 @@ use netfs_common::name::Name;
 use netfs_common::wire::lease::{Grant, Lease, Names};
 use netfs_common::wire::meta::granted;
 
+use crate::lease::{self, Clock};
 use crate::session::{LostPositions, lock, since_boot};
 use crate::vfs::{FOREVER, KernelCache};
 use contents::Contents;
@@ -76,8 +76,7 @@ const MAX_KEPT_XATTR: usize = 1024;
 /// When a question was sent, in the terms of the caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ticket {
-    epoch: u64,
-    stamp: u64,
+    leases: lease::Ticket,
     changes: u64,
 }
 
@@ -109,7 +108,7 @@ pub struct Cache {
     xattrs: Mutex<LruCache<XattrKey, Option<Vec<u8>>>>,
     /// Until when leases may be relied upon, in nanoseconds since boot.
     alive_until: AtomicU64,
-    epoch: AtomicU64,
+    clock: Arc<Clock>,
     /// The epoch since which versions count.
     versions_since: AtomicU64,
     kernel: OnceLock<Arc<dyn KernelCache>>,
@@ -128,15 +127,16 @@ fn at_least_one(n: usize) -> NonZeroUsize {
 impl Cache {
     /// Empty caches.
     pub fn new(limits: Limits) -> Cache {
+        let clock = Arc::<Clock>::default();
         Cache {
-            table: Table::new(limits.nodes),
+            table: Table::new(limits.nodes, clock.clone()),
             names: Mutex::new(LruCache::unbounded()),
             name_limit: limits.names,
             contents: Mutex::new(Contents::new(limits.contents)),
             pages: Pages::new(limits.ahead),
             xattrs: Mutex::new(LruCache::new(at_least_one(limits.xattrs))),
             alive_until: AtomicU64::new(0),
-            epoch: AtomicU64::new(0),
+            clock,
             versions_since: AtomicU64::new(0),
             kernel: OnceLock::new(),
         }
@@ -164,8 +164,9 @@ impl Cache {
 
     /// Inodes on which there are leases, for reading and for writing.
     pub fn leases(&self) -> (u64, u64) {
-        let held =
-            |lease| self.table.all().iter().filter(|n| n.state().lease == Some(lease)).count();
+        let held = |lease| {
+            self.table.all().iter().filter(|n| n.state().held.mode() == Some(lease)).count()
+        };
         (held(Lease::Read) as u64, held(Lease::Write) as u64)
     }
 
@@ -176,50 +177,45 @@ impl Cache {
 
     /// To be taken before a question is sent, about an inode or its names.
     pub fn ticket(&self, node: &Node) -> Ticket {
-        let epoch = self.epoch.load(Ordering::SeqCst);
-        let stamp = self.table.present();
-        Ticket { epoch, stamp, changes: node.state().changes }
+        let leases = self.clock.ticket();
+        Ticket { leases, changes: node.state().changes }
     }
 
     /// Under what circumstances the data of a file is what its attributes say; `None` without a lease, and for what is not in chunks.
     pub fn page_key(&self, state: &State) -> Option<Key> {
-        let epoch = self.epoch.load(Ordering::SeqCst);
-        let attr = state
-            .attr
-            .as_ref()
-            .filter(|_| state.valid && state.lease.is_some() && !state.is_inline())?;
-        Some(Key { epoch, recalled: state.recalled, generation: attr.generation })
+        let kept = state.valid && state.held.mode().is_some() && !state.is_inline();
+        let attr = state.attr.as_ref().filter(|_| kept)?;
+        let recalled = state.held.last_recall();
+        Some(Key { epoch: self.clock.epoch(), recalled, generation: attr.generation })
     }
 
     /// Nothing of the inode was recalled since the question.
     fn in_time(&self, ticket: Ticket, state: &State) -> bool {
-        self.epoch.load(Ordering::SeqCst) == ticket.epoch && state.recalled < ticket.stamp
+        state.held.in_time(ticket.leases, &self.clock)
     }
 
     /// All leases are gone. With `forget_versions` the log positions too: the server may have lost
     /// the end of its log.
     pub fn drop_all(&self, forget_versions: bool) {
-        self.drop_leases(forget_versions, State::disown);
+        self.drop_leases(forget_versions, |_| false);
     }
 
     /// Nothing has been heard of the server for so long that nothing may be served. The session may live on for all that, with
     /// what it holds for writing: then what is buffered is sent under those leases, and before they are given back.
     pub fn lapse(&self) {
-        self.drop_leases(false, |state| {
-            let held = state.lease.filter(|_| state.has_unsent());
-            state.disown();
-            state.lease = held;
-        });
+        self.drop_leases(false, State::has_unsent);
     }
 
-    fn drop_leases(&self, forget_versions: bool, disown: impl Fn(&mut State)) {
-        let epoch = self.epoch.fetch_add(1, Ordering::SeqCst) + 1;
+    fn drop_leases(&self, forget_versions: bool, to_send: impl Fn(&State) -> bool) {
+        let epoch = self.clock.drop_all();
         if forget_versions {
             self.versions_since.store(epoch, Ordering::SeqCst);
         }
         for node in self.table.all() {
             let mut state = node.state();
-            disown(&mut state);
+            let unsent = to_send(&state);
+            state.held.dropped(unsent);
+            state.disown();
             if forget_versions && let Some(attr) = &mut state.attr {
                 attr.version = 0;
             }
@@ -274,28 +270,23 @@ impl Cache {
     ) -> Arc<Node> {
         let node = self.table.obtain(attr.ino);
         let mut state = node.state();
-        if ticket.epoch < self.versions_since.load(Ordering::SeqCst) {
+        if !ticket.leases.is_since(self.versions_since.load(Ordering::SeqCst)) {
             // Asked in an earlier life of the server, which may have lost it: it yields to whatever
             // this one says.
             attr.version = 0;
         }
         let current = state.attr.as_ref().map_or(0, |a| a.version);
-        let in_time = self.in_time(ticket, &state);
-        let grant = grant.filter(|_| in_time);
-        // Nobody else can have changed it. While the lease is recalled nothing is granted, and what is buffered must be sent.
-        let alone = in_time && state.lease == Some(Lease::Write);
-        if let Some(grant) = grant {
-            state.lease = state.lease.max(Some(grant.lease));
-            state.tail_known |= grant.tail_known && grant.lease == Lease::Write;
-        }
+        let grant = grant.filter(|_| self.in_time(ticket, &state));
+        let served = state.held.answered(ticket.leases, &self.clock, grant.map(|g| g.lease));
+        state.tail_known |= grant.is_some_and(|g| g.tail_known && g.lease == Lease::Write);
         if attr.version >= current {
             if grant.is_some()
                 && let Some(data) = inline
             {
                 lock(&self.contents).put(attr.ino, attr.version, data);
             }
-            // Without a grant it stays as it is: a lease that is held covers this client's own changes.
-            state.valid |= grant.is_some() || alone;
+            // Otherwise it stays as it is: a lease that is held covers this client's own changes.
+            state.valid |= served;
             state.attr = Some(attr);
         }
         drop(state);
@@ -312,7 +303,7 @@ impl Cache {
             let node = self.learn(ticket, attr.clone(), None, granted(grants, attr.ino));
             let mut state = node.state();
             state.changed_at = state.changed_at.max(attr.version);
-            state.own = self.table.next_stamp();
+            state.held.changed(self.clock.stamp());
         }
     }
 
@@ -320,7 +311,7 @@ impl Cache {
     pub fn put_content(&self, node: &Node, version: u64, data: Bytes) {
         // Under the lock: once the lease is gone nothing is kept.
         let state = node.state();
-        if state.lease == Some(Lease::Write) {
+        if state.held.writes() {
             lock(&self.contents).put(node.ino, version, data);
         }
     }
@@ -343,7 +334,7 @@ impl Cache {
     /// A directory is about to be changed, or has been: lookups under way shall not be kept.
     pub fn moved(&self, dir: &Node) {
         let _names = lock(&self.names);
-        dir.state().changes = self.table.next_stamp();
+        dir.state().changes = self.clock.stamp();
     }
 
     /// The outcome of a change of this client: the name leads to `ino` now. Returns for how long the kernel may keep that.
@@ -351,8 +342,8 @@ impl Cache {
         touch_name(dir.ino, name);
         let names = lock(&self.names);
         let mut state = dir.state();
-        state.changes = self.table.next_stamp();
-        if state.lease.is_none() || !self.in_time(ticket, &state) {
+        state.changes = self.clock.stamp();
+        if state.held.mode().is_none() || !self.in_time(ticket, &state) {
             // Somebody else may have changed it since.
             state.complete = false;
             drop(state);
@@ -447,7 +438,7 @@ impl Cache {
                 .collect(),
         };
         let mut state = dir.state();
-        state.changes = self.table.next_stamp();
+        state.changes = self.clock.stamp();
         state.complete = false;
         state.contended = since_boot() + CONTENDED;
         drop(state);
@@ -463,7 +454,7 @@ impl Cache {
         touch_name(dir.ino, name);
         let mut names = lock(&self.names);
         let mut state = dir.state();
-        state.changes = self.table.next_stamp();
+        state.changes = self.clock.stamp();
         state.complete = false;
         drop(state);
         names.pop(&(dir.ino, name.clone()));
@@ -483,7 +474,7 @@ impl Cache {
         if grant.is_none() || !self.in_time(ticket, &state) || state.changes != ticket.changes {
             return Duration::ZERO;
         }
-        state.lease = state.lease.max(grant.map(|g| g.lease));
+        state.held.answered(ticket.leases, &self.clock, grant.map(|g| g.lease));
         let ttl = self.name_ttl(&state);
         drop(state);
         self.keep_name(names, dir, name, ino, ttl);
@@ -558,23 +549,21 @@ impl Cache {
 
     /// A lease that a restarted server has given back. Attributes are asked for anew.
     pub fn reclaimed(&self, grant: Grant) {
-        self.table.obtain(grant.ino).state().lease = Some(grant.lease);
+        self.table.obtain(grant.ino).state().held.reclaimed(grant.lease);
     }
 
     /// What was asked of an inode before this is not kept, and it keeps no more than a lease. Returns what it had.
     pub fn recalled(&self, node: &Node, keep: Option<Lease>, attrs: bool) -> Option<Lease> {
         let mut state = node.state();
-        let had = state.lease;
-        state.recalled = self.table.next_stamp();
+        let had = state.held.recalled(self.clock.stamp(), keep);
         self.pages.drop_range(node.ino, 0, u64::MAX);
         if keep.is_none() {
             state.disown();
         } else {
-            state.lease = state.lease.min(keep);
             if keep != Some(Lease::Write) {
                 state.tail_known = false;
             }
-            state.valid &= !attrs && state.lease.is_some();
+            state.valid &= !attrs && state.held.mode().is_some();
         }
         had
     }
@@ -582,7 +571,7 @@ impl Cache {
     /// Extended attributes of an inode are about to change, or have.
     pub fn xattrs_moved(&self, node: &Node) {
         let mut xattrs = lock(&self.xattrs);
-        node.state().changes = self.table.next_stamp();
+        node.state().changes = self.clock.stamp();
         let mine: Vec<XattrKey> =
             xattrs.iter().map(|(k, _)| k).filter(|k| k.0 == node.ino).cloned().collect();
         for key in mine {

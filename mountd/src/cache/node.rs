@@ -7,9 +7,9 @@ use bytes::Bytes;
 use netfs_common::attr::{Attr, Timestamp};
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, InstanceId, ServerId};
-use netfs_common::wire::lease::Lease;
 use tokio::sync::Notify;
 
+use crate::lease::Held;
 use crate::session::lock;
 use crate::writeback::Extents;
 
@@ -61,13 +61,9 @@ pub struct State {
     /// As the server described it last.
     pub attr: Option<Attr>,
     /// What the server lets this client do without asking.
-    pub lease: Option<Lease>,
+    pub held: Held,
     /// The write lease is being given back: new writes wait.
     pub giving: bool,
-    /// When something of it was recalled last, as a stamp of the table. What was asked before that is not kept.
-    pub recalled: u64,
-    /// When this client changed it last, likewise: for when the node is evicted, and with it the version.
-    pub own: u64,
     /// The attributes may be served without asking. Only under a lease.
     pub valid: bool,
     /// Parts of the file that the kernel has locked for reads and writes which wait here for a lease.
@@ -208,8 +204,8 @@ impl File {
 }
 
 impl Node {
-    pub(super) fn new(ino: Ino, changes: u64, recalled: u64) -> Node {
-        let state = State { changes, recalled, ..State::default() };
+    pub(super) fn new(ino: Ino, changes: u64, held: Held) -> Node {
+        let state = State { changes, held, ..State::default() };
         Node { ino, state: Mutex::new(state), gates: OnceLock::new() }
     }
 
@@ -238,7 +234,7 @@ impl Node {
 impl State {
     /// This client may change the file without asking, and begin to.
     pub fn owned(&self) -> bool {
-        self.lease == Some(Lease::Write) && self.valid
+        self.held.writes() && self.valid
     }
 
     /// Something was written here that the servers do not know of, or might lose.
@@ -248,7 +244,6 @@ impl State {
 
     /// Nothing is known for sure any more.
     pub(super) fn disown(&mut self) {
-        self.lease = None;
         self.valid = false;
         self.complete = false;
         self.target = None;

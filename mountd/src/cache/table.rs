@@ -1,13 +1,13 @@
 //! The table of inodes.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use lru::LruCache;
 use netfs_common::id::Ino;
 
 use super::node::Node;
+use crate::lease::{Clock, Held};
 use crate::session::lock;
 
 /// How many inodes in use are passed over in search of one to evict, before the table is left
@@ -22,8 +22,6 @@ struct Inner {
     refs: HashMap<Ino, u64>,
     /// Inodes without a name that are still in use here.
     orphans: HashSet<Ino>,
-    /// The latest recall or own change of an inode that has been evicted since.
-    floor: u64,
 }
 
 /// All inodes that the client knows something of.
@@ -31,29 +29,14 @@ struct Inner {
 pub struct Table {
     inner: Mutex<Inner>,
     limit: usize,
-    stamp: AtomicU64,
+    clock: Arc<Clock>,
 }
 
 impl Table {
-    pub(super) fn new(limit: usize) -> Table {
-        let inner = Inner {
-            nodes: LruCache::unbounded(),
-            refs: HashMap::new(),
-            orphans: HashSet::new(),
-            floor: 0,
-        };
-        Table { inner: Mutex::new(inner), limit, stamp: AtomicU64::new(1) }
-    }
-
-    /// A number never given before. Change counters take their values from here, so that a
-    /// counter that was evicted and begun anew never shows an old value.
-    pub(super) fn next_stamp(&self) -> u64 {
-        self.stamp.fetch_add(1, Ordering::SeqCst)
-    }
-
-    /// Every stamp from now on is above this one, or it.
-    pub(super) fn present(&self) -> u64 {
-        self.stamp.load(Ordering::SeqCst)
+    pub(super) fn new(limit: usize, clock: Arc<Clock>) -> Table {
+        let inner =
+            Inner { nodes: LruCache::unbounded(), refs: HashMap::new(), orphans: HashSet::new() };
+        Table { inner: Mutex::new(inner), limit, clock }
     }
 
     /// An inode, if known.
@@ -72,7 +55,8 @@ impl Table {
         if let Some(node) = inner.nodes.get(&ino) {
             return Arc::clone(node);
         }
-        let node = Arc::new(Node::new(ino, self.next_stamp(), inner.floor));
+        // The counter begins where none has been: one that was evicted never shows an old value.
+        let node = Arc::new(Node::new(ino, self.clock.stamp(), Held::new(&self.clock)));
         inner.nodes.put(ino, Arc::clone(&node));
         let mut passed = 0;
         while inner.nodes.len() > self.limit && passed < MAX_PASSED_OVER {
@@ -84,7 +68,7 @@ impl Table {
                 passed += 1;
                 continue;
             }
-            inner.floor = inner.floor.max(latest(&candidate));
+            self.clock.evicted(&candidate.state().held);
         }
         node
     }
@@ -93,7 +77,7 @@ impl Table {
     pub fn remove(&self, ino: Ino) -> Option<Arc<Node>> {
         let mut inner = lock(&self.inner);
         let node = inner.nodes.pop(&ino)?;
-        inner.floor = inner.floor.max(latest(&node));
+        self.clock.evicted(&node.state().held);
         Some(node)
     }
 
@@ -160,19 +144,13 @@ impl Table {
     }
 }
 
-/// What was asked before this about the node is not to be trusted.
-fn latest(node: &Node) -> u64 {
-    let state = node.state();
-    state.recalled.max(state.own)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn inodes_in_use_are_not_evicted() {
-        let table = Table::new(4);
+        let table = Table::new(4, Arc::default());
         let held = table.obtain(Ino(1));
         for i in 2..100 {
             table.obtain(Ino(i));
@@ -183,7 +161,7 @@ mod tests {
 
     #[test]
     fn an_orphan_goes_with_its_last_reference() {
-        let table = Table::new(4);
+        let table = Table::new(4, Arc::default());
         table.refer(Ino(7));
         table.refer(Ino(7));
         table.orphaned(Ino(7));

@@ -185,7 +185,7 @@ impl Vfs {
         let state = node.state();
         let mut here = Here {
             attr: state.effective(),
-            lease: state.lease,
+            lease: state.held.mode(),
             kept: kept && state.valid,
             giving: state.giving,
             failures: state.failed.count(),

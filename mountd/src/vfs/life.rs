@@ -201,8 +201,7 @@ impl SessionEvents for Vfs {
     fn to_reclaim(&self) -> Vec<(Ino, Lease)> {
         let held = |n: &Arc<crate::cache::Node>| {
             let state = n.state();
-            (state.lease == Some(Lease::Write) && state.file.is_some())
-                .then_some((n.ino, Lease::Write))
+            (state.held.writes() && state.file.is_some()).then_some((n.ino, Lease::Write))
         };
         self.cache.table.all().iter().filter_map(held).collect()
     }

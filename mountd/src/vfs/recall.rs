@@ -202,7 +202,7 @@ impl Vfs {
         let node = self.cache.table.obtain(ino);
         let stale = if keep.is_none() { Scope::all() } else { stale };
         let _giving = waiting(Wait::Turn, node.gates().giving.lock()).await;
-        let writes = node.state().lease == Some(Lease::Write) && keep != Some(Lease::Write);
+        let writes = node.state().held.writes() && keep != Some(Lease::Write);
         if writes {
             node.state().giving = true;
             self.send_before(&node, &stale, keep).await;

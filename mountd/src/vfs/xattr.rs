@@ -13,6 +13,15 @@ use super::{Caller, Vfs};
 const NAMESPACES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
 
+/// What is said of an attribute that is not there.
+///
+/// `ls -l` asks for the SELinux label of every file, and no kernel keeps in mind that a FUSE file has none; told that there is no
+/// such thing, it asks once for a directory. Where SELinux is in use the kernel answers by itself, and a label that was
+/// stored is given back.
+fn absent(name: &[u8]) -> Errno {
+    if name == b"security.selinux" { Errno::EOPNOTSUPP } else { Errno::ENODATA }
+}
+
 fn check_name(name: &[u8]) -> Result<(), Errno> {
     if name.len() > MAX_XATTR_NAME {
         return Err(Errno::ERANGE);
@@ -39,9 +48,9 @@ impl Vfs {
         // Most inodes have none, and the kernel asks before many writes.
         let attr: Attr = self.served(&*self.cache.table.get(ino)?)?;
         if !attr.has_xattrs {
-            return Some(Err(Errno::ENODATA));
+            return Some(Err(absent(name)));
         }
-        Some(self.cache.xattr(ino, name)?.ok_or(Errno::ENODATA))
+        Some(self.cache.xattr(ino, name)?.ok_or(absent(name)))
     }
 
     /// An extended attribute.
@@ -65,7 +74,7 @@ impl Vfs {
                 }
                 Err(Errno::ENODATA) => {
                     self.cache.learn_xattr(ticket, &node, name, None, grant);
-                    Err(Errno::ENODATA)
+                    Err(absent(name))
                 }
                 Ok(_) => Err(Errno::EPROTO),
                 Err(e) => Err(e),

@@ -56,6 +56,10 @@ struct Node {
 }
 
 impl Node {
+    fn is_unsent(&self) -> bool {
+        self.dirty.is_some() || self.flushing.is_some()
+    }
+
     /// What may be served without asking, under a lease.
     fn served(&self) -> [Option<u64>; ATOMS] {
         std::array::from_fn(|atom| self.cache[atom].filter(|_| self.changing[atom] == 0))
@@ -123,7 +127,7 @@ impl Client {
     }
 
     pub(crate) fn mode(&self, ino: Ino) -> Option<Lease> {
-        self.nodes[ino.0 as usize].as_ref()?.held.mode(&self.clock)
+        self.nodes[ino.0 as usize].as_ref()?.held.mode()
     }
 
     pub(crate) fn cached(&self, ino: Ino) -> [Option<u64>; ATOMS] {
@@ -205,15 +209,16 @@ impl Client {
             return;
         }
         if self.term.as_mut().is_some_and(|t| t.look(now, TERM) == Look::Lapsed) {
-            self.drop_all(false);
+            self.drop_all(false, Node::is_unsent);
             // A session is relied upon again with a new connection.
             self.hello_soon = true;
         }
     }
 
-    fn drop_all(&mut self, forget_versions: bool) {
+    fn drop_all(&mut self, forget_versions: bool, keeps: impl Fn(&Node) -> bool) {
         self.clock.drop_all();
         for node in self.nodes.iter_mut().flatten() {
+            node.held.dropped(keeps(node));
             node.cache = [None; ATOMS];
             if forget_versions {
                 (node.seen, node.acked) = ([0; ATOMS], None);
@@ -276,23 +281,14 @@ impl Client {
         self.ops.push(Op { id, ino, kind, must, sent: false, syncs: None });
     }
 
-    /// Lets an inode go from the table.
+    /// Lets an inode go from the table, without a word to the server.
     fn evict(&mut self, ino: Ino) {
-        let mode = self.mode(ino);
         let recalled = self.is_recalled(ino);
-        let Some(node) = &mut self.nodes[ino.0 as usize] else { return };
-        let idle = node.dirty.is_none() && node.flushing.is_none() && node.busy == 0;
-        if !idle || node.held.is_releasing() || recalled {
-            return;
-        }
-        if mode.is_none() {
+        let Some(node) = &self.nodes[ino.0 as usize] else { return };
+        if !node.is_unsent() && node.busy == 0 && !recalled {
             self.clock.evicted(&node.held);
             self.nodes[ino.0 as usize] = None;
-            return;
         }
-        node.cache = [None; ATOMS];
-        node.held.release(self.clock.stamp());
-        self.call(Request::Release { ino }, None);
     }
 
     fn is_recalled(&self, ino: Ino) -> bool {
@@ -333,7 +329,7 @@ impl Client {
         let mode = self.mode(ino).filter(|_| self.believes(now));
         let recalled = self.is_recalled(ino);
         let node = self.node(ino);
-        let unsent = node.dirty.is_some() || node.flushing.is_some();
+        let unsent = node.is_unsent();
         match op.kind {
             OpKind::Read(mask) => {
                 let cache = node.served();
@@ -352,7 +348,7 @@ impl Client {
                     self.sent(op, Request::Look { ino, mask });
                 }
             }
-            OpKind::Write if mode == Some(Lease::Write) => {
+            OpKind::Write if mode == Some(Lease::Write) && node.cache[0].is_some() => {
                 if !recalled && node.busy == 0 {
                     let version = oracle.next_version();
                     node.dirty = Some(version);
@@ -387,25 +383,25 @@ impl Client {
 
     /// Does what was recalled, as far as what was buffered has been sent.
     fn give_back(&mut self) {
-        if !self.welcomed {
-            // The server may have begun anew: its recalls have other numbers then.
+        let reclaiming = |c: &Call| matches!(c.request, Request::Reclaim { .. });
+        if !self.welcomed || self.calls.values().any(reclaiming) {
+            // The server may have begun anew: its recalls have other numbers then, and what was reclaimed comes first.
             return;
         }
         for (id, recalls) in std::mem::take(&mut self.recalls) {
             let mut left = Vec::new();
             for recall in recalls {
                 let node = self.node(recall.ino);
-                let unsent = node.dirty.is_some() || node.flushing.is_some();
+                let unsent = node.is_unsent();
                 if unsent && self.mutant != Some(Mutant::AnswersBeforeFlush) {
                     self.flush(recall.ino);
                     left.push(recall);
                     continue;
                 }
                 let stamp = self.clock.stamp();
-                let clock = self.clock;
                 let node = self.node(recall.ino);
                 node.held.recalled(stamp, recall.keep);
-                let none = node.held.mode(&clock).is_none();
+                let none = node.held.mode().is_none();
                 let stale = if none { Scope::all() } else { recall.stale };
                 atoms(mask(recall.ino, &stale)).for_each(|atom| node.cache[atom] = None);
             }
@@ -491,35 +487,21 @@ impl Client {
             leases.retain(|(i, _)| *i != ino);
             leases.push((ino, Lease::Write));
         }
-        self.drop_all(true);
+        self.drop_all(true, |_| false);
         self.recalls.clear();
         let settled = |c: &Call| matches!(c.request, Request::Sync | Request::Reclaim { .. });
         self.calls.retain(|_, c| !settled(c));
         self.ops.retain(|op| op.kind != OpKind::Fsync);
-        let released: Vec<_> = self.released_calls();
-        for (number, ino) in released {
-            self.calls.remove(&number);
-            let stamp = self.clock.stamp();
-            self.node(ino).held.released(stamp);
-        }
         let call = self.reclaim(leases);
         self.calls.insert(self.next_call, call);
         self.next_call += 1;
-    }
-
-    fn released_calls(&self) -> Vec<(u64, Ino)> {
-        let released = |(number, call): (&u64, &Call)| match call.request {
-            Request::Release { ino } => Some((*number, ino)),
-            _ => None,
-        };
-        self.calls.iter().filter_map(released).collect()
     }
 
     /// The server has ended the session: all that was not sent is lost, and what becomes of
     /// changes under way is not known.
     fn session_lost(&mut self, values: &Values, oracle: &mut Oracle) {
         self.give_up(values, oracle);
-        self.drop_all(true);
+        self.drop_all(true, |_| false);
         self.recalls.clear();
         self.term = None;
         for (_, call) in std::mem::take(&mut self.calls) {
@@ -529,10 +511,7 @@ impl Client {
             }
         }
         self.ops.retain(|op| !op.sent && op.kind != OpKind::Fsync);
-        for ino in 0..INOS as u64 {
-            let stamp = self.clock.stamp();
-            let Some(node) = &mut self.nodes[ino as usize] else { continue };
-            node.held.released(stamp);
+        for node in self.nodes.iter_mut().flatten() {
             (node.dirty, node.flushing) = (None, None);
             (node.busy, node.changing) = (0, [0; ATOMS]);
         }
@@ -542,30 +521,30 @@ impl Client {
 
     fn answered(&mut self, now: Duration, number: u64, answer: Answer, oracle: &mut Oracle) {
         let Some(call) = self.calls.remove(&number) else { return };
-        let mut kept = Vec::new();
-        for grant in &answer.grants {
-            let clock = self.clock;
-            let ticket = match self.mutant {
-                Some(Mutant::IgnoresStamps) => clock.ticket(),
-                _ => call.ticket,
-            };
-            if self.node(grant.ino).held.granted(ticket, &clock, grant.lease) {
-                kept.push(grant.ino);
+        let ticket = match self.mutant {
+            Some(Mutant::IgnoresStamps) => self.clock.ticket(),
+            _ => call.ticket,
+        };
+        if matches!(call.request, Request::Reclaim { .. }) {
+            for grant in &answer.grants {
+                self.node(grant.ino).held.reclaimed(grant.lease);
             }
         }
-        if self.mutant == Some(Mutant::KeepsWithoutGrant) {
-            kept.extend((0..INOS as u64).map(Ino).filter(|ino| self.mode(*ino).is_some()));
-        }
-        for (ino, atom, version) in &answer.shown {
-            let node = self.node(*ino);
-            if *version < node.seen[*atom] {
-                continue;
-            }
-            node.seen[*atom] = *version;
-            if kept.contains(ino) {
-                node.cache[*atom] = Some(*version);
-            } else if node.cache[*atom].is_some_and(|cached| cached < *version) {
-                node.cache[*atom] = None;
+        let mut shown: Vec<Ino> = answer.shown.iter().map(|(ino, ..)| *ino).collect();
+        shown.dedup();
+        for ino in shown {
+            let grant = answer.grants.iter().find(|g| g.ino == ino).map(|g| g.lease);
+            let anyway = self.mutant == Some(Mutant::KeepsWithoutGrant);
+            self.node(ino);
+            let Some(node) = &mut self.nodes[ino.0 as usize] else { continue };
+            let keeps = node.held.answered(ticket, &self.clock, grant) || anyway;
+            for (_, atom, version) in answer.shown.iter().filter(|(i, ..)| *i == ino) {
+                if *version >= node.seen[*atom] {
+                    node.seen[*atom] = *version;
+                    // Otherwise it stays as it is: what is held covers this client's own changes.
+                    let served = keeps || node.cache[*atom].is_some();
+                    node.cache[*atom] = served.then_some(*version);
+                }
             }
         }
         match &call.request {
@@ -583,17 +562,6 @@ impl Client {
                         node.busy -= 1;
                         atoms(change.touches()).for_each(|atom| node.changing[atom] -= 1);
                     }
-                }
-            }
-            Request::Release { ino } => {
-                let stamp = self.clock.stamp();
-                let node = self.node(*ino);
-                node.held.released(stamp);
-                let idle = node.dirty.is_none() && node.flushing.is_none() && node.busy == 0;
-                let held = node.held;
-                if idle {
-                    self.clock.evicted(&held);
-                    self.nodes[ino.0 as usize] = None;
                 }
             }
             _ => {}

@@ -116,7 +116,6 @@ pub(crate) enum Request {
     Look { ino: Ino, mask: u8 },
     Acquire { ino: Ino },
     Change(Change),
-    Release { ino: Ino },
     Reclaim { leases: Vec<(Ino, Lease)> },
     Sync,
 }

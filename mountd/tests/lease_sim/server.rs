@@ -230,10 +230,6 @@ impl Server {
         let session = pending.via.session;
         let mut answer = Answer { shown: Vec::new(), made: true, grants: Vec::new() };
         let wants = match &pending.request {
-            Request::Release { ino } => {
-                self.leases.release(now, session, &[*ino]);
-                return self.answer(&pending, answer);
-            }
             Request::Reclaim { leases } => {
                 answer.grants = self.leases.reclaim(now, session, leases);
                 self.leases.reclaimed(now, session);
