@@ -195,9 +195,9 @@ impl Cache {
     }
 
     /// All leases are gone. With `forget_versions` the log positions too: the server may have lost
-    /// the end of its log.
-    pub fn drop_all(&self, forget_versions: bool) {
-        self.drop_leases(forget_versions, |_| false);
+    /// the end of its log. Returns those without which what is buffered could not be sent.
+    pub fn drop_all(&self, forget_versions: bool) -> Vec<(Ino, Lease)> {
+        self.drop_leases(forget_versions, |_| false)
     }
 
     /// Nothing has been heard of the server for so long that nothing may be served. The session may live on for all that, with
@@ -206,13 +206,21 @@ impl Cache {
         self.drop_leases(false, State::has_unsent);
     }
 
-    fn drop_leases(&self, forget_versions: bool, to_send: impl Fn(&State) -> bool) {
+    fn drop_leases(
+        &self,
+        forget_versions: bool,
+        to_send: impl Fn(&State) -> bool,
+    ) -> Vec<(Ino, Lease)> {
+        let mut held = Vec::new();
         let epoch = self.clock.drop_all();
         if forget_versions {
             self.versions_since.store(epoch, Ordering::SeqCst);
         }
         for node in self.table.all() {
             let mut state = node.state();
+            if state.held.writes() && state.file.is_some() {
+                held.push((node.ino, Lease::Write));
+            }
             let unsent = to_send(&state);
             state.held.dropped(unsent);
             state.disown();
@@ -235,6 +243,7 @@ impl Cache {
             }
         }
         names.clear();
+        held
     }
 
     /// The server has lost what it had answered with some versions: whoever has an inode open that was changed so is

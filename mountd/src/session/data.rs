@@ -130,7 +130,8 @@ impl Bulk {
         self.renewed.notify_waiters();
     }
 
-    fn session(&self) -> SessionId {
+    /// The present session. Changes are made in the one in which the client had the right to make them.
+    pub fn session(&self) -> SessionId {
         lock(&self.hello).session
     }
 
@@ -192,17 +193,29 @@ impl Bulk {
     /// Stores bytes at an offset of a chunk.
     ///
     /// # Errors
-    /// The server's; `EIO` once stopped.
-    pub async fn write(&self, chunk: ChunkId, offset: u64, data: Bytes) -> Result<Written, Errno> {
-        self.change(chunk, Op::Write { chunk, offset }, data).await
+    /// The server's; `EIO` once stopped, or when the session is over.
+    pub async fn write(
+        &self,
+        within: SessionId,
+        chunk: ChunkId,
+        offset: u64,
+        data: Bytes,
+    ) -> Result<Written, Errno> {
+        self.change(within, chunk, Op::Write { chunk, offset }, data).await
     }
 
     /// Makes a range of a chunk a hole.
     ///
     /// # Errors
     /// As [`Bulk::write`].
-    pub async fn punch(&self, chunk: ChunkId, offset: u64, len: u64) -> Result<Written, Errno> {
-        self.change(chunk, Op::Punch { chunk, offset, len }, Bytes::new()).await
+    pub async fn punch(
+        &self,
+        within: SessionId,
+        chunk: ChunkId,
+        offset: u64,
+        len: u64,
+    ) -> Result<Written, Errno> {
+        self.change(within, chunk, Op::Punch { chunk, offset, len }, Bytes::new()).await
     }
 
     /// Copies between two chunks if one server has both.
@@ -211,6 +224,7 @@ impl Bulk {
     /// As [`Bulk::write`].
     pub async fn copy(
         &self,
+        within: SessionId,
         (source, source_offset): (ChunkId, u64),
         (target, target_offset): (ChunkId, u64),
         len: u64,
@@ -220,11 +234,17 @@ impl Bulk {
             return Ok(Copied::Apart);
         }
         let op = Op::Copy { source, source_offset, target, target_offset, len };
-        self.change(target, op, Bytes::new()).await.map(Copied::Done)
+        self.change(within, target, op, Bytes::new()).await.map(Copied::Done)
     }
 
-    async fn change(&self, chunk: ChunkId, op: Op, payload: Bytes) -> Result<Written, Errno> {
-        let (server, reply, _) = self.at(chunk, op, payload).await?;
+    async fn change(
+        &self,
+        within: SessionId,
+        chunk: ChunkId,
+        op: Op,
+        payload: Bytes,
+    ) -> Result<Written, Errno> {
+        let (server, reply, _) = self.at(Some(within), chunk, op, payload).await?;
         match reply {
             Reply::Written { verifier, allocated } => Ok(Written { server, verifier, allocated }),
             _ => Err(Errno::EPROTO),
@@ -252,7 +272,7 @@ impl Bulk {
         let slot = waiting(Wait::Data, self.reads.acquire()).await;
         let _slot = slot.map_err(|_| Errno::EIO)?;
         let (_, reply, bytes) =
-            self.at(chunk, Op::Read { chunk, offset, len }, Bytes::new()).await?;
+            self.at(None, chunk, Op::Read { chunk, offset, len }, Bytes::new()).await?;
         match reply {
             Reply::Read if bytes.len() as u64 == len => Ok(bytes),
             _ => Err(Errno::EPROTO),
@@ -263,30 +283,36 @@ impl Bulk {
     ///
     /// # Errors
     /// As [`Bulk::write`].
-    pub async fn punch_span(&self, span: Span) -> Result<Written, Errno> {
+    pub async fn punch_span(&self, within: SessionId, span: Span) -> Result<Written, Errno> {
         let heads = self.heads();
         let (last, others) = heads.split_last().ok_or(Errno::EIO)?;
         let mut allocated = 0;
         for server in others {
             // Who waits for durability is told of one server only: here it is waited for at once.
             loop {
-                let part = self.punch_at(*server, span).await?;
+                let part = self.punch_at(within, *server, span).await?;
                 allocated += part.allocated;
                 if self.flush(*server).await? == part.verifier {
                     break;
                 }
             }
         }
-        let part = self.punch_at(*last, span).await?;
+        let part = self.punch_at(within, *last, span).await?;
         Ok(Written { allocated: part.allocated + allocated, ..part })
     }
 
     /// All of it acknowledged in one life of the server.
-    async fn punch_at(&self, server: ServerId, span: Span) -> Result<Written, Errno> {
+    async fn punch_at(
+        &self,
+        within: SessionId,
+        server: ServerId,
+        span: Span,
+    ) -> Result<Written, Errno> {
         let (mut rest, mut sum, mut life) = (span, 0, None);
         loop {
             let op = Op::PunchSpan { span: rest };
-            let Reply::Punched { verifier, allocated, upto } = self.at_server(server, op).await?
+            let Reply::Punched { verifier, allocated, upto } =
+                self.at_server(Some(within), server, op).await?
             else {
                 return Err(Errno::EPROTO);
             };
@@ -313,7 +339,7 @@ impl Bulk {
     pub async fn extents(&self, span: Span, limit: u32) -> Result<(Vec<(u64, u64)>, u64), Errno> {
         let (mut all, mut upto) = (Vec::new(), span.to);
         for server in self.heads() {
-            match self.at_server(server, Op::Extents { span, limit }).await? {
+            match self.at_server(None, server, Op::Extents { span, limit }).await? {
                 Reply::Extents { extents, upto: told } if told > span.from => {
                     all.extend(extents);
                     upto = upto.min(told);
@@ -329,7 +355,7 @@ impl Bulk {
     /// # Errors
     /// As [`Bulk::write`].
     pub async fn flush(&self, server: ServerId) -> Result<InstanceId, Errno> {
-        match self.at_server(server, Op::Flush).await? {
+        match self.at_server(None, server, Op::Flush).await? {
             Reply::Flushed { verifier } => Ok(verifier),
             _ => Err(Errno::EPROTO),
         }
@@ -343,7 +369,12 @@ impl Bulk {
     }
 
     /// A call about all that a server has.
-    async fn at_server(&self, server: ServerId, op: Op) -> Result<Reply, Errno> {
+    async fn at_server(
+        &self,
+        within: Option<SessionId>,
+        server: ServerId,
+        op: Op,
+    ) -> Result<Reply, Errno> {
         let mut pause = BACKOFF.0;
         loop {
             let map = self.map();
@@ -351,7 +382,7 @@ impl Bulk {
             let Some((group, chain)) = chain else { return Err(Errno::EIO) };
             let request =
                 Request { group: GroupId(group as u32), epoch: chain.epoch, op: op.clone() };
-            match self.call(server, request, Bytes::new()).await?.0 {
+            match self.call(within, server, request, Bytes::new()).await?.0 {
                 Reply::Failed(e) => return Err(e),
                 Reply::StaleEpoch(_) => pause = self.wait_for_map(pause).await,
                 reply => return Ok(reply),
@@ -361,6 +392,7 @@ impl Bulk {
 
     async fn at(
         &self,
+        within: Option<SessionId>,
         chunk: ChunkId,
         op: Op,
         payload: Bytes,
@@ -369,7 +401,7 @@ impl Bulk {
         loop {
             let place = self.place(chunk);
             let request = Request { group: place.group, epoch: place.epoch, op: op.clone() };
-            match self.call(place.server, request, payload.clone()).await? {
+            match self.call(within, place.server, request, payload.clone()).await? {
                 (Reply::StaleEpoch(_), _) => pause = self.wait_for_map(pause).await,
                 (Reply::Failed(e), _) => return Err(e),
                 (reply, bytes) => return Ok((place.server, reply, bytes)),
@@ -383,31 +415,28 @@ impl Bulk {
         (pause * 2).min(BACKOFF.1)
     }
 
-    /// One call, repeated on new connections until it is answered. In a session that is over a change fails, and a
+    /// One call, repeated on new connections until it is answered. A change is made within one session and fails when that is over; a
     /// question waits for the next one. All calls may be repeated: a
     /// write, a punch and a copy done twice are the same as done once, because no two that
     /// overlap are under way at a time.
     async fn call(
         &self,
+        within: Option<SessionId>,
         id: ServerId,
         request: Request,
         payload: Bytes,
     ) -> Result<(Reply, Bytes), Errno> {
-        waiting(Wait::Data, self.call_until_answered(id, request, payload)).await
+        waiting(Wait::Data, self.call_until_answered(within, id, request, payload)).await
     }
 
     async fn call_until_answered(
         &self,
+        within: Option<SessionId>,
         id: ServerId,
         request: Request,
         payload: Bytes,
     ) -> Result<(Reply, Bytes), Errno> {
         let mut after = 0;
-        let changes = matches!(
-            request.op,
-            Op::Write { .. } | Op::Punch { .. } | Op::Copy { .. } | Op::PunchSpan { .. }
-        );
-        let began = self.session();
         loop {
             let stopped = self.stop.notified();
             if self.stopped.load(Ordering::SeqCst) {
@@ -417,7 +446,7 @@ impl Bulk {
                 let Some((serial, session, link)) = self.link(id, after).await? else {
                     return Ok(None);
                 };
-                if changes && session != began {
+                if within.is_some_and(|within| within != session) {
                     return Err(Errno::EIO);
                 }
                 let counted = self.counters.data(&request.op, payload.len());
@@ -451,7 +480,7 @@ impl Bulk {
                 other => other,
             };
             let Some(((serial, _), outcome)) = outcome else {
-                if changes {
+                if within.is_some() {
                     return Err(Errno::EIO);
                 }
                 let stopped = self.stop.notified();

@@ -12,7 +12,7 @@ use netfs_common::wire::hello::VolumeInfo;
 use netfs_common::wire::lease::{Grant, Lease, Recall};
 use netfs_common::wire::meta::{self, Mutation, Op, Request, Response};
 use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tracing::warn;
 
 use super::counters::{Counters, Traffic};
@@ -26,11 +26,21 @@ use crate::insight::{Lost, Wait, waiting};
 
 mod life;
 
-/// The most metadata calls under way at once; further ones wait.
+/// The most metadata calls under way at once which may wait for other clients; further ones wait here.
 const MAX_CALLS: usize = 192;
-/// Besides them, those that report what is buffered: another client may wait for that, and any of the others for the
-/// other client.
-const MAX_REPORTS: usize = 32;
+/// The most of those, besides, that wait for nobody, or are made under a lease that stands in everybody else's way: other clients may
+/// wait for them.
+const MAX_COVERED: usize = 48;
+
+/// Which of the places for calls under way a call takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waits {
+    /// It may wait at the server for what other clients hold.
+    ForOthers,
+    /// It waits for nobody: it is about no lease, or this client holds the one for writing. What is done under a gate of an inode
+    /// must be of this kind, since others may wait for the gate.
+    ForNobody,
+}
 /// A server that keeps a call this long is taken for hung: the connection is given up and the
 /// call sent again. It is far above the longest operation.
 const HUNG_AFTER: Duration = Duration::from_secs(120);
@@ -65,8 +75,9 @@ pub struct Reconnected {
 
 /// Who is told what happens to the session.
 pub trait SessionEvents: Send + Sync {
-    /// There is a new connection, which no call has used yet. Must not wait for a call.
-    fn reconnected(&self, what: Reconnected);
+    /// There is a new connection, which no call has used yet. Returns the leases that are to be reclaimed from a restarted server,
+    /// without which what is buffered would be lost. Must not wait for a call.
+    fn reconnected(&self, what: Reconnected) -> Vec<(Ino, Lease)>;
     /// The server may end the session any moment and let others in: nothing that was learned may be
     /// used until it answers again, which [`SessionEvents::reconnected`] tells. Must not wait.
     fn lapsed(&self);
@@ -74,10 +85,7 @@ pub trait SessionEvents: Send + Sync {
     fn recall(self: Arc<Self>, recalls: Vec<Recall>) -> Answer<'static, ()>;
     /// Whether others use the volume. Must not wait.
     fn company(&self, others: bool);
-    /// After a restart of the server, before [`SessionEvents::reconnected`]: the leases without which what is buffered would be
-    /// lost. Must not wait.
-    fn to_reclaim(&self) -> Vec<(Ino, Lease)>;
-    /// After [`SessionEvents::reconnected`]: those of them that the server has given back. Must not wait.
+    /// Those leases that the server has given back. Must not wait.
     fn reclaimed(&self, grants: &[Grant]);
     /// The session may be relied upon until this time since boot. Must not wait.
     fn alive(&self, until: Duration);
@@ -127,7 +135,7 @@ pub struct Session {
     /// A leaf: nothing is locked or awaited under it.
     ops: Mutex<OpLog>,
     slots: Semaphore,
-    report_slots: Semaphore,
+    covered: Semaphore,
     volume: RwLock<Arc<VolumeInfo>>,
     counters: Arc<Counters>,
     bulk: Bulk,
@@ -179,7 +187,7 @@ impl Session {
             state: watch::Sender::new(State::Up { serial: 1, incarnation: 0, link }),
             ops: Mutex::default(),
             slots: Semaphore::new(MAX_CALLS),
-            report_slots: Semaphore::new(MAX_REPORTS),
+            covered: Semaphore::new(MAX_COVERED),
             volume: RwLock::new(Arc::new(volume)),
             counters,
             bulk,
@@ -306,24 +314,35 @@ impl Session {
     /// # Errors
     /// The server's; `EIO` once the session is stopped.
     pub async fn ask(&self, request: Request) -> meta::Answer {
-        match self.ask_in(&self.slots, request).await {
+        let waits = match request {
+            Request::Sync | Request::StatFs | Request::ReadLink { .. } => Waits::ForNobody,
+            _ => Waits::ForOthers,
+        };
+        self.ask_as(waits, request).await
+    }
+
+    /// As [`Session::ask`]; whether it waits for others is known to the caller.
+    pub async fn ask_as(&self, waits: Waits, request: Request) -> meta::Answer {
+        match self.ask_until_answered(waits, request).await {
             Ok(answer) => answer,
             Err(errno) => meta::Answer::bare(Err(errno)),
         }
     }
 
-    /// As [`Session::ask`], for what must go on while all other calls wait for other clients: what is buffered here is what those
-    /// wait for.
-    pub async fn ask_for_report(&self, request: Request) -> meta::Answer {
-        match self.ask_in(&self.report_slots, request).await {
-            Ok(answer) => answer,
-            Err(errno) => meta::Answer::bare(Err(errno)),
-        }
+    async fn slot(&self, waits: Waits) -> Result<SemaphorePermit<'_>, Errno> {
+        let slots = match waits {
+            Waits::ForOthers => &self.slots,
+            Waits::ForNobody => &self.covered,
+        };
+        waiting(Wait::Meta, slots.acquire()).await.map_err(|_| Errno::EIO)
     }
 
-    async fn ask_in(&self, slots: &Semaphore, request: Request) -> Result<meta::Answer, Errno> {
-        let slot = waiting(Wait::Meta, slots.acquire()).await;
-        let _slot = slot.map_err(|_| Errno::EIO)?;
+    async fn ask_until_answered(
+        &self,
+        waits: Waits,
+        request: Request,
+    ) -> Result<meta::Answer, Errno> {
+        let _slot = self.slot(waits).await?;
         let mut after = 0;
         loop {
             let (serial, _, link) = waiting(Wait::Connection, self.up(after)).await?;
@@ -373,7 +392,19 @@ impl Session {
     /// # Errors
     /// As [`Session::mutate_at`].
     pub async fn mutate(&self, op: Op, sync: bool) -> Result<Changed, Errno> {
-        self.change(op, sync, now(), None).await
+        let waits = match op {
+            Op::Accessed { .. } | Op::Forget { .. } | Op::EndSession => Waits::ForNobody,
+            _ => Waits::ForOthers,
+        };
+        self.mutate_as(waits, op, sync).await
+    }
+
+    /// As [`Session::mutate`]; whether it waits for others is known to the caller.
+    ///
+    /// # Errors
+    /// As [`Session::mutate_at`].
+    pub async fn mutate_as(&self, waits: Waits, op: Op, sync: bool) -> Result<Changed, Errno> {
+        self.change(waits, op, sync, now(), None).await
     }
 
     /// Which of the sessions that have followed each other under its identifier this is.
@@ -381,7 +412,7 @@ impl Session {
         lock(&self.ops).incarnation()
     }
 
-    /// A change made up from what was known in an incarnation of the session. It is applied once
+    /// A change made up from what was known in an incarnation of the session, under a lease for writing. It is applied once
     /// however often its connection is lost. The future should be run to its end: the change may
     /// be applied although nobody waits for the answer any more.
     ///
@@ -394,19 +425,18 @@ impl Session {
         time: Timestamp,
         known_in: u64,
     ) -> Result<Changed, Errno> {
-        self.change(op, sync, time, Some(known_in)).await
+        self.change(Waits::ForNobody, op, sync, time, Some(known_in)).await
     }
 
     async fn change(
         &self,
+        waits: Waits,
         op: Op,
         sync: bool,
         time: Timestamp,
         known_in: Option<u64>,
     ) -> Result<Changed, Errno> {
-        let slots = if known_in.is_some() { &self.report_slots } else { &self.slots };
-        let slot = waiting(Wait::Meta, slots.acquire()).await;
-        let _slot = slot.map_err(|_| Errno::EIO)?;
+        let _slot = self.slot(waits).await?;
         let (mut serial, mut incarnation, mut link) = waiting(Wait::Connection, self.up(0)).await?;
         if known_in.is_some_and(|known| known != incarnation) {
             return Err(Errno::EIO);

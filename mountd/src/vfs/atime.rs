@@ -56,6 +56,14 @@ impl Vfs {
         }
     }
 
+    /// The access time is about to be set by hand: an earlier one must not be told after it. To be called without a gate.
+    pub(super) async fn forget_access(&self, node: &Node) {
+        lock(&self.accessed).remove(&node.ino);
+        node.state().atime = None;
+        // Those that are being told have been told then. The server lets them wait for nobody.
+        drop(self.access_gate.lock().await);
+    }
+
     /// Tells the server the access times that it does not know.
     ///
     /// # Errors

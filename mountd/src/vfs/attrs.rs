@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::{Caller, Entry, Vfs};
 use crate::cache::Node;
-use crate::session::lock;
+use crate::session::{Waits, lock};
 
 /// The largest size of a file, which is the kernel's.
 pub(super) const MAX_SIZE: u64 = i64::MAX as u64;
@@ -65,6 +65,10 @@ impl Vfs {
 
     pub(super) async fn setattr_now(&self, ino: Ino, set: SetAttr) -> Result<Entry, Errno> {
         let (node, _) = self.known(ino).await?;
+        if set.atime.is_some() {
+            // Before any gate: the times that are on their way are waited for.
+            self.forget_access(&node).await;
+        }
         match set.size {
             Some(size) if size > MAX_SIZE => return Err(Errno::EFBIG),
             Some(size) => {
@@ -80,15 +84,14 @@ impl Vfs {
         let (perm, mtime, atime) = (set.perm.is_some(), set.mtime.is_some(), set.atime.is_some());
         // Times must not be overtaken by reports of earlier writes and reads.
         let _meta = node.gates().meta.lock().await;
-        let _access = match atime {
-            true => Some(self.access_gate.lock().await),
-            false => None,
-        };
         if perm {
             self.cache.xattrs_moved(node);
         }
         let ticket = self.cache.ticket(node);
-        let changed = self.session.mutate(Op::SetAttr { ino: node.ino, set }, false).await?;
+        // What others hold is waited for only where this client does not hold all.
+        let waits = if self.owns(node) { Waits::ForNobody } else { Waits::ForOthers };
+        let op = Op::SetAttr { ino: node.ino, set };
+        let changed = self.session.mutate_as(waits, op, false).await?;
         self.cache.learn_changed(ticket, &changed.attrs, &changed.grants);
         if perm {
             self.cache.xattrs_moved(node);
@@ -173,13 +176,10 @@ impl Vfs {
         }
         let _meta = node.gates().meta.lock().await;
         let atime = set.atime.is_some();
-        let _access = match atime {
-            true => Some(self.access_gate.lock().await),
-            false => None,
-        };
         let content = self.cache.content(node.ino);
         let ticket = self.cache.ticket(node);
-        let changed = self.session.mutate(Op::SetAttr { ino: node.ino, set }, false).await?;
+        let op = Op::SetAttr { ino: node.ino, set };
+        let changed = self.session.mutate_as(Waits::ForNobody, op, false).await?;
         let new = changed.attrs.iter().find(|a| a.ino == node.ino).map(|a| (a.inline, a.version));
         let (inline, version) = new.ok_or(Errno::EPROTO)?;
         match content {

@@ -128,6 +128,7 @@ impl Vfs {
         off_out: u64,
         len: u64,
     ) -> Result<bool, Errno> {
+        let within = self.session.bulk().session();
         'again: for _ in 0..MAX_ROUNDS {
             for node in [from, to] {
                 self.make_durable_data(node).await?;
@@ -143,7 +144,8 @@ impl Vfs {
                 let step = (len - done).min(ca - a % ca).min(cb - b % cb);
                 let src = ChunkId { ino: from.ino, generation: source.generation, index: a / ca };
                 let dst = ChunkId { ino: to.ino, generation: target.generation, index: b / cb };
-                let copied = self.session.bulk().copy((src, a % ca), (dst, b % cb), step).await;
+                let copied =
+                    { self.session.bulk().copy(within, (src, a % ca), (dst, b % cb), step).await };
                 let Copied::Done(w) = copied? else {
                     if written.is_empty() {
                         return Ok(false);

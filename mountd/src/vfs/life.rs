@@ -101,6 +101,18 @@ impl Vfs {
     }
 
     async fn sync_all(self: &Arc<Self>) -> Result<(), Errno> {
+        loop {
+            let restarts = self.writeback.resends();
+            self.sync_once().await?;
+            // A data server that was restarted meanwhile gets again what it has lost.
+            if self.writeback.resends() == restarts {
+                return Ok(());
+            }
+            self.up()?;
+        }
+    }
+
+    async fn sync_once(self: &Arc<Self>) -> Result<(), Errno> {
         let mut outcome = Ok(());
         let mut work = JoinSet::new();
         for node in self.writeback.busy() {
@@ -153,13 +165,14 @@ fn joined(outcome: Option<Result<Result<(), Errno>, tokio::task::JoinError>>) ->
 }
 
 impl SessionEvents for Vfs {
-    fn reconnected(&self, what: Reconnected) {
+    fn reconnected(&self, what: Reconnected) -> Vec<(Ino, Lease)> {
         self.locks_reconnected(&what);
         if what.lost {
             self.writeback.note_paths();
         }
+        let mut held = Vec::new();
         if what.restarted || what.lost {
-            self.cache.drop_all(true);
+            held = self.cache.drop_all(true);
         }
         if what.restarted {
             self.cache.changes_lost(&what.gone);
@@ -170,6 +183,7 @@ impl SessionEvents for Vfs {
             self.cache.table.no_orphans();
             lock(&self.forgotten).clear();
         }
+        held
     }
 
     fn fenced(&self) {
@@ -196,14 +210,6 @@ impl SessionEvents for Vfs {
 
     fn company(&self, others: bool) {
         self.company.store(others, Ordering::SeqCst);
-    }
-
-    fn to_reclaim(&self) -> Vec<(Ino, Lease)> {
-        let held = |n: &Arc<crate::cache::Node>| {
-            let state = n.state();
-            (state.held.writes() && state.file.is_some()).then_some((n.ino, Lease::Write))
-        };
-        self.cache.table.all().iter().filter_map(held).collect()
     }
 
     fn reclaimed(&self, grants: &[Grant]) {

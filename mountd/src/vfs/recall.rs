@@ -220,12 +220,7 @@ impl Vfs {
             waiting(Wait::Kernel, self.take_pages(node, 0, u64::MAX)).await;
         }
         let _io = waiting(Wait::Turn, node.gates().io.write()).await;
-        let sent = async {
-            self.writeback.drain(node, false).await?;
-            self.writeback.flush_node(node).await?;
-            self.writeback.report(node, false).await
-        };
-        if let Err(errno) = sent.await
+        if let Err(errno) = self.writeback.bring(node).await
             && !self.is_down()
         {
             // Whoever has it open is told by the inode's log.

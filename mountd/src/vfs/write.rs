@@ -15,7 +15,7 @@ use super::handles::Handle;
 use super::recall::{Passing, Pinned};
 use crate::cache::{self, Node};
 use crate::insight::{Wait, waiting};
-use crate::session::lock;
+use crate::session::{Waits, lock};
 use crate::writeback::Content;
 
 /// `FUSE_WRITE_CACHE`: the kernel writes back a page of a mapping, not a program.
@@ -66,7 +66,7 @@ impl Vfs {
         }
         // Tasks that send are spawned from here.
         let _runtime = self.runtime.enter();
-        Some(self.put(&handle, offset, data.clone(), flags, write_flags))
+        self.put(&handle, offset, data.clone(), flags, write_flags).transpose()
     }
 
     /// Writes.
@@ -106,14 +106,22 @@ impl Vfs {
                     let _io = waiting(Wait::Turn, node.gates().io.read()).await;
                     if this.owns(node) {
                         let _passing = this.pass_pages(&handle, write_flags).await?;
-                        return this.put(&handle, offset, data, flags, write_flags);
+                        let put = this.put(&handle, offset, data.clone(), flags, write_flags)?;
+                        if let Some(written) = put {
+                            return Ok(written);
+                        }
                     }
                 }
             }
-            let io = this.owned(node).await?;
+            let (io, passing, written) = loop {
+                let io = this.owned(node).await?;
+                let passing = this.pass_pages(&handle, write_flags).await?;
+                let put = this.put(&handle, offset, data.clone(), flags, write_flags)?;
+                if let Some(written) = put {
+                    break (io, passing, written);
+                }
+            };
             drop(pinned);
-            let passing = this.pass_pages(&handle, write_flags).await?;
-            let written = this.put(&handle, offset, data, flags, write_flags)?;
             let outcome = this.push(node, flags).await;
             drop((passing, io));
             if flags & libc::O_DIRECT != 0 {
@@ -188,7 +196,8 @@ impl Vfs {
             if self.cache.xattr(node.ino, &name) == Some(None) {
                 return Ok(());
             }
-            match self.session.mutate(Op::RemoveXattr { ino: node.ino, name }, false).await {
+            let op = Op::RemoveXattr { ino: node.ino, name };
+            match self.session.mutate_as(Waits::ForNobody, op, false).await {
                 Ok(_) | Err(Errno::ENODATA) => self.cache.xattrs_moved(node),
                 Err(e) => return Err(e),
             }
@@ -210,9 +219,11 @@ impl Vfs {
         if node.state().attr.is_none() {
             self.known(node.ino).await?;
         }
-        self.put(handle, offset, data, flags, write_flags)
+        let len = u32::try_from(data.len()).map_err(|_| Errno::EINVAL)?;
+        Ok(self.put(handle, offset, data, flags, write_flags)?.unwrap_or(len))
     }
 
+    /// Puts a write into the buffer; `None` when the lease is gone.
     fn put(
         self: &Arc<Self>,
         handle: &Handle,
@@ -220,7 +231,7 @@ impl Vfs {
         mut data: Bytes,
         flags: i32,
         write_flags: u32,
-    ) -> Result<u32, Errno> {
+    ) -> Result<Option<u32>, Errno> {
         let len = data.len();
         cache::touch_inode(handle.node.ino);
         let append = flags & libc::O_APPEND != 0 && write_flags & WRITE_CACHE == 0;
@@ -235,11 +246,14 @@ impl Vfs {
             // A mapping never makes a file longer; the kernel may only not have heard of a cut.
             let within = handle.node.state().size().saturating_sub(offset);
             if within == 0 {
-                return u32::try_from(len).map_err(|_| Errno::EINVAL);
+                return u32::try_from(len).map(Some).map_err(|_| Errno::EINVAL);
             }
             data.truncate(usize::try_from(within).unwrap_or(usize::MAX));
         }
-        let start = self.writeback.put(&handle.node, Content::Data(data), place);
+        let mapped = write_flags & WRITE_CACHE != 0;
+        let may = |state: &cache::State| mapped || state.owned();
+        let put = self.writeback.put_if(&handle.node, Content::Data(data), may, place);
+        let Some(start) = put else { return Ok(None) };
         if start != offset
             && let Some(kernel) = self.kernel.get()
         {
@@ -247,7 +261,7 @@ impl Vfs {
             // into a page there.
             kernel.inval_data(handle.node.ino, offset.min(start), 0);
         }
-        u32::try_from(len).map_err(|_| Errno::EINVAL)
+        u32::try_from(len).map(Some).map_err(|_| Errno::EINVAL)
     }
 
     /// Sends what an inode has at once, and as far as the flags of a write ask for. The caller

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use netfs_common::errno::Errno;
 
-use super::Writeback;
+use super::{Writeback, give_up};
 use crate::cache::Node;
 use crate::insight::{Wait, waiting};
 
@@ -41,6 +41,37 @@ impl Writeback {
     /// Those of this attempt; they are in the inode's log too.
     pub async fn drain(self: &Arc<Self>, node: &Arc<Node>, sync: bool) -> Result<(), Errno> {
         self.empty(node, Until::Empty, sync).await
+    }
+
+    /// Brings everything of an inode to the servers, durably, and reports it: afterwards nothing of it can be lost, nor sent
+    /// again. The caller holds the `io` gate exclusively. What cannot be brought there is given up, and told.
+    ///
+    /// # Errors
+    /// Those of the attempt; they are in the inode's log too.
+    pub async fn bring(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Errno> {
+        loop {
+            let brought = async {
+                self.drain(node, false).await?;
+                self.flush_node(node).await?;
+                self.report(node, false).await
+            };
+            if let Err(e) = brought.await {
+                self.edit(node, |state| {
+                    give_up(state);
+                    state.failed.add(e);
+                });
+                node.gates().progress.notify_waiters();
+                return Err(e);
+            }
+            // What a server has lost that was restarted meanwhile is dirty again.
+            if !node.state().has_unsent() {
+                return Ok(());
+            }
+            if self.halted() {
+                return Err(Errno::EIO);
+            }
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn empty(

@@ -9,7 +9,7 @@ use tracing::error;
 
 use super::{Content, Writeback};
 use crate::cache::{Node, State};
-use crate::session::now;
+use crate::session::{Waits, now};
 
 impl Writeback {
     /// The inline data as the server has it: from the cache, or asked for. Inline data is all
@@ -33,7 +33,8 @@ impl Writeback {
             }
         }
         let ticket = self.cache.ticket(node);
-        let answer = self.session.ask_for_report(Request::Get { ino: node.ino }).await;
+        let request = Request::Get { ino: node.ino };
+        let answer = self.session.ask_as(Waits::ForNobody, request).await;
         let grant = answer.granted(node.ino);
         match answer.reply? {
             Response::Entry { attr, inline } => {
@@ -59,7 +60,11 @@ impl Writeback {
         };
         let limit = u64::from(self.session.volume().inline_limit);
         let ticket = self.cache.ticket(node);
-        let Some((op, time)) = self.edit(node, |state| compose(state, &base, limit)) else {
+        let Some((op, time)) = self.edit(node, |state| match state.era == era {
+            true => compose(state, &base, limit),
+            // Given up meanwhile, and told.
+            false => None,
+        }) else {
             return Ok(());
         };
         let (data, mtime) = match &op {

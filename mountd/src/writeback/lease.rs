@@ -7,6 +7,7 @@ use netfs_common::wire::meta::{Request, Response};
 
 use super::Writeback;
 use crate::cache::Node;
+use crate::session::Waits;
 
 impl Writeback {
     /// Waits for the write lease of a file. Unlike a program's write this may be done under the file's gate, and while the lease
@@ -23,7 +24,12 @@ impl Writeback {
                 return Err(Errno::EIO);
             }
             let ticket = self.cache.ticket(node);
-            let answer = self.session.ask_for_report(Request::Acquire { ino: node.ino }).await;
+            // One that is held although it has lapsed is not waited for.
+            let waits = match node.state().held.writes() {
+                true => Waits::ForNobody,
+                false => Waits::ForOthers,
+            };
+            let answer = self.session.ask_as(waits, Request::Acquire { ino: node.ino }).await;
             let grant = answer.granted(node.ino);
             match answer.reply? {
                 Response::Entry { attr, inline } if attr.ino == node.ino => {

@@ -215,8 +215,23 @@ impl Writeback {
         content: Content,
         place: impl FnOnce(u64) -> u64,
     ) -> u64 {
+        self.put_if(node, content, |_| true, place).unwrap_or_default()
+    }
+
+    /// As [`Writeback::put`], if the state is still such that it may be done. All leases can be dropped at any moment, and what is
+    /// put in after that would not be reclaimed with the others.
+    pub fn put_if(
+        self: &Arc<Self>,
+        node: &Arc<Node>,
+        content: Content,
+        may: impl FnOnce(&State) -> bool,
+        place: impl FnOnce(u64) -> u64,
+    ) -> Option<u64> {
         let len = content.len();
         let (start, queue, pump, kick) = self.edit(node, |state| {
+            if !may(state) {
+                return None;
+            }
             let start = place(state.size());
             // Before these bytes leave the buffers again nobody may have kept what was there.
             self.cache.pages.drop_range(node.ino, start, start.saturating_add(len));
@@ -230,8 +245,8 @@ impl Writeback {
             let filled = (start + len).is_multiple_of(WINDOW) || len >= WINDOW;
             let pump = filled && !inline && !std::mem::replace(&mut file.pumping, filled);
             // Too much to stay inline: a pass moves it to chunks.
-            (start, queue, pump, filled && inline)
-        });
+            Some((start, queue, pump, filled && inline))
+        })?;
         if queue {
             self.enqueue(Arc::clone(node), self.limits.age);
         }
@@ -244,7 +259,7 @@ impl Writeback {
         if self.pending() > self.limits.dirty / 2 {
             self.wake.notify_one();
         }
-        start
+        Some(start)
     }
 
     /// Data has been copied within the servers up to `end`; it is to be reported.

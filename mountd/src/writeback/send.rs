@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use netfs_common::errno::Errno;
-use netfs_common::id::ChunkId;
+use netfs_common::id::{ChunkId, SessionId};
 use netfs_common::wire::data::Span;
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::error;
@@ -21,6 +21,7 @@ struct Flight {
     offset: u64,
     chunk_bits: u8,
     era: u64,
+    session: SessionId,
 }
 
 impl Flight {
@@ -34,7 +35,7 @@ impl Flight {
 /// What a pump does next.
 enum Next {
     Fly(Flight),
-    /// There is more beyond the end of the file than is known.
+    /// The lease is to be had first, or what lies beyond the end of the file to be known.
     Settle,
     End,
 }
@@ -77,9 +78,13 @@ impl Writeback {
         self.edit(node, |state| {
             let (inline, era) = (state.is_inline(), state.era);
             let attr = state.attr.as_ref().map(|a| (a.ino, a.generation, a.chunk_bits));
-            if self.tail_in_doubt(state) {
+            // The lease may have gone while there was no place.
+            let owned = state.owned() && self.cache.live();
+            let empty = state.file.as_ref().is_none_or(|f| f.dirty.is_empty());
+            if !empty && (!owned || self.tail_in_doubt(state)) {
                 return Next::Settle;
             }
+            let session = self.session.bulk().session();
             let Some(file) = state.file.as_mut() else { return Next::End };
             let batch = match attr {
                 Some((_, _, bits)) if !inline => {
@@ -97,7 +102,7 @@ impl Writeback {
             file.force = file.force.saturating_sub(weight(&batch.content));
             let chunk = ChunkId { ino, generation, index: batch.start >> chunk_bits };
             let offset = batch.start - (chunk.index << chunk_bits);
-            Next::Fly(Flight { batch, chunk, offset, chunk_bits, era })
+            Next::Fly(Flight { batch, chunk, offset, chunk_bits, era, session })
         })
     }
 
@@ -106,14 +111,16 @@ impl Writeback {
             // Given up, perhaps with the session: what is sent now may go out in the next one.
             return node.gates().progress.notify_waiters();
         }
-        let bulk = self.session.bulk();
+        let (bulk, within) = (self.session.bulk(), flight.session);
         let outcome = match &flight.batch.content {
-            Content::Data(bytes) => bulk.write(flight.chunk, flight.offset, bytes.clone()).await,
+            Content::Data(bytes) => {
+                bulk.write(within, flight.chunk, flight.offset, bytes.clone()).await
+            }
             // Within one chunk one server has it all.
             Content::Hole(len) if flight.offset + len <= 1 << flight.chunk_bits => {
-                bulk.punch(flight.chunk, flight.offset, *len).await
+                bulk.punch(within, flight.chunk, flight.offset, *len).await
             }
-            Content::Hole(_) => bulk.punch_span(flight.span()).await,
+            Content::Hole(_) => bulk.punch_span(within, flight.span()).await,
         };
         let Flight { batch, era, .. } = flight;
         drop(place);

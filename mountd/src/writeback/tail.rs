@@ -10,6 +10,15 @@ use super::Writeback;
 use crate::cache::{Node, State};
 use crate::session::now;
 
+/// A file is on its way out of its inode, and some of it is at data servers already: bytes of this client, which are not reported
+/// until all of it is, and which must not be cut. The tail was known before the first of them was sent.
+fn is_moving(state: &State) -> bool {
+    state
+        .file
+        .as_ref()
+        .is_some_and(|f| f.converting.is_some() && (f.unreported || !f.flying.is_empty()))
+}
+
 impl Writeback {
     /// What is to be sent next may uncover bytes that were never reported.
     pub(super) fn tail_in_doubt(&self, state: &State) -> bool {
@@ -17,7 +26,7 @@ impl Writeback {
             return false;
         }
         let (Some(attr), Some(file)) = (&state.attr, &state.file) else { return false };
-        !file.dirty.is_empty() && (attr.inline || file.dirty.end() > attr.size)
+        !file.dirty.is_empty() && (attr.inline || file.dirty.end() > attr.size) && !is_moving(state)
     }
 
     /// Cuts the tail where that is due. Called by the one task that sends an inode's batches.
@@ -54,7 +63,7 @@ impl Writeback {
             self.report(node, false).await?;
         }
         let _meta = node.gates().meta.lock().await;
-        if node.state().tail_known {
+        if node.state().tail_known || is_moving(&node.state()) {
             return Ok(());
         }
         let ticket = self.cache.ticket(node);

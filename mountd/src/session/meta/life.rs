@@ -9,6 +9,7 @@ use netfs_common::wire::lease::{Grant, Lease};
 use netfs_common::wire::meta::{self, MAX_BATCH, Push, PushReply, Request};
 use netfs_common::wire::{Claim, HelloReply, Role};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tracing::{error, info, warn};
 
 use super::super::link::{DialError, Dialled, MetaLink, PushCall};
@@ -30,7 +31,7 @@ pub(super) async fn drive(
             let Some(session) = weak.upgrade() else { return };
             let State::Up { link, .. } = session.state.borrow().clone() else { return };
             drop(session);
-            attend(&weak, &*link, &mut pushes).await;
+            attend(&weak, link, &mut pushes).await;
         }
         let Some(session) = weak.upgrade() else { return };
         if !session.replace(State::Down) {
@@ -54,10 +55,6 @@ pub(super) async fn drive(
             let mut ops = lock(&session.ops);
             if what.lost { ops.restart() } else { ops.incarnation() }
         };
-        if let Some(id) = successor {
-            session.bulk.succeed(id);
-            session.id.send_replace(id);
-        }
         if what.restarted || what.lost {
             let gone = what.gone.clone();
             if let Some(latest) = lock(&session.positions).begin_anew(serial, gone) {
@@ -71,12 +68,16 @@ pub(super) async fn drive(
         *session.volume.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);
         let reclaims = what.restarted && !what.lost;
         let events = session.events();
-        let mut held = events.as_ref().map(|e| e.to_reclaim()).unwrap_or_default();
         // The caches have forgotten these since.
-        held.extend(earlier.unwrap_or_default());
+        let mut held = earlier.unwrap_or_default();
         if let Some(events) = &events {
             events.company(session.volume().others);
-            events.reconnected(what);
+            held.extend(events.reconnected(what));
+        }
+        if let Some(id) = successor {
+            // Now that all is given up which was to be sent in the session before.
+            session.bulk.succeed(id);
+            session.id.send_replace(id);
         }
         session.tell_alive();
         if reclaims {
@@ -106,7 +107,11 @@ pub(super) async fn drive(
 }
 
 /// Serves one connection until it is lost: signs of life go out, the server's calls are answered.
-async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Receiver<PushCall>) {
+async fn attend(
+    weak: &Weak<Session>,
+    link: Arc<dyn MetaLink>,
+    pushes: &mut mpsc::Receiver<PushCall>,
+) {
     let Some(third) = weak
         .upgrade()
         .map(|s| Duration::from_millis(u64::from(s.volume().term_ms) / 3))
@@ -117,28 +122,17 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
     let mut renew = tokio::time::interval(third);
     renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     renew.tick().await;
+    let mut renewal: Option<JoinHandle<()>> = None;
     let closed = link.closed();
     tokio::pin!(closed);
     loop {
         tokio::select! {
             () = &mut closed => return,
             _ = renew.tick() => {
-                let Some(session) = weak.upgrade() else { return };
-                let counted = session.counters.meta(&Request::Renew);
-                let sent = since_boot();
-                // Anything but an answer shows in `closed`.
-                match tokio::time::timeout(third * 2, link.call(Request::Renew)).await {
-                    Ok(Ok(meta::Answer { reply: Ok(_), .. })) => {
-                        session.counters.answered(counted);
-                        session.hear();
-                        lock(&session.term).answered(sent);
-                        session.tell_alive();
-                    }
-                    Ok(Ok(meta::Answer { reply: Err(e), .. })) => {
-                        warn!(error = %e, "the session was not renewed");
-                        link.close();
-                    }
-                    Ok(Err(_)) | Err(_) => link.close(),
+                // Beside the server's calls, which may be what keeps it from answering.
+                if renewal.as_ref().is_none_or(JoinHandle::is_finished) {
+                    let Some(session) = weak.upgrade() else { return };
+                    renewal = Some(tokio::spawn(renew_once(session, link.clone(), third * 2)));
                 }
             }
             Some(call) = pushes.recv() => {
@@ -161,6 +155,25 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
                 });
             }
         }
+    }
+}
+
+/// A sign of life. Anything but an answer within some time ends the connection.
+async fn renew_once(session: Arc<Session>, link: Arc<dyn MetaLink>, patience: Duration) {
+    let counted = session.counters.meta(&Request::Renew);
+    let sent = since_boot();
+    match tokio::time::timeout(patience, link.call(Request::Renew)).await {
+        Ok(Ok(meta::Answer { reply: Ok(_), .. })) => {
+            session.counters.answered(counted);
+            session.hear();
+            lock(&session.term).answered(sent);
+            session.tell_alive();
+        }
+        Ok(Ok(meta::Answer { reply: Err(e), .. })) => {
+            warn!(error = %e, "the session was not renewed");
+            link.close();
+        }
+        Ok(Err(_)) | Err(_) => link.close(),
     }
 }
 

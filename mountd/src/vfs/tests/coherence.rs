@@ -240,6 +240,7 @@ impl History {
                 model.data.resize(model.data.len().max(end), 0);
                 model.data[at..end].fill(byte);
                 model.mtime = None;
+                self.log.push(format!("  {byte} at {at}"));
                 let flags = if append { libc::O_APPEND } else { 0 };
                 let data = vec![byte; len as usize];
                 let written = self.clients[who].write(ino, offset, &data, flags).await;
@@ -250,7 +251,7 @@ impl History {
                 let from = (offset as usize).min(model.len());
                 let to = (offset as usize + len as usize).min(model.len());
                 let got = self.clients[who].read(ino, offset, len).await;
-                assert!(got == model[from..to], "{who} reads something else at {offset}+{len}");
+                same(&got, &model[from..to], &format!("{ino} read by {who} at {offset}+{len}"));
             }
             (9, Some(ino)) => {
                 let size = if self.r.below(3) == 0 { 0 } else { offset };
@@ -322,12 +323,16 @@ impl History {
                     .collect();
                 assert_eq!(self.clients[who].list(place.0).await, expected);
             }
-            (21, _) => match self.r.below(8) {
-                0 => self.world.restart_data(),
-                1 => self.world.kill_meta(),
-                2 | 3 => self.world.cut(),
-                _ => tokio::time::sleep(Duration::from_millis(self.r.below(25))).await,
-            },
+            (21, _) => {
+                let trouble = self.r.below(8);
+                self.log.push(format!("  trouble {trouble}"));
+                match trouble {
+                    0 => self.world.restart_data(),
+                    1 => self.world.kill_meta(),
+                    2 | 3 => self.world.cut(),
+                    _ => tokio::time::sleep(Duration::from_millis(self.r.below(25))).await,
+                }
+            }
             _ => {
                 let found = self.clients[who].lookup(place.0, place.1).await;
                 assert_eq!(found, self.names.get(&place).copied(), "{place:?} seen by {who}");
@@ -350,9 +355,22 @@ impl History {
             }
             for (ino, model) in &self.files {
                 let got = self.clients[who].read(*ino, 0, 1 << 20).await;
-                assert!(got == model.data, "{ino} differs for {who}");
+                same(&got, &model.data, &format!("{ino} read by {who}"));
             }
         }
+    }
+}
+
+/// Panics with the first difference.
+fn same(got: &[u8], expected: &[u8], what: &str) {
+    if got != expected {
+        let at = got.iter().zip(expected).position(|(a, b)| a != b);
+        let bytes = at.map(|at| (at, got[at], expected[at]));
+        panic!(
+            "{what}: {} bytes for {}, the first that differs: {bytes:?}",
+            got.len(),
+            expected.len()
+        );
     }
 }
 
@@ -362,6 +380,11 @@ impl Drop for History {
             eprintln!("seed {}:\n{}", self.seed, self.log.join("\n"));
             if let Ok(store) = self.world.meta.try_lock() {
                 let table = &store.leasing.table;
+                for client in &self.clients {
+                    for ino in self.files.keys() {
+                        eprintln!("{:?}", client.vfs.cache.table.peek(*ino));
+                    }
+                }
                 for ino in self.files.keys().chain(&self.dirs) {
                     eprintln!("{ino}: {:?} {:?}", table.holders(*ino), table.waiting(*ino));
                 }
@@ -388,14 +411,18 @@ async fn histories(seeds: std::ops::Range<u64>, clients: usize, weather: Weather
     // More of them, for a longer search.
     let more: u64 =
         std::env::var("NETFS_TEST_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+    // One of them, many times, for a closer look.
+    let only: Option<u64> = std::env::var("NETFS_TEST_SEED").ok().and_then(|n| n.parse().ok());
     let seeds = seeds.start * more..seeds.start * more + (seeds.end - seeds.start) * more;
     let all = async {
         let mut running = JoinSet::new();
-        for seed in seeds {
+        for seed in seeds.clone() {
             if running.len() >= 16 {
                 running.join_next().await.unwrap().unwrap();
             }
-            running.spawn_local(history(seed, clients, weather));
+            if only.is_none() || seeds.contains(&only.unwrap_or(seed)) {
+                running.spawn_local(history(only.unwrap_or(seed), clients, weather));
+            }
         }
         while let Some(done) = running.join_next().await {
             done.unwrap();
