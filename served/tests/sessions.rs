@@ -261,6 +261,39 @@ async fn a_cut_waits_for_the_data_server_and_holds_up_only_those_who_see_the_fil
 }
 
 #[tokio::test]
+async fn a_session_that_has_ended_is_granted_nothing_by_what_it_still_waits_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut servers = start(dir.path(), PATIENCE);
+    let (first, data) = (servers.meta(1).await, servers.data().await);
+    let file = first.create(Ino::ROOT, "f", NewInode::File).await.unwrap();
+    write_file(&first, &data, file, &[vec![1; 50_000]]).await;
+    let second = servers.meta(2).await;
+    let addr = servers.data.as_ref().unwrap().addr();
+    drop(servers.data.take());
+    let send = |link: &netfs_common::net::Link, request: &Request| {
+        let (link, bytes) = (link.clone(), netfs_common::codec::encode(request).unwrap());
+        tokio::spawn(async move { link.call(bytes.into(), Instant::now() + PATIENCE).await })
+    };
+    let set = SetAttr { size: Some(40_000), ..SetAttr::default() };
+    let cut = send(&first.link, &Request::Mutate(first.mutation(Op::SetAttr { ino: file, set })));
+    while first.get(Ino::ROOT).await.is_err() {}
+    let asked = send(&second.link, &Request::Get { ino: file });
+    // It is sent first, and waits for the cut.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    second.change(Op::EndSession).await.unwrap();
+    assert!(!cut.is_finished() && !asked.is_finished());
+
+    let options = DataOptions { listen: addr, ..data_options(dir.path(), &servers.pki) };
+    servers.data = Some(DataServer::start(options).unwrap());
+    cut.await.unwrap().unwrap();
+    let late: netfs_common::wire::meta::Answer =
+        netfs_common::codec::decode(&asked.await.unwrap().unwrap()).unwrap();
+    assert_eq!((late.reply, late.grants), (Err(Errno::ESHUTDOWN), vec![]));
+    let alone = first.ask(&Request::Acquire { ino: file }).await;
+    assert!(alone.granted(file).is_some(), "nobody has anything of it");
+}
+
+#[tokio::test]
 async fn what_a_silent_session_had_is_withheld_until_its_writes_are_kept_out() {
     let dir = tempfile::tempdir().unwrap();
     let mut servers = start(dir.path(), TERM);

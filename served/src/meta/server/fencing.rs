@@ -61,8 +61,9 @@ impl Volume {
     /// Ends a session whose client has not been heard of, or talks nonsense.
     pub(super) async fn expire(self: &Arc<Self>, id: SessionId, why: Ends) {
         let turn = self.my_turn().await;
-        // It may have been heard of while this was waiting.
-        if why == Ends::Silent && !self.members.expired().contains(&id) {
+        // It may have been heard of while this was waiting, or ended: then others get what it had when it is fenced.
+        let spared = why == Ends::Silent && !self.members.expired().contains(&id);
+        if spared || self.members.is_closed(id) {
             return;
         }
         let action = Action::CloseSession { id };
@@ -77,11 +78,12 @@ impl Volume {
                 }
                 tokio::spawn(self.clone().give_away(id));
             }
-            // It was only about to join.
+            // It was only about to join, or is long gone. Nobody else would answer for it.
             Err(Errno::ESHUTDOWN) => {
                 if let Some(link) = self.members.left(id) {
                     link.close();
                 }
+                self.end_leases(id);
             }
             Err(errno) => {
                 warn_rarely!(WARN_INTERVAL, session = %id, %errno, "a session cannot be ended");

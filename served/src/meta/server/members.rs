@@ -166,6 +166,17 @@ impl Members {
         known
     }
 
+    /// Whether a session goes on, and no newer connection of it has come. Other than [`Members::seen`] it is no sign of life.
+    pub(super) fn goes_on(&self, id: SessionId, entry: Entry) -> bool {
+        let inner = self.lock();
+        inner.members.get(&id).is_some_and(|member| member.entry == entry && !member.over)
+    }
+
+    /// Whether a session's end is recorded, and what it had is not yet for others.
+    pub(super) fn is_closed(&self, id: SessionId) -> bool {
+        self.lock().members.get(&id).is_some_and(|member| member.over)
+    }
+
     /// The server itself has been stopped for a while: nobody could be heard.
     pub(super) fn everybody_seen(&self) {
         let now = self.now();

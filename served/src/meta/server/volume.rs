@@ -382,7 +382,7 @@ impl Volume {
             Request::Inspect(about) => self.inspect(client.session, &about),
             // Answered by whoever knows all volumes.
             Request::Status => Err(Errno::EINVAL),
-            read => self.read(client.session, &read, &mut grants).await,
+            read => self.read(client, &read, &mut grants).await,
         };
         if let Ok(response) = &reply {
             self.lookups.note(client.session, response);
@@ -392,10 +392,11 @@ impl Volume {
 
     async fn read(
         self: &Arc<Self>,
-        session: SessionId,
+        client: &Client,
         request: &Request,
         grants: &mut Vec<Grant>,
     ) -> Reply {
+        let session = client.session;
         let mut place = None;
         loop {
             let mut reply = self.engine.read(request).unwrap_or(Err(Errno::EINVAL));
@@ -405,6 +406,10 @@ impl Volume {
                     self.trims.wait(&cutting).await?;
                     continue;
                 }
+            }
+            // It may have ended while this was waiting, and nobody would take back what it were given.
+            if !self.members.goes_on(session, client.entry) {
+                return Err(Errno::ESHUTDOWN);
             }
             match self.may_run(session, &wants::of_question(request, &reply), place.take()) {
                 Ok(()) => {
@@ -483,13 +488,18 @@ impl Volume {
     /// Makes a change when nobody else's leases stand against it and its turn has come; gives what may be kept of the answer.
     async fn change(
         self: &Arc<Self>,
-        session: SessionId,
+        client: &Client,
         command: Command,
         grants: &mut Vec<Grant>,
     ) -> (LogIndex, Reply) {
+        let session = client.session;
         let mut place = None;
         loop {
             let turn = self.my_turn().await;
+            // As with a question.
+            if !self.members.goes_on(session, client.entry) {
+                return (LogIndex(0), Err(Errno::ESHUTDOWN));
+            }
             let wants = match &command.action {
                 Action::Mutate { op, .. } => {
                     wants::of_change(|parent, name| self.engine.child(parent, name), op)
@@ -562,7 +572,7 @@ impl Volume {
         self.metrics.changed(&op);
         let action = Action::Mutate { session: client.session, seq, answered, op };
         let command = Command { time, action };
-        let (index, reply) = self.change(client.session, command, grants).await;
+        let (index, reply) = self.change(client, command, grants).await;
         // Before anything is waited for: nobody may be shown a file that is yet to be cut.
         if may_cut {
             self.begin_trims()?;
