@@ -17,6 +17,7 @@ use netfs_common::wire::meta::{
 };
 use netfs_common::wire::{Claim, Hello};
 use tokio::sync::{Mutex, MutexGuard, Notify};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::MetaOptions;
@@ -29,6 +30,7 @@ use super::locks::LockTable;
 use super::lookups::Lookups;
 use super::members::{Entry, LinkId, Members, NotAdmitted};
 use super::trims::Trims;
+use super::uptime::Uptime;
 use super::volumes::{self, VolumeError};
 use super::wants::{self, Leaves};
 use crate::flusher::Flusher;
@@ -40,10 +42,8 @@ use crate::meta::namespace::MAX_SESSIONS;
 
 /// How often it is looked whether the store has caught up.
 const CATCH_UP: Duration = Duration::from_millis(5);
-/// How often sessions and the log's length are looked at.
+/// How often sessions are looked at, and the log's length.
 const TICK: Duration = Duration::from_millis(500);
-/// A tick that comes so much too late says that the server was stopped, and heard nobody.
-const LATE: Duration = Duration::from_secs(3);
 /// How long a client may take to hear of others.
 const TELL: Duration = Duration::from_secs(5);
 /// The same trouble is logged this often.
@@ -55,6 +55,9 @@ pub(super) struct Volume {
     pub(super) engine: Arc<Engine>,
     pub(super) data: Arc<DataLink>,
     pub(super) members: Members,
+    pub(super) uptime: Uptime,
+    /// See [`MetaOptions::answer`].
+    pub(super) answer: Duration,
     pub(super) leasing: Leasing,
     pub(super) trims: Trims,
     pub(super) lookups: Lookups,
@@ -82,7 +85,7 @@ pub(super) struct Volume {
 pub(super) enum Ends {
     /// It has not been heard of for its term.
     Silent,
-    /// It renews itself, and does not give back what it is asked for.
+    /// It renews itself, and does not give back what it is asked for, or does not say after a restart what it has.
     Unresponsive,
 }
 
@@ -124,6 +127,8 @@ impl Volume {
         let volume = Arc::new(Volume {
             leasing: Leasing::new(&before),
             members: Members::new(options.term, known),
+            uptime: Uptime::new(TICK, options.term),
+            answer: options.answer,
             trims: Trims::default(),
             lookups,
             locks,
@@ -144,6 +149,7 @@ impl Volume {
         });
         volume.begin_trims().map_err(failed)?;
         tokio::spawn(volume.clone().keep_time());
+        tokio::spawn(volume.clone().keep_log_short());
         tokio::spawn(volume.clone().keep_lease_time());
         tokio::spawn(deletions::work_off(volume.clone()));
         tokio::spawn(volume.clone().reap());
@@ -315,20 +321,35 @@ impl Volume {
         Share { leases: count(table.len()), waiting: count(table.tickets()), sessions }
     }
 
-    /// Ends silent sessions and keeps the log short.
+    /// Ends silent sessions. Nothing is waited for between two ticks, so one that is late says that the server was stopped.
     async fn keep_time(self: Arc<Self>) {
         let mut last = Instant::now();
         let mut share = Share::default();
+        let mut ending: Option<JoinHandle<()>> = None;
         loop {
             tokio::time::sleep(TICK).await;
             self.metrics.replace(&mut share, self.share());
-            if last.elapsed() > LATE {
+            if self.uptime.tick(last.elapsed()) {
                 self.members.everybody_seen();
             }
             last = Instant::now();
-            for id in self.members.expired() {
-                self.expire(id, Ends::Silent).await;
+            if ending.as_ref().is_none_or(JoinHandle::is_finished) {
+                let silent = self.members.expired();
+                ending = (!silent.is_empty()).then(|| tokio::spawn(self.clone().end_all(silent)));
             }
+        }
+    }
+
+    async fn end_all(self: Arc<Self>, silent: Vec<SessionId>) {
+        for id in silent {
+            self.expire(id, Ends::Silent).await;
+        }
+    }
+
+    /// Cuts the log whenever it has become too long.
+    async fn keep_log_short(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(TICK).await;
             if self.engine.failure().is_none() && self.engine.checkpoint_due() {
                 let engine = self.engine.clone();
                 match tokio::task::spawn_blocking(move || engine.checkpoint()).await {
