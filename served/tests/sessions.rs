@@ -15,6 +15,7 @@ use netfs_common::id::{Ino, OpSeq};
 use netfs_common::name::Name;
 use netfs_common::net::CallError;
 use netfs_common::wire::hello::SESSION_OVER;
+use netfs_common::wire::lock::LockCall;
 use netfs_common::wire::meta::{BURIAL, Mutation, NewInode, Op, Request, Response};
 use netfs_common::wire::{Claim, Hello, Role};
 use netfs_served::data::server::{DataOptions, DataServer};
@@ -290,6 +291,39 @@ async fn a_session_that_has_ended_is_granted_nothing_by_what_it_still_waits_for(
     assert_eq!((late.reply, late.grants), (Err(Errno::ESHUTDOWN), vec![]));
     let alone = first.ask(&Request::Acquire { ino: file }).await;
     assert!(alone.granted(file).is_some(), "nobody has anything of it");
+}
+
+#[tokio::test]
+async fn a_session_that_never_says_what_it_holds_is_not_waited_for_without_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path(), PATIENCE);
+    let (first, second) = (servers.meta(1).await, servers.meta(2).await);
+    let file = first.create(Ino::ROOT, "f", NewInode::File).await.unwrap();
+    first.sync().await;
+    drop((first, second));
+    let Servers { pki, meta, data } = servers;
+    meta.stop(netfs_served::thread::Ending::Drain).unwrap();
+    let at = DataServers::At(vec![data.as_ref().unwrap().addr().to_string()]);
+    let mut options =
+        MetaOptions::new(dir.path().join("meta"), localhost(), at, pki.server.clone());
+    // Ten of them, or `answer`.
+    (options.term, options.answer) = (Duration::from_secs(1), Duration::from_secs(3));
+    let meta = MetaServer::start(options).unwrap();
+    let started = Instant::now();
+    let back = async |session| {
+        MetaClient::connect_before_reclaim(&pki.client, meta.addr(), "v", session).await.unwrap()
+    };
+    let (first, second) = (back(1).await, back(2).await);
+    let renewals = (renewing(&first), renewing(&second));
+    second.reclaim(&[], true).await;
+    let none = LockCall::Reclaim { batch: 0, locks: Vec::new(), last: true };
+    assert!(second.call(&Request::Lock(none)).await.is_ok());
+    assert_eq!(second.get(file).await.map(|attr| attr.ino), Ok(file));
+    assert!(started.elapsed() >= Duration::from_secs(10), "{:?}", started.elapsed());
+    first.link.closed().await;
+    assert_eq!(second.call(&Request::Renew).await, Ok(Response::Done), "it has its session");
+    renewals.0.abort();
+    renewals.1.abort();
 }
 
 #[tokio::test]

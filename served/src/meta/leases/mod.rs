@@ -423,6 +423,11 @@ impl Leases {
         self.grace.is_on()
     }
 
+    /// Which sessions of before a restart are still waited for.
+    pub fn absent(&self) -> impl Iterator<Item = SessionId> + '_ {
+        self.grace.absent()
+    }
+
     /// Who holds an inode.
     pub fn holders(&self, ino: Ino) -> Vec<(SessionId, Lease)> {
         self.holdings.holders(ino).map(|h| (h.session, h.lease)).collect()

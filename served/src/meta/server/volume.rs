@@ -1,5 +1,6 @@
 //! One volume: its engine, and what makes its answers true: flushes, cuts, sessions.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
@@ -334,15 +335,29 @@ impl Volume {
             }
             last = Instant::now();
             if ending.as_ref().is_none_or(JoinHandle::is_finished) {
-                let silent = self.members.expired();
-                ending = (!silent.is_empty()).then(|| tokio::spawn(self.clone().end_all(silent)));
+                let silent = self.members.expired().into_iter().map(|id| (id, Ends::Silent));
+                let absent = self.overdue().into_iter().map(|id| (id, Ends::Unresponsive));
+                let over: Vec<_> = silent.chain(absent).collect();
+                ending = (!over.is_empty()).then(|| tokio::spawn(self.clone().end_all(over)));
             }
         }
     }
 
-    async fn end_all(self: Arc<Self>, silent: Vec<SessionId>) {
-        for id in silent {
-            self.expire(id, Ends::Silent).await;
+    /// Sessions of before the start that renew themselves, and for very long have not said what they hold: everybody waits for
+    /// them.
+    fn overdue(&self) -> BTreeSet<SessionId> {
+        if self.uptime.get() < self.patience() {
+            return BTreeSet::new();
+        }
+        let mut absent: BTreeSet<_> = self.leasing.table().absent().collect();
+        absent.extend(self.locks.absent());
+        absent.retain(|id| !self.members.is_closed(*id));
+        absent
+    }
+
+    async fn end_all(self: Arc<Self>, over: Vec<(SessionId, Ends)>) {
+        for (id, why) in over {
+            self.expire(id, why).await;
         }
     }
 
