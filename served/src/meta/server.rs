@@ -12,10 +12,12 @@
 //! DIR/NEXT_VOLUME   the number of the next volume
 //! DIR/NAME/         a volume, see `engine`
 //! DIR/NAME/CLEAN    it was left in order
+//! DIR/NAME/TERM     the longest term that its clients may count on, see `terms`
 //! ```
 
 mod client;
 mod clock;
+mod company;
 mod cuts;
 mod data_link;
 mod deletions;
@@ -25,7 +27,9 @@ mod leasing;
 mod locks;
 mod lookups;
 mod members;
+mod terms;
 mod trims;
+mod upkeep;
 mod uptime;
 mod volume;
 pub mod volumes;

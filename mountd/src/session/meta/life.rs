@@ -119,6 +119,8 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
     renew.tick().await;
     let closed = link.closed();
     tokio::pin!(closed);
+    // Of the latest news of others.
+    let mut company = 0;
     loop {
         tokio::select! {
             () = &mut closed => return,
@@ -144,13 +146,17 @@ async fn attend(weak: &Weak<Session>, link: &dyn MetaLink, pushes: &mut mpsc::Re
             Some(call) = pushes.recv() => {
                 let Some(session) = weak.upgrade() else { return };
                 let events = session.events();
+                if let (Push::Company { generation, others }, Some(events)) = (&call.push, &events)
+                    && *generation >= company
+                {
+                    company = *generation;
+                    events.company(*others);
+                }
                 session.counters.recalled();
                 // In a task of its own: what is buffered is sent first, and renewals go on.
                 tokio::spawn(async move {
                     match call.push {
-                        Push::Company { others } => {
-                            if let Some(events) = events { events.company(others) }
-                        }
+                        Push::Company { .. } => {}
                         Push::Recall(recalls) => {
                             if let Some(events) = events { events.recall(recalls).await }
                         }

@@ -67,12 +67,16 @@ pub(super) enum NotAdmitted {
 }
 
 impl Members {
-    /// `known`: the sessions found in the store. Each has a full term to come back.
-    pub(super) fn new(term: Duration, known: Vec<(SessionId, String, String)>) -> Members {
+    /// `known`: the sessions found in the store. Each has a full term to come back, as long as it was told at most.
+    pub(super) fn new(
+        term: Duration,
+        told: Duration,
+        known: Vec<(SessionId, String, String)>,
+    ) -> Members {
         let mut sessions = Sessions::new(term);
         let mut members = HashMap::new();
         for (id, description, owner) in known {
-            sessions.seen(id, Duration::ZERO);
+            sessions.seen(id, told.saturating_sub(term));
             members.insert(id, Member { description, owner, ..Member::default() });
         }
         Members {
