@@ -296,7 +296,7 @@ async fn a_session_that_has_ended_is_granted_nothing_by_what_it_still_waits_for(
 #[tokio::test]
 async fn a_session_that_never_says_what_it_holds_is_not_waited_for_without_end() {
     let dir = tempfile::tempdir().unwrap();
-    let servers = start(dir.path(), PATIENCE);
+    let servers = start(dir.path(), Duration::from_secs(5));
     let (first, second) = (servers.meta(1).await, servers.meta(2).await);
     let file = first.create(Ino::ROOT, "f", NewInode::File).await.unwrap();
     first.sync().await;

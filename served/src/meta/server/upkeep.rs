@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use netfs_common::id::SessionId;
 use netfs_common::warn_rarely;
@@ -46,7 +45,8 @@ impl Volume {
     /// Sessions of before the start that renew themselves, and for very long have not said what they hold: everybody waits for
     /// them.
     fn overdue(&self) -> BTreeSet<SessionId> {
-        if self.uptime.get() < self.patience() {
+        // Nor may one be ended that is not here and counts on the term of before.
+        if self.uptime.get() < self.patience().max(self.told) {
             return BTreeSet::new();
         }
         let mut absent: BTreeSet<_> = self.leasing.table().absent().collect();
@@ -62,8 +62,8 @@ impl Volume {
     }
 
     /// When nobody counts any more on a term that was longer than it is now, the next start need not wait for it.
-    pub(super) async fn forget_longer_term(self: Arc<Self>, told: Duration) {
-        tokio::time::sleep(told).await;
+    pub(super) async fn forget_longer_term(self: Arc<Self>) {
+        tokio::time::sleep(self.told).await;
         let (dir, term) = (self.engine.dir().to_owned(), self.term());
         match tokio::task::spawn_blocking(move || terms::record(&dir, term)).await {
             Ok(Ok(())) => {}

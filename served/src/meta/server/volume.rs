@@ -52,6 +52,8 @@ pub(super) struct Volume {
     pub(super) engine: Arc<Engine>,
     pub(super) data: Arc<DataLink>,
     pub(super) members: Members,
+    /// The longest term that sessions of before may have been told, or that of now if it is longer.
+    pub(super) told: Duration,
     pub(super) uptime: Uptime,
     /// See [`MetaOptions::answer`].
     pub(super) answer: Duration,
@@ -126,6 +128,7 @@ impl Volume {
         let volume = Arc::new(Volume {
             leasing: Leasing::new(&before),
             members: Members::new(options.term, told, known),
+            told,
             uptime: Uptime::new(TICK, options.term),
             answer: options.answer,
             trims: Trims::default(),
@@ -151,7 +154,7 @@ impl Volume {
         tokio::spawn(volume.clone().keep_time());
         tokio::spawn(volume.clone().keep_log_short());
         if told > options.term {
-            tokio::spawn(volume.clone().forget_longer_term(told));
+            tokio::spawn(volume.clone().forget_longer_term());
         }
         tokio::spawn(volume.clone().keep_lease_time());
         tokio::spawn(deletions::work_off(volume.clone()));
