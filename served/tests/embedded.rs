@@ -236,6 +236,51 @@ async fn a_look_waits_for_a_holder_that_does_not_answer() {
 }
 
 #[tokio::test]
+async fn a_holder_that_answers_with_nonsense_loses_its_connection_and_not_its_session() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let (first, _d1) = clients(&servers, 1).await;
+    let file = first.create(ROOT, "file", NewInode::File).await.unwrap();
+    first.answers.nonsense.store(true, Ordering::Relaxed);
+    let (second, _d2) = clients(&servers, 2).await;
+    let bytes = netfs_common::codec::encode(&look("file")).unwrap();
+    let link = second.link.clone();
+    let looking =
+        tokio::spawn(async move { link.call(bytes.into(), Instant::now() + PATIENCE).await });
+    first.link.closed().await;
+    assert!(!looking.is_finished());
+    let (again, _d1) = clients(&servers, 1).await;
+    assert!(again.info.resumed);
+    looking.await.unwrap().unwrap();
+    assert!(again.answers.take().iter().any(|r| r.ino == file));
+}
+
+#[tokio::test]
+async fn clients_are_told_of_each_other_when_that_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let told = async |client: &MetaClient, news: &[(u64, bool)]| {
+        let deadline = Instant::now() + PATIENCE;
+        while client.answers.company.lock().unwrap().as_slice() != news {
+            let company = client.answers.company.lock().unwrap().clone();
+            assert!(Instant::now() < deadline, "{company:?} instead of {news:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (first, _d1) = clients(&servers, 1).await;
+    told(&first, &[(0, false)]).await;
+    let (second, _d2) = clients(&servers, 2).await;
+    told(&first, &[(0, false), (1, true)]).await;
+    told(&second, &[(1, true)]).await;
+    let (third, _d3) = clients(&servers, 3).await;
+    told(&third, &[(1, true)]).await;
+    third.change(Op::EndSession).await.unwrap();
+    second.change(Op::EndSession).await.unwrap();
+    told(&first, &[(0, false), (1, true), (2, false)]).await;
+    told(&second, &[(1, true)]).await;
+}
+
+#[tokio::test]
 async fn after_a_crash_nobody_overtakes_those_who_held_something() {
     let dir = tempfile::tempdir().unwrap();
     let servers = start(dir.path());

@@ -327,6 +327,22 @@ async fn a_session_that_never_says_what_it_holds_is_not_waited_for_without_end()
 }
 
 #[tokio::test]
+async fn a_session_has_the_term_that_it_was_told_also_when_the_server_has_a_shorter_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path(), Duration::from_secs(8));
+    servers.meta(1).await.sync().await;
+    let Servers { pki, meta, data } = servers;
+    meta.stop(netfs_served::thread::Ending::Drain).unwrap();
+    let at = DataServers::At(vec![data.as_ref().unwrap().addr().to_string()]);
+    let options = MetaOptions::new(dir.path().join("meta"), localhost(), at, pki.server.clone());
+    let meta = MetaServer::start(MetaOptions { term: Duration::from_secs(1), ..options }).unwrap();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let hello = Hello { claim: Claim::Resume, ..common::hello(Role::Meta, "v", 1) };
+    let back = MetaClient::greet(&pki.client, meta.addr(), &hello).await.unwrap();
+    assert!(back.info.resumed && back.info.term_ms == 1000);
+}
+
+#[tokio::test]
 async fn what_a_silent_session_had_is_withheld_until_its_writes_are_kept_out() {
     let dir = tempfile::tempdir().unwrap();
     let mut servers = start(dir.path(), TERM);
