@@ -54,6 +54,12 @@ impl Servers {
     }
 }
 
+/// Ends a server while its clients go on, so that it need not wait for them.
+async fn stop(meta: MetaServer) {
+    let stop = || meta.stop(netfs_served::thread::Ending::Drain);
+    tokio::task::spawn_blocking(stop).await.unwrap().unwrap();
+}
+
 /// Signs of life, until it is aborted.
 fn renewing(client: &MetaClient) -> tokio::task::JoinHandle<()> {
     let link = client.link.clone();
@@ -302,7 +308,7 @@ async fn a_session_that_never_says_what_it_holds_is_not_waited_for_without_end()
     first.sync().await;
     drop((first, second));
     let Servers { pki, meta, data } = servers;
-    meta.stop(netfs_served::thread::Ending::Drain).unwrap();
+    stop(meta).await;
     let at = DataServers::At(vec![data.as_ref().unwrap().addr().to_string()]);
     let mut options =
         MetaOptions::new(dir.path().join("meta"), localhost(), at, pki.server.clone());
@@ -332,7 +338,7 @@ async fn a_session_has_the_term_that_it_was_told_also_when_the_server_has_a_shor
     let servers = start(dir.path(), Duration::from_secs(8));
     servers.meta(1).await.sync().await;
     let Servers { pki, meta, data } = servers;
-    meta.stop(netfs_served::thread::Ending::Drain).unwrap();
+    stop(meta).await;
     let at = DataServers::At(vec![data.as_ref().unwrap().addr().to_string()]);
     let options = MetaOptions::new(dir.path().join("meta"), localhost(), at, pki.server.clone());
     let meta = MetaServer::start(MetaOptions { term: Duration::from_secs(1), ..options }).unwrap();
