@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use netfs_common::wire::data;
 use netfs_common::wire::meta::{Op, Request};
 
-const NAMES: [&str; 35] = [
+const NAMES: [&str; 34] = [
     "lookup",
     "get",
     "readlink",
