@@ -151,9 +151,8 @@ fn metadata_replies_are_pinned() {
 #[test]
 fn messages_about_leases_are_pinned() {
     pin(&meta::Request::Acquire { ino: Ino(42) }, "0b2a");
-    pin(&meta::Request::Release { inos: vec![Ino(1), Ino(42)] }, "0c02012a");
     let leases = vec![(Ino(1), Lease::Read), (Ino(42), Lease::Write)];
-    pin(&meta::Request::Reclaim { leases, done: true }, "0d0201002a0101");
+    pin(&meta::Request::Reclaim { leases, done: true }, "0c0201002a0101");
     let recalls = vec![
         Recall { ino: Ino(1), keep: Some(Lease::Read), stale: Scope::name(name("a")) },
         Recall { ino: Ino(42), keep: None, stale: Scope::all() },
@@ -167,7 +166,7 @@ fn messages_about_leases_are_pinned() {
         &meta::Push::Recall(recalls),
         "0103010100010000010101612a0001010100fdffffffffffffffff0207010100010000",
     );
-    pin(&meta::Push::Company { others: true }, "0001");
+    pin(&meta::Push::Company { generation: 3, others: true }, "000301");
     pin(&meta::PushReply::Done, "00");
 }
 

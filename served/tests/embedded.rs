@@ -153,7 +153,20 @@ async fn a_change_sent_again_over_a_new_connection_is_made_once() {
     let (last, _data) = clients(&servers, 7).await;
     assert!(last.info.resumed);
     assert_eq!(last.call(&Request::Mutate(create.clone())).await, first);
-    let twice = netfs_common::wire::meta::Mutation { seq: OpSeq(2), ..create };
+    // It may have written since, so that is not known any more.
+    last.resume_after(1);
+    let file = last.create(ROOT, "file", NewInode::File).await.unwrap();
+    let cut = last.mutation(Op::CutTail { ino: file });
+    let cutting = last.ask(&Request::Mutate(cut.clone())).await;
+    assert!(cutting.granted(file).is_some_and(|g| g.tail_known));
+    last.sync().await;
+    drop(servers);
+    let servers = start(dir.path());
+    let (last, _data) = clients(&servers, 7).await;
+    let again = last.ask(&Request::Mutate(cut)).await;
+    assert!(again.reply.is_ok(), "{again:?}");
+    assert!(again.granted(file).is_some_and(|g| g.lease == Lease::Write && !g.tail_known));
+    let twice = netfs_common::wire::meta::Mutation { seq: OpSeq(4), ..create };
     assert_eq!(last.call(&Request::Mutate(twice)).await, Err(Errno::EEXIST));
 }
 
@@ -191,9 +204,8 @@ async fn what_is_held_is_recalled_before_others_see_or_change_it() {
     assert!(first.answers.take().is_empty());
 
     // What was given back, or whose holder has left, is recalled from nobody.
-    let inos = vec![file];
-    assert_eq!(first.call(&Request::Release { inos }).await, Ok(Response::Done));
     second.ask(&look("file")).await;
+    assert_eq!(first.answers.take(), [keep(file, read, Scope::default())]);
     second.change(Op::EndSession).await.unwrap();
     assert_eq!(second.call(&Request::Renew).await, Err(Errno::ESHUTDOWN));
     let again = first.ask(&Request::Acquire { ino: file }).await;
@@ -221,6 +233,51 @@ async fn a_look_waits_for_a_holder_that_does_not_answer() {
     let (first, _d1) = clients(&servers, 1).await;
     looking.await.unwrap().unwrap();
     assert!(first.answers.take().iter().any(|r| r.ino == file && r.keep == Some(Lease::Read)));
+}
+
+#[tokio::test]
+async fn a_holder_that_answers_with_nonsense_loses_its_connection_and_not_its_session() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let (first, _d1) = clients(&servers, 1).await;
+    let file = first.create(ROOT, "file", NewInode::File).await.unwrap();
+    first.answers.nonsense.store(true, Ordering::Relaxed);
+    let (second, _d2) = clients(&servers, 2).await;
+    let bytes = netfs_common::codec::encode(&look("file")).unwrap();
+    let link = second.link.clone();
+    let looking =
+        tokio::spawn(async move { link.call(bytes.into(), Instant::now() + PATIENCE).await });
+    first.link.closed().await;
+    assert!(!looking.is_finished());
+    let (again, _d1) = clients(&servers, 1).await;
+    assert!(again.info.resumed);
+    looking.await.unwrap().unwrap();
+    assert!(again.answers.take().iter().any(|r| r.ino == file));
+}
+
+#[tokio::test]
+async fn clients_are_told_of_each_other_when_that_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let told = async |client: &MetaClient, news: &[(u64, bool)]| {
+        let deadline = Instant::now() + PATIENCE;
+        while client.answers.company.lock().unwrap().as_slice() != news {
+            let company = client.answers.company.lock().unwrap().clone();
+            assert!(Instant::now() < deadline, "{company:?} instead of {news:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let (first, _d1) = clients(&servers, 1).await;
+    told(&first, &[(0, false)]).await;
+    let (second, _d2) = clients(&servers, 2).await;
+    told(&first, &[(0, false), (1, true)]).await;
+    told(&second, &[(1, true)]).await;
+    let (third, _d3) = clients(&servers, 3).await;
+    told(&third, &[(1, true)]).await;
+    third.change(Op::EndSession).await.unwrap();
+    second.change(Op::EndSession).await.unwrap();
+    told(&first, &[(0, false), (1, true), (2, false)]).await;
+    told(&second, &[(1, true)]).await;
 }
 
 #[tokio::test]

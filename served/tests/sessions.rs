@@ -15,6 +15,7 @@ use netfs_common::id::{Ino, OpSeq};
 use netfs_common::name::Name;
 use netfs_common::net::CallError;
 use netfs_common::wire::hello::SESSION_OVER;
+use netfs_common::wire::lock::LockCall;
 use netfs_common::wire::meta::{BURIAL, Mutation, NewInode, Op, Request, Response};
 use netfs_common::wire::{Claim, Hello, Role};
 use netfs_served::data::server::{DataOptions, DataServer};
@@ -51,6 +52,12 @@ impl Servers {
         let addr = self.data.as_ref().unwrap().addr();
         DataClient::connect(&self.pki.client, addr).await.unwrap()
     }
+}
+
+/// Ends a server while its clients go on, so that it need not wait for them.
+async fn stop(meta: MetaServer) {
+    let stop = || meta.stop(netfs_served::thread::Ending::Drain);
+    tokio::task::spawn_blocking(stop).await.unwrap().unwrap();
 }
 
 /// Signs of life, until it is aborted.
@@ -258,6 +265,87 @@ async fn a_cut_waits_for_the_data_server_and_holds_up_only_those_who_see_the_fil
     assert!(back.elapsed() < Duration::from_secs(8), "noticed only after {:?}", back.elapsed());
     let attr = meta.get(file).await.unwrap();
     assert_eq!((attr.size, attr.allocated), (40_000, 40_000));
+}
+
+#[tokio::test]
+async fn a_session_that_has_ended_is_granted_nothing_by_what_it_still_waits_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut servers = start(dir.path(), PATIENCE);
+    let (first, data) = (servers.meta(1).await, servers.data().await);
+    let file = first.create(Ino::ROOT, "f", NewInode::File).await.unwrap();
+    write_file(&first, &data, file, &[vec![1; 50_000]]).await;
+    let second = servers.meta(2).await;
+    let addr = servers.data.as_ref().unwrap().addr();
+    drop(servers.data.take());
+    let send = |link: &netfs_common::net::Link, request: &Request| {
+        let (link, bytes) = (link.clone(), netfs_common::codec::encode(request).unwrap());
+        tokio::spawn(async move { link.call(bytes.into(), Instant::now() + PATIENCE).await })
+    };
+    let set = SetAttr { size: Some(40_000), ..SetAttr::default() };
+    let cut = send(&first.link, &Request::Mutate(first.mutation(Op::SetAttr { ino: file, set })));
+    let asked = send(&second.link, &Request::Get { ino: file });
+    // It is sent first, and waits for the cut.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    second.change(Op::EndSession).await.unwrap();
+    assert!(!cut.is_finished() && !asked.is_finished());
+
+    let options = DataOptions { listen: addr, ..data_options(dir.path(), &servers.pki) };
+    servers.data = Some(DataServer::start(options).unwrap());
+    cut.await.unwrap().unwrap();
+    let late: netfs_common::wire::meta::Answer =
+        netfs_common::codec::decode(&asked.await.unwrap().unwrap()).unwrap();
+    assert_eq!((late.reply, late.grants), (Err(Errno::ESHUTDOWN), vec![]));
+    let alone = first.ask(&Request::Acquire { ino: file }).await;
+    assert!(alone.granted(file).is_some(), "nobody has anything of it");
+}
+
+#[tokio::test]
+async fn a_session_that_never_says_what_it_holds_is_not_waited_for_without_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path(), Duration::from_secs(5));
+    let (first, second) = (servers.meta(1).await, servers.meta(2).await);
+    let file = first.create(Ino::ROOT, "f", NewInode::File).await.unwrap();
+    first.sync().await;
+    drop((first, second));
+    let Servers { pki, meta, data } = servers;
+    stop(meta).await;
+    let at = DataServers::At(vec![data.as_ref().unwrap().addr().to_string()]);
+    let mut options =
+        MetaOptions::new(dir.path().join("meta"), localhost(), at, pki.server.clone());
+    // Ten of them, or `answer`.
+    (options.term, options.answer) = (Duration::from_secs(1), Duration::from_secs(3));
+    let meta = MetaServer::start(options).unwrap();
+    let started = Instant::now();
+    let back = async |session| {
+        MetaClient::connect_before_reclaim(&pki.client, meta.addr(), "v", session).await.unwrap()
+    };
+    let (first, second) = (back(1).await, back(2).await);
+    let renewals = (renewing(&first), renewing(&second));
+    second.reclaim(&[], true).await;
+    let none = LockCall::Reclaim { batch: 0, locks: Vec::new(), last: true };
+    assert!(second.call(&Request::Lock(none)).await.is_ok());
+    assert_eq!(second.get(file).await.map(|attr| attr.ino), Ok(file));
+    assert!(started.elapsed() >= Duration::from_secs(10), "{:?}", started.elapsed());
+    first.link.closed().await;
+    assert_eq!(second.call(&Request::Renew).await, Ok(Response::Done), "it has its session");
+    renewals.0.abort();
+    renewals.1.abort();
+}
+
+#[tokio::test]
+async fn a_session_has_the_term_that_it_was_told_also_when_the_server_has_a_shorter_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path(), Duration::from_secs(8));
+    servers.meta(1).await.sync().await;
+    let Servers { pki, meta, data } = servers;
+    stop(meta).await;
+    let at = DataServers::At(vec![data.as_ref().unwrap().addr().to_string()]);
+    let options = MetaOptions::new(dir.path().join("meta"), localhost(), at, pki.server.clone());
+    let meta = MetaServer::start(MetaOptions { term: Duration::from_secs(1), ..options }).unwrap();
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let hello = Hello { claim: Claim::Resume, ..common::hello(Role::Meta, "v", 1) };
+    let back = MetaClient::greet(&pki.client, meta.addr(), &hello).await.unwrap();
+    assert!(back.info.resumed && back.info.term_ms == 1000);
 }
 
 #[tokio::test]

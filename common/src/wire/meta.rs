@@ -83,11 +83,6 @@ pub enum Request {
         /// The file.
         ino: Ino,
     },
-    /// Leases that the client no longer needs: [`Response::Done`]. Nothing of these inodes is kept, nor buffered.
-    Release {
-        /// The inodes, at most [`MAX_BATCH`].
-        inos: Vec<Ino>,
-    },
     /// After a restart of the server: what the client held before it and still needs. [`Response::Done`], with the grants. Until all
     /// sessions have come to `done`, or have ended, nobody gets anything else.
     Reclaim {
@@ -433,6 +428,8 @@ pub struct VolumeStatus {
 pub enum Push {
     /// Whether other clients have the volume mounted. It grants nothing: it only says how programs' writes are best taken.
     Company {
+        /// One that comes after another over the same connection and has a lower number is older.
+        generation: u64,
         /// There are others.
         others: bool,
     },

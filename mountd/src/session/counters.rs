@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use netfs_common::wire::data;
 use netfs_common::wire::meta::{Op, Request};
 
-const NAMES: [&str; 35] = [
+const NAMES: [&str; 34] = [
     "lookup",
     "get",
     "readlink",
@@ -37,7 +37,6 @@ const NAMES: [&str; 35] = [
     "data_extents",
     "data_flush",
     "acquire",
-    "release",
     "reclaim",
     "lock",
     "inspect",
@@ -100,10 +99,9 @@ impl Counters {
             Request::Renew => 8,
             Request::Status => 9,
             Request::Acquire { .. } => 30,
-            Request::Release { .. } => 31,
-            Request::Reclaim { .. } => 32,
-            Request::Lock(_) => 33,
-            Request::Inspect(_) => 34,
+            Request::Reclaim { .. } => 31,
+            Request::Lock(_) => 32,
+            Request::Inspect(_) => 33,
             Request::Mutate(m) => match m.op {
                 Op::Create { .. } => 10,
                 Op::Link { .. } => 11,

@@ -12,10 +12,12 @@
 //! DIR/NEXT_VOLUME   the number of the next volume
 //! DIR/NAME/         a volume, see `engine`
 //! DIR/NAME/CLEAN    it was left in order
+//! DIR/NAME/TERM     the longest term that its clients may count on, see `terms`
 //! ```
 
 mod client;
 mod clock;
+mod company;
 mod cuts;
 mod data_link;
 mod deletions;
@@ -25,7 +27,10 @@ mod leasing;
 mod locks;
 mod lookups;
 mod members;
+mod terms;
 mod trims;
+mod upkeep;
+mod uptime;
 mod volume;
 pub mod volumes;
 mod waits;
@@ -96,6 +101,9 @@ pub struct MetaOptions {
     pub sync_always: bool,
     /// How long a session lives without a sign of life.
     pub term: Duration,
+    /// A session that gives signs of life and nothing else has this long to give back what it is asked for, or ten terms if that
+    /// is longer; and after a restart to say what it has.
+    pub answer: Duration,
     /// Bounds of the endpoint.
     pub limits: Limits,
     /// Counters of the endpoint.
@@ -124,6 +132,7 @@ impl MetaOptions {
             flush_interval: Duration::from_secs(1),
             sync_always: false,
             term: Duration::from_secs(30),
+            answer: Duration::from_secs(120),
             limits: Limits::default(),
             net_metrics: NetMetrics::default(),
             calls: CallMetrics::default(),

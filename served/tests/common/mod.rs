@@ -166,6 +166,10 @@ pub struct Answers {
     /// What the server has called for.
     pub recalled: std::sync::Mutex<Vec<Recall>>,
     pub silent: std::sync::atomic::AtomicBool,
+    /// It answers what nobody can read.
+    pub nonsense: std::sync::atomic::AtomicBool,
+    /// What it was told of others.
+    pub company: std::sync::Mutex<Vec<(u64, bool)>>,
 }
 
 impl Answers {
@@ -180,7 +184,13 @@ impl Handler for Answers {
         let done = || codec::encode(&PushReply::Done).unwrap().into();
         match codec::decode(&request).unwrap() {
             Push::Recall(recalls) => self.recalled.lock().unwrap().extend(recalls),
-            Push::Company { .. } => return Box::pin(std::future::ready(done())),
+            Push::Company { generation, others } => {
+                self.company.lock().unwrap().push((generation, others));
+                return Box::pin(std::future::ready(done()));
+            }
+        }
+        if self.nonsense.load(std::sync::atomic::Ordering::Relaxed) {
+            return Box::pin(std::future::ready(Bytes::from_static(b"nonsense")));
         }
         if self.silent.load(std::sync::atomic::Ordering::Relaxed) {
             return Box::pin(std::future::pending());
@@ -228,7 +238,12 @@ impl MetaClient {
         hello: &Hello,
     ) -> Result<MetaClient, CallError> {
         let (words, session) = (codec::encode(hello).unwrap(), hello.session.0);
-        let answers = Arc::new(Answers { recalled: Default::default(), silent: false.into() });
+        let answers = Arc::new(Answers {
+            recalled: Default::default(),
+            silent: false.into(),
+            nonsense: false.into(),
+            company: Default::default(),
+        });
         let dialer = dialer(identity);
         let (link, welcome) = dialer.link(addr, &words, answers.clone()).await?;
         let welcome: HelloReply = codec::decode(&welcome).unwrap();

@@ -125,6 +125,8 @@ async fn attend(
     let mut renewal: Option<JoinHandle<()>> = None;
     let closed = link.closed();
     tokio::pin!(closed);
+    // Of the latest news of others.
+    let mut company = 0;
     loop {
         tokio::select! {
             () = &mut closed => return,
@@ -138,13 +140,17 @@ async fn attend(
             Some(call) = pushes.recv() => {
                 let Some(session) = weak.upgrade() else { return };
                 let events = session.events();
+                if let (Push::Company { generation, others }, Some(events)) = (&call.push, &events)
+                    && *generation >= company
+                {
+                    company = *generation;
+                    events.company(*others);
+                }
                 session.counters.recalled();
                 // In a task of its own: what is buffered is sent first, and renewals go on.
                 tokio::spawn(async move {
                     match call.push {
-                        Push::Company { others } => {
-                            if let Some(events) = events { events.company(others) }
-                        }
+                        Push::Company { .. } => {}
                         Push::Recall(recalls) => {
                             if let Some(events) = events { events.recall(recalls).await }
                         }

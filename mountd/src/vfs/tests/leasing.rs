@@ -104,10 +104,6 @@ impl MetaStore {
                 self.sync();
                 Ok(Response::Done)
             }
-            Request::Release { inos } => {
-                self.leasing.table.release(now, session, inos);
-                Ok(Response::Done)
-            }
             Request::Reclaim { leases, done } => {
                 grants = self.leasing.table.reclaim(now, session, leases);
                 if *done {

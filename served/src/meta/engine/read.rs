@@ -223,7 +223,6 @@ impl Engine {
             | Request::Lock(_)
             | Request::Status
             | Request::Inspect(_)
-            | Request::Release { .. }
             | Request::Reclaim { .. } => return None,
         })
     }

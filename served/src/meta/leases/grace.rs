@@ -19,6 +19,11 @@ impl Grace {
         !self.absent.is_empty()
     }
 
+    /// Who has not come back yet.
+    pub(super) fn absent(&self) -> impl Iterator<Item = SessionId> + '_ {
+        self.absent.iter().copied()
+    }
+
     /// Whether a session may still claim what it had.
     pub(super) fn awaits(&self, session: SessionId) -> bool {
         self.absent.contains(&session)

@@ -61,7 +61,7 @@ use netfs_common::wire::lease::{Grant, Lease, MAX_RECALLS, Recall, Scope};
 
 use grace::Grace;
 use holdings::{Holding, Holdings};
-pub use look::Unanswered;
+pub use look::{MAX_BLOCKERS, Unanswered};
 use queue::Queue;
 use recalls::Recalls;
 use tails::Tails;
@@ -319,26 +319,6 @@ impl Leases {
         self.tails.insert(ino);
     }
 
-    /// Data servers may have something of a file that was not reported.
-    pub fn wrote_out_of_order(&mut self, ino: Ino) {
-        self.tails.remove(ino);
-    }
-
-    /// A session has dropped what it had of some inodes, and has sent what it had changed.
-    pub fn release(&mut self, _now: Duration, session: SessionId, inos: &[Ino]) {
-        for ino in inos {
-            if self.holdings.lower(session, *ino, None) == Some(Lease::Write) {
-                self.tails.insert(*ino);
-            }
-            for id in self.recalls.unsent(session, *ino) {
-                let recalls = self.recalls.get(id).map_or(&[][..], |o| &o.recalls);
-                if recalls.iter().all(|r| self.holdings.get(session, r.ino).is_none()) {
-                    self.complete(id);
-                }
-            }
-        }
-    }
-
     /// A session is over, with all it had and waited for.
     pub fn end(&mut self, now: Duration, session: SessionId) {
         for ino in self.holdings.end(session) {
@@ -423,18 +403,14 @@ impl Leases {
         self.grace.is_on()
     }
 
+    /// Which sessions of before a restart are still waited for.
+    pub fn absent(&self) -> impl Iterator<Item = SessionId> + '_ {
+        self.grace.absent()
+    }
+
     /// Who holds an inode.
     pub fn holders(&self, ino: Ino) -> Vec<(SessionId, Lease)> {
         self.holdings.holders(ino).map(|h| (h.session, h.lease)).collect()
-    }
-
-    /// Who waits for an inode, in order, and for which sessions.
-    pub fn waiting(&self, ino: Ino) -> Vec<(Ticket, SessionId, Vec<SessionId>)> {
-        let entry = |ticket: &Ticket| {
-            let waiter = self.queue.get(*ticket)?;
-            Some((*ticket, waiter.session, self.blockers(*ticket)))
-        };
-        self.queue.on(ino).iter().filter_map(entry).collect()
     }
 
     /// How many leases there are.

@@ -253,11 +253,7 @@ impl World {
                 self.clients[who] = Client::default();
             }
             1 if bits(20, 4) == 0 => self.restart(),
-            2 => {
-                self.forget(who, ino);
-                self.table.release(self.now, session, &[ino]);
-            }
-            3 if !client.requests.is_empty() => {
+            2 | 3 if !client.requests.is_empty() => {
                 let which = bits(20, client.requests.len() as u32);
                 let gone = self.clients[who].requests.remove(which);
                 gone.ticket.iter().for_each(|t| self.table.cancel(self.now, *t));

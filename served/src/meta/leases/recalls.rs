@@ -127,12 +127,6 @@ impl Recalls {
         self.all.get(&id).is_some_and(|o| o.sent && o.session == session)
     }
 
-    /// Messages about a lease that have not been sent.
-    pub(super) fn unsent(&self, session: SessionId, ino: Ino) -> Vec<RecallId> {
-        let places = self.by_lease.get(&(session, ino)).into_iter().flatten();
-        places.map(|(id, _)| *id).filter(|id| self.all.get(id).is_some_and(|o| !o.sent)).collect()
-    }
-
     /// A ticket does not need the answer any more. A message that nobody needs stays unsent.
     pub(super) fn leave(&mut self, id: RecallId, ticket: Ticket) {
         let Some(entry) = self.all.get_mut(&id) else { return };

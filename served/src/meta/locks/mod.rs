@@ -306,6 +306,11 @@ impl Locks {
         !self.grace.is_empty()
     }
 
+    /// Which sessions have yet to reclaim theirs.
+    pub fn absent(&self) -> impl Iterator<Item = SessionId> + '_ {
+        self.grace.keys().copied()
+    }
+
     /// A session brings the locks that it had. Answers with the places, in the batch, of those that it
     /// cannot have again. A repetition is answered as the first time.
     ///

@@ -151,7 +151,6 @@ fn name(request: &Request) -> &'static str {
         Request::Mutate(_) => "mutate",
         Request::Status => "status",
         Request::Acquire { .. } => "acquire",
-        Request::Release { .. } => "release",
         Request::Reclaim { .. } => "reclaim",
         // Most of its time is spent waiting for other clients.
         Request::Lock(LockCall::Await { .. }) => "lock_await",

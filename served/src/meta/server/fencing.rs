@@ -3,7 +3,7 @@
 //! Such a client may be alive and just not heard: what it has sent to data servers may arrive at any time. So what it
 //! had is given to nobody before that can do no harm. In this order:
 //!
-//! 1. The end is recorded in the log ([`Action::CloseSession`]). From here on no change of the session is taken, and its
+//! 1. The end is recorded in the log ([`Action::CloseSession`]), on stable storage. From here on no change of the session is taken, and its
 //!    client cannot take it up again: it begins another one, with another identifier.
 //! 2. It is fenced at every data server, and for as long as one of them does not say that this is done, it is tried again:
 //!    a server that cannot be reached from here may well be reached by the client.
@@ -61,8 +61,9 @@ impl Volume {
     /// Ends a session whose client has not been heard of, or talks nonsense.
     pub(super) async fn expire(self: &Arc<Self>, id: SessionId, why: Ends) {
         let turn = self.my_turn().await;
-        // It may have been heard of while this was waiting.
-        if why == Ends::Silent && !self.members.expired().contains(&id) {
+        // It may have been heard of while this was waiting, or ended: then others get what it had when it is fenced.
+        let spared = why == Ends::Silent && !self.members.expired().contains(&id);
+        if spared || self.members.is_closed(id) {
             return;
         }
         let action = Action::CloseSession { id };
@@ -77,11 +78,12 @@ impl Volume {
                 }
                 tokio::spawn(self.clone().give_away(id));
             }
-            // It was only about to join.
+            // It was only about to join, or is long gone. Nobody else would answer for it.
             Err(Errno::ESHUTDOWN) => {
                 if let Some(link) = self.members.left(id) {
                     link.close();
                 }
+                self.end_leases(id);
             }
             Err(errno) => {
                 warn_rarely!(WARN_INTERVAL, session = %id, %errno, "a session cannot be ended");
@@ -89,8 +91,13 @@ impl Volume {
         }
     }
 
-    /// Lets others have what an ended session had, as soon as that is safe.
+    /// Lets others have what an ended session had, as soon as that is safe: its end must not be undone by a crash, and what its
+    /// client sends must not arrive.
     pub(super) async fn give_away(self: Arc<Self>, id: SessionId) {
+        while let Err(errno) = self.flush_to(self.engine.last()).await {
+            warn_rarely!(WARN_INTERVAL, session = %id, %errno, "others do not get what an ended session had: its end is not on stable storage");
+            tokio::time::sleep(WARN_INTERVAL).await;
+        }
         self.fenced(id).await;
         self.members.left(id);
         self.end_leases(id);

@@ -11,9 +11,7 @@ use netfs_common::wire::insight::{
 use netfs_common::wire::meta::{Reply, Response};
 
 use super::volume::Volume;
-
-/// Of those for whom a request waits, so many are named.
-const MAX_ON: usize = 8;
+use crate::meta::leases::MAX_BLOCKERS;
 
 /// Everybody who is mentioned in an answer, without their sessions' numbers.
 struct Mentioned {
@@ -33,7 +31,7 @@ impl Mentioned {
     }
 
     fn places(&mut self, sessions: &[SessionId]) -> Vec<u32> {
-        sessions.iter().take(MAX_ON).map(|s| self.place(*s)).collect()
+        sessions.iter().take(MAX_BLOCKERS).map(|s| self.place(*s)).collect()
     }
 }
 
@@ -81,13 +79,14 @@ impl Volume {
     fn show_leases(&self, ino: Ino, all: &mut Mentioned, shown: &mut Inspection) {
         let now = self.leasing.now();
         let table = self.leasing.table();
-        let (mut holders, mut waiting, mut recalls) =
+        let (mut holders, waiting, mut recalls) =
             (table.holders(ino), table.waiting(ino), table.unanswered(ino));
+        shown.left_out += table.waiting_count(ino).saturating_sub(waiting.len()) as u64;
         shown.grace = table.in_grace();
         drop(table);
         // The asker first, so that it is among what is shown.
         holders.sort_by_key(|(session, _)| *session != all.asker);
-        shown.left_out += cut(&mut holders) + cut(&mut waiting) + cut(&mut recalls);
+        shown.left_out += cut(&mut holders) + cut(&mut recalls);
         for (session, lease) in holders {
             shown.holders.push(Holder { client: all.place(session), lease });
         }

@@ -8,12 +8,13 @@ use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::SessionId;
 use netfs_common::net::{CallError, Link};
+use netfs_common::warn_rarely;
 use netfs_common::wire::lease::Recall;
 use netfs_common::wire::meta::{Push, PushReply};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::volume::{Ends, Volume};
+use super::volume::{Ends, Volume, WARN_INTERVAL};
 use super::waits::Waits;
 use crate::meta::leases::{Action, Asked, LeaseLimits, Leases, RecallId, Ticket, Want};
 
@@ -21,10 +22,12 @@ use crate::meta::leases::{Action, Asked, LeaseLimits, Leases, RecallId, Ticket, 
 const MIN_HOLD: Duration = Duration::from_micros(300);
 /// Shorter waits are too short for the runtime's timer.
 const TIMER: Duration = Duration::from_millis(2);
-/// A client that renews its session has this long, and ten terms, to send what it has buffered.
-const ANSWER: Duration = Duration::from_secs(120);
 /// Before a client whose connection was lost is called again.
 const CALL_AGAIN: Duration = Duration::from_millis(20);
+/// Before one is called again that has answered with nonsense, or not at all.
+const CALL_LATER: Duration = Duration::from_secs(1);
+/// The server's own time goes on at least so long before it is asked for again.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// The table, and who waits.
 pub(super) struct Leasing {
@@ -226,15 +229,30 @@ impl Volume {
     /// answer for very long is ended.
     async fn call_back(self: Arc<Self>, session: SessionId, id: RecallId, recalls: Vec<Recall>) {
         let begun = Instant::now();
-        let limit = begun + ANSWER.max(self.term() * 10);
+        let limit = self.uptime.get() + self.patience();
         self.metrics.recalls.inc();
         loop {
+            // A server that was stopped in the meantime asks for longer.
+            let left = limit.saturating_sub(self.uptime.get());
+            if left.is_zero() {
+                self.metrics.recalls_failed.inc();
+                if !self.members.is_closed(session) {
+                    warn_rarely!(WARN_INTERVAL, %session, "a client has not given back what it was asked for");
+                    self.expire(session, Ends::Unresponsive).await;
+                }
+                return;
+            }
+            let until = Instant::now() + left.max(LOOK_AGAIN);
             let link = tokio::select! {
                 link = self.members.link_of(session) => link,
-                () = tokio::time::sleep_until(limit) => None,
+                () = tokio::time::sleep_until(until) => continue,
             };
-            let Some(link) = link else { break };
-            match call(&link, recalls.clone(), limit).await {
+            let Some(link) = link else {
+                // Its end has answered for it. As a net only: nobody may wait for one who is gone.
+                self.metrics.recalls_failed.inc();
+                return self.end_leases(session);
+            };
+            match call(&link, recalls.clone(), until).await {
                 Ok(PushReply::Done) => {
                     self.metrics.recalls_answered.inc();
                     self.metrics.recall_seconds.observe(begun.elapsed().as_secs_f64());
@@ -247,15 +265,20 @@ impl Volume {
                     // It may have come back already, when this was still under way.
                     tokio::time::sleep(CALL_AGAIN).await;
                 }
+                Err(CallError::Deadline) => {}
                 Err(error) => {
-                    tracing::warn!(%session, %error, "a client has not given back what it was asked for");
-                    break;
+                    warn_rarely!(WARN_INTERVAL, %session, %error, "a client does not answer as it should; its connection is closed");
+                    link.close();
+                    tokio::time::sleep(CALL_LATER).await;
                 }
             }
         }
-        self.metrics.recalls_failed.inc();
-        // It is over already, or has had its time.
-        self.expire(session, Ends::Unresponsive).await;
+    }
+
+    /// For how long a client that renews its session may take to send what it has buffered, or to say after a restart what it
+    /// holds; of the time in which the server ran.
+    pub(super) fn patience(&self) -> Duration {
+        self.answer.max(self.term() * 10)
     }
 }
 

@@ -84,6 +84,11 @@ impl LockTable {
         inner.bells.values().for_each(|bell| bell.notify_one());
     }
 
+    /// Which sessions have yet to reclaim their locks.
+    pub(super) fn absent(&self) -> Vec<SessionId> {
+        self.lock().locks.absent().collect()
+    }
+
     /// A session has ended.
     pub(super) fn end(&self, session: SessionId) {
         let mut inner = self.lock();

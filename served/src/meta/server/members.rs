@@ -67,12 +67,16 @@ pub(super) enum NotAdmitted {
 }
 
 impl Members {
-    /// `known`: the sessions found in the store. Each has a full term to come back.
-    pub(super) fn new(term: Duration, known: Vec<(SessionId, String, String)>) -> Members {
+    /// `known`: the sessions found in the store. Each has a full term to come back, as long as it was told at most.
+    pub(super) fn new(
+        term: Duration,
+        told: Duration,
+        known: Vec<(SessionId, String, String)>,
+    ) -> Members {
         let mut sessions = Sessions::new(term);
         let mut members = HashMap::new();
         for (id, description, owner) in known {
-            sessions.seen(id, Duration::ZERO);
+            sessions.seen(id, told.saturating_sub(term));
             members.insert(id, Member { description, owner, ..Member::default() });
         }
         Members {
@@ -164,6 +168,17 @@ impl Members {
             inner.sessions.seen(id, now);
         }
         known
+    }
+
+    /// Whether a session goes on, and no newer connection of it has come. Other than [`Members::seen`] it is no sign of life.
+    pub(super) fn goes_on(&self, id: SessionId, entry: Entry) -> bool {
+        let inner = self.lock();
+        inner.members.get(&id).is_some_and(|member| member.entry == entry && !member.over)
+    }
+
+    /// Whether a session's end is recorded, and what it had is not yet for others.
+    pub(super) fn is_closed(&self, id: SessionId) -> bool {
+        self.lock().members.get(&id).is_some_and(|member| member.over)
     }
 
     /// The server itself has been stopped for a while: nobody could be heard.

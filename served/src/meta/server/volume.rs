@@ -1,11 +1,10 @@
 //! One volume: its engine, and what makes its answers true: flushes, cuts, sessions.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use netfs_common::attr::{Attr, FileKind, Timestamp};
-use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, SessionId};
 use netfs_common::net::Link;
@@ -13,14 +12,14 @@ use netfs_common::warn_rarely;
 use netfs_common::wire::hello::Lost;
 use netfs_common::wire::lease::{Grant, Lease};
 use netfs_common::wire::meta::{
-    Answer, BURIAL, MAX_BATCH, Mutation, Op, Push, Reply, Request, Response, StatFs, VolumeStatus,
+    Answer, BURIAL, MAX_BATCH, Mutation, Op, Reply, Request, Response, StatFs, VolumeStatus,
 };
 use netfs_common::wire::{Claim, Hello};
 use tokio::sync::{Mutex, MutexGuard, Notify};
-use tokio::time::Instant;
 
 use super::MetaOptions;
 use super::client::Client;
+use super::company::Company;
 use super::data_link::DataLink;
 use super::deletions;
 use super::fencing::Harmless;
@@ -28,24 +27,22 @@ use super::leasing::Leasing;
 use super::locks::LockTable;
 use super::lookups::Lookups;
 use super::members::{Entry, LinkId, Members, NotAdmitted};
+use super::terms;
 use super::trims::Trims;
+use super::uptime::Uptime;
 use super::volumes::{self, VolumeError};
 use super::wants::{self, Leaves};
 use crate::flusher::Flusher;
 use crate::greeting::Refusal;
 use crate::meta::command::{Action, Command, Settings};
 use crate::meta::engine::Engine;
-use crate::meta::metrics::{MetaMetrics, Share};
+use crate::meta::metrics::MetaMetrics;
 use crate::meta::namespace::MAX_SESSIONS;
 
 /// How often it is looked whether the store has caught up.
 const CATCH_UP: Duration = Duration::from_millis(5);
-/// How often sessions and the log's length are looked at.
-const TICK: Duration = Duration::from_millis(500);
-/// A tick that comes so much too late says that the server was stopped, and heard nobody.
-const LATE: Duration = Duration::from_secs(3);
-/// How long a client may take to hear of others.
-const TELL: Duration = Duration::from_secs(5);
+/// How often sessions are looked at, and the log's length.
+pub(super) const TICK: Duration = Duration::from_millis(500);
 /// The same trouble is logged this often.
 pub(super) const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
@@ -55,12 +52,18 @@ pub(super) struct Volume {
     pub(super) engine: Arc<Engine>,
     pub(super) data: Arc<DataLink>,
     pub(super) members: Members,
+    /// The longest term that sessions of before may have been told, or that of now if it is longer.
+    pub(super) told: Duration,
+    pub(super) uptime: Uptime,
+    /// See [`MetaOptions::answer`].
+    pub(super) answer: Duration,
     pub(super) leasing: Leasing,
     pub(super) trims: Trims,
     pub(super) lookups: Lookups,
     pub(super) locks: LockTable,
     /// Held by whoever makes a change, in the order of arrival.
     turn: Mutex<()>,
+    pub(super) company: std::sync::Mutex<Company>,
     /// Why the log is not cut short, if so.
     trouble: std::sync::Mutex<Option<String>>,
     /// Cuts with a lower number are known to `trims`, or complete.
@@ -82,7 +85,7 @@ pub(super) struct Volume {
 pub(super) enum Ends {
     /// It has not been heard of for its term.
     Silent,
-    /// It renews itself, and does not give back what it is asked for.
+    /// It renews itself, and does not give back what it is asked for, or does not say after a restart what it has.
     Unresponsive,
 }
 
@@ -106,6 +109,7 @@ impl Volume {
         // Before anything else is done that gets a position in the log.
         skip_lost_numbers(&name, &engine)?;
         let lost = engine.lost().map_err(failed)?;
+        let told = terms::raise(engine.dir(), options.term)?;
         let engine = Arc::new(engine);
         let record = engine.volume().map_err(failed)?;
         let sessions = engine.sessions().map_err(failed)?;
@@ -123,11 +127,15 @@ impl Volume {
         let locks = LockTable::new(before.iter().copied());
         let volume = Arc::new(Volume {
             leasing: Leasing::new(&before),
-            members: Members::new(options.term, known),
+            members: Members::new(options.term, told, known),
+            told,
+            uptime: Uptime::new(TICK, options.term),
+            answer: options.answer,
             trims: Trims::default(),
             lookups,
             locks,
             turn: Mutex::new(()),
+            company: std::sync::Mutex::default(),
             trouble: std::sync::Mutex::default(),
             next_trim: AtomicU64::new(0),
             flusher,
@@ -144,6 +152,10 @@ impl Volume {
         });
         volume.begin_trims().map_err(failed)?;
         tokio::spawn(volume.clone().keep_time());
+        tokio::spawn(volume.clone().keep_log_short());
+        if told > options.term {
+            tokio::spawn(volume.clone().forget_longer_term());
+        }
         tokio::spawn(volume.clone().keep_lease_time());
         tokio::spawn(deletions::work_off(volume.clone()));
         tokio::spawn(volume.clone().reap());
@@ -174,8 +186,8 @@ impl Volume {
         self.members.term()
     }
 
-    fn trouble(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        self.trouble.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    pub(super) fn trouble(&self) -> std::sync::MutexGuard<'_, Option<String>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is wrong with the volume, if anything.
@@ -265,35 +277,13 @@ impl Volume {
         entry: Entry,
         link: Link,
     ) -> Option<LinkId> {
-        let link_id = self.members.connected(id, entry, link);
-        self.tell_company();
-        link_id
+        let link_id = self.members.connected(id, entry, link.clone())?;
+        self.tell_company(Some(link));
+        Some(link_id)
     }
 
     pub(super) fn disconnected(&self, id: SessionId, link_id: LinkId) {
         self.members.disconnected(id, link_id);
-    }
-
-    /// More than one client has the volume mounted.
-    pub(super) fn has_company(&self) -> bool {
-        self.members.count() > 1
-    }
-
-    /// Tells all clients whether there are others. Who misses it is told with its next connection.
-    fn tell_company(&self) {
-        let push = match codec::encode(&Push::Company { others: self.has_company() }) {
-            Ok(push) => bytes::Bytes::from(push),
-            Err(error) => return tracing::error!(%error, "a message cannot be encoded"),
-        };
-        for link in self.members.links() {
-            let push = push.clone();
-            tokio::spawn(async move {
-                let deadline = std::time::Instant::now() + TELL;
-                if let Err(error) = link.call(push, deadline).await {
-                    tracing::debug!(%error, "a client was not told of others");
-                }
-            });
-        }
     }
 
     /// The server is about to end: no call is kept waiting for other clients.
@@ -305,42 +295,6 @@ impl Volume {
     /// Lets go of all connections.
     pub(super) fn forget_links(&self) {
         self.members.forget_links();
-    }
-
-    /// What it adds to the gauges.
-    fn share(&self) -> Share {
-        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        let sessions = count(self.members.count());
-        let table = self.leasing.table();
-        Share { leases: count(table.len()), waiting: count(table.tickets()), sessions }
-    }
-
-    /// Ends silent sessions and keeps the log short.
-    async fn keep_time(self: Arc<Self>) {
-        let mut last = Instant::now();
-        let mut share = Share::default();
-        loop {
-            tokio::time::sleep(TICK).await;
-            self.metrics.replace(&mut share, self.share());
-            if last.elapsed() > LATE {
-                self.members.everybody_seen();
-            }
-            last = Instant::now();
-            for id in self.members.expired() {
-                self.expire(id, Ends::Silent).await;
-            }
-            if self.engine.failure().is_none() && self.engine.checkpoint_due() {
-                let engine = self.engine.clone();
-                match tokio::task::spawn_blocking(move || engine.checkpoint()).await {
-                    Ok(Ok(())) => *self.trouble() = None,
-                    Ok(Err(error)) => {
-                        warn_rarely!(WARN_INTERVAL, %error, "a checkpoint has failed");
-                        *self.trouble() = Some(error.to_string());
-                    }
-                    Err(error) => tracing::error!(%error, "a checkpoint has panicked"),
-                }
-            }
-        }
     }
 
     /// Brings all to stable storage, at the end.
@@ -374,7 +328,6 @@ impl Volume {
             Request::Sync => self.flush_to(self.engine.last()).await.map(|()| Response::Done),
             Request::StatFs => self.statfs().await,
             Request::Mutate(mutation) => self.mutate(client, mutation, &mut grants).await,
-            Request::Release { inos } => self.release_leases(client.session, &inos),
             Request::Reclaim { leases, done } => {
                 self.reclaim_leases(client.session, &leases, done, &mut grants)
             }
@@ -382,20 +335,18 @@ impl Volume {
             Request::Inspect(about) => self.inspect(client.session, &about),
             // Answered by whoever knows all volumes.
             Request::Status => Err(Errno::EINVAL),
-            read => self.read(client.session, &read, &mut grants).await,
+            read => self.read(client, &read, &mut grants).await,
         };
-        if let Ok(response) = &reply {
-            self.lookups.note(client.session, response);
-        }
         Answer { reply, grants }
     }
 
     async fn read(
         self: &Arc<Self>,
-        session: SessionId,
+        client: &Client,
         request: &Request,
         grants: &mut Vec<Grant>,
     ) -> Reply {
+        let session = client.session;
         let mut place = None;
         loop {
             let mut reply = self.engine.read(request).unwrap_or(Err(Errno::EINVAL));
@@ -406,9 +357,16 @@ impl Volume {
                     continue;
                 }
             }
+            // It may have ended while this was waiting, and nobody would take back what it were given.
+            if !self.members.goes_on(session, client.entry) {
+                return Err(Errno::ESHUTDOWN);
+            }
             match self.may_run(session, &wants::of_question(request, &reply), place.take()) {
                 Ok(()) => {
                     self.grant(session, request, &mut reply, grants);
+                    if let Ok(response) = &reply {
+                        self.lookups.note(session, response);
+                    }
                     return reply;
                 }
                 Err((waits, ready)) => {
@@ -442,15 +400,6 @@ impl Volume {
         }
     }
 
-    fn release_leases(self: &Arc<Self>, session: SessionId, inos: &[Ino]) -> Reply {
-        if inos.len() > MAX_BATCH {
-            return Err(Errno::E2BIG);
-        }
-        self.leasing.table().release(self.leasing.now(), session, inos);
-        self.work_off_leases();
-        Ok(Response::Done)
-    }
-
     fn reclaim_leases(
         self: &Arc<Self>,
         session: SessionId,
@@ -477,19 +426,24 @@ impl Volume {
         self.leasing.table().end(self.leasing.now(), session);
         self.locks.end(session);
         self.work_off_leases();
-        self.tell_company();
+        self.tell_company(None);
     }
 
     /// Makes a change when nobody else's leases stand against it and its turn has come; gives what may be kept of the answer.
     async fn change(
         self: &Arc<Self>,
-        session: SessionId,
+        client: &Client,
         command: Command,
         grants: &mut Vec<Grant>,
     ) -> (LogIndex, Reply) {
+        let session = client.session;
         let mut place = None;
         loop {
             let turn = self.my_turn().await;
+            // As with a question.
+            if !self.members.goes_on(session, client.entry) {
+                return (LogIndex(0), Err(Errno::ESHUTDOWN));
+            }
             let wants = match &command.action {
                 Action::Mutate { op, .. } => {
                     wants::of_change(|parent, name| self.engine.child(parent, name), op)
@@ -502,8 +456,12 @@ impl Volume {
             };
             match self.may_run(session, &wants, place.take()) {
                 Ok(()) => {
+                    let last = self.engine.last();
                     let (index, reply) = self.engine.execute(command);
                     if let Ok(Response::Changed { target, attrs }) = &reply {
+                        // When it was made before, much may have been written since.
+                        let again = index <= last && leaves == Leaves::Clean;
+                        let leaves = if again { Leaves::Written } else { leaves };
                         self.grant_changed(session, leaves, *target, attrs, grants);
                     }
                     return (index, reply);
@@ -562,13 +520,17 @@ impl Volume {
         self.metrics.changed(&op);
         let action = Action::Mutate { session: client.session, seq, answered, op };
         let command = Command { time, action };
-        let (index, reply) = self.change(client.session, command, grants).await;
-        // Before anything is waited for: nobody may be shown a file that is yet to be cut.
+        let (index, reply) = self.change(client, command, grants).await;
+        // Before anything is waited for: others may remove what the client is about to be shown.
+        if let Ok(response) = &reply {
+            self.lookups.forget(client.session, &forgotten);
+            self.lookups.note(client.session, response);
+        }
+        // Nor may anybody be shown a file that is yet to be cut.
         if may_cut {
             self.begin_trims()?;
         }
         if let Ok(response) = &reply {
-            self.lookups.forget(client.session, &forgotten);
             self.release(client.session, response).await;
         }
         if ends && reply.is_ok() {

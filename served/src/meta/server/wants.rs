@@ -55,7 +55,6 @@ pub fn of_question(request: &Request, reply: &Reply) -> Vec<Want> {
         | Request::Status
         | Request::Lock(_)
         | Request::Inspect(_)
-        | Request::Release { .. }
         | Request::Reclaim { .. } => Vec::new(),
     }
 }
