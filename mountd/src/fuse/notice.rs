@@ -32,7 +32,7 @@ pub(super) trait Kernel: Send {
     /// A `len` of 0 is up to the end.
     fn data(&self, ino: Ino, offset: i64, len: i64) -> io::Result<()>;
     fn entry(&self, parent: Ino, name: &Name) -> io::Result<()>;
-    /// Lets every name expire.
+    /// Has every name looked up again.
     fn all_entries(&self) -> io::Result<()>;
 }
 
@@ -41,7 +41,7 @@ pub(super) trait Kernel: Send {
 const NOTIFY_INVAL_ENTRY: i32 = 3;
 const EXPIRE_ONLY: u32 = 1;
 
-/// The code of the notification by which all names expire (Linux 6.16). It takes no lock.
+/// The code of the notification after which the kernel uses no name that it has (Linux 6.16). It takes no lock.
 const NOTIFY_INC_EPOCH: i32 = 8;
 
 /// The kernel's end of a mount.
@@ -292,12 +292,16 @@ impl KernelCache for NoticeQueue {
         self.awaited.tell(Notice::Data(ino, offset, len))
     }
 
-    fn drop_name(&self, parent: Ino, name: &Name) -> oneshot::Receiver<()> {
-        self.awaited.tell(Notice::Name(parent, name.clone()))
+    fn drop_inodes(&self, inodes: Vec<Ino>) -> oneshot::Receiver<()> {
+        self.awaited.tell(Notice::Inodes(inodes))
     }
 
-    fn drop_all_names(&self) -> oneshot::Receiver<()> {
-        self.awaited.tell(Notice::AllNames)
+    fn drop_names(&self, parent: Ino, names: Vec<Name>) -> oneshot::Receiver<()> {
+        self.awaited.tell(Notice::Names(parent, names))
+    }
+
+    fn drop_all_names(&self) -> bool {
+        self.awaited.all_names()
     }
 
     fn barrier(&self) -> oneshot::Receiver<()> {

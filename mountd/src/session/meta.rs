@@ -67,6 +67,9 @@ pub struct Reconnected {
 pub trait SessionEvents: Send + Sync {
     /// There is a new connection, which no call has used yet. Must not wait for a call.
     fn reconnected(&self, what: Reconnected);
+    /// After [`SessionEvents::reconnected`], and before the server is told what was held and lets others at the rest: resolves when
+    /// nobody here is served what was learned before. Must not wait for the session, which is not up yet.
+    fn taken_back(self: Arc<Self>) -> Answer<'static, ()>;
     /// The server may end the session any moment and let others in: nothing that was learned may be
     /// used until it answers again, which [`SessionEvents::reconnected`] tells. Must not wait.
     fn lapsed(&self);

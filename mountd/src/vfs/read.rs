@@ -162,6 +162,7 @@ impl Vfs {
                 }
             }
             let _filling = Filling::new(node);
+            let epoch = self.cache.epoch();
             // The buffers first, the server second: what leaves the buffers in between is at the
             // server by then. The other way round it could be missed in both.
             let Some(mut plan) = self.plan_read(node, offset, size, pages) else {
@@ -170,7 +171,9 @@ impl Vfs {
             match plan.source.clone() {
                 Source::Inline(Some(base)) => return Ok(plan.over_inline(&base)),
                 Source::Inline(None) => match self.writeback.inline_base(node).await {
-                    Ok(base) => return Ok(plan.over_inline(&base)),
+                    // Otherwise all leases are gone: the kernel has been told to keep nothing of before.
+                    Ok(base) if self.cache.epoch() == epoch => return Ok(plan.over_inline(&base)),
+                    Ok(_) => {}
                     Err(Errno::ESTALE) => {}
                     Err(e) => return Err(e),
                 },
@@ -186,7 +189,7 @@ impl Vfs {
                         waiting
                     });
                     let parts = self.gather(node.ino, generation, size, found).await?;
-                    if self.cache.live() {
+                    if self.cache.live() && self.cache.epoch() == epoch {
                         return Ok(plan.over_chunks(&parts));
                     }
                     // Stopped meanwhile: what lies over it may have been lost.

@@ -77,6 +77,7 @@ pub(super) async fn drive(
         if let Some(events) = &events {
             events.company(session.volume().others);
             events.reconnected(what);
+            Arc::clone(events).taken_back().await;
         }
         session.tell_alive();
         if reclaims {
