@@ -72,6 +72,8 @@ pub struct State {
     pub filling: usize,
     /// The kernel may have pages or attributes that it was given since all were taken back last.
     pub told: bool,
+    /// Of a directory: answers on their way that let the kernel keep a name in it.
+    pub telling: usize,
     /// A write past the kernel's pages is being taken: reads wait for it.
     pub passing: usize,
     /// Of a directory: others change names in it, until this time since boot; the kernel is given none to keep.

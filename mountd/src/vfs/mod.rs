@@ -52,6 +52,7 @@ pub use inspect::Place;
 pub use leave::{Farewell, NotStored, Unsent};
 use locks::LockBook;
 pub use locks::WantedLock;
+pub use recall::Telling;
 pub use types::{Caller, DirItem, Entry, FOREVER, KernelCache, Looked, Opened, ReadData};
 
 /// How a volume is mounted.

@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
@@ -21,13 +22,13 @@ use tokio::task::JoinSet;
 use tracing::error;
 
 use super::takeback::{self, BLOCKED, PATIENCE};
-use super::{KernelCache, Vfs};
+use super::{Entry, KernelCache, Looked, Vfs};
 use crate::cache::Node;
 use crate::insight::{Wait, What, waiting};
 use crate::session::lock;
 
 /// The kernel's pages.
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// The most recalls of one message that are worked on at once.
 const MAX_AT_ONCE: usize = 64;
 
@@ -57,6 +58,24 @@ impl Drop for Moving {
                 self.vfs.moved.notify_waiters();
             }
         }
+    }
+}
+
+/// An answer on its way to the kernel that lets it keep a name. When the kernel asks whether a name that it has is still true, it holds no lock: the
+/// answer could overtake the end of that name. So who takes names of the directory back waits for this.
+#[derive(Debug)]
+pub struct Telling(Arc<Node>);
+
+impl Telling {
+    fn new(dir: Arc<Node>) -> Telling {
+        dir.state().telling += 1;
+        Telling(dir)
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.0.state().telling -= 1;
     }
 }
 
@@ -121,6 +140,27 @@ impl Drop for Pinned<'_> {
 }
 
 impl Vfs {
+    /// The answer to a lookup is about to be passed on: what of it is still so may be kept. To be held until the answer has been written.
+    pub fn confirm(&self, parent: Ino, name: &Name, looked: Looked) -> (Looked, Option<Telling>) {
+        let (found, ttl) = match &looked {
+            Looked::Found(entry) => (Some(entry.attr.ino), entry.ttl),
+            Looked::Absent { ttl } => (None, *ttl),
+        };
+        if ttl.is_zero() {
+            return (looked, None);
+        }
+        let dir = self.cache.table.obtain(parent);
+        // First this: whoever takes the name back from now on waits.
+        let telling = Telling::new(Arc::clone(&dir));
+        let known = self.cache.give_name(&dir, name).filter(|(ino, _)| *ino == found);
+        let ttl = ttl.min(known.map_or(Duration::ZERO, |(_, ttl)| ttl));
+        let looked = match looked {
+            Looked::Found(entry) => Looked::Found(Entry { ttl, ..entry }),
+            Looked::Absent { .. } => Looked::Absent { ttl },
+        };
+        (looked, (!ttl.is_zero()).then_some(telling))
+    }
+
     /// The file may be changed without asking.
     pub(super) fn owns(&self, node: &Node) -> bool {
         let state = node.state();
@@ -272,25 +312,30 @@ impl Vfs {
         names: &[(Name, Option<Ino>, bool)],
     ) {
         let (told, others): (Vec<_>, Vec<_>) = names.iter().cloned().partition(|(.., told)| *told);
-        let take = |names: Vec<(Name, Option<Ino>, bool)>| {
+        // From now on, whatever is waited for first.
+        let mark = |names: Vec<(Name, Option<Ino>, bool)>| {
             let inos = names.iter().filter_map(|(_, ino, _)| *ino);
             let moving: Vec<_> = inos.map(|ino| Moving::new(self, ino, dir.ino)).collect();
-            let names = names.into_iter().map(|(name, ..)| name).collect();
+            (names.into_iter().map(|(name, ..)| name).collect::<Vec<_>>(), moving)
+        };
+        let take = |(names, moving): (Vec<Name>, Vec<Moving>)| {
             let done = kernel.drop_names(dir.ino, names);
-            async move {
+            tokio::spawn(async move {
                 // An error means that there is no kernel any more.
                 let _ = done.await;
                 drop(moving);
-            }
+            })
         };
-        if !others.is_empty() {
-            tokio::spawn(take(others));
+        let (told, others) = (mark(told), mark(others));
+        if !others.0.is_empty() {
+            take(others);
         }
-        if told.is_empty() {
+        if told.0.is_empty() {
             return;
         }
-        let mut told = tokio::spawn(take(told));
-        if tokio::time::timeout(BLOCKED, &mut told).await.is_err() {
+        let all_told = takeback::all_told(dir).await;
+        let mut told = take(told);
+        if tokio::time::timeout(BLOCKED, &mut told).await.is_err() || !all_told {
             // The names go later where the kernel cannot do that.
             kernel.drop_all_names();
         }

@@ -154,6 +154,19 @@ fn around(pinned: &[(u64, u64)], from: u64, to: u64) -> Vec<(u64, u64)> {
     parts
 }
 
+/// Waits for answers that let the kernel keep names of a directory: each is but a write to the device. There are no more of them
+/// while others change names there, or when all names are forgotten here.
+pub(super) async fn all_told(dir: &Node) -> bool {
+    let begun = Instant::now();
+    while dir.state().telling > 0 {
+        if begun.elapsed() > PATIENCE {
+            return false;
+        }
+        tokio::time::sleep(BLOCKED / 2).await;
+    }
+    true
+}
+
 /// All leases are gone: has the kernel drop all that it was given under them. Pages come first, since names expire by themselves.
 ///
 /// With `at_once`, names in a directory that the kernel has locked for a call go together with all others, although that takes the path
@@ -166,7 +179,7 @@ pub(super) async fn take_all(
 ) {
     let Remnant { inodes, names } = remnant;
     take_inodes(&kernel, &cache, inodes).await;
-    take_names(&kernel, names, at_once).await;
+    take_names(&kernel, &cache, names, at_once).await;
 }
 
 async fn take_inodes(kernel: &Arc<dyn KernelCache>, cache: &Arc<Cache>, inodes: Vec<Ino>) {
@@ -178,17 +191,19 @@ async fn take_inodes(kernel: &Arc<dyn KernelCache>, cache: &Arc<Cache>, inodes: 
             continue;
         };
         let state = node.state();
-        match () {
-            () if state.filling > 0 || !state.pinned.is_empty() => held.push(ino),
-            () if state.size() > SLICE => large.push(ino),
-            () => easy.push(ino),
+        if state.filling > 0 || !state.pinned.is_empty() {
+            held.push(ino);
+        } else if state.size() > SLICE {
+            large.push(ino);
+        } else {
+            easy.push(ino);
         }
     }
     let mut work = JoinSet::new();
     let mut again = Vec::new();
     for part in easy.chunks((easy.len() / MAX_AT_ONCE).clamp(16, MAX_INODES)) {
         let (told, part) = (kernel.drop_inodes(part.to_vec()), part.to_vec());
-        let patience = PATIENCE + Duration::from_micros(20) * easy.len() as u32;
+        let patience = PATIENCE + Duration::from_micros(10) * easy.len() as u32;
         work.spawn(async move {
             let stuck = timeout(patience, told).await.is_err();
             if stuck { part } else { Vec::new() }
@@ -222,12 +237,21 @@ async fn take_inodes(kernel: &Arc<dyn KernelCache>, cache: &Arc<Cache>, inodes: 
     while work.join_next().await.is_some() {}
 }
 
-async fn take_names(kernel: &Arc<dyn KernelCache>, names: Vec<(Ino, Vec<Name>)>, at_once: bool) {
+async fn take_names(
+    kernel: &Arc<dyn KernelCache>,
+    cache: &Cache,
+    names: Vec<(Ino, Vec<Name>)>,
+    at_once: bool,
+) {
     let done = Arc::new(AtomicU64::new(0));
     let mut work = JoinSet::new();
     for (dir, names) in names {
         let (kernel, done) = (Arc::clone(kernel), Arc::clone(&done));
+        let node = cache.table.peek(dir);
         work.spawn(async move {
+            if let Some(node) = node {
+                all_told(&node).await;
+            }
             for part in names.chunks(MAX_NAMES) {
                 // An error means that there is no kernel any more.
                 let _ = kernel.drop_names(dir, part.to_vec()).await;
