@@ -207,7 +207,8 @@ impl File {
 
 impl Node {
     pub(super) fn new(ino: Ino, changes: u64, held: Held) -> Node {
-        let state = State { changes, held, ..State::default() };
+        // The kernel may have pages of one that was evicted here.
+        let state = State { changes, held, told: true, ..State::default() };
         Node { ino, state: Mutex::new(state), gates: OnceLock::new() }
     }
 

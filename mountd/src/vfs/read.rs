@@ -8,7 +8,7 @@ use netfs_common::id::{ChunkId, Ino};
 use tokio::task::JoinSet;
 
 use super::ahead::{Watch, outcome};
-use super::recall::{Filling, Pinned};
+use super::recall::{Filling, PAGE, Pinned};
 use super::{ReadData, Vfs};
 use crate::cache::{Found, Node, State};
 use crate::insight::carried;
@@ -71,7 +71,7 @@ impl Vfs {
                 return None;
             }
             // Noted before it is answered: a write past the pages looks at it.
-            state.told |= !handle.direct;
+            state.told |= !handle.direct || in_pages(offset, size);
         }
         let pages = if handle.ahead().is_some() { Take::Ready } else { Take::Nothing };
         let plan = self.plan_read(&handle.node, offset, u64::from(size), pages)?;
@@ -285,6 +285,11 @@ impl Vfs {
         }
         Ok(parts)
     }
+}
+
+/// The kernel may keep what is read: it fills whole pages, for mappings also where it passes them for `read`.
+fn in_pages(offset: u64, size: u32) -> bool {
+    offset.is_multiple_of(PAGE) && u64::from(size).is_multiple_of(PAGE)
 }
 
 /// Ranges by chunk, one for each that they touch.

@@ -105,8 +105,10 @@ impl Vfs {
                     this.own(node).await?;
                     let _io = waiting(Wait::Turn, node.gates().io.read()).await;
                     if this.owns(node) {
-                        let _passing = this.pass_pages(&handle, write_flags).await?;
-                        return this.put(&handle, offset, data, flags, write_flags);
+                        let passing = this.pass_pages(&handle, write_flags).await?;
+                        let written = this.put(&handle, offset, data, flags, write_flags);
+                        this.pass_again(node, passing).await;
+                        return written;
                     }
                 }
             }
@@ -115,7 +117,8 @@ impl Vfs {
             let passing = this.pass_pages(&handle, write_flags).await?;
             let written = this.put(&handle, offset, data, flags, write_flags)?;
             let outcome = this.push(node, flags).await;
-            drop((passing, io));
+            this.pass_again(node, passing).await;
+            drop(io);
             if flags & libc::O_DIRECT != 0 {
                 this.drop_pages(node, offset, written).await;
             }
@@ -162,6 +165,17 @@ impl Vfs {
             self.take_pages(node, 0, u64::MAX).await;
         }
         Ok(Some(passing))
+    }
+
+    /// The write is taken. A mapping may have read pages meanwhile, with what was before.
+    async fn pass_again(&self, node: &Node, passing: Option<Passing<'_>>) {
+        let read = passing.is_some() && {
+            let mut state = node.state();
+            std::mem::take(&mut state.told) || state.filling > 0
+        };
+        if read {
+            self.take_pages(node, 0, u64::MAX).await;
+        }
     }
 
     /// Takes from a file what a writer must not inherit, by the kernel's rules: set-id bits, unless
