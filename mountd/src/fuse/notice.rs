@@ -2,7 +2,8 @@
 //!
 //! The kernel takes locks for them that it also holds while it waits for an answer of ours
 //! (measured: taking back a name deadlocks inside `LOOKUP`, pages inside `READ`). So they are only
-//! queued here, and one thread delivers them, for which no handler ever waits.
+//! queued here, and one thread delivers them, for which no handler ever waits. What must be gone before something else may happen has
+//! threads of its own (`takeback`).
 //!
 //! A name is taken back by letting it expire: the next walk asks again, and what has gone or leads
 //! elsewhere disappears then. To remove it from the kernel's tree at once would take the path from
@@ -234,9 +235,6 @@ impl NoticeQueue {
 }
 
 fn tell(kernel: &impl Kernel, work: &Batch, known: &KnownInodes) {
-    for (parent, name) in &work.entries {
-        report("name", *parent, kernel.entry(*parent, name));
-    }
     for (ino, range) in &work.data {
         let (offset, len) = range.signed();
         report("pages", *ino, kernel.data(*ino, offset, len));
@@ -244,6 +242,10 @@ fn tell(kernel: &impl Kernel, work: &Batch, known: &KnownInodes) {
     // Pages take the attributes with them.
     for ino in work.attrs.iter().filter(|ino| !work.data.contains_key(ino)) {
         report("attributes", *ino, kernel.attr(*ino));
+    }
+    // Last, for they wait longest: for every call in their directory.
+    for (parent, name) in &work.entries {
+        report("name", *parent, kernel.entry(*parent, name));
     }
     if work.lost > 0 {
         tracing::warn!(lost = work.lost, "too much to take back at once: taking back everything");
