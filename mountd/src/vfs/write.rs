@@ -253,6 +253,8 @@ impl Vfs {
             }
             data.truncate(usize::try_from(within).unwrap_or(usize::MAX));
         }
+        // The kernel has it in a page.
+        handle.node.state().told |= !handle.direct;
         let start = self.writeback.put(&handle.node, Content::Data(data), place);
         if start != offset
             && let Some(kernel) = self.kernel.get()
