@@ -378,6 +378,9 @@ impl Cache {
     pub fn moved_name(&self, dir: &Node, name: &Name) {
         if let Some(known) = lock(&self.names).get_mut(&(dir.ino, name.clone())) {
             known.told = true;
+        } else if let Some(kernel) = self.kernel.get() {
+            // Somebody else may have changed it since, and nobody would take it back later.
+            kernel.inval_entry(dir.ino, name);
         }
     }
 
@@ -470,12 +473,13 @@ impl Cache {
     /// A name about which nothing is known any more.
     pub fn unknown_name(&self, dir: &Node, name: &Name) {
         touch_name(dir.ino, name);
-        let mut names = lock(&self.names);
+        let names = lock(&self.names);
         let mut state = dir.state();
         state.changes = self.clock.stamp();
         state.complete = false;
         drop(state);
-        names.pop(&(dir.ino, name.clone()));
+        // Nobody would take it back from the kernel later.
+        self.forget_name(names, dir, name);
     }
 
     /// What a lookup has found. Returns for how long the kernel may keep it: not at all if it may not be true any more.

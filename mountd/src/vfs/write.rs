@@ -106,15 +106,24 @@ impl Vfs {
                     let _io = waiting(Wait::Turn, node.gates().io.read()).await;
                     if this.owns(node) {
                         let passing = this.pass_pages(&handle, write_flags).await?;
+                        if !this.owns(node) {
+                            // All leases went meanwhile, and nobody is kept from the file.
+                            continue;
+                        }
                         let written = this.put(&handle, offset, data, flags, write_flags);
                         this.pass_again(node, passing).await;
                         return written;
                     }
                 }
             }
-            let io = this.owned(node).await?;
+            let (io, passing) = loop {
+                let io = this.owned(node).await?;
+                let passing = this.pass_pages(&handle, write_flags).await?;
+                if this.owns(node) {
+                    break (io, passing);
+                }
+            };
             drop(pinned);
-            let passing = this.pass_pages(&handle, write_flags).await?;
             let written = this.put(&handle, offset, data, flags, write_flags)?;
             let outcome = this.push(node, flags).await;
             this.pass_again(node, passing).await;
