@@ -101,7 +101,6 @@ impl Vfs {
     }
 
     /// Entries, with a ticket from before they were asked for.
-
     async fn list(
         &self,
         handle: &Handle,
