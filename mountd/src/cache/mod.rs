@@ -19,6 +19,7 @@ mod paths;
 mod table;
 mod touched;
 
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -94,6 +95,15 @@ struct Known {
 const CONTENDED: Duration = Duration::from_secs(2);
 
 type XattrKey = (Ino, Vec<u8>);
+
+/// What the kernel was given under leases that are gone.
+#[derive(Debug, Default)]
+pub struct Remnant {
+    /// Inodes with pages or attributes.
+    pub inodes: Vec<Ino>,
+    /// Names, by their directories.
+    pub names: Vec<(Ino, Vec<Name>)>,
+}
 
 /// All caches of a mount.
 pub struct Cache {
@@ -195,22 +205,23 @@ impl Cache {
     }
 
     /// All leases are gone. With `forget_versions` the log positions too: the server may have lost
-    /// the end of its log. Returns those without which what is buffered could not be sent.
-    pub fn drop_all(&self, forget_versions: bool) -> Vec<(Ino, Lease)> {
+    /// the end of its log. Returns what is to be taken back from the kernel, and those without which what is buffered could not be sent.
+    pub fn drop_all(&self, forget_versions: bool) -> (Remnant, Vec<(Ino, Lease)>) {
         self.drop_leases(forget_versions, |_| false)
     }
 
     /// Nothing has been heard of the server for so long that nothing may be served. The session may live on for all that, with
-    /// what it holds for writing: then what is buffered is sent under those leases, and before they are given back.
-    pub fn lapse(&self) {
-        self.drop_leases(false, State::has_unsent);
+    /// what it holds for writing: then what is buffered is sent under those leases, and before they are given back. Returns what is to be
+    /// taken back from the kernel.
+    pub fn lapse(&self) -> Remnant {
+        self.drop_leases(false, State::has_unsent).0
     }
 
     fn drop_leases(
         &self,
         forget_versions: bool,
         to_send: impl Fn(&State) -> bool,
-    ) -> Vec<(Ino, Lease)> {
+    ) -> (Remnant, Vec<(Ino, Lease)>) {
         let mut held = Vec::new();
         let epoch = self.clock.drop_all();
         if forget_versions {
@@ -232,18 +243,24 @@ impl Cache {
         // After every lease is gone: nothing is entered under the new epoch before one is granted again.
         self.pages.clear();
         lock(&self.xattrs).clear();
+        let mut by_directory: HashMap<Ino, Vec<Name>> = HashMap::new();
         let mut names = lock(&self.names);
-        if let Some(kernel) = self.kernel.get() {
-            for ((parent, name), _) in names.iter() {
-                kernel.inval_entry(*parent, name);
-            }
-            // The kernel has the root without having looked it up.
-            for ino in self.table.referenced().into_iter().chain([Ino::ROOT]) {
-                kernel.inval_data(ino, 0, 0);
-            }
+        while let Some(((parent, name), _)) = names.pop_lru() {
+            by_directory.entry(parent).or_default().push(name);
         }
-        names.clear();
-        held
+        drop(names);
+        if self.kernel.get().is_none() {
+            return (Remnant::default(), held);
+        }
+        // The kernel has the root without having looked it up.
+        let mut inodes = self.table.referenced();
+        inodes.push(Ino::ROOT);
+        (Remnant { inodes, names: by_directory.into_iter().collect() }, held)
+    }
+
+    /// Changes whenever all leases go.
+    pub fn epoch(&self) -> u64 {
+        self.clock.epoch()
     }
 
     /// The server has lost what it had answered with some versions: whoever has an inode open that was changed so is
@@ -369,6 +386,9 @@ impl Cache {
     pub fn moved_name(&self, dir: &Node, name: &Name) {
         if let Some(known) = lock(&self.names).get_mut(&(dir.ino, name.clone())) {
             known.told = true;
+        } else if let Some(kernel) = self.kernel.get() {
+            // Somebody else may have changed it since, and nobody would take it back later.
+            kernel.inval_entry(dir.ino, name);
         }
     }
 
@@ -461,12 +481,13 @@ impl Cache {
     /// A name about which nothing is known any more.
     pub fn unknown_name(&self, dir: &Node, name: &Name) {
         touch_name(dir.ino, name);
-        let mut names = lock(&self.names);
+        let names = lock(&self.names);
         let mut state = dir.state();
         state.changes = self.clock.stamp();
         state.complete = false;
         drop(state);
-        names.pop(&(dir.ino, name.clone()));
+        // Nobody would take it back from the kernel later.
+        self.forget_name(names, dir, name);
     }
 
     /// What a lookup has found. Returns for how long the kernel may keep it: not at all if it may not be true any more.

@@ -72,6 +72,8 @@ pub struct State {
     pub filling: usize,
     /// The kernel may have pages or attributes that it was given since all were taken back last.
     pub told: bool,
+    /// Of a directory: answers on their way that let the kernel keep a name in it.
+    pub telling: usize,
     /// A write past the kernel's pages is being taken: reads wait for it.
     pub passing: usize,
     /// Of a directory: others change names in it, until this time since boot; the kernel is given none to keep.
@@ -205,7 +207,8 @@ impl File {
 
 impl Node {
     pub(super) fn new(ino: Ino, changes: u64, held: Held) -> Node {
-        let state = State { changes, held, ..State::default() };
+        // The kernel may have pages of one that was evicted here.
+        let state = State { changes, held, told: true, ..State::default() };
         Node { ino, state: Mutex::new(state), gates: OnceLock::new() }
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The kernel takes locks for them that it also holds while it waits for an answer of ours
 //! (measured: taking back a name deadlocks inside `LOOKUP`, pages inside `READ`). So they are only
-//! queued here, and one thread delivers them, for which no handler ever waits.
+//! queued here, and one thread delivers them, for which no handler ever waits. What must be gone before something else may happen has
+//! threads of its own (`takeback`).
 //!
 //! A name is taken back by letting it expire: the next walk asks again, and what has gone or leads
 //! elsewhere disappears then. To remove it from the kernel's tree at once would take the path from
@@ -32,7 +33,7 @@ pub(super) trait Kernel: Send {
     /// A `len` of 0 is up to the end.
     fn data(&self, ino: Ino, offset: i64, len: i64) -> io::Result<()>;
     fn entry(&self, parent: Ino, name: &Name) -> io::Result<()>;
-    /// Lets every name expire.
+    /// Has every name looked up again.
     fn all_entries(&self) -> io::Result<()>;
 }
 
@@ -41,7 +42,7 @@ pub(super) trait Kernel: Send {
 const NOTIFY_INVAL_ENTRY: i32 = 3;
 const EXPIRE_ONLY: u32 = 1;
 
-/// The code of the notification by which all names expire (Linux 6.16). It takes no lock.
+/// The code of the notification after which the kernel uses no name that it has (Linux 6.16). It takes no lock.
 const NOTIFY_INC_EPOCH: i32 = 8;
 
 /// The kernel's end of a mount.
@@ -234,9 +235,6 @@ impl NoticeQueue {
 }
 
 fn tell(kernel: &impl Kernel, work: &Batch, known: &KnownInodes) {
-    for (parent, name) in &work.entries {
-        report("name", *parent, kernel.entry(*parent, name));
-    }
     for (ino, range) in &work.data {
         let (offset, len) = range.signed();
         report("pages", *ino, kernel.data(*ino, offset, len));
@@ -244,6 +242,10 @@ fn tell(kernel: &impl Kernel, work: &Batch, known: &KnownInodes) {
     // Pages take the attributes with them.
     for ino in work.attrs.iter().filter(|ino| !work.data.contains_key(ino)) {
         report("attributes", *ino, kernel.attr(*ino));
+    }
+    // Last, for they wait longest: for every call in their directory.
+    for (parent, name) in &work.entries {
+        report("name", *parent, kernel.entry(*parent, name));
     }
     if work.lost > 0 {
         tracing::warn!(lost = work.lost, "too much to take back at once: taking back everything");
@@ -292,12 +294,16 @@ impl KernelCache for NoticeQueue {
         self.awaited.tell(Notice::Data(ino, offset, len))
     }
 
-    fn drop_name(&self, parent: Ino, name: &Name) -> oneshot::Receiver<()> {
-        self.awaited.tell(Notice::Name(parent, name.clone()))
+    fn drop_inodes(&self, inodes: Vec<Ino>) -> oneshot::Receiver<()> {
+        self.awaited.tell(Notice::Inodes(inodes))
     }
 
-    fn drop_all_names(&self) -> oneshot::Receiver<()> {
-        self.awaited.tell(Notice::AllNames)
+    fn drop_names(&self, parent: Ino, names: Vec<Name>) -> oneshot::Receiver<()> {
+        self.awaited.tell(Notice::Names(parent, names))
+    }
+
+    fn drop_all_names(&self) -> bool {
+        self.awaited.all_names()
     }
 
     fn barrier(&self) -> oneshot::Receiver<()> {

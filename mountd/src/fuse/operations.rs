@@ -51,14 +51,21 @@ impl Filesystem for Adapter {
             let thread = (req.pid(), self.last_told.before(req.pid()));
             if let Some(result) = self.vfs.try_lookup(parent, &name) {
                 self.vfs.insight().at_once();
-                let tell = |looked| self.last_told.tell(&self.vfs, thread, (parent, &name), looked);
-                return reply::looked(reply, result.and_then(tell));
+                let told = result.and_then(|looked| {
+                    let (looked, telling) = self.vfs.confirm(parent, &name, looked);
+                    let told = self.last_told.tell(&self.vfs, thread, (parent, &name), looked)?;
+                    Ok((told, telling))
+                });
+                return reply::told(reply, told);
             }
             let (vfs, last_told) = (self.vfs.clone(), Arc::clone(&self.last_told));
-            self.enter(named(req, "lookup", parent, &name), reply, async move {
+            let what = named(req, "lookup", parent, &name);
+            let work = async move {
                 let looked = vfs.lookup(parent, &name).await?;
-                last_told.tell(&vfs, thread, (parent, &name), looked)
-            });
+                let (looked, telling) = vfs.confirm(parent, &name, looked);
+                Ok((last_told.tell(&vfs, thread, (parent, &name), looked)?, telling))
+            };
+            self.later(what, reply, work, reply::told);
         });
     }
 

@@ -10,7 +10,7 @@ use netfs_common::id::Ino;
 use netfs_common::wire::meta::StatFs;
 
 use super::convert;
-use crate::vfs::{Entry, Looked, Opened};
+use crate::vfs::{Entry, Looked, Opened, Telling};
 
 /// Inode numbers are never used again, so every inode is the first of its number. A file handle
 /// (`name_to_handle_at`) holds this too: it must not change while the inode lives.
@@ -78,6 +78,17 @@ pub(super) fn looked(reply: fuser::ReplyEntry, result: Result<Looked, Errno>) {
             reply.entry(&ttl, &convert::bare_attr(Ino(0), FileKind::File), GENERATION);
         }
         Ok(Looked::Absent { .. }) => reply.refuse(Errno::ENOENT),
+        Err(e) => reply.refuse(e),
+    }
+}
+
+/// A name that the kernel may keep, unless it is taken back, which waits for this.
+pub(super) fn told(reply: fuser::ReplyEntry, result: Result<(Looked, Option<Telling>), Errno>) {
+    match result {
+        Ok((found, telling)) => {
+            looked(reply, Ok(found));
+            drop(telling);
+        }
         Err(e) => reply.refuse(e),
     }
 }

@@ -24,8 +24,10 @@ pub(super) enum Notice {
     Attr(Ino),
     /// A length of 0 is up to the end.
     Data(Ino, i64, i64),
-    Name(Ino, Name),
-    AllNames,
+    /// All pages of several.
+    Inodes(Vec<Ino>),
+    /// Names of a directory: it has one lock for all of them.
+    Names(Ino, Vec<Name>),
 }
 
 type Job = (Notice, oneshot::Sender<()>);
@@ -93,6 +95,18 @@ impl TakeBack {
         wait
     }
 
+    /// Lets all names expire, here and now: it takes no lock, and must not wait behind what does. `false`: the kernel cannot do it.
+    pub(super) fn all_names(&self) -> bool {
+        let Some(kernel) = self.kernel.get().filter(|_| !self.lock().closed) else { return true };
+        match kernel.all_entries() {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => false,
+            told => {
+                report("names", Ino::ROOT, told);
+                true
+            }
+        }
+    }
+
     fn work(&self) {
         let Some(kernel) = self.kernel.get() else { return };
         let mut inner = self.lock();
@@ -120,7 +134,83 @@ fn deliver(kernel: &dyn Kernel, notice: &Notice) {
     match notice {
         Notice::Attr(ino) => report("attributes", *ino, kernel.attr(*ino)),
         Notice::Data(ino, offset, len) => report("pages", *ino, kernel.data(*ino, *offset, *len)),
-        Notice::Name(parent, name) => report("name", *parent, kernel.entry(*parent, name)),
-        Notice::AllNames => report("names", Ino::ROOT, kernel.all_entries()),
+        Notice::Inodes(all) => {
+            for ino in all {
+                report("pages", *ino, kernel.data(*ino, 0, 0));
+            }
+        }
+        Notice::Names(parent, names) => {
+            for name in names {
+                report("name", *parent, kernel.entry(*parent, name));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Every lock of it is held until `free`.
+    #[derive(Default)]
+    struct Locked {
+        free: AtomicBool,
+        told: Mutex<Vec<String>>,
+    }
+
+    impl Locked {
+        fn wait(&self, what: String) -> io::Result<()> {
+            while !self.free.load(Ordering::SeqCst) {
+                thread::sleep(Duration::from_millis(1));
+            }
+            self.told.lock().unwrap().push(what);
+            Ok(())
+        }
+    }
+
+    impl Kernel for Arc<Locked> {
+        fn attr(&self, ino: Ino) -> io::Result<()> {
+            self.wait(format!("attr {ino}"))
+        }
+
+        fn data(&self, ino: Ino, offset: i64, len: i64) -> io::Result<()> {
+            self.wait(format!("data {ino} {offset}+{len}"))
+        }
+
+        fn entry(&self, parent: Ino, name: &Name) -> io::Result<()> {
+            self.wait(format!("entry {parent} {name:?}"))
+        }
+
+        fn all_entries(&self) -> io::Result<()> {
+            self.told.lock().unwrap().push("all".into());
+            Err(io::Error::from_raw_os_error(libc::EINVAL))
+        }
+    }
+
+    #[test]
+    fn all_names_go_past_what_waits_and_a_directory_takes_one_thread() {
+        let (kernel, all) = (Arc::new(Locked::default()), Arc::new(TakeBack::default()));
+        all.start(Box::new(Arc::clone(&kernel)));
+        let names = ["a", "b"].map(|n| Name::new(n).unwrap()).to_vec();
+        let told = all.tell(Notice::Names(Ino(1), names));
+        let more: Vec<_> =
+            (0..2 * MAX_THREADS as u64).map(|i| all.tell(Notice::Data(Ino(i), 0, 0))).collect();
+        assert!(!all.all_names(), "an old kernel");
+        assert_eq!(*kernel.told.lock().unwrap(), ["all"]);
+        assert_eq!(all.lock().threads, MAX_THREADS);
+        kernel.free.store(true, Ordering::SeqCst);
+        told.blocking_recv().unwrap();
+        for one in more {
+            one.blocking_recv().unwrap();
+        }
+        let told = kernel.told.lock().unwrap();
+        assert!(told.contains(&"entry 1 \"b\"".to_owned()));
+        assert_eq!(told.len(), 3 + 2 * MAX_THREADS);
+        drop(told);
+        all.close();
     }
 }

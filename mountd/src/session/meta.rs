@@ -78,6 +78,9 @@ pub trait SessionEvents: Send + Sync {
     /// There is a new connection, which no call has used yet. Returns the leases that are to be reclaimed from a restarted server,
     /// without which what is buffered would be lost. Must not wait for a call.
     fn reconnected(&self, what: Reconnected) -> Vec<(Ino, Lease)>;
+    /// After [`SessionEvents::reconnected`], and before the server is told what was held and lets others at the rest: resolves when
+    /// nobody here is served what was learned before. Must not wait for the session, which is not up yet.
+    fn taken_back(self: Arc<Self>) -> Answer<'static, ()>;
     /// The server may end the session any moment and let others in: nothing that was learned may be
     /// used until it answers again, which [`SessionEvents::reconnected`] tells. Must not wait.
     fn lapsed(&self);

@@ -11,7 +11,7 @@ use netfs_common::wire::meta::{DirEntry, Request, Response};
 
 use super::handles::{Handle, Page};
 use super::{DirItem, Opened, Vfs};
-use crate::cache::Node;
+use crate::cache::{Node, Ticket};
 
 /// Entries per message.
 const PAGE: u32 = 1000;
@@ -90,24 +90,25 @@ impl Vfs {
     ) -> Result<Vec<DirItem>, Errno> {
         self.up()?;
         let handle = self.handles.get(fh)?;
-        let ticket = self.cache.ticket(&handle.node);
-        let items = self.patiently(self.list(&handle, after, max)).await;
+        let (items, ticket) = self.patiently(self.list(&handle, after, max)).await?;
         if !self.cache.unchanged(ticket, &handle.node)
             && let Some(kernel) = self.kernel.get()
         {
             // Changed meanwhile: the kernel shall not keep it as a part of its listing.
             kernel.inval_data(handle.node.ino, 0, 0);
         }
-        items
+        Ok(items)
     }
 
+    /// Entries, with a ticket from before they were asked for.
     async fn list(
         &self,
         handle: &Handle,
         mut after: u64,
         max: usize,
-    ) -> Result<Vec<DirItem>, Errno> {
+    ) -> Result<(Vec<DirItem>, Ticket), Errno> {
         let node = &handle.node;
+        let mut ticket = self.cache.ticket(node);
         let mut items = Vec::new();
         let mut dir = handle.dir.lock().await;
         if after == 0 {
@@ -127,7 +128,7 @@ impl Vfs {
             after = DOT_DOT;
         }
         if after < DOT_DOT {
-            return Ok(items);
+            return Ok((items, ticket));
         }
         let mut from = if after == DOT_DOT { 0 } else { after };
         let mut taken = 0;
@@ -145,6 +146,10 @@ impl Vfs {
                 dir.page = Some(self.fetch_page(node, from).await?);
             }
             let Some(page) = &dir.page else { break };
+            // It may be from an earlier call. Of two pages the first one is older.
+            if taken == 0 {
+                ticket = page.ticket;
+            }
             let begin = page.entries.partition_point(|e| e.cookie <= from);
             let rest = &page.entries[begin..];
             for entry in rest.iter().take(max - items.len()) {
@@ -157,7 +162,7 @@ impl Vfs {
                 break;
             }
         }
-        Ok(items)
+        Ok((items, ticket))
     }
 
     async fn fetch_page(&self, node: &Arc<Node>, after: u64) -> Result<Page, Errno> {
@@ -181,7 +186,7 @@ impl Vfs {
                 self.cache.learn_name(ticket, node, &entry.name, Some(entry.ino), of_dir);
             }
         }
-        Ok(Page { after, entries, end })
+        Ok(Page { after, entries, end, ticket })
     }
 
     /// An entry as the kernel shall see it. Attributes go with it only if the name is known to

@@ -8,7 +8,7 @@ use netfs_common::errno::Errno;
 use netfs_common::wire::meta::DirEntry;
 
 use super::ahead::Watch;
-use crate::cache::Node;
+use crate::cache::{Node, Ticket};
 use crate::session::lock;
 
 /// An open file or directory.
@@ -38,6 +38,8 @@ pub(super) struct Page {
     pub(super) after: u64,
     pub(super) entries: Vec<DirEntry>,
     pub(super) end: bool,
+    /// From before it was asked for.
+    pub(super) ticket: Ticket,
 }
 
 impl Handle {

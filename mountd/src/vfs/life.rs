@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::{Vfs, atime};
+use super::{Vfs, atime, takeback};
 use crate::insight::carried;
 use crate::session::{Answer, Reconnected, SessionEvents, lock};
 
@@ -172,7 +172,8 @@ impl SessionEvents for Vfs {
         }
         let mut held = Vec::new();
         if what.restarted || what.lost {
-            held = self.cache.drop_all(true);
+            let (remnant, buffered) = self.cache.drop_all(true);
+            (*lock(&self.remnant), held) = (remnant, buffered);
         }
         if what.restarted {
             self.cache.changes_lost(&what.gone);
@@ -186,6 +187,21 @@ impl SessionEvents for Vfs {
         held
     }
 
+    fn taken_back(self: Arc<Self>) -> Answer<'static, ()> {
+        let remnant = std::mem::take(&mut *lock(&self.remnant));
+        let Some(kernel) = self.kernel.get().cloned() else { return Box::pin(async {}) };
+        // The rest of the term is for the server to be told.
+        let third = Duration::from_millis(u64::from(self.session.volume().term_ms) / 3);
+        // In a task of its own, which goes on if it takes longer.
+        let taking = takeback::take_all(kernel, Arc::clone(&self.cache), remnant, true);
+        let taking = self.runtime.spawn(taking);
+        Box::pin(async move {
+            if tokio::time::timeout(third, taking).await.is_err() {
+                warn!("the kernel takes long to drop what it kept before the server was restarted");
+            }
+        })
+    }
+
     fn fenced(&self) {
         // Its term must be over. If the metadata server still answers, that is a mistake of somebody's, but nothing that it
         // says counts in this session any more.
@@ -197,7 +213,12 @@ impl SessionEvents for Vfs {
     fn lapsed(&self) {
         self.writeback.note_paths();
         // Every call asks the server now, and waits for it.
-        self.cache.lapse();
+        let remnant = self.cache.lapse();
+        if let Some(kernel) = self.kernel.get().cloned() {
+            // Names have expired: they were not given for longer than this.
+            let taking = takeback::take_all(kernel, Arc::clone(&self.cache), remnant, false);
+            self.runtime.spawn(taking);
+        }
     }
 
     fn alive(&self, until: Duration) {

@@ -21,6 +21,7 @@ mod open;
 mod read;
 mod recall;
 mod space;
+mod takeback;
 mod types;
 mod write;
 mod xattr;
@@ -51,6 +52,7 @@ pub use inspect::Place;
 pub use leave::{Farewell, NotStored, Unsent};
 use locks::LockBook;
 pub use locks::WantedLock;
+pub use recall::Telling;
 pub use types::{Caller, DirItem, Entry, FOREVER, KernelCache, Looked, Opened, ReadData};
 
 /// How a volume is mounted.
@@ -142,6 +144,8 @@ pub struct Vfs {
     moving: Mutex<HashMap<Ino, Vec<Ino>>>,
     /// One of them is gone.
     moved: Notify,
+    /// What the kernel still has of before the last reconnection.
+    remnant: Mutex<cache::Remnant>,
     insight: Arc<Insight>,
 }
 
@@ -219,6 +223,7 @@ impl Vfs {
             company: AtomicBool::new(others),
             moving: Mutex::default(),
             moved: Notify::new(),
+            remnant: Mutex::default(),
             insight: Arc::default(),
         });
         let weak = Arc::downgrade(&vfs);

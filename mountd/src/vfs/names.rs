@@ -349,7 +349,9 @@ impl Vfs {
             }
             this.cache.set_name(ticket, &to, &new_name, Some(ino));
             this.cache.moved_name(&to, &new_name);
-            this.cache.moved_name(&from, &name);
+            if mode == RenameMode::Exchange {
+                this.cache.moved_name(&from, &name);
+            }
             if mode == RenameMode::Replace
                 && let Some(node) = this.cache.table.get(ino)
             {

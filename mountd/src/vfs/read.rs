@@ -8,7 +8,7 @@ use netfs_common::id::{ChunkId, Ino};
 use tokio::task::JoinSet;
 
 use super::ahead::{Watch, outcome};
-use super::recall::{Filling, Pinned};
+use super::recall::{Filling, PAGE, Pinned};
 use super::{ReadData, Vfs};
 use crate::cache::{Found, Node, State};
 use crate::insight::carried;
@@ -71,7 +71,7 @@ impl Vfs {
                 return None;
             }
             // Noted before it is answered: a write past the pages looks at it.
-            state.told |= !handle.direct;
+            state.told |= !handle.direct || in_pages(offset, size);
         }
         let pages = if handle.ahead().is_some() { Take::Ready } else { Take::Nothing };
         let plan = self.plan_read(&handle.node, offset, u64::from(size), pages)?;
@@ -162,6 +162,7 @@ impl Vfs {
                 }
             }
             let _filling = Filling::new(node);
+            let epoch = self.cache.epoch();
             // The buffers first, the server second: what leaves the buffers in between is at the
             // server by then. The other way round it could be missed in both.
             let Some(mut plan) = self.plan_read(node, offset, size, pages) else {
@@ -170,7 +171,9 @@ impl Vfs {
             match plan.source.clone() {
                 Source::Inline(Some(base)) => return Ok(plan.over_inline(&base)),
                 Source::Inline(None) => match self.writeback.inline_base(node).await {
-                    Ok(base) => return Ok(plan.over_inline(&base)),
+                    // Otherwise all leases are gone: the kernel has been told to keep nothing of before.
+                    Ok(base) if self.cache.epoch() == epoch => return Ok(plan.over_inline(&base)),
+                    Ok(_) => {}
                     Err(Errno::ESTALE) => {}
                     Err(e) => return Err(e),
                 },
@@ -186,7 +189,7 @@ impl Vfs {
                         waiting
                     });
                     let parts = self.gather(node.ino, generation, size, found).await?;
-                    if self.cache.live() {
+                    if self.cache.live() && self.cache.epoch() == epoch {
                         return Ok(plan.over_chunks(&parts));
                     }
                     // Stopped meanwhile: what lies over it may have been lost.
@@ -282,6 +285,11 @@ impl Vfs {
         }
         Ok(parts)
     }
+}
+
+/// The kernel may keep what is read: it fills whole pages, for mappings also where it passes them for `read`.
+fn in_pages(offset: u64, size: u32) -> bool {
+    offset.is_multiple_of(PAGE) && u64::from(size).is_multiple_of(PAGE)
 }
 
 /// Ranges by chunk, one for each that they touch.

@@ -6,8 +6,8 @@
 //! - Nobody waits for a lease while holding a gate of an inode. What is done under a gate is covered by leases that are held, and the server
 //!   lets it pass whoever waits. So a recall of a write lease, which takes the gate, gets it.
 //! - The kernel locks pages for a read or write that waits here for a lease, and to take back those pages would wait for it. They
-//!   hold nothing that could be read: not yet filled, or not yet written. So they are left out ([`Vfs::take_pages`]). Names
-//!   that the kernel cannot take back at once, because a call in their directory waits, expire together with all others, which needs no lock.
+//!   hold nothing that could be read: not yet filled, or not yet written. So they are left out ([`takeback::take_pages`]) and go when the kernel
+//!   lets go of them. If names cannot be taken back at once, because a call in their directory waits, all names are, which needs no lock.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -19,20 +19,16 @@ use netfs_common::name::Name;
 use netfs_common::wire::lease::{Lease, Names, Recall, Scope};
 use netfs_common::wire::meta::Request;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
-use tracing::{debug, error};
+use tracing::error;
 
-use super::{KernelCache, Vfs};
+use super::takeback::{self, BLOCKED, PATIENCE};
+use super::{Entry, KernelCache, Looked, Vfs};
 use crate::cache::Node;
 use crate::insight::{Wait, What, waiting};
 use crate::session::lock;
 
-/// A notification that takes longer waits for a lock of the kernel.
-const BLOCKED: Duration = Duration::from_millis(2);
-/// For so long it is tried to take back pages that no read is about to fill.
-const PATIENCE: Duration = Duration::from_millis(50);
 /// The kernel's pages.
-const PAGE: u64 = 4096;
+pub(super) const PAGE: u64 = 4096;
 /// The most recalls of one message that are worked on at once.
 const MAX_AT_ONCE: usize = 64;
 
@@ -62,6 +58,24 @@ impl Drop for Moving {
                 self.vfs.moved.notify_waiters();
             }
         }
+    }
+}
+
+/// An answer on its way to the kernel that lets it keep a name. When the kernel asks whether a name that it has is still true, it holds no lock: the
+/// answer could overtake the end of that name. So who takes names of the directory back waits for this.
+#[derive(Debug)]
+pub struct Telling(Arc<Node>);
+
+impl Telling {
+    fn new(dir: Arc<Node>) -> Telling {
+        dir.state().telling += 1;
+        Telling(dir)
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.0.state().telling -= 1;
     }
 }
 
@@ -126,6 +140,27 @@ impl Drop for Pinned<'_> {
 }
 
 impl Vfs {
+    /// The answer to a lookup is about to be passed on: what of it is still so may be kept. To be held until the answer has been written.
+    pub fn confirm(&self, parent: Ino, name: &Name, looked: Looked) -> (Looked, Option<Telling>) {
+        let (found, ttl) = match &looked {
+            Looked::Found(entry) => (Some(entry.attr.ino), entry.ttl),
+            Looked::Absent { ttl } => (None, *ttl),
+        };
+        if ttl.is_zero() {
+            return (looked, None);
+        }
+        let dir = self.cache.table.obtain(parent);
+        // First this: whoever takes the name back from now on waits.
+        let telling = Telling::new(Arc::clone(&dir));
+        let known = self.cache.give_name(&dir, name).filter(|(ino, _)| *ino == found);
+        let ttl = ttl.min(known.map_or(Duration::ZERO, |(_, ttl)| ttl));
+        let looked = match looked {
+            Looked::Found(entry) => Looked::Found(Entry { ttl, ..entry }),
+            Looked::Absent { .. } => Looked::Absent { ttl },
+        };
+        (looked, (!ttl.is_zero()).then_some(telling))
+    }
+
     /// The file may be changed without asking.
     pub(super) fn owns(&self, node: &Node) -> bool {
         let state = node.state();
@@ -259,7 +294,7 @@ impl Vfs {
         waiting(Wait::Kernel, async { tokio::join!(told, dropped) }).await;
     }
 
-    /// Has the kernel ask again for names. Those that it was given to keep are waited for.
+    /// Has the kernel ask again for names. Those that it was given to keep are waited for, or all names go.
     ///
     /// A call in the directory may be at work that has found one of them already. If it then finds the same inode under another name, as
     /// `rename` may, the kernel takes the two for one file and does nothing. So until the kernel has let go of the directory,
@@ -271,27 +306,34 @@ impl Vfs {
         dir: &Node,
         names: &[(Name, Option<Ino>, bool)],
     ) {
-        let (mut awaited, mut others) = (JoinSet::new(), JoinSet::new());
-        for (name, ino, told) in names {
-            let call = kernel.drop_name(dir.ino, name);
-            let moving = ino.map(|ino| Moving::new(self, ino, dir.ino));
-            let done = async move {
+        let (told, others): (Vec<_>, Vec<_>) = names.iter().cloned().partition(|(.., told)| *told);
+        // From now on, whatever is waited for first.
+        let mark = |names: Vec<(Name, Option<Ino>, bool)>| {
+            let inos = names.iter().filter_map(|(_, ino, _)| *ino);
+            let moving: Vec<_> = inos.map(|ino| Moving::new(self, ino, dir.ino)).collect();
+            (names.into_iter().map(|(name, ..)| name).collect::<Vec<_>>(), moving)
+        };
+        let take = |(names, moving): (Vec<Name>, Vec<Moving>)| {
+            let done = kernel.drop_names(dir.ino, names);
+            tokio::spawn(async move {
                 // An error means that there is no kernel any more.
-                let _ = call.await;
+                let _ = done.await;
                 drop(moving);
-            };
-            if *told {
-                awaited.spawn(done)
-            } else {
-                others.spawn(done)
-            };
+            })
+        };
+        let (told, others) = (mark(told), mark(others));
+        if !others.0.is_empty() {
+            take(others);
         }
-        others.detach_all();
-        let all = async { while awaited.join_next().await.is_some() {} };
-        if tokio::time::timeout(BLOCKED, all).await.is_err() {
-            let _ = kernel.drop_all_names().await;
+        if told.0.is_empty() {
+            return;
         }
-        awaited.detach_all();
+        let all_told = takeback::all_told(dir).await;
+        let mut told = take(told);
+        if tokio::time::timeout(BLOCKED, &mut told).await.is_err() || !all_told {
+            // The names go later where the kernel cannot do that.
+            kernel.drop_all_names();
+        }
     }
 
     /// The kernel may be at work with a name of an inode that is no longer true.
@@ -313,70 +355,10 @@ impl Vfs {
         let _ = tokio::time::timeout(limit, moved).await;
     }
 
-    /// Has the kernel drop pages of a range, and the attributes. Pages that it has locked for requests which wait here for a
-    /// lease may stay: there is nothing to be read in them.
-    ///
-    /// One case is left that would last for ever: pages that were stored to through a mapping and that the kernel holds back because the
-    /// file is being cut, while the cut waits for the lease. They go when the cut is done; until then they may show what was
-    /// stored in them.
+    /// As [`takeback::take_pages`].
     pub(super) async fn take_pages(&self, node: &Node, from: u64, to: u64) {
-        let Some(kernel) = self.kernel.get() else { return };
-        let mut attempts = JoinSet::new();
-        let mut pause = BLOCKED;
-        let whole = kernel.drop_data(node.ino, from, to.saturating_sub(from));
-        attempts.spawn(async move {
-            let _ = whole.await;
-        });
-        let begun = Instant::now();
-        while tokio::time::timeout(pause, attempts.join_next()).await.is_err() {
-            if begun.elapsed() > PATIENCE && node.state().filling == 0 {
-                debug!(ino = %node.ino, "the kernel takes long to drop pages of a file that another client wants");
-                break;
-            }
-            pause *= 2;
-            let parts = around(&node.state().pinned, from, to);
-            let parts: Vec<_> =
-                parts.iter().map(|(a, b)| kernel.drop_data(node.ino, *a, b - a)).collect();
-            attempts.spawn(async move {
-                for part in parts {
-                    let _ = part.await;
-                }
-            });
+        if let Some(kernel) = self.kernel.get() {
+            takeback::take_pages(&**kernel, node, from, to).await;
         }
-        attempts.detach_all();
-    }
-}
-
-/// A range without parts of it.
-fn around(pinned: &[(u64, u64)], from: u64, to: u64) -> Vec<(u64, u64)> {
-    let mut pinned = pinned.to_vec();
-    pinned.sort_unstable();
-    let (mut at, mut parts) = (from, Vec::new());
-    for (start, end) in pinned {
-        if start >= to {
-            break;
-        }
-        if start > at {
-            parts.push((at, start));
-        }
-        at = at.max(end);
-    }
-    if at < to {
-        parts.push((at, to));
-    }
-    parts
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_range_is_left_without_what_is_pinned() {
-        assert_eq!(around(&[], 0, 100), [(0, 100)]);
-        assert_eq!(around(&[(50, 60), (10, 20), (15, 30)], 0, 100), [(0, 10), (30, 50), (60, 100)]);
-        assert_eq!(around(&[(0, 4096)], 100, 200), []);
-        assert_eq!(around(&[(90, 300)], 0, 100), [(0, 90)]);
-        assert_eq!(around(&[(200, 300)], 0, 100), [(0, 100)]);
     }
 }

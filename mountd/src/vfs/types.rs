@@ -102,8 +102,11 @@ pub trait KernelCache: Send + Sync {
     fn drop_attr(&self, ino: Ino) -> oneshot::Receiver<()>;
     /// As [`KernelCache::inval_data`]; resolves when it is done.
     fn drop_data(&self, ino: Ino, offset: u64, len: u64) -> oneshot::Receiver<()>;
-    /// As [`KernelCache::inval_entry`]; resolves when it is done.
-    fn drop_name(&self, parent: Ino, name: &Name) -> oneshot::Receiver<()>;
-    /// Every name expires. Needs no lock of the kernel; resolves when it is done.
-    fn drop_all_names(&self) -> oneshot::Receiver<()>;
+    /// The same for all pages of many inodes, one after the other.
+    fn drop_inodes(&self, inodes: Vec<Ino>) -> oneshot::Receiver<()>;
+    /// As [`KernelCache::inval_entry`], for names of one directory; resolves when it is done.
+    fn drop_names(&self, parent: Ino, names: Vec<Name>) -> oneshot::Receiver<()>;
+    /// Every name must be looked up again, at once: needs no lock of the kernel. Takes the path from working directories until that is done, and
+    /// detaches what is mounted below. `false`: the kernel cannot do it.
+    fn drop_all_names(&self) -> bool;
 }

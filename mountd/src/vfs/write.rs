@@ -105,11 +105,13 @@ impl Vfs {
                     this.own(node).await?;
                     let _io = waiting(Wait::Turn, node.gates().io.read()).await;
                     if this.owns(node) {
-                        let _passing = this.pass_pages(&handle, write_flags).await?;
-                        let put = this.put(&handle, offset, data.clone(), flags, write_flags)?;
-                        if let Some(written) = put {
-                            return Ok(written);
+                        let passing = this.pass_pages(&handle, write_flags).await?;
+                        let put = this.put(&handle, offset, data.clone(), flags, write_flags);
+                        if let Some(done) = put.transpose() {
+                            this.pass_again(node, passing).await;
+                            return done;
                         }
+                        // All leases went meanwhile, and nobody is kept from the file.
                     }
                 }
             }
@@ -123,7 +125,8 @@ impl Vfs {
             };
             drop(pinned);
             let outcome = this.push(node, flags).await;
-            drop((passing, io));
+            this.pass_again(node, passing).await;
+            drop(io);
             if flags & libc::O_DIRECT != 0 {
                 this.drop_pages(node, offset, written).await;
             }
@@ -170,6 +173,17 @@ impl Vfs {
             self.take_pages(node, 0, u64::MAX).await;
         }
         Ok(Some(passing))
+    }
+
+    /// The write is taken. A mapping may have read pages meanwhile, with what was before.
+    async fn pass_again(&self, node: &Node, passing: Option<Passing<'_>>) {
+        let read = passing.is_some() && {
+            let mut state = node.state();
+            std::mem::take(&mut state.told) || state.filling > 0
+        };
+        if read {
+            self.take_pages(node, 0, u64::MAX).await;
+        }
     }
 
     /// Takes from a file what a writer must not inherit, by the kernel's rules: set-id bits, unless
@@ -250,6 +264,8 @@ impl Vfs {
             }
             data.truncate(usize::try_from(within).unwrap_or(usize::MAX));
         }
+        // The kernel has it in a page.
+        handle.node.state().told |= !handle.direct;
         let mapped = write_flags & WRITE_CACHE != 0;
         let may = |state: &cache::State| mapped || state.owned();
         let put = self.writeback.put_if(&handle.node, Content::Data(data), may, place);

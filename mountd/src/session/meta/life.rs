@@ -79,6 +79,9 @@ pub(super) async fn drive(
             session.bulk.succeed(id);
             session.id.send_replace(id);
         }
+        if let Some(events) = &events {
+            Arc::clone(events).taken_back().await;
+        }
         session.tell_alive();
         if reclaims {
             match reclaim(&*link, &held).await {

@@ -116,12 +116,16 @@ impl KernelCache for Handle {
         self.0.when(move |l| !l.pages.iter().any(|(i, a, b)| *i == ino && *a < end && offset < *b))
     }
 
-    fn drop_name(&self, parent: Ino, _: &Name) -> oneshot::Receiver<()> {
+    fn drop_inodes(&self, inodes: Vec<Ino>) -> oneshot::Receiver<()> {
+        self.0.when(move |l| !l.pages.iter().any(|(ino, ..)| inodes.contains(ino)))
+    }
+
+    fn drop_names(&self, parent: Ino, _: Vec<Name>) -> oneshot::Receiver<()> {
         self.0.when(move |l| !l.dirs.contains(&parent))
     }
 
-    fn drop_all_names(&self) -> oneshot::Receiver<()> {
-        done()
+    fn drop_all_names(&self) -> bool {
+        true
     }
 }
 

@@ -63,14 +63,19 @@ impl KernelCache for CachingKernel {
         done()
     }
 
-    fn drop_name(&self, parent: Ino, name: &Name) -> oneshot::Receiver<()> {
-        self.inval_entry(parent, name);
+    fn drop_inodes(&self, inodes: Vec<Ino>) -> oneshot::Receiver<()> {
+        inodes.iter().for_each(|ino| self.inval_data(*ino, 0, 0));
         done()
     }
 
-    fn drop_all_names(&self) -> oneshot::Receiver<()> {
-        lock(&self.0).names.clear();
+    fn drop_names(&self, parent: Ino, names: Vec<Name>) -> oneshot::Receiver<()> {
+        names.iter().for_each(|name| self.inval_entry(parent, name));
         done()
+    }
+
+    fn drop_all_names(&self) -> bool {
+        lock(&self.0).names.clear();
+        true
     }
 }
 

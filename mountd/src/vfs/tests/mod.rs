@@ -17,5 +17,6 @@ mod meta_server;
 mod names;
 mod power;
 mod silence;
+mod takeback;
 mod unheard;
 mod world;
