@@ -52,20 +52,19 @@ impl Vfs {
             target.check()?;
             this.writeback.wait_for_room().await?;
             let (from, to) = (&source.node, &target.node);
-            // In the order of their numbers, so that two copies cannot wait for each other.
+            // In the order of their numbers, so that no two copies wait for each other, here or on two clients; that of the source for
+            // writing too, or it could be taken away while the gates are held, and would be waited for with them. The first is held
+            // while the second is waited for: two clients that take turns in taking one from the other would never have both.
             let (first, second) = if from.ino <= to.ino { (from, to) } else { (to, from) };
-            // Both leases before any gate, see `recall`; that of the source for writing too, or it could be taken away while the gates
-            // are held, and would be waited for with them.
             let (_first, _second) = loop {
-                this.own(from).await?;
-                this.own(to).await?;
-                let a = first.gates().io.write().await;
-                let b = match same {
-                    true => None,
-                    false => Some(second.gates().io.write().await),
-                };
-                if this.owns(to) && this.owns(from) {
-                    break (a, b);
+                let a = this.owned(first).await?;
+                if same {
+                    break (a, None);
+                }
+                let b = this.owned(second).await?;
+                // Unless all leases went meanwhile.
+                if this.owns(first) && this.owns(second) {
+                    break (a, Some(b));
                 }
             };
             let attr = from.effective().ok_or(Errno::EIO)?;

@@ -547,24 +547,21 @@ impl Client {
                 }
             }
         }
-        match &call.request {
-            Request::Change(change) => {
-                let stamp = self.clock.stamp();
-                let node = self.node(change.ino);
-                node.held.changed(stamp);
-                match change.kind {
-                    ChangeKind::Flush(version) => {
-                        node.flushing = None;
-                        node.acked = node.acked.max(Some(version));
-                        node.dirty = node.dirty.filter(|dirty| *dirty != version);
-                    }
-                    _ => {
-                        node.busy -= 1;
-                        atoms(change.touches()).for_each(|atom| node.changing[atom] -= 1);
-                    }
+        if let Request::Change(change) = &call.request {
+            let stamp = self.clock.stamp();
+            let node = self.node(change.ino);
+            node.held.changed(stamp);
+            match change.kind {
+                ChangeKind::Flush(version) => {
+                    node.flushing = None;
+                    node.acked = node.acked.max(Some(version));
+                    node.dirty = node.dirty.filter(|dirty| *dirty != version);
+                }
+                _ => {
+                    node.busy -= 1;
+                    atoms(change.touches()).for_each(|atom| node.changing[atom] -= 1);
                 }
             }
-            _ => {}
         }
         if let Some(at) = self.ops.iter().position(|op| Some(op.id) == call.op) {
             let op = self.ops[at].clone();
