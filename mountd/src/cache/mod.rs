@@ -204,6 +204,11 @@ impl Cache {
         state.held.in_time(ticket.leases, &self.clock)
     }
 
+    /// There is a lease on the inode, and nothing of it was recalled since the question.
+    pub fn still_holds(&self, ticket: Ticket, state: &State) -> bool {
+        state.held.mode().is_some() && self.in_time(ticket, state)
+    }
+
     /// All leases are gone. With `forget_versions` the log positions too: the server may have lost
     /// the end of its log. Returns what is to be taken back from the kernel, and those without which what is buffered could not be sent.
     pub fn drop_all(&self, forget_versions: bool) -> (Remnant, Vec<(Ino, Lease)>) {

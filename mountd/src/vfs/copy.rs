@@ -1,6 +1,7 @@
 //! Copying within the volume, without the bytes passing through here where that can be had.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Ino};
@@ -20,6 +21,13 @@ const PIECE: u64 = 1 << 20;
 const HOLE: usize = 64 << 10;
 /// How often a copy begins again because the data server was restarted meanwhile.
 const MAX_ROUNDS: usize = 10;
+
+/// For how long to leave two files to others after having had both in vain. Two clients that each want both can take one
+/// from the other in step for ever, if neither steps back; so one waits longer than the other, by chance.
+fn step_back(rounds: u32) -> Duration {
+    let most = 1 << rounds.min(6);
+    Duration::from_micros(u64::from(now().nanos) % 1000 * most)
+}
 
 impl Vfs {
     /// Copies a range, to the end of the source at most. Returns how much was copied.
@@ -52,20 +60,25 @@ impl Vfs {
             target.check()?;
             this.writeback.wait_for_room().await?;
             let (from, to) = (&source.node, &target.node);
-            // In the order of their numbers, so that no two copies wait for each other, here or on two clients; that of the source for
-            // writing too, or it could be taken away while the gates are held, and would be waited for with them. The first is held
-            // while the second is waited for: two clients that take turns in taking one from the other would never have both.
+            // In the order of their numbers, so that two copies cannot wait for each other.
             let (first, second) = if from.ino <= to.ino { (from, to) } else { (to, from) };
+            // Both leases before any gate, see `recall`; that of the source for writing too, or it could be taken away while the gates
+            // are held, and would be waited for with them.
+            let mut rounds = 0;
             let (_first, _second) = loop {
-                let a = this.owned(first).await?;
-                if same {
-                    break (a, None);
-                }
-                let b = this.owned(second).await?;
-                // Unless all leases went meanwhile.
+                this.own(first).await?;
+                this.own(second).await?;
+                let a = first.gates().io.write().await;
+                let b = match same {
+                    true => None,
+                    false => Some(second.gates().io.write().await),
+                };
                 if this.owns(first) && this.owns(second) {
-                    break (a, Some(b));
+                    break (a, b);
                 }
+                drop((a, b));
+                tokio::time::sleep(step_back(rounds)).await;
+                rounds += 1;
             };
             let attr = from.effective().ok_or(Errno::EIO)?;
             let len = len.min(attr.size.saturating_sub(off_in));

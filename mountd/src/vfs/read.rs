@@ -161,7 +161,7 @@ impl Vfs {
                     continue;
                 }
             }
-            let _filling = Filling::new(node);
+            let filling = Filling::new(node);
             let epoch = self.cache.epoch();
             // The buffers first, the server second: what leaves the buffers in between is at the
             // server by then. The other way round it could be missed in both.
@@ -170,13 +170,28 @@ impl Vfs {
             };
             match plan.source.clone() {
                 Source::Inline(Some(base)) => return Ok(plan.over_inline(&base)),
-                Source::Inline(None) => match self.writeback.inline_base(node).await {
-                    // Otherwise all leases are gone: the kernel has been told to keep nothing of before.
-                    Ok(base) if self.cache.epoch() == epoch => return Ok(plan.over_inline(&base)),
-                    Ok(_) => {}
-                    Err(Errno::ESTALE) => {}
-                    Err(e) => return Err(e),
-                },
+                Source::Inline(None) => {
+                    // At the server the question may wait for another client, and that one for this one to give the file back.
+                    // So it may not be waited for as an answer that is about to come.
+                    drop(filling);
+                    let pinned = Pinned::new(node, offset, size);
+                    let ticket = self.cache.ticket(node);
+                    let base = self.writeback.inline_base(node).await;
+                    drop(pinned);
+                    match base {
+                        Ok(base) => {
+                            // Whoever takes the file back from now on waits for this answer.
+                            let still = |state: &State| self.cache.still_holds(ticket, state);
+                            if let Some(_filling) = Filling::if_so(node, still)
+                                && self.cache.live()
+                            {
+                                return Ok(plan.over_inline(&base));
+                            }
+                        }
+                        Err(Errno::ESTALE) => {}
+                        Err(e) => return Err(e),
+                    }
+                }
                 Source::Chunks(generation, size) => {
                     let found = std::mem::take(&mut plan.found);
                     let _waiting = watch.map(|watch| {

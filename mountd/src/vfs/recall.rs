@@ -3,8 +3,7 @@
 //! A recall is answered when nothing of what becomes untrue can be served any more, by the kernel neither. Two rules keep
 //! clients from waiting for each other in a circle:
 //!
-//! - Nobody waits for a lease while holding a gate of an inode, but for copies, which hold the file with the smaller number while they
-//!   wait for the other. What is done under a gate is covered by leases that are held, and the server
+//! - Nobody waits for a lease while holding a gate of an inode. What is done under a gate is covered by leases that are held, and the server
 //!   lets it pass whoever waits. So a recall of a write lease, which takes the gate, gets it.
 //! - The kernel locks pages for a read or write that waits here for a lease, and to take back those pages would wait for it. They
 //!   hold nothing that could be read: not yet filled, or not yet written. So they are left out ([`takeback::take_pages`]) and go when the kernel
@@ -24,7 +23,7 @@ use tracing::error;
 
 use super::takeback::{self, BLOCKED, PATIENCE};
 use super::{Entry, KernelCache, Looked, Vfs};
-use crate::cache::Node;
+use crate::cache::{Node, State};
 use crate::insight::{Wait, What, waiting};
 use crate::session::lock;
 
@@ -87,6 +86,16 @@ impl<'a> Filling<'a> {
     pub(super) fn new(node: &'a Node) -> Filling<'a> {
         node.state().filling += 1;
         Filling(node)
+    }
+
+    /// If the state allows it.
+    pub(super) fn if_so(node: &'a Node, may: impl FnOnce(&State) -> bool) -> Option<Filling<'a>> {
+        let mut state = node.state();
+        if !may(&state) {
+            return None;
+        }
+        state.filling += 1;
+        Some(Filling(node))
     }
 }
 

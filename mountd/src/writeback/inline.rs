@@ -18,7 +18,7 @@ impl Writeback {
     /// # Errors
     /// Those of the call. `ESTALE`: the data is not inline, and the node knows that by now.
     pub async fn inline_base(&self, node: &Node) -> Result<Bytes, Errno> {
-        {
+        let waits = {
             let state = node.state();
             if let Some(attr) = &state.attr
                 && attr.inline
@@ -31,10 +31,11 @@ impl Writeback {
                     return Ok(data);
                 }
             }
-        }
+            if state.held.writes() { Waits::ForNobody } else { Waits::ForOthers }
+        };
         let ticket = self.cache.ticket(node);
         let request = Request::Get { ino: node.ino };
-        let answer = self.session.ask_as(Waits::ForNobody, request).await;
+        let answer = self.session.ask_as(waits, request).await;
         let grant = answer.granted(node.ino);
         match answer.reply? {
             Response::Entry { attr, inline } => {

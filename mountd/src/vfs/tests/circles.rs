@@ -13,6 +13,7 @@ use netfs_common::wire::meta::RenameMode;
 use tokio::sync::{Notify, oneshot};
 
 use super::world::{Random, Weather, World, done, file, name};
+use crate::insight::Of;
 use crate::session::lock;
 use crate::vfs::{Caller, KernelCache, Options, Vfs};
 
@@ -208,14 +209,21 @@ async fn at_once(seed: u64, n: usize, weather: Weather) -> u64 {
     let mut programs = tokio::task::JoinSet::new();
     for (i, client) in clients.iter().enumerate() {
         for program in 0..3u64 {
-            let client = Arc::clone(client);
+            let (client, all) = (Arc::clone(client), clients.clone());
             let mut random = Random(seed * 100 + i as u64 * 10 + program);
             programs.spawn(async move {
                 for step in 0..25 {
                     let r = random.next();
                     let it = client.step(r, (i + step) % 2);
                     let it = tokio::time::timeout(Duration::from_secs(20), it).await;
-                    it.unwrap_or_else(|_| panic!("seed {seed}: {i}.{program}: {} is stuck", r % 9));
+                    if it.is_err() {
+                        for client in &all {
+                            for op in client.vfs.insight().operations(&Of::All, 20).0 {
+                                eprintln!("{:?}: {op:?}", *client.vfs.session_id().borrow());
+                            }
+                        }
+                        panic!("seed {seed}: {i}.{program}: {} is stuck", r % 9);
+                    }
                 }
             });
         }
