@@ -49,6 +49,10 @@ wait_until() {
     done
 }
 
+# suspend PID: SIGSTOP, and waits until every thread stands still: until the signal is taken they go on.
+suspend() { kill -STOP "$1" && wait_until 5 stands_still "$1"; }
+stands_still() { ! sed 's/.*) //' "/proc/$1"/task/*/stat 2>/dev/null | cut -c 1 | grep -qv T; }
+
 # stop_pid PID [SECONDS [SIGNAL]]: asks a process to end, then insists. Status 1 if it had to be killed.
 stop_pid() {
     local pid=$1 seconds=${2:-20} signal=${3:-TERM}
