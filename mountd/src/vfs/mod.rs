@@ -38,6 +38,7 @@ use std::time::Duration;
 use netfs_common::attr::Attr;
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, InstanceId, SessionId};
+use netfs_common::name::Name;
 use netfs_common::wire::meta::{Request, Response, StatFs};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -140,8 +141,8 @@ pub struct Vfs {
     recalls: AtomicU64,
     /// Others use the volume.
     company: AtomicBool,
-    /// Inodes of which names are being taken back from the kernel, and the directories; bounded by the recalls under way.
-    moving: Mutex<HashMap<Ino, Vec<Ino>>>,
+    /// Inodes of which names are being taken back from the kernel, and these names; bounded by the recalls under way.
+    moving: Mutex<HashMap<Ino, Vec<(Ino, Name)>>>,
     /// One of them is gone.
     moved: Notify,
     /// What the kernel still has of before the last reconnection.

@@ -77,7 +77,7 @@ impl Vfs {
         let answer = self.session.ask(Request::Lookup { parent, name: name.clone() }).await;
         let of_dir = answer.granted(parent);
         match answer.reply {
-            Ok(Response::Entry { attr, .. }) if self.is_moving(attr.ino) => {
+            Ok(Response::Entry { attr, .. }) if self.is_moving(attr.ino, parent, name) => {
                 Ok(Asked::Moving(attr.ino))
             }
             Ok(Response::Entry { attr, inline }) => {

@@ -37,23 +37,25 @@ struct Moving {
     vfs: Arc<Vfs>,
     ino: Ino,
     dir: Ino,
+    name: Name,
 }
 
 impl Moving {
-    fn new(vfs: &Arc<Vfs>, ino: Ino, dir: Ino) -> Moving {
-        lock(&vfs.moving).entry(ino).or_default().push(dir);
-        Moving { vfs: Arc::clone(vfs), ino, dir }
+    fn new(vfs: &Arc<Vfs>, ino: Ino, dir: Ino, name: Name) -> Moving {
+        lock(&vfs.moving).entry(ino).or_default().push((dir, name.clone()));
+        Moving { vfs: Arc::clone(vfs), ino, dir, name }
     }
 }
 
 impl Drop for Moving {
     fn drop(&mut self) {
         let mut moving = lock(&self.vfs.moving);
-        if let Some(dirs) = moving.get_mut(&self.ino) {
-            if let Some(at) = dirs.iter().position(|dir| *dir == self.dir) {
-                dirs.swap_remove(at);
+        if let Some(names) = moving.get_mut(&self.ino) {
+            let mine = |(dir, name): &(Ino, Name)| (*dir, name) == (self.dir, &self.name);
+            if let Some(at) = names.iter().position(mine) {
+                names.swap_remove(at);
             }
-            if dirs.is_empty() {
+            if names.is_empty() {
                 moving.remove(&self.ino);
                 self.vfs.moved.notify_waiters();
             }
@@ -308,7 +310,7 @@ impl Vfs {
     ///
     /// A call in the directory may be at work that has found one of them already. If it then finds the same inode under another name, as
     /// `rename` may, the kernel takes the two for one file and does nothing. So until the kernel has let go of the directory,
-    /// these inodes are not shown under any name ([`Vfs::is_moving`]). A lookup that finds one waits for that in vain if it holds
+    /// these inodes are not shown under any other name ([`Vfs::is_moving`]). A lookup that finds one waits for that in vain if it holds
     /// the directory itself, so it does not wait for long, and has the kernel begin the call again.
     async fn take_names(
         self: &Arc<Self>,
@@ -319,8 +321,9 @@ impl Vfs {
         let (told, others): (Vec<_>, Vec<_>) = names.iter().cloned().partition(|(.., told)| *told);
         // From now on, whatever is waited for first.
         let mark = |names: Vec<(Name, Option<Ino>, bool)>| {
-            let inos = names.iter().filter_map(|(_, ino, _)| *ino);
-            let moving: Vec<_> = inos.map(|ino| Moving::new(self, ino, dir.ino)).collect();
+            let led = names.iter().filter_map(|(name, ino, _)| Some((name.clone(), (*ino)?)));
+            let moving: Vec<_> =
+                led.map(|(name, ino)| Moving::new(self, ino, dir.ino, name)).collect();
             (names.into_iter().map(|(name, ..)| name).collect::<Vec<_>>(), moving)
         };
         let take = |(names, moving): (Vec<Name>, Vec<Moving>)| {
@@ -346,9 +349,11 @@ impl Vfs {
         }
     }
 
-    /// The kernel may be at work with a name of an inode that is no longer true.
-    pub(super) fn is_moving(&self, ino: Ino) -> bool {
-        lock(&self.moving).contains_key(&ino)
+    /// The kernel may be at work with another name of an inode than this, one that is no longer true.
+    pub(super) fn is_moving(&self, ino: Ino, parent: Ino, name: &Name) -> bool {
+        let moving = lock(&self.moving);
+        let other = |(dir, moved): &(Ino, Name)| (*dir, moved) != (parent, name);
+        moving.get(&ino).is_some_and(|names| names.iter().any(other))
     }
 
     /// Gives the kernel time to let go of names of an inode that are no longer true, for a lookup in a directory.
@@ -358,7 +363,7 @@ impl Vfs {
         moved.as_mut().enable();
         let limit = match lock(&self.moving).get(&ino) {
             None => return,
-            Some(dirs) if dirs.contains(&parent) => BLOCKED,
+            Some(names) if names.iter().any(|(dir, _)| *dir == parent) => BLOCKED,
             Some(_) => PATIENCE,
         };
         // The caller looks again in either case.

@@ -5,7 +5,7 @@ rounds KIND ROUNDS ROOT...     write on one mount, look on all others, in turns
 append RECORDS ROOT...         all append to one file at the same time
 history WHAT SECONDS ROOT...   concurrent operations, recorded and checked to be linearisable
 ahead WHAT SECONDS ROOT...     nobody sees an older state than anybody has seen before
-race WHAT NAMES ROOT...        of all that rename or remove a name at the same time one succeeds
+race WHAT NAMES ROOT...        of all that rename or remove a name at the same time one succeeds; all that open one get it
 self-test DIRECTORY            planted faults, which have to be found
 
 The ROOTs are one directory, seen through different mounts."""

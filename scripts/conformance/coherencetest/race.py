@@ -1,4 +1,4 @@
-"""Of several mounts that rename or remove a name at the same time, exactly one succeeds."""
+"""Of several mounts that rename or remove a name at the same time, exactly one succeeds; all that open or make one get the same file."""
 
 import os
 import pickle
@@ -39,7 +39,37 @@ def go(barriers, work, act, root, me, names):
         pickle.dump(got, file)
 
 
+def open_all(barriers, work, root, me, names):
+    got = []
+    for name in range(names):
+        barriers[name].wait()
+        fd = os.open(f"{root}/{name}", os.O_CREAT | os.O_RDWR, 0o644)
+        got.append(os.fstat(fd).st_ino)
+        os.close(fd)
+    with open(f"{work}/{me}", "wb") as file:
+        pickle.dump(got, file)
+
+
+def open_together(roots, names, each=4):
+    """Several programs on every mount open the same new names without O_EXCL: each is made once, and nobody is refused."""
+    programs = [root for root in roots for _ in range(each)]
+    barriers = [Barrier(len(programs)) for _ in range(names)]
+    with tempfile.TemporaryDirectory() as work:
+        run([lambda: [barrier.open() for barrier in barriers]]
+            + [lambda i=i, root=root: open_all(barriers, work, root, i, names) for i, root in enumerate(programs)], 60)
+        got = []
+        for me in range(len(programs)):
+            with open(f"{work}/{me}", "rb") as file:
+                got.append(pickle.load(file))
+    apart = sum(len(set(inos)) > 1 for inos in zip(*got))
+    if apart:
+        raise Wrong(f"{apart} of {names} names led to several files")
+    return f"{names} names, opened by {len(programs)} programs each"
+
+
 def play(what, roots, names):
+    if what == "open or make":
+        return open_together(roots, names)
     for part in ("from", "to"):
         os.mkdir(f"{roots[0]}/{part}")
     for name in range(names):
