@@ -119,8 +119,8 @@ pub struct Cache {
     /// Until when leases may be relied upon, in nanoseconds since boot.
     alive_until: AtomicU64,
     clock: Arc<Clock>,
-    /// The epoch since which versions count.
-    versions_since: AtomicU64,
+    /// Versions that the server has given out in earlier lives, and lost.
+    gone: Mutex<LostPositions>,
     kernel: OnceLock<Arc<dyn KernelCache>>,
 }
 
@@ -147,7 +147,7 @@ impl Cache {
             xattrs: Mutex::new(LruCache::new(at_least_one(limits.xattrs))),
             alive_until: AtomicU64::new(0),
             clock,
-            versions_since: AtomicU64::new(0),
+            gone: Mutex::default(),
             kernel: OnceLock::new(),
         }
     }
@@ -228,10 +228,7 @@ impl Cache {
         to_send: impl Fn(&State) -> bool,
     ) -> (Remnant, Vec<(Ino, Lease)>) {
         let mut held = Vec::new();
-        let epoch = self.clock.drop_all();
-        if forget_versions {
-            self.versions_since.store(epoch, Ordering::SeqCst);
-        }
+        self.clock.drop_all();
         for node in self.table.all() {
             let mut state = node.state();
             if state.held.writes() && state.file.is_some() {
@@ -271,6 +268,7 @@ impl Cache {
     /// The server has lost what it had answered with some versions: whoever has an inode open that was changed so is
     /// told once.
     pub fn changes_lost(&self, gone: &LostPositions) {
+        *lock(&self.gone) = gone.clone();
         for node in self.table.all() {
             let mut state = node.state();
             if gone.has(std::mem::take(&mut state.changed_at)) {
@@ -301,9 +299,9 @@ impl Cache {
     ) -> Arc<Node> {
         let node = self.table.obtain(attr.ino);
         let mut state = node.state();
-        if !ticket.leases.is_since(self.versions_since.load(Ordering::SeqCst)) {
-            // Asked in an earlier life of the server, which may have lost it: it yields to whatever
-            // this one says.
+        if lock(&self.gone).has(attr.version) {
+            // Answered in an earlier life of the server, which has lost it: it yields to whatever this one says. All other versions
+            // are good in every life; so of two answers the older never wins, whenever it was asked for.
             attr.version = 0;
         }
         let current = state.attr.as_ref().map_or(0, |a| a.version);

@@ -31,13 +31,6 @@ pub struct Ticket {
     stamp: u64,
 }
 
-impl Ticket {
-    /// It was taken in this epoch, or later.
-    pub fn is_since(&self, epoch: u64) -> bool {
-        self.epoch >= epoch
-    }
-}
-
 impl Clock {
     /// To be taken before a question is sent.
     pub fn ticket(&self) -> Ticket {
@@ -56,9 +49,9 @@ impl Clock {
     }
 
     /// All leases are about to be dropped: the server has restarted, or could not be reached for too long, or
-    /// there is a new session. Answers to what was asked before no longer count. Returns the new epoch.
-    pub fn drop_all(&self) -> u64 {
-        self.epoch.fetch_add(1, Ordering::SeqCst) + 1
+    /// there is a new session. Answers to what was asked before no longer count.
+    pub fn drop_all(&self) {
+        self.epoch.fetch_add(1, Ordering::SeqCst);
     }
 
     /// An inode leaves the table. Its recalls are remembered for all that are not in it, and so

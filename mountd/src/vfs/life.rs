@@ -171,12 +171,12 @@ impl SessionEvents for Vfs {
             self.writeback.note_paths();
         }
         let mut held = Vec::new();
+        if what.restarted {
+            self.cache.changes_lost(&what.gone);
+        }
         if what.restarted || what.lost {
             let (remnant, buffered) = self.cache.drop_all(true);
             (*lock(&self.remnant), held) = (remnant, buffered);
-        }
-        if what.restarted {
-            self.cache.changes_lost(&what.gone);
         }
         if what.lost {
             error!("the session has expired: changes that were not yet sent are lost");
