@@ -55,12 +55,18 @@ def begin(root, go, prepare, call):
 
 def killed(root, ready, go):
     """Says by the file `ready` that its processes are there; they go on when `go` is there: the servers are dead then."""
-    for name in ("stuck-read", "stuck-a", "stuck-sync"):
-        with open(f"{root}/{name}", "wb") as file:
-            file.write(b"z" * 100_000)
-            file.flush()
-            os.fsync(file.fileno())
-    children = {name: begin(root, go, *what) for name, what in CALLS.items()}
+    children = {}
+    for call, what in CALLS.items():
+        # Each in a directory of its own: who waits for the kernel's lock of a directory, which another one that waits holds, is not
+        # gone before that one is, on any file system.
+        place = f"{root}/stuck {call}"
+        os.mkdir(place)
+        for name in ("stuck-read", "stuck-a", "stuck-sync"):
+            with open(f"{place}/{name}", "wb") as file:
+                file.write(b"z" * 100_000)
+                file.flush()
+                os.fsync(file.fileno())
+        children[call] = begin(place, go, *what)
     with open(ready, "wb"):
         pass
     wait_for(go)
