@@ -585,10 +585,10 @@ impl Cache {
         self.table.obtain(grant.ino).state().held.reclaimed(grant.lease);
     }
 
-    /// What was asked of an inode before this is not kept, and it keeps no more than a lease. Returns what it had.
-    pub fn recalled(&self, node: &Node, keep: Option<Lease>, attrs: bool) -> Option<Lease> {
+    /// What was asked of an inode before this is not kept, and it keeps no more than a lease.
+    pub fn recalled(&self, node: &Node, keep: Option<Lease>, attrs: bool) {
         let mut state = node.state();
-        let had = state.held.recalled(self.clock.stamp(), keep);
+        state.held.recalled(self.clock.stamp(), keep);
         self.pages.drop_range(node.ino, 0, u64::MAX);
         if keep.is_none() {
             state.disown();
@@ -598,7 +598,6 @@ impl Cache {
             }
             state.valid &= !attrs && state.held.mode().is_some();
         }
-        had
     }
 
     /// Extended attributes of an inode are about to change, or have.

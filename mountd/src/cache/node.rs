@@ -240,7 +240,8 @@ impl State {
         self.held.writes() && self.valid
     }
 
-    /// Something was written here that the servers do not know of, or might lose.
+    /// Something would be lost if the session ended now: what is not sent or reported, and what is sent but may not be on stable
+    /// storage, since nobody may send it again.
     pub fn has_unsent(&self) -> bool {
         self.file.as_ref().is_some_and(|f| !f.is_clean() || !f.kept.is_empty())
     }

@@ -111,12 +111,10 @@ impl Held {
     }
 
     /// Some of it is taken back. To be called when what was buffered has been sent and answered,
-    /// and before the recall is. Returns what was held before.
-    pub fn recalled(&mut self, stamp: u64, keep: Option<Lease>) -> Option<Lease> {
-        let had = self.mode;
+    /// and before the recall is.
+    pub fn recalled(&mut self, stamp: u64, keep: Option<Lease>) {
         self.recalled = self.recalled.max(stamp);
-        self.mode = had.min(keep);
-        had
+        self.mode = self.mode.min(keep);
     }
 
     /// A change by this client was answered. Questions from before may be answered with what was.

@@ -143,7 +143,7 @@ impl Vfs {
         let within = self.session.bulk().session();
         'again: for _ in 0..MAX_ROUNDS {
             for node in [from, to] {
-                self.make_durable_data(node).await?;
+                self.writeback.store(node).await?;
             }
             let (source, target) = match (from.effective(), to.effective()) {
                 (Some(source), Some(target)) => (source, target),
@@ -182,24 +182,6 @@ impl Vfs {
                 }
             }
             return Ok(true);
-        }
-        Err(Errno::EIO)
-    }
-
-    /// Sends an inode's data and makes it durable, so that nothing of it is kept here. The caller
-    /// holds the `io` gate exclusively.
-    async fn make_durable_data(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Errno> {
-        for _ in 0..MAX_ROUNDS {
-            // Bytes of a server that was restarted meanwhile are dirty again.
-            self.writeback.drain(node, false).await?;
-            self.writeback.flush_node(node).await?;
-            let clean = |f: &crate::cache::File| {
-                f.kept.is_empty() && f.dirty.is_empty() && f.flying.is_empty()
-            };
-            if node.state().file.as_deref().is_none_or(clean) {
-                return Ok(());
-            }
-            self.up()?;
         }
         Err(Errno::EIO)
     }

@@ -5,8 +5,11 @@ use std::sync::Arc;
 use netfs_common::errno::Errno;
 
 use super::{Writeback, give_up};
-use crate::cache::Node;
+use crate::cache::{File, Node};
 use crate::insight::{Wait, waiting};
+
+/// How often it is begun again because a data server was restarted meanwhile.
+const MAX_ROUNDS: usize = 10;
 
 /// How much of the buffer must go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,29 +52,47 @@ impl Writeback {
     /// # Errors
     /// Those of the attempt; they are in the inode's log too.
     pub async fn bring(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Errno> {
-        loop {
-            let brought = async {
-                self.drain(node, false).await?;
-                self.flush_node(node).await?;
-                self.report(node, false).await
-            };
-            if let Err(e) = brought.await {
-                self.edit(node, |state| {
-                    give_up(state);
-                    state.failed.add(e);
-                });
-                node.gates().progress.notify_waiters();
-                return Err(e);
-            }
-            // What a server has lost that was restarted meanwhile is dirty again.
+        let brought = self.bring_or_fail(node).await;
+        if let Err(e) = brought {
+            self.edit(node, |state| {
+                give_up(state);
+                state.failed.add(e);
+            });
+            node.gates().progress.notify_waiters();
+        }
+        brought
+    }
+
+    async fn bring_or_fail(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Errno> {
+        for _ in 0..MAX_ROUNDS {
+            self.store(node).await?;
+            self.report(node, false).await?;
+            // To report may have taken a flush, which may have found a server restarted.
             if !node.state().has_unsent() {
+                return Ok(());
+            }
+        }
+        Err(Errno::EIO)
+    }
+
+    /// Sends an inode's data and makes it durable, so that nothing of it is kept here. The caller holds the `io` gate exclusively.
+    ///
+    /// # Errors
+    /// Those of the calls; `EIO` when data servers are restarted again and again.
+    pub async fn store(self: &Arc<Self>, node: &Arc<Node>) -> Result<(), Errno> {
+        for _ in 0..MAX_ROUNDS {
+            // Bytes of a server that was restarted meanwhile are dirty again.
+            self.drain(node, false).await?;
+            self.flush_node(node).await?;
+            let stored = |f: &File| f.kept.is_empty() && f.dirty.is_empty() && f.flying.is_empty();
+            if node.state().file.as_deref().is_none_or(stored) {
                 return Ok(());
             }
             if self.halted() {
                 return Err(Errno::EIO);
             }
-            tokio::task::yield_now().await;
         }
+        Err(Errno::EIO)
     }
 
     async fn empty(

@@ -10,17 +10,12 @@ use crate::cache::State;
 /// So many files are named in the log, one line each; the rest is counted.
 const MAX_NAMED: usize = 256;
 
-/// Something would be lost if the session ended now: what is not sent or reported, and what is sent but may not be on
-/// stable storage, since nobody may send it again.
-fn at_stake(state: &State) -> bool {
-    state.file.as_ref().is_some_and(|f| !f.is_clean() || !f.kept.is_empty())
-}
-
 impl Writeback {
     /// Notes the paths of files with anything at stake, while the cache of names knows them.
     pub fn note_paths(&self) {
         let all = self.cache.table.all();
-        let unnamed = |s: &State| at_stake(s) && s.file.as_ref().is_some_and(|f| f.path.is_none());
+        let unnamed =
+            |s: &State| s.has_unsent() && s.file.as_ref().is_some_and(|f| f.path.is_none());
         let inos: Vec<Ino> = all.iter().filter(|n| unnamed(&n.state())).map(|n| n.ino).collect();
         let mut paths = self.cache.paths(&inos);
         for node in all {
@@ -38,7 +33,7 @@ impl Writeback {
         let mut lost = 0;
         for node in self.cache.table.all() {
             let path = self.edit(&node, |state| {
-                if !at_stake(state) {
+                if !state.has_unsent() {
                     return None;
                 }
                 let path = state.file.as_mut().and_then(|f| f.path.take());
