@@ -94,6 +94,13 @@ struct Known {
 /// is dearer than to be asked.
 const CONTENDED: Duration = Duration::from_secs(2);
 
+/// For so long after a change the kernel is given no attributes to keep. It first notes that what it has is good again and then
+/// stores it, and whoever looks in between sees what was before (`fuse_change_attributes_common` in Linux 6.18). Who has asked by
+/// itself meanwhile would go back in time.
+pub const SETTLES: Duration = Duration::from_millis(2);
+/// Likewise after a change by another client, when more are likely to come.
+const DISPUTED: Duration = Duration::from_millis(100);
+
 type XattrKey = (Ino, Vec<u8>);
 
 /// What the kernel was given under leases that are gone.
@@ -590,6 +597,7 @@ impl Cache {
         let mut state = node.state();
         state.held.recalled(self.clock.stamp(), keep);
         self.pages.drop_range(node.ino, 0, u64::MAX);
+        state.unsettle(DISPUTED);
         if keep.is_none() {
             state.disown();
         } else {

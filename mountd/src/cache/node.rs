@@ -10,7 +10,7 @@ use netfs_common::id::{Ino, InstanceId, ServerId};
 use tokio::sync::Notify;
 
 use crate::lease::Held;
-use crate::session::lock;
+use crate::session::{lock, since_boot};
 use crate::writeback::Extents;
 
 /// An inode.
@@ -78,6 +78,8 @@ pub struct State {
     pub passing: usize,
     /// Of a directory: others change names in it, until this time since boot; the kernel is given none to keep.
     pub contended: Duration,
+    /// Changed a moment ago: until this time since boot the kernel is given no attributes to keep.
+    pub unsettled: Duration,
     /// Change counter, see [`crate::cache`].
     pub changes: u64,
     /// Of a directory: every name in it is in the cache of names.
@@ -274,6 +276,11 @@ impl State {
         attr.allocated = attr.allocated.saturating_add_signed(file.allocated);
         attr.allocated = attr.allocated.saturating_add(pending);
         Some(attr)
+    }
+
+    /// It has just been changed, here or by another client.
+    pub fn unsettle(&mut self, how_long: Duration) {
+        self.unsettled = self.unsettled.max(since_boot() + how_long);
     }
 
     /// The size as programs shall see it.

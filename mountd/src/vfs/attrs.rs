@@ -35,8 +35,7 @@ impl Vfs {
         if self.is_down() {
             return Some(Err(Errno::EIO));
         }
-        let entry = self.entry(&*self.cache.table.get(ino)?)?;
-        if entry.ttl.is_zero() { None } else { Some(Ok(entry)) }
+        self.served_entry(&*self.cache.table.get(ino)?).map(Ok)
     }
 
     /// The attributes.

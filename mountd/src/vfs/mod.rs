@@ -45,7 +45,7 @@ use tokio::time::Instant;
 
 use crate::cache::{self, Cache, Node};
 use crate::insight::{Insight, carried};
-use crate::session::{DialError, Dialer, Session, SessionConfig, Traffic};
+use crate::session::{DialError, Dialer, Session, SessionConfig, Traffic, since_boot};
 use crate::writeback::{self, Writeback};
 use delivery::{Delivery, Outcome};
 use handles::Handles;
@@ -371,8 +371,14 @@ impl Vfs {
         let ttl = self.cache.ttl();
         let mut state = node.state();
         let attr = state.effective()?;
-        let kept = state.valid && state.passing == 0;
+        let kept = state.valid && state.passing == 0 && state.unsettled <= since_boot();
         state.told |= kept;
         Some(Entry { attr, ttl: if kept { ttl } else { Duration::ZERO } })
+    }
+
+    /// As [`Vfs::entry`], if it may be shown without asking.
+    fn served_entry(&self, node: &Node) -> Option<Entry> {
+        self.served(node)?;
+        self.entry(node)
     }
 }

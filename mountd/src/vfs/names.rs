@@ -37,7 +37,7 @@ impl Vfs {
         match self.cache.give_name(&dir, name) {
             Some((Some(ino), ttl)) => {
                 let node = self.cache.table.get(ino)?;
-                let mut entry = self.entry(&node).filter(|e| !e.ttl.is_zero())?;
+                let mut entry = self.served_entry(&node)?;
                 entry.ttl = entry.ttl.min(ttl);
                 self.cache.table.refer(ino);
                 Some(Ok(Looked::Found(entry)))

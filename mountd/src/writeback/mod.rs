@@ -49,7 +49,7 @@ use netfs_common::id::Ino;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
-use crate::cache::{Cache, Node, State};
+use crate::cache::{Cache, Node, SETTLES, State};
 use crate::insight::{Wait, waiting};
 use crate::session::{Session, lock, now};
 use crate::vfs::KernelCache;
@@ -240,6 +240,8 @@ impl Writeback {
             let file = state.file();
             file.dirty.insert(start, content, ());
             (file.mtime, file.ctime) = (Some(time), Some(time));
+            state.unsettle(SETTLES);
+            let file = state.file();
             let queue = !std::mem::replace(&mut file.queued, true);
             // Sequential writes fill a window at its end.
             let filled = (start + len).is_multiple_of(WINDOW) || len >= WINDOW;
