@@ -145,12 +145,25 @@ fn metadata_replies_are_pinned() {
         Grant { ino: Ino(1), lease: Lease::Read, tail_known: false },
         Grant { ino: Ino(42), lease: Lease::Write, tail_known: true },
     ];
-    pin(&meta::Answer { reply: Err(Errno::ENOENT), grants }, "0104020100002a0101");
+    let (at, durable) = (LogIndex(7), LogIndex(5));
+    pin(&meta::Answer { reply: Err(Errno::ENOENT), grants, at, durable }, "0104020100002a01010705");
+    pin(&meta::Response::Replayed { lost: vec![LogIndex(7)] }, "0c0107");
 }
 
 #[test]
 fn messages_about_leases_are_pinned() {
     pin(&meta::Request::Acquire { ino: Ino(42) }, "0b2a");
+    let replayed = meta::Replayed {
+        at: LogIndex(7),
+        seq: OpSeq(3),
+        time: Timestamp { secs: 1, nanos: 2 },
+        target: Some((Ino(42), 5)),
+        op: meta::Op::Forget { inos: vec![Ino(1)] },
+    };
+    pin(
+        &meta::Request::Replay { changes: vec![replayed], done: true },
+        "0f010703020201 2a05 0b01 0101".replace(' ', "").as_str(),
+    );
     let leases = vec![(Ino(1), Lease::Read), (Ino(42), Lease::Write)];
     pin(&meta::Request::Reclaim { leases, done: true }, "0c0201002a0101");
     let recalls = vec![

@@ -6,7 +6,7 @@ use super::insight::{About, Inspection, VolumeLeases};
 use super::lease::{Grant, Lease, Recall};
 use crate::attr::{Attr, FileKind, SetAttr, Timestamp};
 use crate::errno::Errno;
-use crate::id::{Ino, OpSeq, SessionId};
+use crate::id::{Ino, LogIndex, OpSeq, SessionId};
 use crate::name::Name;
 use crate::wire::lock::{LockCall, LockReply};
 
@@ -20,6 +20,11 @@ pub const MAX_XATTR_NAME: usize = 255;
 pub const MAX_XATTR_VALUE: usize = 65536;
 /// The most inodes in one [`Op::Forget`] or [`Op::Accessed`].
 pub const MAX_BATCH: usize = 4096;
+
+/// The most changes in one [`Request::Replay`].
+pub const MAX_REPLAY: usize = 1024;
+/// The most bytes of inline data, values and targets in one [`Request::Replay`], unless it has one change only.
+pub const MAX_REPLAY_BYTES: usize = 512 << 10;
 
 /// The number of the [`Op::EndSession`] by which somebody else ends the session of a client that has died: no other change
 /// of the session comes as late. What the client had sent to data servers is kept out first.
@@ -96,6 +101,30 @@ pub enum Request {
     /// Who holds what and who waits: [`Response::Inspected`], or [`Response::InspectedVolume`]. Needs no lease, and is answered
     /// at once.
     Inspect(About),
+    /// After a restart of the server, before anything else: changes that were answered and are not in its log any more. With `done`
+    /// it is answered by [`Response::Replayed`] when all sessions have come to it and the changes of all are made again, in
+    /// their old order; by [`Response::Done`] when that takes longer, and then it is to be asked again, without changes.
+    Replay {
+        /// The changes, at most [`MAX_REPLAY`].
+        changes: Vec<Replayed>,
+        /// These were all.
+        done: bool,
+    },
+}
+
+/// A change that was answered before the server failed.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Replayed {
+    /// Its position in the log as it was answered.
+    pub at: LogIndex,
+    /// Its number in the session.
+    pub seq: OpSeq,
+    /// The caller's clock then.
+    pub time: Timestamp,
+    /// The inode that it was about, with the generation it had afterwards.
+    pub target: Option<(Ino, u32)>,
+    /// The change.
+    pub op: Op,
 }
 
 /// A change, applied exactly once however often it is sent.
@@ -289,6 +318,29 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// The bytes of what may be long.
+    pub fn bulk(&self) -> usize {
+        match self {
+            Op::Create { new: NewInode::Symlink(target), .. } => target.len(),
+            Op::SetXattr { value, .. } => value.len(),
+            Op::WriteInline { data, .. } => data.len(),
+            Op::Accessed { times } => std::mem::size_of_val(times.as_slice()),
+            Op::Forget { inos } => std::mem::size_of_val(inos.as_slice()),
+            Op::Create { .. }
+            | Op::Link { .. }
+            | Op::Unlink { .. }
+            | Op::Rmdir { .. }
+            | Op::Rename { .. }
+            | Op::SetAttr { .. }
+            | Op::RemoveXattr { .. }
+            | Op::WroteChunks { .. }
+            | Op::EndSession
+            | Op::CutTail { .. } => 0,
+        }
+    }
+}
+
 /// The grant for an inode, if it is among these.
 pub fn granted(grants: &[Grant], ino: Ino) -> Option<Grant> {
     grants.iter().find(|g| g.ino == ino).copied()
@@ -304,12 +356,16 @@ pub struct Answer {
     pub reply: Reply,
     /// What of that the client may keep.
     pub grants: Vec<Grant>,
+    /// The position in the log of the change that was asked for; 0 for everything else.
+    pub at: LogIndex,
+    /// Up to where the log is on stable storage.
+    pub durable: LogIndex,
 }
 
 impl Answer {
     /// An answer of which nothing may be kept.
     pub fn bare(reply: Reply) -> Answer {
-        Answer { reply, grants: Vec::new() }
+        Answer { reply, grants: Vec::new(), at: LogIndex(0), durable: LogIndex(0) }
     }
 
     /// What was granted of an inode.
@@ -361,6 +417,11 @@ pub enum Response {
     Inspected(Box<Inspection>),
     /// The leases of the volume.
     InspectedVolume(VolumeLeases),
+    /// What was lost of the log has been made again, as far as possible.
+    Replayed {
+        /// The positions of the caller's changes that could not be.
+        lost: Vec<LogIndex>,
+    },
 }
 
 /// An entry of a listing.

@@ -82,6 +82,18 @@ pub enum Action {
         /// The session.
         id: SessionId,
     },
+    /// A change that was made and answered before, and was lost with the end of the log. Numbers that it has given out are given
+    /// out again.
+    Replay {
+        /// The client's session.
+        session: SessionId,
+        /// Its number in the session.
+        seq: OpSeq,
+        /// The inode that it was about, with the generation it had afterwards.
+        target: Option<(Ino, u32)>,
+        /// The change.
+        op: Op,
+    },
 }
 
 /// What is fixed when a volume is made.

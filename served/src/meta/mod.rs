@@ -21,5 +21,6 @@ pub mod log;
 pub mod metrics;
 pub mod namespace;
 pub mod record;
+pub mod replay;
 pub mod server;
 pub mod sessions;

@@ -12,6 +12,7 @@
 //! DIR/NEXT_VOLUME   the number of the next volume
 //! DIR/NAME/         a volume, see `engine`
 //! DIR/NAME/CLEAN    it was left in order
+//! DIR/NAME/BOOT     the life of the machine in which it is served
 //! DIR/NAME/TERM     the longest term that its clients may count on, see `terms`
 //! ```
 
@@ -27,6 +28,7 @@ mod leasing;
 mod locks;
 mod lookups;
 mod members;
+mod replaying;
 mod terms;
 mod trims;
 mod upkeep;

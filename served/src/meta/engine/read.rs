@@ -223,7 +223,8 @@ impl Engine {
             | Request::Lock(_)
             | Request::Status
             | Request::Inspect(_)
-            | Request::Reclaim { .. } => return None,
+            | Request::Reclaim { .. }
+            | Request::Replay { .. } => return None,
         })
     }
 }

@@ -120,6 +120,12 @@ impl Change<'_, '_> {
     /// out: there may be chunks under them.
     fn next_generation(&mut self, inode: &mut Inode) -> Result<(), Fault> {
         self.queue_deletion(inode)?;
+        let old = self.old_generation(inode.attr.ino).filter(|old| *old > inode.attr.generation);
+        if let Some(generation) = old {
+            // Further ones may have been given out.
+            inode.attr.generation = generation;
+            return Ok(());
+        }
         let lost = inode.crashes != self.state.crashes;
         let step = if lost { LOST_GENERATIONS } else { 1 };
         inode.attr.generation = inode.attr.generation.checked_add(step).ok_or(Errno::EFBIG)?;

@@ -24,6 +24,8 @@ pub(super) struct Change<'t, 's> {
     pub(super) state: State,
     /// The session that asks; 0 for the server itself.
     pub(super) session: SessionId,
+    /// It was made before and lost, and came to this inode with this generation.
+    pub(super) replays: Option<Option<(Ino, u32)>>,
     inodes: BTreeMap<Ino, Inode>,
     /// Changed inodes in the order of their change; what was purged is not among them.
     dirty: Vec<Ino>,
@@ -44,6 +46,7 @@ impl<'t, 's> Change<'t, 's> {
             settings,
             state,
             session: SessionId(0),
+            replays: None,
             inodes: BTreeMap::new(),
             dirty: Vec::new(),
         })
@@ -178,6 +181,29 @@ impl<'t, 's> Change<'t, 's> {
         let without = self.state.bytes.saturating_sub(inode.attr.allocated);
         self.state.bytes = without.saturating_add(allocated);
         inode.attr.allocated = allocated;
+    }
+
+    /// The number of a new inode: one that was not given out before, or that which was when this change was made the first time.
+    pub(super) fn new_ino(&mut self) -> Result<Ino, Fault> {
+        let next = self.state.next_ino;
+        if let Some(Some((ino, _))) = self.replays {
+            // Left out when the end of the log was lost.
+            let left_out = ino.0 >= self.settings.first_ino && ino.0 < next;
+            return match left_out && self.find(ino)?.is_none() {
+                true => Ok(ino),
+                false => Err(Errno::EEXIST.into()),
+            };
+        }
+        self.state.next_ino = next.checked_add(1).ok_or(Errno::ENOSPC)?;
+        Ok(Ino(next))
+    }
+
+    /// The generation that an inode had after this change when it was made the first time.
+    pub(super) fn old_generation(&self, ino: Ino) -> Option<u32> {
+        self.replays
+            .flatten()
+            .filter(|(target, _)| *target == ino)
+            .map(|(_, generation)| generation)
     }
 
     /// The number of a new trim or deletion.

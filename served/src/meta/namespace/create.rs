@@ -39,8 +39,7 @@ impl Change<'_, '_> {
         if self.state.inodes >= self.settings.max_inodes {
             return Err(Errno::ENOSPC.into());
         }
-        let ino = Ino(self.state.next_ino);
-        self.state.next_ino = ino.0.checked_add(1).ok_or(Errno::ENOSPC)?;
+        let ino = self.new_ino()?;
         self.state.inodes = self.state.inodes.saturating_add(1);
 
         let mut inode = Inode {
@@ -69,7 +68,8 @@ impl Change<'_, '_> {
             entries: 0,
             xattr_names: 0,
             xattr_bytes: 0,
-            crashes: self.state.crashes,
+            // Of one that is made again, generations may have been given out that are lost.
+            crashes: self.state.crashes.wrapping_sub(u32::from(self.replays.is_some())),
         };
         if kind == FileKind::Dir {
             inode.attr.nlink = 2;

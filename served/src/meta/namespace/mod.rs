@@ -23,7 +23,7 @@ pub(crate) mod tests;
 
 use netfs_common::attr::{SetTime, Timestamp};
 use netfs_common::errno::Errno;
-use netfs_common::id::{LogIndex, SessionId};
+use netfs_common::id::{LogIndex, OpSeq, SessionId};
 use netfs_common::wire::meta::{Op, Reply, Response};
 
 use crate::meta::command::{Action, Command};
@@ -83,6 +83,8 @@ fn attempt(txn: &mut Txn<'_>, index: LogIndex, command: Command) -> Result<Reply
     let Command { time, action } = command;
     let call = match &action {
         Action::Mutate { session, seq, answered, .. } => Some((*session, *seq, *answered)),
+        // Which answers the client has it says with its next change.
+        Action::Replay { session, seq, .. } => Some((*session, *seq, OpSeq(0))),
         _ => None,
     };
     let outcome = match action {
@@ -114,6 +116,10 @@ fn run(
     let mut change = Change::begin(txn, index, time)?;
     let response = match action {
         Action::Mutate { session, op, .. } => mutate(&mut change, session, op)?,
+        Action::Replay { session, target, op, .. } => {
+            change.replays = Some(target);
+            mutate(&mut change, session, op)?
+        }
         Action::OpenSession { id, description, owner } => {
             change.open_session(id, description, owner)?
         }

@@ -32,7 +32,9 @@ pub fn precheck(store: &dyn Read, command: &Command) -> Result<Option<Reply>, St
         return Ok(Some(Err(errno)));
     }
     let made = super::state(store)?.is_some();
-    let Action::Mutate { session, seq, answered, .. } = &command.action else {
+    let (Action::Mutate { session, seq, .. } | Action::Replay { session, seq, .. }) =
+        &command.action
+    else {
         let makes = matches!(command.action, Action::CreateVolume { .. });
         return Ok(match (makes, made) {
             (true, true) => Some(Err(Errno::EEXIST)),
@@ -47,7 +49,9 @@ pub fn precheck(store: &dyn Read, command: &Command) -> Result<Option<Reply>, St
     if known.is_none_or(|s| s.ended) {
         return Ok(Some(Err(Errno::ESHUTDOWN)));
     }
-    if answered >= seq || seq.0 - answered.0 > MAX_WINDOW {
+    if let Action::Mutate { answered, .. } = &command.action
+        && (answered >= seq || seq.0 - answered.0 > MAX_WINDOW)
+    {
         return Ok(Some(Err(Errno::EPROTO)));
     }
     let window: Window = record::load(store, &keys::window(*session))?.unwrap_or_default();

@@ -156,6 +156,7 @@ fn name(request: &Request) -> &'static str {
         Request::Lock(LockCall::Await { .. }) => "lock_await",
         Request::Lock(_) => "lock",
         Request::Inspect(_) => "inspect",
+        Request::Replay { .. } => "replay",
     }
 }
 

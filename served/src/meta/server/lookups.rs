@@ -80,7 +80,8 @@ impl Lookups {
             | Response::Status(_)
             // Shown to people: the client learns nothing from it.
             | Response::Inspected(_)
-            | Response::InspectedVolume(_) => {}
+            | Response::InspectedVolume(_)
+            | Response::Replayed { .. } => {}
         }
     }
 

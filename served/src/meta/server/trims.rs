@@ -75,7 +75,8 @@ impl Trims {
             | Response::Lock(_)
             | Response::Status(_)
             | Response::Inspected(_)
-            | Response::InspectedVolume(_) => Vec::new(),
+            | Response::InspectedVolume(_)
+            | Response::Replayed { .. } => Vec::new(),
         }
     }
 

@@ -27,6 +27,7 @@ use super::leasing::Leasing;
 use super::locks::LockTable;
 use super::lookups::Lookups;
 use super::members::{Entry, LinkId, Members, NotAdmitted};
+use super::replaying::Replaying;
 use super::terms;
 use super::trims::Trims;
 use super::uptime::Uptime;
@@ -61,6 +62,7 @@ pub(super) struct Volume {
     pub(super) trims: Trims,
     pub(super) lookups: Lookups,
     pub(super) locks: LockTable,
+    pub(super) replaying: Replaying,
     /// Held by whoever makes a change, in the order of arrival.
     turn: Mutex<()>,
     pub(super) company: std::sync::Mutex<Company>,
@@ -107,7 +109,8 @@ impl Volume {
     ) -> Result<Arc<Volume>, VolumeError> {
         let failed = |errno| VolumeError::Unreadable { name: name.clone(), errno };
         // Before anything else is done that gets a position in the log.
-        skip_lost_numbers(&name, &engine)?;
+        let clean = skip_lost_numbers(&name, &engine)?;
+        let replays = !clean && volumes::machine_failed(engine.dir())?;
         let lost = engine.lost().map_err(failed)?;
         let told = terms::raise(engine.dir(), options.term)?;
         let engine = Arc::new(engine);
@@ -134,6 +137,7 @@ impl Volume {
             trims: Trims::default(),
             lookups,
             locks,
+            replaying: Replaying::new(if replays { &before } else { &[] }),
             turn: Mutex::new(()),
             company: std::sync::Mutex::default(),
             trouble: std::sync::Mutex::default(),
@@ -150,7 +154,12 @@ impl Volume {
             engine,
             data,
         });
-        volume.begin_trims().map_err(failed)?;
+        match volume.replaying.waits() {
+            true => {
+                tracing::warn!(volume = %volume.name, sessions = before.len(), "the machine has failed: clients are waited for, who may have what was lost")
+            }
+            false => volume.nothing_to_replay()?,
+        }
         tokio::spawn(volume.clone().keep_time());
         tokio::spawn(volume.clone().keep_log_short());
         if told > options.term {
@@ -322,22 +331,23 @@ impl Volume {
         if !self.members.seen(client.session, client.entry) {
             return Answer::bare(Err(Errno::ESHUTDOWN));
         }
-        let mut grants = Vec::new();
+        let (mut grants, mut at) = (Vec::new(), LogIndex(0));
         let reply = match request {
             Request::Renew => Ok(Response::Done),
             Request::Sync => self.flush_to(self.engine.last()).await.map(|()| Response::Done),
             Request::StatFs => self.statfs().await,
-            Request::Mutate(mutation) => self.mutate(client, mutation, &mut grants).await,
+            Request::Mutate(mutation) => self.mutate(client, mutation, &mut grants, &mut at).await,
             Request::Reclaim { leases, done } => {
                 self.reclaim_leases(client.session, &leases, done, &mut grants)
             }
+            Request::Replay { changes, done } => self.replay(client.session, changes, done).await,
             Request::Lock(call) => self.locks.answer(client.session, call).await,
             Request::Inspect(about) => self.inspect(client.session, &about),
             // Answered by whoever knows all volumes.
             Request::Status => Err(Errno::EINVAL),
             read => self.read(client, &read, &mut grants).await,
         };
-        Answer { reply, grants }
+        Answer { reply, grants, at, durable: self.engine.durable() }
     }
 
     async fn read(
@@ -425,6 +435,7 @@ impl Volume {
     pub(super) fn end_leases(self: &Arc<Self>, session: SessionId) {
         self.leasing.table().end(self.leasing.now(), session);
         self.locks.end(session);
+        self.replay_ends(session);
         self.work_off_leases();
         self.tell_company(None);
     }
@@ -503,6 +514,7 @@ impl Volume {
         client: &Client,
         mutation: Mutation,
         grants: &mut Vec<Grant>,
+        at: &mut LogIndex,
     ) -> Reply {
         let Mutation { seq, answered, time, sync, op } = mutation;
         let time = client.clock.date(time, &client.description);
@@ -521,6 +533,7 @@ impl Volume {
         let action = Action::Mutate { session: client.session, seq, answered, op };
         let command = Command { time, action };
         let (index, reply) = self.change(client, command, grants).await;
+        *at = index;
         // Before anything is waited for: others may remove what the client is about to be shown.
         if let Ok(response) = &reply {
             self.lookups.forget(client.session, &forgotten);
@@ -645,12 +658,15 @@ const LOST_INODES: u32 = 1 << 22;
 
 /// After anything but an orderly end, numbers that lost commands may have given out are not given out again: clients
 /// may know the versions, and the data server may hold chunks under the inodes.
-fn skip_lost_numbers(name: &str, engine: &Engine) -> Result<(), VolumeError> {
+///
+/// Says whether the end was in order.
+fn skip_lost_numbers(name: &str, engine: &Engine) -> Result<bool, VolumeError> {
     if volumes::take_clean(engine.dir())? {
-        return Ok(());
+        return Ok(true);
     }
     let failed = |errno| VolumeError::Unreadable { name: name.into(), errno };
-    engine.skip_lost(LOST_INODES, now()).map_err(failed)
+    engine.skip_lost(LOST_INODES, now()).map_err(failed)?;
+    Ok(false)
 }
 
 /// The server's clock.

@@ -18,6 +18,10 @@ use crate::private::{self, Claim};
 const NEXT_VOLUME: &str = "NEXT_VOLUME";
 /// The file in a volume that was left in order.
 const CLEAN: &str = "CLEAN";
+/// The file in a volume with the life of the machine in which it is served.
+const BOOT: &str = "BOOT";
+/// Where the kernel says which that is.
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// The most volumes that a server may ever have had.
 const MAX_VOLUMES: u64 = 1 << (64 - INODE_BITS);
 
@@ -217,6 +221,31 @@ pub(super) fn take_clean(dir: &Path) -> Result<bool, VolumeError> {
             Ok(true)
         }
     }
+}
+
+/// Whether the machine may have failed since a volume was served last: if not, the kernel has all that was ever written to the
+/// log, flushed or not.
+pub(super) fn machine_failed(dir: &Path) -> Result<bool, VolumeError> {
+    let path = dir.join(BOOT);
+    match fs::read_to_string(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(e) => Err(VolumeError::io(&path)(e)),
+        Ok(before) => Ok(before != boot_id()?),
+    }
+}
+
+/// Notes the present life of the machine: nothing of an earlier one is missing any more. A note that is itself lost
+/// says that the machine has failed.
+pub(super) fn note_machine(dir: &Path) -> Result<(), VolumeError> {
+    let path = dir.join(BOOT);
+    let id = boot_id()?;
+    let mut options = private::file_options();
+    let file = options.create(true).truncate(true).write(true).open(&path);
+    file.and_then(|mut file| file.write_all(id.as_bytes())).map_err(VolumeError::io(&path))
+}
+
+fn boot_id() -> Result<String, VolumeError> {
+    fs::read_to_string(BOOT_ID).map_err(VolumeError::io(BOOT_ID))
 }
 
 /// The number of a volume that is to be made: the same for each attempt to make it.

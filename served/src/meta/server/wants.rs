@@ -55,7 +55,8 @@ pub fn of_question(request: &Request, reply: &Reply) -> Vec<Want> {
         | Request::Status
         | Request::Lock(_)
         | Request::Inspect(_)
-        | Request::Reclaim { .. } => Vec::new(),
+        | Request::Reclaim { .. }
+        | Request::Replay { .. } => Vec::new(),
     }
 }
 

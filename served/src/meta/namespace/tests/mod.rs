@@ -7,6 +7,7 @@ pub(crate) mod model;
 mod names;
 mod orphans;
 mod rename;
+mod replays;
 mod retries;
 mod xattrs;
 
