@@ -19,7 +19,7 @@ mod paths;
 mod table;
 mod touched;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -273,12 +273,13 @@ impl Cache {
     }
 
     /// The server has lost what it had answered with some versions: whoever has an inode open that was changed so is
-    /// told once.
-    pub fn changes_lost(&self, gone: &LostPositions) {
+    /// told once, unless the change has been made again.
+    pub fn changes_lost(&self, gone: &LostPositions, restored: &BTreeSet<u64>) {
         *lock(&self.gone) = gone.clone();
         for node in self.table.all() {
             let mut state = node.state();
-            if gone.has(std::mem::take(&mut state.changed_at)) {
+            let at = std::mem::take(&mut state.changed_at);
+            if gone.has(at) && !restored.contains(&at) {
                 state.failed.add(Errno::EIO);
             }
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use netfs_common::wire::data;
 use netfs_common::wire::meta::{Op, Request};
 
-const NAMES: [&str; 34] = [
+const NAMES: [&str; 35] = [
     "lookup",
     "get",
     "readlink",
@@ -40,6 +40,7 @@ const NAMES: [&str; 34] = [
     "reclaim",
     "lock",
     "inspect",
+    "replay",
 ];
 
 /// Messages since the start: sent, repetitions after a lost connection included, and answered; and the server's calls.
@@ -102,6 +103,7 @@ impl Counters {
             Request::Reclaim { .. } => 31,
             Request::Lock(_) => 32,
             Request::Inspect(_) => 33,
+            Request::Replay { .. } => 34,
             Request::Mutate(m) => match m.op {
                 Op::Create { .. } => 10,
                 Op::Link { .. } => 11,

@@ -1,22 +1,24 @@
 //! Calls to the metadata server.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use netfs_common::attr::{Attr, Timestamp};
 use netfs_common::errno::Errno;
-use netfs_common::id::{Ino, InstanceId, OpSeq, SessionId};
+use netfs_common::id::{Ino, InstanceId, LogIndex, OpSeq, SessionId};
 use netfs_common::map::ClusterMap;
 use netfs_common::wire::hello::VolumeInfo;
 use netfs_common::wire::lease::{Grant, Lease, Recall};
-use netfs_common::wire::meta::{self, Mutation, Op, Request, Response};
+use netfs_common::wire::meta::{self, Mutation, Op, Replayed, Request, Response};
 use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tracing::warn;
 
 use super::counters::{Counters, Traffic};
 use super::data::Bulk;
+use super::kept::Kept;
 use super::link::{Answer, DialError, Dialer, LinkError, MetaLink};
 use super::lost::LostPositions;
 use super::oplog::OpLog;
@@ -71,6 +73,8 @@ pub struct Reconnected {
     pub lost: bool,
     /// What was answered before with these versions is lost.
     pub gone: LostPositions,
+    /// But these changes of this client have been made again.
+    pub restored: BTreeSet<u64>,
 }
 
 /// Who is told what happens to the session.
@@ -111,6 +115,19 @@ pub struct Changed {
 }
 
 impl Changed {
+    /// The latest version that it shows.
+    fn version(&self) -> u64 {
+        self.attrs.iter().map(|a| a.version).max().unwrap_or(0)
+    }
+
+    /// What the server needs to make the change again.
+    fn to_replay(&self, at: LogIndex, seq: OpSeq, time: Timestamp, op: Op) -> Replayed {
+        // As the server has dated it.
+        let time = self.attrs.iter().map(|a| a.ctime).max().unwrap_or(time);
+        let of = |ino| self.attrs.iter().find(|a| a.ino == ino).map(|a| (ino, a.generation));
+        Replayed { at, seq, time, target: self.target.and_then(of), op }
+    }
+
     /// The attributes of the target.
     ///
     /// # Errors
@@ -143,8 +160,9 @@ pub struct Session {
     counters: Arc<Counters>,
     bulk: Bulk,
     events: Mutex<Option<Weak<dyn SessionEvents>>>,
-    /// A leaf.
     positions: Mutex<Positions>,
+    /// Comes after `positions`.
+    kept: Mutex<Kept>,
     /// A leaf.
     term: Mutex<Term>,
     /// When the server has answered last, in nanoseconds since boot.
@@ -196,6 +214,7 @@ impl Session {
             bulk,
             events: Mutex::new(None),
             positions: Mutex::new(Positions::new(1)),
+            kept: Mutex::default(),
             term: Mutex::new(Term::new(sent)),
             heard: AtomicU64::new(0),
         });
@@ -439,6 +458,22 @@ impl Session {
         time: Timestamp,
         known_in: Option<u64>,
     ) -> Result<Changed, Errno> {
+        let changed = self.change_once(waits, op, sync, time, known_in).await;
+        if lock(&self.kept).is_full() {
+            // An error means that nothing goes on anyway.
+            let _ = self.sync_to(u64::MAX).await;
+        }
+        changed
+    }
+
+    async fn change_once(
+        &self,
+        waits: Waits,
+        op: Op,
+        sync: bool,
+        time: Timestamp,
+        known_in: Option<u64>,
+    ) -> Result<Changed, Errno> {
         let _slot = self.slot(waits).await?;
         let (mut serial, mut incarnation, mut link) = waiting(Wait::Connection, self.up(0)).await?;
         if known_in.is_some_and(|known| known != incarnation) {
@@ -450,16 +485,22 @@ impl Session {
                 return Err(Errno::EIO);
             }
             let answered = lock(&self.ops).answered();
-            let op = op.clone();
-            let mutation = Mutation { seq: number.seq, answered, time, sync, op };
+            let mutation = Mutation { seq: number.seq, answered, time, sync, op: op.clone() };
             match self.once(&*link, Request::Mutate(mutation)).await? {
-                Some(meta::Answer { reply, grants }) => {
+                Some(meta::Answer { reply, grants, at, durable }) => {
                     let Response::Changed { target, attrs } = reply? else {
                         return Err(Errno::EPROTO);
                     };
-                    let at = attrs.iter().map(|a| a.version).max().unwrap_or(0);
-                    lock(&self.positions).answered(serial, at, sync)?;
-                    return Ok(Changed { target, attrs, grants });
+                    let changed = Changed { target, attrs, grants };
+                    let mut positions = lock(&self.positions);
+                    positions.answered(serial, changed.version(), sync)?;
+                    // Of an earlier life it is what that has not lost.
+                    let may_be_lost = at > durable && !sync && positions.is_current(serial);
+                    if may_be_lost && !matches!(op, Op::EndSession) {
+                        lock(&self.kept).add(changed.to_replay(at, number.seq, time, op));
+                    }
+                    lock(&self.kept).durable(durable);
+                    return Ok(changed);
                 }
                 None => {
                     let up = waiting(Wait::Connection, self.up(serial));
@@ -478,11 +519,13 @@ impl Session {
     /// As [`Session::ask`].
     pub async fn sync_to(&self, position: u64) -> Result<(), Errno> {
         let Some(wanted) = lock(&self.positions).want(position) else { return Ok(()) };
-        match self.ask(Request::Sync).await.reply? {
+        let answer = self.ask(Request::Sync).await;
+        match answer.reply? {
             Response::Done => {}
             _ => return Err(Errno::EPROTO),
         }
         lock(&self.positions).reached(wanted);
+        lock(&self.kept).durable(answer.durable);
         Ok(())
     }
 }

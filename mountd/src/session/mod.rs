@@ -9,6 +9,7 @@
 
 mod counters;
 mod data;
+mod kept;
 mod link;
 mod lost;
 mod meta;

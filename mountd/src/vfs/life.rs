@@ -172,7 +172,7 @@ impl SessionEvents for Vfs {
         }
         let mut held = Vec::new();
         if what.restarted {
-            self.cache.changes_lost(&what.gone);
+            self.cache.changes_lost(&what.gone, &what.restored);
         }
         if what.restarted || what.lost {
             let (remnant, buffered) = self.cache.drop_all(true);

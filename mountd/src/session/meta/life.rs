@@ -1,12 +1,13 @@
 //! Keeps a session connected and alive, and begins another when it is over.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
-use netfs_common::id::{Ino, InstanceId, SessionId};
+use netfs_common::id::{Ino, InstanceId, LogIndex, SessionId};
 use netfs_common::wire::hello::VolumeInfo;
 use netfs_common::wire::lease::{Grant, Lease};
-use netfs_common::wire::meta::{self, MAX_BATCH, Push, PushReply, Request};
+use netfs_common::wire::meta::{self, MAX_BATCH, Push, PushReply, Request, Response};
 use netfs_common::wire::{Claim, HelloReply, Role};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -38,16 +39,17 @@ pub(super) async fn drive(
             return;
         }
         warn!("the connection to the metadata server is lost");
-        let Some(connected) = session.reconnect().await else { return };
-        let Connected { reply, link, pushes: new_pushes, volume, successor } = connected;
-        pushes = new_pushes;
         serial += 1;
+        let Some(connected) = session.reconnect(instance, serial).await else { return };
+        let Connected { reply, link, pushes: new_pushes, volume, successor, restored } = connected;
+        pushes = new_pushes;
         let earlier = unreclaimed.take();
         let restarted = reply.instance != instance || earlier.is_some();
         let what = Reconnected {
             restarted,
             lost: successor.is_some(),
             gone: LostPositions::new(volume.lost.clone()),
+            restored,
         };
         info!(?what, "connected to the metadata server again");
         instance = reply.instance;
@@ -55,15 +57,6 @@ pub(super) async fn drive(
             let mut ops = lock(&session.ops);
             if what.lost { ops.restart() } else { ops.incarnation() }
         };
-        if what.restarted || what.lost {
-            let gone = what.gone.clone();
-            if let Some(latest) = lock(&session.positions).begin_anew(serial, gone) {
-                error!(
-                    latest,
-                    "the metadata server has lost changes that it had answered and nobody had synced"
-                );
-            }
-        }
         session.bulk.set_map(Arc::new(volume.map.clone()));
         *session.volume.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(volume);
         let reclaims = what.restarted && !what.lost;
@@ -172,10 +165,11 @@ async fn renew_once(session: Arc<Session>, link: Arc<dyn MetaLink>, patience: Du
     let counted = session.counters.meta(&Request::Renew);
     let sent = since_boot();
     match tokio::time::timeout(patience, link.call(Request::Renew)).await {
-        Ok(Ok(meta::Answer { reply: Ok(_), .. })) => {
+        Ok(Ok(meta::Answer { reply: Ok(_), durable, .. })) => {
             session.counters.answered(counted);
             session.hear();
             lock(&session.term).answered(sent);
+            lock(&session.kept).durable(durable);
             session.tell_alive();
         }
         Ok(Ok(meta::Answer { reply: Err(e), .. })) => {
@@ -243,6 +237,8 @@ struct Connected {
     volume: VolumeInfo,
     /// The session that was begun, because the one before is over.
     successor: Option<SessionId>,
+    /// What the server had lost and has made again.
+    restored: BTreeSet<u64>,
 }
 
 fn draw() -> Result<SessionId, DialError> {
@@ -290,7 +286,83 @@ impl Session {
         self.dialer.meta(hello(&self.config, Role::Meta, id, claim), pushes).await
     }
 
-    async fn reconnect(&self) -> Option<Connected> {
+    /// Has a server that was restarted make again what it has lost of this client's changes. Returns those that it could; of the others
+    /// their inodes' logs will tell.
+    async fn replay(
+        &self,
+        link: &dyn MetaLink,
+        lost: &LostPositions,
+        sent: &mut Duration,
+    ) -> Result<BTreeSet<u64>, DialError> {
+        let messages = lock(&self.kept).lost(lost);
+        let mut restored: BTreeSet<u64> = messages.iter().flatten().map(|c| c.at.0).collect();
+        let offered = restored.len();
+        let mut messages = messages.into_iter().peekable();
+        loop {
+            let changes = messages.next().unwrap_or_default();
+            let done = messages.peek().is_none();
+            let request = Request::Replay { changes, done };
+            let counted = self.counters.meta(&request);
+            *sent = since_boot();
+            let answer = tokio::time::timeout(HUNG_AFTER, link.call(request)).await;
+            let answer = answer
+                .map_err(|_| DialError::Unreachable("no answer".into()))?
+                .map_err(|e| DialError::Unreachable(e.to_string()))?;
+            self.counters.answered(counted);
+            match answer.reply {
+                // It waits for other clients.
+                Ok(Response::Done) => {}
+                Ok(Response::Replayed { lost }) => {
+                    restored.retain(|at| !lost.contains(&LogIndex(*at)));
+                    if done {
+                        break;
+                    }
+                }
+                Ok(_) => return Err(DialError::Refused("nonsense".into())),
+                Err(e) => return Err(DialError::Refused(e.to_string())),
+            }
+            if matches!(*self.state.borrow(), State::Stopped) {
+                return Err(DialError::Unreachable("the session is stopped".into()));
+            }
+        }
+        lock(&self.kept).clear();
+        if offered > 0 {
+            info!(offered, restored = restored.len(), "the metadata server had lost changes");
+        }
+        Ok(restored)
+    }
+
+    /// Sees to what the server may have lost, before anything is asked of it over a new connection. `sent`: the last sign of life that was
+    /// answered.
+    async fn make_up(
+        &self,
+        connected: &mut Connected,
+        instance: InstanceId,
+        serial: u64,
+        sent: &mut Duration,
+    ) -> Result<(), DialError> {
+        let over = connected.successor.is_some();
+        if !over && connected.reply.instance == instance {
+            return Ok(());
+        }
+        let lost = LostPositions::new(connected.volume.lost.clone());
+        // From here on no answer of before counts that is lost.
+        let latest = lock(&self.positions).begin_anew(serial, lost.clone());
+        match over {
+            // They were of a session that has ended.
+            true => lock(&self.kept).clear(),
+            false => connected.restored = self.replay(&*connected.link, &lost, sent).await?,
+        }
+        if let Some(latest) = latest.filter(|latest| !connected.restored.contains(latest)) {
+            error!(
+                latest,
+                "the metadata server has lost changes that it had answered and nobody had synced"
+            );
+        }
+        Ok(())
+    }
+
+    async fn reconnect(&self, instance: InstanceId, serial: u64) -> Option<Connected> {
         let mut pause = BACKOFF.0;
         let mut told = None;
         let mut successor = None;
@@ -299,11 +371,19 @@ impl Session {
                 return None;
             }
             let (push_to, pushes) = mpsc::channel(4);
-            let sent = since_boot();
-            let outcome = self.greet(&mut successor, push_to).await.and_then(|(reply, link)| {
-                let volume = usable(&reply)?;
-                Ok(Connected { reply, link, pushes, volume, successor })
-            });
+            let mut sent = since_boot();
+            let mut outcome =
+                self.greet(&mut successor, push_to).await.and_then(|(reply, link)| {
+                    let volume = usable(&reply)?;
+                    let restored = BTreeSet::new();
+                    Ok(Connected { reply, link, pushes, volume, successor, restored })
+                });
+            if let Ok(connected) = &mut outcome {
+                if let Err(e) = self.make_up(connected, instance, serial, &mut sent).await {
+                    connected.link.close();
+                    outcome = Err(e);
+                }
+            }
             match outcome {
                 // A data server has said meanwhile that the session is over.
                 Ok(connected) if successor.is_none() && self.bulk.is_fenced(*self.id.borrow()) => {

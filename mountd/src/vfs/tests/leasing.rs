@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use netfs_common::attr::FileKind;
 use netfs_common::errno::Errno;
-use netfs_common::id::{Ino, SessionId};
+use netfs_common::id::{Ino, LogIndex, SessionId};
 use netfs_common::wire::lease::{Grant, Lease, Recall};
 use netfs_common::wire::meta::{Answer, Push, PushReply, Reply, Request, Response};
 use netfs_served::meta::leases::{Action, Asked, LeaseLimits, Leases, RecallId, Ticket, Want};
@@ -111,6 +111,9 @@ impl MetaStore {
                 }
                 Ok(Response::Done)
             }
+            Request::Replay { changes, done: _ } => {
+                Ok(Response::Replayed { lost: self.replay(session, changes, data) })
+            }
             Request::Mutate(m) => {
                 let (wants, leaves) =
                     match wants::of_change(|parent, name| self.child(parent, name), &m.op) {
@@ -140,7 +143,9 @@ impl MetaStore {
                 reply
             }
         };
-        Ok(Answer { reply, grants })
+        let changed = matches!((request, &reply), (Request::Mutate(_), Ok(_)));
+        let at = LogIndex(if changed { self.version } else { 0 });
+        Ok(Answer { reply, grants, at, durable: LogIndex(self.durable.0) })
     }
 
     fn grant(&mut self, session: SessionId, request: &Request, reply: &mut Reply) -> Vec<Grant> {

@@ -8,7 +8,7 @@ use netfs_common::id::{Ino, LogIndex, OpSeq, SessionId};
 use netfs_common::name::Name;
 use netfs_common::wire::hello::Lost;
 use netfs_common::wire::meta::{
-    DirEntry, Mutation, NewInode, Op, RenameMode, Reply, Request, Response, StatFs,
+    DirEntry, Mutation, NewInode, Op, RenameMode, Replayed, Reply, Request, Response, StatFs,
 };
 use netfs_served::meta::locks::{LockLimits, Locks};
 
@@ -38,9 +38,11 @@ pub(super) struct MetaStore {
     /// What did not survive a restart.
     pub(super) lost: Vec<Lost>,
     pub(super) locks: Locks,
-    durable: (u64, HashMap<Ino, Inode>, Sessions),
+    /// Makes again what clients say was lost.
+    pub(super) replays: bool,
+    pub(super) durable: (u64, HashMap<Ino, Inode>, Sessions),
     next: u64,
-    version: u64,
+    pub(super) version: u64,
     cookie: u64,
     chunk_bits: u8,
 }
@@ -56,6 +58,7 @@ impl MetaStore {
             free: 1 << 40,
             lost: Vec::new(),
             locks: Locks::new(LockLimits::default()),
+            replays: false,
             durable: (0, HashMap::new(), HashMap::new()),
             next: 1,
             version: 1,
@@ -296,6 +299,32 @@ impl MetaStore {
             self.sync();
         }
         reply
+    }
+
+    /// Returns what cannot be made again.
+    pub(super) fn replay(
+        &mut self,
+        session: SessionId,
+        changes: &[Replayed],
+        data: &mut DataStore,
+    ) -> Vec<LogIndex> {
+        if !self.replays {
+            return changes.iter().map(|change| change.at).collect();
+        }
+        let next = self.next;
+        for Replayed { seq, time, target, op, .. } in changes.iter().cloned() {
+            if let (Op::Create { .. }, Some((ino, _))) = (&op, target) {
+                self.next = ino.0;
+            }
+            self.version += 1;
+            let m = Mutation { seq, answered: OpSeq(0), time, sync: false, op };
+            let reply = self.apply(session, m, data);
+            self.sessions.get_mut(&session).unwrap().insert(seq, reply.clone());
+            reply.unwrap();
+        }
+        self.next = self.next.max(next);
+        self.sync();
+        Vec::new()
     }
 
     fn apply(&mut self, session: SessionId, m: Mutation, data: &mut DataStore) -> Reply {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use netfs_common::attr::SetAttr;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
-use netfs_common::wire::meta::{NewInode, Request};
+use netfs_common::wire::meta::{NewInode, RenameMode, Request};
 
 use super::names::hold;
 use super::world::{World, file, name};
@@ -95,4 +95,37 @@ async fn late_answers_of_a_server_that_died_do_not_count() {
     assert_eq!(late.attr.perm, 0o644);
     assert_eq!(changing.await.unwrap().map(|_| ()), Err(Errno::EIO));
     assert_eq!(vfs.getattr(f.0, None).await.unwrap().attr.perm, 0o644);
+}
+
+#[tokio::test]
+async fn what_was_lost_is_made_again() {
+    let world = World::new(4, 16);
+    lock(&world.meta).replays = true;
+    let vfs = world.mount().await;
+    let f = file(&vfs, "f").await;
+    let root = vfs.opendir(ROOT, 0).unwrap().fh;
+    vfs.fsync(f.0, f.1, false).await.unwrap();
+    chmod(&vfs, f.0, 0o600).await.unwrap();
+    let caller = Caller::default();
+    let dir = vfs.make(ROOT, &name("dir"), NewInode::Dir, 0o755, 0, caller).await.unwrap();
+    let inner = vfs.make(dir.attr.ino, &name("in"), NewInode::Dir, 0o700, 0, caller).await.unwrap();
+    vfs.rename(ROOT, &name("f"), dir.attr.ino, &name("g"), RenameMode::Replace).await.unwrap();
+    restart(&world, &vfs).await;
+
+    assert_eq!(vfs.messages("replay"), 1);
+    assert_eq!(vfs.fsync(f.0, f.1, false).await, Ok(()), "nothing is missing");
+    assert_eq!(vfs.fsyncdir(ROOT, root).await, Ok(()));
+    let found = |looked| match looked {
+        Looked::Found(Entry { attr, .. }) => (attr.ino, attr.perm),
+        Looked::Absent { .. } => panic!("it is missing"),
+    };
+    let dir = dir.attr.ino;
+    assert_eq!(found(vfs.lookup(ROOT, &name("dir")).await.unwrap()), (dir, 0o755));
+    assert_eq!(found(vfs.lookup(dir, &name("in")).await.unwrap()), (inner.attr.ino, 0o700));
+    assert_eq!(found(vfs.lookup(dir, &name("g")).await.unwrap()), (f.0, 0o600));
+    // It is on stable storage now, and the client has forgotten it.
+    world.restart_meta();
+    chmod(&vfs, dir, 0o711).await.unwrap();
+    assert_eq!(vfs.messages("replay"), 2);
+    assert_eq!(found(vfs.lookup(dir, &name("g")).await.unwrap()), (f.0, 0o600));
 }
