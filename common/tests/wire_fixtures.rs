@@ -147,7 +147,7 @@ fn metadata_replies_are_pinned() {
     ];
     let (at, durable) = (LogIndex(7), LogIndex(5));
     pin(&meta::Answer { reply: Err(Errno::ENOENT), grants, at, durable }, "0104020100002a01010705");
-    pin(&meta::Response::Replayed { lost: vec![LogIndex(7)] }, "0c0107");
+    pin(&meta::Response::Replayed { lost: vec![LogIndex(7)] }, "0b0107");
 }
 
 #[test]

@@ -1,0 +1,1 @@
+"""What the machine's failure must not take: see the script `power`."""
