@@ -1,8 +1,7 @@
 //! After the machine has failed: gathers from the clients what was lost of the log, and makes it again. See [`Replay`].
 //!
-//! Until that is done nobody is answered anything that could show what is missing: all sessions of before are in the grace
-//! period of the leases, which they leave only after this. Cuts wait as well: of those in the log some were complete, and data was
-//! written after them.
+//! Until that is done nobody is answered anything that could show what is missing. Cuts wait as well: of those in the log some were
+//! complete, and data was written after them.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,7 +11,7 @@ use netfs_common::attr::Timestamp;
 use netfs_common::errno::Errno;
 use netfs_common::id::{LogIndex, SessionId};
 use netfs_common::warn_rarely;
-use netfs_common::wire::meta::{MAX_REPLAY, Replayed, Reply, Response};
+use netfs_common::wire::meta::{MAX_REPLAY, Op, Replayed, Reply, Response};
 use tokio::sync::watch;
 
 use super::volume::{Volume, WARN_INTERVAL};
@@ -41,9 +40,15 @@ impl Replaying {
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Some sessions are still waited for.
-    pub(super) fn waits(&self) -> bool {
-        self.gathered().waits()
+    /// What was lost is made again, or nothing was.
+    pub(super) fn is_done(&self) -> bool {
+        self.outcome.borrow().is_some()
+    }
+
+    /// Returns when it is done.
+    pub(super) async fn wait(&self) {
+        // The sender is here: there is no error.
+        let _ = self.outcome.subscribe().wait_for(Option::is_some).await;
     }
 }
 
@@ -131,6 +136,10 @@ impl Volume {
 
     async fn make_one_again(&self, session: SessionId, change: Replayed) -> Result<(), Errno> {
         let Replayed { at: _, seq, time, target, op } = change;
+        if matches!(op, Op::EndSession) {
+            // More goes with it than a change of the store, and nobody needs it again.
+            return Err(Errno::EINVAL);
+        }
         let action = Action::Replay { session, seq, target, op };
         let (_, reply) = self.execute(Command { time: not_ahead(time), action }).await;
         let Response::Changed { target: now, attrs } = reply? else { return Err(Errno::EPROTO) };

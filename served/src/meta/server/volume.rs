@@ -154,11 +154,11 @@ impl Volume {
             engine,
             data,
         });
-        match volume.replaying.waits() {
-            true => {
-                tracing::warn!(volume = %volume.name, sessions = before.len(), "the machine has failed: clients are waited for, who may have what was lost")
-            }
-            false => volume.nothing_to_replay()?,
+        if volume.replaying.is_done() {
+            volume.nothing_to_replay()?;
+        } else {
+            let sessions = before.len();
+            tracing::warn!(volume = %volume.name, sessions, "the machine has failed: clients are waited for, which may have what was lost");
         }
         tokio::spawn(volume.clone().keep_time());
         tokio::spawn(volume.clone().keep_log_short());
@@ -330,6 +330,21 @@ impl Volume {
     pub(super) async fn answer(self: &Arc<Self>, client: &Client, request: Request) -> Answer {
         if !self.members.seen(client.session, client.entry) {
             return Answer::bare(Err(Errno::ESHUTDOWN));
+        }
+        if !self.replaying.is_done() {
+            match &request {
+                Request::Replay { .. } | Request::Renew | Request::Inspect(_) => {}
+                request => {
+                    if matches!(request, Request::Reclaim { .. }) {
+                        // It has nothing to offer, or does not know that it should.
+                        self.replay_ends(client.session);
+                    }
+                    self.replaying.wait().await;
+                    if !self.members.goes_on(client.session, client.entry) {
+                        return Answer::bare(Err(Errno::ESHUTDOWN));
+                    }
+                }
+            }
         }
         let (mut grants, mut at) = (Vec::new(), LogIndex(0));
         let reply = match request {
