@@ -378,11 +378,11 @@ impl Session {
                     let restored = BTreeSet::new();
                     Ok(Connected { reply, link, pushes, volume, successor, restored })
                 });
-            if let Ok(connected) = &mut outcome {
-                if let Err(e) = self.make_up(connected, instance, serial, &mut sent).await {
-                    connected.link.close();
-                    outcome = Err(e);
-                }
+            if let Ok(connected) = &mut outcome
+                && let Err(e) = self.make_up(connected, instance, serial, &mut sent).await
+            {
+                connected.link.close();
+                outcome = Err(e);
             }
             match outcome {
                 // A data server has said meanwhile that the session is over.

@@ -62,8 +62,7 @@ impl History {
         let shown = [keys::INODE, keys::ENTRY, keys::LISTING, keys::INLINE, keys::XATTR];
         let shown = shown.into_iter().chain([keys::ORPHAN, keys::HOLD]);
         let of_kind = |kind| self.world.store.range(&[kind], &[kind + 1], usize::MAX).unwrap();
-        let plain = |(key, value): (_, bytes::Bytes)| -> (Vec<u8>, Vec<u8>) {
-            let key: bytes::Bytes = key;
+        let plain = |(key, value): Pair| {
             if key[0] != keys::INODE {
                 return (key.to_vec(), value.to_vec());
             }
@@ -71,7 +70,7 @@ impl History {
             (inode.attr.version, inode.crashes) = (0, 0);
             (key.to_vec(), record::encode(&inode).unwrap())
         };
-        shown.flat_map(of_kind).map(|(k, v)| plain((k.into(), v.into()))).collect()
+        shown.flat_map(of_kind).map(plain).collect()
     }
 }
 
