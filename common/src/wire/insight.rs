@@ -8,6 +8,7 @@ use bincode::{Decode, Encode};
 use super::lease::Lease;
 use crate::attr::Attr;
 use crate::id::Ino;
+use crate::locks::{LockKind, LockMode, LockRange};
 use crate::name::Name;
 
 /// The most entries of each list.
@@ -88,6 +89,21 @@ pub struct Unanswered {
     pub age_ms: Option<u64>,
 }
 
+/// A file lock, or a request for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct FileLock {
+    /// Whose it is.
+    pub client: u32,
+    /// What kind.
+    pub kind: LockKind,
+    /// Shared or exclusive.
+    pub mode: LockMode,
+    /// The bytes.
+    pub range: LockRange,
+    /// The process that asked for it, as its client numbers it.
+    pub pid: u32,
+}
+
 /// A request that has waited.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct PastWait {
@@ -120,6 +136,10 @@ pub struct Inspection {
     pub recalls: Vec<Unanswered>,
     /// Who has waited lately, the latest first.
     pub past: Vec<PastWait>,
+    /// File locks.
+    pub locks: Vec<FileLock>,
+    /// Who waits for one, in the order of arrival.
+    pub lock_queue: Vec<FileLock>,
     /// The server was restarted, and waits until the clients of before are back.
     pub grace: bool,
     /// Entries that are not shown.

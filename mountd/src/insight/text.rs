@@ -6,7 +6,8 @@ use std::time::Duration;
 use netfs_common::attr::{Attr, FileKind};
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
-use netfs_common::wire::insight::{Client, Inspection, VolumeLeases, Wish};
+use netfs_common::locks::{LockKind, LockMode};
+use netfs_common::wire::insight::{Client, FileLock, Inspection, VolumeLeases, Wish};
 use netfs_common::wire::lease::Lease;
 
 use super::{Operation, Wait};
@@ -270,8 +271,56 @@ fn show_leases(text: &mut String, i: &Inspection) {
     if i.waiting.is_empty() {
         let _ = writeln!(text, "  waits:      nobody waits");
     }
+    for l in &i.locks {
+        let _ = writeln!(text, "  locked:     {}", file_lock(all, l));
+    }
+    for l in &i.lock_queue {
+        let _ = writeln!(text, "  wants lock: {}", file_lock(all, l));
+    }
     if i.left_out > 0 {
         let _ = writeln!(text, "  (and {} more)", i.left_out);
+    }
+}
+
+fn file_lock(all: &[Client], l: &FileLock) -> String {
+    let mode = match l.mode {
+        LockMode::Read => "read",
+        LockMode::Write => "write",
+    };
+    let kind = match l.kind {
+        LockKind::Posix => "fcntl",
+        LockKind::Ofd => "open-file-description",
+        LockKind::Flock => "flock",
+    };
+    let bytes = match (l.range.start, l.range.end) {
+        _ if l.kind == LockKind::Flock => String::new(),
+        // The kernel's "to the end" is the largest offset.
+        (0, end) if end >= i64::MAX as u64 => String::new(),
+        (start, end) if end >= i64::MAX as u64 => format!(" on bytes from {start} on"),
+        (start, end) => format!(" on bytes {start} to {end}"),
+    };
+    let name = client(all, l.client);
+    format!("{name}: {kind} {mode} lock{bytes}, process {} there", l.pid)
+}
+
+/// Who has a file lock that a request of this client waits for.
+fn show_lock_in_the_way(text: &mut String, i: &Inspection) {
+    let you = |l: &FileLock| i.clients.get(l.client as usize).is_some_and(|c| c.you);
+    for wanted in i.lock_queue.iter().filter(|l| you(l)) {
+        let flock = |l: &FileLock| l.kind == LockKind::Flock;
+        let meets = |l: &&FileLock| {
+            flock(l) == flock(wanted) && l.range.meets(wanted.range) && wanted.mode.excludes(l.mode)
+        };
+        // Not the process itself, which may have a lock that it wants to change.
+        let own = |l: &FileLock| l.client == wanted.client && l.pid == wanted.pid;
+        if let Some(held) = i.locks.iter().filter(meets).find(|l| !own(l)) {
+            let by = client(&i.clients, held.client);
+            let _ = writeln!(
+                text,
+                "  why:        process {} waits for a lock that process {} of {by} has",
+                wanted.pid, held.pid
+            );
+        }
     }
 }
 
@@ -285,6 +334,7 @@ fn show_verdict(text: &mut String, f: &Findings) {
         return;
     }
     let Ok(i) = &f.server else { return };
+    show_lock_in_the_way(text, i);
     for r in &i.recalls {
         let Some(c) = i.clients.get(r.client as usize) else { continue };
         let (silent, age) =
@@ -516,6 +566,7 @@ pub fn overview(
 #[cfg(test)]
 mod tests {
     use netfs_common::attr::Timestamp;
+    use netfs_common::locks::LockRange;
     use netfs_common::name::Name;
     use netfs_common::wire::insight::{Holder, PastWait, Unanswered, Waiter};
 
@@ -570,6 +621,11 @@ mod tests {
         }
     }
 
+    fn file_lock(client: u32, kind: LockKind, (start, end): (u64, u64)) -> FileLock {
+        let range = LockRange { start, end };
+        FileLock { client, kind, mode: LockMode::Write, range, pid: 70 + client }
+    }
+
     fn stuck() -> Findings {
         let inspection = Inspection {
             attr: attr(10),
@@ -585,6 +641,11 @@ mod tests {
                 on: vec![9],
                 served: true,
             }],
+            locks: vec![
+                file_lock(1, LockKind::Posix, (10, 19)),
+                file_lock(1, LockKind::Flock, (0, u64::MAX)),
+            ],
+            lock_queue: vec![file_lock(0, LockKind::Ofd, (15, i64::MAX as u64))],
             grace: false,
             left_out: 0,
         };
@@ -621,6 +682,10 @@ mod tests {
             "done:       40.0 s ago: lookup \"file\" of inode 1, took 2.0 s, failed with ENOENT: 1.9 s for the metadata server, 100.0 ms here",
             "waited:     60.0 s ago: this client waited 1.5 ms to write to it, for a client that has gone",
             "failed:     2 writes in the background, the last with ENOSPC",
+            "locked:     a:/mnt: fcntl write lock on bytes 10 to 19, process 71 there",
+            "locked:     a:/mnt: flock write lock, process 71 there",
+            "wants lock: this client: open-file-description write lock on bytes from 15 on, process 70 there",
+            "why:        process 70 waits for a lock that process 71 of a:/mnt has",
         ] {
             assert!(text.contains(part), "{part}\nin\n{text}");
         }

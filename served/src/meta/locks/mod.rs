@@ -372,6 +372,16 @@ impl Locks {
         files.flat_map(File::all).collect()
     }
 
+    /// Every request that waits for a lock of one file, those for `fcntl` and open-file-description locks first: for people.
+    pub fn queued(&self, ino: Ino) -> Vec<Blocker> {
+        let spaces = [Space::Ranges, Space::Whole];
+        let files = spaces.iter().filter_map(|space| self.files.get(&(ino, *space)));
+        let waiters = files.flat_map(|file| &file.queue);
+        waiters
+            .map(|w| Blocker { owner: w.owner, range: w.range, mode: w.mode, pid: w.pid })
+            .collect()
+    }
+
     /// Changes what an owner has, and the session's account with it.
     fn change(
         &mut self,

@@ -6,12 +6,14 @@ use std::time::Duration;
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, SessionId};
 use netfs_common::wire::insight::{
-    About, Client, Holder, Inspection, MAX_SHOWN, PastWait, Unanswered, VolumeLeases, Waiter, Wish,
+    About, Client, FileLock, Holder, Inspection, MAX_SHOWN, PastWait, Unanswered, VolumeLeases,
+    Waiter, Wish,
 };
 use netfs_common::wire::meta::{Reply, Response};
 
 use super::volume::Volume;
 use crate::meta::leases::MAX_BLOCKERS;
+use crate::meta::locks::Blocker;
 
 /// Everybody who is mentioned in an answer, without their sessions' numbers.
 struct Mentioned {
@@ -67,10 +69,13 @@ impl Volume {
             waiting: Vec::new(),
             recalls: Vec::new(),
             past: Vec::new(),
+            locks: Vec::new(),
+            lock_queue: Vec::new(),
             grace: false,
             left_out: 0,
         };
         self.show_leases(ino, &mut all, &mut shown);
+        self.show_locks(ino, &mut all, &mut shown);
         shown.clients = all.sessions.iter().map(|s| self.client(asker, *s)).collect();
         Ok(Response::Inspected(Box::new(shown)))
     }
@@ -116,6 +121,21 @@ impl Volume {
                 served: past.served,
             });
         }
+    }
+
+    /// File locks and whoever waits for one.
+    fn show_locks(&self, ino: Ino, all: &mut Mentioned, shown: &mut Inspection) {
+        let (mut held, mut queued) = self.locks.look(ino);
+        shown.left_out += cut(&mut held) + cut(&mut queued);
+        let mut show = |lock: Blocker| FileLock {
+            client: all.place(lock.owner.session),
+            kind: lock.owner.kind,
+            mode: lock.mode,
+            range: lock.range,
+            pid: lock.pid,
+        };
+        shown.locks = held.into_iter().map(&mut show).collect();
+        shown.lock_queue = queued.into_iter().map(&mut show).collect();
     }
 
     fn inspect_volume(&self, asker: SessionId) -> VolumeLeases {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use netfs_common::errno::Errno;
-use netfs_common::id::SessionId;
+use netfs_common::id::{Ino, SessionId};
 use netfs_common::wire::lock::{LockCall, LockConflict, LockReply, MAX_LOCK_BATCH, WaitId};
 use netfs_common::wire::meta::{Reply, Response};
 use tokio::sync::Notify;
@@ -82,6 +82,12 @@ impl LockTable {
         let mut inner = self.lock();
         inner.closing = true;
         inner.bells.values().for_each(|bell| bell.notify_one());
+    }
+
+    /// The locks of a file, and the requests for some that wait.
+    pub(super) fn look(&self, ino: Ino) -> (Vec<Blocker>, Vec<Blocker>) {
+        let inner = self.lock();
+        (inner.locks.held(ino), inner.locks.queued(ino))
     }
 
     /// Which sessions have yet to reclaim their locks.
