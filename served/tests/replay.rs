@@ -131,7 +131,12 @@ async fn what_two_clients_have_is_made_again_before_anybody_sees_anything() {
     assert!(next.0 > inner.0 + 1000, "{next}");
     drop((first, second, stranger, servers));
     let servers = start(dir.path());
-    assert_eq!(offer(&back(&servers, 1).await, Vec::new(), true).await, lost(&[]));
+    // Who has not heard of it asks again: what was made is not lost.
+    let mine = vec![
+        replayed(1000, 2, dir_ino, create(ROOT, "dir", NewInode::Dir)),
+        replayed(1007, 9, dir_ino, create(ROOT, "never", NewInode::Dir)),
+    ];
+    assert_eq!(offer(&back(&servers, 1).await, mine, true).await, lost(&[1007]));
     let _others = (client(&servers, 2).await, client(&servers, 3).await);
     assert_eq!(client(&servers, 1).await.get(inner).await.map(|a| a.perm), Ok(0o700));
 }
@@ -149,4 +154,30 @@ async fn who_only_claims_leases_has_nothing_to_offer() {
     assert_eq!((one, two.len()), (lost(&[]), 0));
     first.reclaim(&[], true).await;
     assert_eq!(first.call(&look("none")).await, Err(Errno::ENOENT));
+}
+
+#[tokio::test]
+async fn an_orderly_stop_before_all_are_back_forgets_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let (first, second) = (client(&servers, 1).await, client(&servers, 2).await);
+    first.sync().await;
+    drop((first, second, servers));
+    forget_machine(dir.path());
+    let mut servers = start(dir.path());
+    let change = vec![replayed(1000, 5, Ino(50), create(ROOT, "a", NewInode::Dir))];
+    for _ in 0..2 {
+        // Once more it is offered, and once more the other one does not come.
+        let first = back(&servers, 1).await;
+        assert_eq!(offer(&first, change.clone(), false).await, Ok(Response::Done));
+        drop(first);
+        tokio::task::spawn_blocking(|| servers.stop()).await.unwrap().unwrap();
+        servers = start(dir.path());
+    }
+    let (first, second) = (back(&servers, 1).await, back(&servers, 2).await);
+    let (one, two) = tokio::join!(offer(&first, change, true), offer(&second, Vec::new(), true));
+    assert_eq!((one, two), (lost(&[]), lost(&[])));
+    first.reclaim(&[], true).await;
+    second.reclaim(&[], true).await;
+    assert!(second.call(&look("a")).await.is_ok());
 }

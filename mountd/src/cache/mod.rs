@@ -19,7 +19,7 @@ mod paths;
 mod table;
 mod touched;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
@@ -35,7 +35,7 @@ use netfs_common::wire::lease::{Grant, Lease, Names};
 use netfs_common::wire::meta::granted;
 
 use crate::lease::{self, Clock};
-use crate::session::{LostPositions, lock, since_boot};
+use crate::session::{Changed, LostPositions, Restored, lock, since_boot};
 use crate::vfs::{FOREVER, KernelCache};
 use contents::Contents;
 pub use node::{FailLog, File, Gates, Mark, Node, State};
@@ -274,12 +274,13 @@ impl Cache {
 
     /// The server has lost what it had answered with some versions: whoever has an inode open that was changed so is
     /// told once, unless the change has been made again.
-    pub fn changes_lost(&self, gone: &LostPositions, restored: &BTreeSet<u64>) {
+    pub fn changes_lost(&self, gone: &LostPositions, restored: &Restored) {
         *lock(&self.gone) = gone.clone();
         for node in self.table.all() {
             let mut state = node.state();
             let at = std::mem::take(&mut state.changed_at);
-            if gone.has(at) && !restored.contains(&at) {
+            let lost = gone.has(at) && !restored.positions.contains(&at);
+            if lost || restored.missing.contains(&node.ino) {
                 state.failed.add(Errno::EIO);
             }
         }
@@ -331,15 +332,15 @@ impl Cache {
     }
 
     /// Attributes that a change has answered with. What is not cached needs no update.
-    pub fn learn_changed(&self, ticket: Ticket, attrs: &[Attr], grants: &[Grant]) {
-        for attr in attrs {
+    pub fn learn_changed(&self, ticket: Ticket, changed: &Changed) {
+        for attr in &changed.attrs {
             touch_inode(attr.ino);
             if attr.nlink == 0 {
                 self.table.orphaned(attr.ino);
             }
-            let node = self.learn(ticket, attr.clone(), None, granted(grants, attr.ino));
+            let node = self.learn(ticket, attr.clone(), None, granted(&changed.grants, attr.ino));
             let mut state = node.state();
-            state.changed_at = state.changed_at.max(attr.version);
+            state.changed_at = state.changed_at.max(changed.at);
             state.held.changed(self.clock.stamp());
         }
     }

@@ -70,7 +70,7 @@ impl Answers for Facts {
         );
         let _ = writeln!(text, "  mounted:    {} s", self.since.elapsed().as_secs());
         let unsent = self.vfs.unsent();
-        let _ = writeln!(text, "  unsent:     {} bytes in {} files", unsent.bytes, unsent.files);
+        let _ = writeln!(text, "  unsent:     {unsent}");
         let (ahead, mib) = (stats.ahead, 1u64 << 20);
         let _ = writeln!(
             text,
@@ -120,11 +120,10 @@ impl Answers for Facts {
 
     fn waits_for(&self) -> String {
         let (unsent, limit) = (self.vfs.unsent(), self.vfs.leave_limit());
-        let (bytes, files, limit) = (unsent.bytes, unsent.files, limit.as_secs());
         if unsent == Unsent::default() {
             return format!("{} to answer; it lacks nothing", self.source);
         }
-        format!("{} to store {bytes} bytes in {files} files, for {limit} s at most", self.source)
+        format!("{} to store {unsent}, for {} s at most", self.source, limit.as_secs())
     }
 
     fn abandon(&self) {
@@ -286,10 +285,7 @@ async fn store(
         if unsent == Unsent::default() {
             return Ok(());
         }
-        let Unsent { bytes, files } = unsent;
-        Err(format!(
-            "{bytes} bytes in {files} files that were written are not stored and were given up"
-        ))
+        Err(format!("not stored and given up: {unsent}"))
     };
     tokio::select! {
         result = connection.close(since) => result.map_err(|e| e.to_string()),

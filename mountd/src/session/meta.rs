@@ -74,7 +74,16 @@ pub struct Reconnected {
     /// What was answered before with these versions is lost.
     pub gone: LostPositions,
     /// But these changes of this client have been made again.
-    pub restored: BTreeSet<u64>,
+    pub restored: Restored,
+}
+
+/// What a server that had lost changes has made of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// The positions that they had, of those that were made again.
+    pub positions: BTreeSet<u64>,
+    /// What the others were about.
+    pub missing: BTreeSet<Ino>,
 }
 
 /// Who is told what happens to the session.
@@ -106,6 +115,8 @@ pub trait SessionEvents: Send + Sync {
 /// The outcome of a change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Changed {
+    /// Up to where the server's log must be on stable storage for all that the answer shows.
+    pub at: u64,
     /// The inode that the change was about.
     pub target: Option<Ino>,
     /// All inodes touched.
@@ -115,13 +126,9 @@ pub struct Changed {
 }
 
 impl Changed {
-    /// The latest version that it shows.
-    fn version(&self) -> u64 {
-        self.attrs.iter().map(|a| a.version).max().unwrap_or(0)
-    }
-
     /// What the server needs to make the change again.
-    fn to_replay(&self, at: LogIndex, seq: OpSeq, time: Timestamp, op: Op) -> Replayed {
+    fn to_replay(&self, seq: OpSeq, time: Timestamp, op: Op) -> Replayed {
+        let at = LogIndex(self.at);
         // As the server has dated it.
         let time = self.attrs.iter().map(|a| a.ctime).max().unwrap_or(time);
         let of = |ino| self.attrs.iter().find(|a| a.ino == ino).map(|a| (ino, a.generation));
@@ -284,6 +291,11 @@ impl Session {
     /// The data servers.
     pub fn bulk(&self) -> &Bulk {
         &self.bulk
+    }
+
+    /// Changes that were answered and may not be on stable storage.
+    pub fn kept(&self) -> usize {
+        lock(&self.kept).missed()
     }
 
     /// There is a connection now.
@@ -491,13 +503,19 @@ impl Session {
                     let Response::Changed { target, attrs } = reply? else {
                         return Err(Errno::EPROTO);
                     };
-                    let changed = Changed { target, attrs, grants };
+                    // The end of a cut has a place of its own, after that of the change.
+                    let at = match op {
+                        Op::SetAttr { .. } | Op::CutTail { .. } => at.0.max(newest(&attrs)),
+                        _ => at.0,
+                    };
+                    let changed = Changed { at, target, attrs, grants };
                     let mut positions = lock(&self.positions);
-                    positions.answered(serial, changed.version(), sync)?;
+                    positions.answered(serial, at.max(newest(&changed.attrs)), sync)?;
                     // Of an earlier life it is what that has not lost.
-                    let may_be_lost = at > durable && !sync && positions.is_current(serial);
+                    let may_be_lost = at > durable.0 && !sync && positions.is_current(serial);
                     if may_be_lost && !matches!(op, Op::EndSession) {
-                        lock(&self.kept).add(changed.to_replay(at, number.seq, time, op));
+                        let touched = changed.attrs.iter().map(|a| a.ino).collect();
+                        lock(&self.kept).add(changed.to_replay(number.seq, time, op), touched);
                     }
                     lock(&self.kept).durable(durable);
                     return Ok(changed);
@@ -549,6 +567,11 @@ impl Drop for Number<'_> {
     fn drop(&mut self) {
         lock(&self.session.ops).finish(self.incarnation, self.seq);
     }
+}
+
+/// The latest version of attributes.
+fn newest(attrs: &[Attr]) -> u64 {
+    attrs.iter().map(|a| a.version).max().unwrap_or(0)
 }
 
 /// The present.

@@ -21,7 +21,7 @@ pub use counters::{Counters, Traffic};
 pub use data::{Bulk, Copied, Place, Written};
 pub use link::{Answer, DataLink, DialError, Dialer, Dialled, LinkError, MetaLink, PushCall};
 pub use lost::LostPositions;
-pub use meta::{Changed, Reconnected, Session, SessionConfig, SessionEvents, Waits};
+pub use meta::{Changed, Reconnected, Restored, Session, SessionConfig, SessionEvents, Waits};
 pub(crate) use meta::{lock, now};
 pub use oplog::OpLog;
 pub(crate) use term::since_boot;

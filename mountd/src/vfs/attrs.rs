@@ -91,7 +91,7 @@ impl Vfs {
         let waits = if self.owns(node) { Waits::ForNobody } else { Waits::ForOthers };
         let op = Op::SetAttr { ino: node.ino, set };
         let changed = self.session.mutate_as(waits, op, false).await?;
-        self.cache.learn_changed(ticket, &changed.attrs, &changed.grants);
+        self.cache.learn_changed(ticket, &changed);
         if perm {
             self.cache.xattrs_moved(node);
         }
@@ -209,7 +209,7 @@ impl Vfs {
         if atime {
             lock(&self.accessed).remove(&node.ino);
         }
-        self.cache.learn_changed(ticket, &changed.attrs, &changed.grants);
+        self.cache.learn_changed(ticket, &changed);
         self.adopt_times(node);
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! Unmounting, and giving up where no server answers.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,18 @@ pub struct Unsent {
     pub bytes: u64,
     /// Files.
     pub files: usize,
+    /// Changes of names and attributes that the server has, and may lose if its machine fails.
+    pub changes: usize,
+}
+
+impl fmt::Display for Unsent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes in {} files", self.bytes, self.files)?;
+        match self.changes {
+            0 => Ok(()),
+            n => write!(f, ", and {n} changes that may not be on stable storage"),
+        }
+    }
 }
 
 /// How a mount has ended.
@@ -42,17 +55,18 @@ pub enum NotStored {
     #[error("not everything that was written could be stored ({0})")]
     Failed(Errno),
     /// The servers did not answer in time.
-    #[error(
-        "the servers do not answer: {} bytes in {} files that were written are not stored",
-        .0.bytes, .0.files
-    )]
+    #[error("the servers do not answer: not stored are {0}")]
     Unsent(Unsent),
 }
 
 impl Vfs {
     /// What is still to be sent.
     pub fn unsent(&self) -> Unsent {
-        Unsent { bytes: self.writeback.pending(), files: self.writeback.busy().len() }
+        Unsent {
+            bytes: self.writeback.pending(),
+            files: self.writeback.busy().len(),
+            changes: self.session.kept(),
+        }
     }
 
     /// How long unmounting may take to send what is buffered.
@@ -132,9 +146,8 @@ impl Vfs {
             }
             if !announced && !idle && waited >= QUIET {
                 announced = true;
-                let (bytes, files) = (unsent.bytes, unsent.files);
                 let limit_s = self.options.leave.as_secs();
-                warn!(bytes, files, limit_s, "waiting for the servers to store what was written");
+                warn!(%unsent, limit_s, "waiting for the servers to store what was written");
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -142,6 +155,5 @@ impl Vfs {
 }
 
 fn not_stored(unsent: Unsent) -> Result<(), NotStored> {
-    // What the servers have acknowledged they make durable by themselves.
     if unsent == Unsent::default() { Ok(()) } else { Err(NotStored::Unsent(unsent)) }
 }

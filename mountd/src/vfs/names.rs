@@ -113,7 +113,7 @@ impl Vfs {
             self.cache.moved(dir);
         }
         let changed = outcome?;
-        self.cache.learn_changed(ticket, &changed.attrs, &changed.grants);
+        self.cache.learn_changed(ticket, &changed);
         let orphans = changed.attrs.iter().filter(|a| a.nlink == 0).map(|a| a.ino);
         for ino in self.cache.table.unreferenced(orphans) {
             self.unused(ino);

@@ -149,7 +149,7 @@ impl Vfs {
             let outcome = this.session.mutate(op, false).await;
             this.cache.xattrs_moved(&node);
             let changed = outcome?;
-            this.cache.learn_changed(ticket, &changed.attrs, &changed.grants);
+            this.cache.learn_changed(ticket, &changed);
             Ok(())
         })
         .await

@@ -77,7 +77,7 @@ impl Writeback {
                 if let Some(attr) = changed.attrs.iter().find(|a| a.ino == node.ino) {
                     self.cache.put_content(node, attr.version, data);
                 }
-                self.cache.learn_changed(ticket, &changed.attrs, &changed.grants);
+                self.cache.learn_changed(ticket, &changed);
                 self.edit(node, |state| {
                     if state.era != era {
                         return;

@@ -70,7 +70,7 @@ impl Writeback {
         let known_in = self.session.incarnation();
         let op = Op::CutTail { ino: node.ino };
         let changed = self.session.mutate_at(op, false, now(), known_in).await?;
-        self.cache.learn_changed(ticket, &changed.attrs, &changed.grants);
+        self.cache.learn_changed(ticket, &changed);
         self.cache.tail_known(ticket, node);
         Ok(())
     }

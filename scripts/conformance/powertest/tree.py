@@ -98,3 +98,13 @@ def show(root):
             elif stat.S_ISLNK(at.st_mode):
                 line.append(os.readlink(path).decode())
             yield " ".join(str(part) for part in line)
+
+
+def cut(count, roots):
+    for n in range(count):
+        fd = os.open(f"{roots[n % len(roots)]}/cut{n}", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(fd, b"o" * (1 << 20))
+        os.fsync(fd)
+        os.ftruncate(fd, 10 + n * 1000)
+        os.pwrite(fd, b"n" * 50_000, 100 + n * 5000)
+        os.close(fd)

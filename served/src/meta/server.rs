@@ -28,6 +28,7 @@ mod leasing;
 mod locks;
 mod lookups;
 mod members;
+mod recent;
 mod replaying;
 mod terms;
 mod trims;

@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use super::super::link::{DialError, Dialled, MetaLink, PushCall};
 use super::super::lost::LostPositions;
 use super::super::term::{Look, since_boot};
-use super::{BACKOFF, HUNG_AFTER, Reconnected, Session, State, hello, lock, usable};
+use super::{BACKOFF, HUNG_AFTER, Reconnected, Restored, Session, State, hello, lock, usable};
 
 /// Keeps the session connected and alive until it is stopped or dropped.
 pub(super) async fn drive(
@@ -237,8 +237,8 @@ struct Connected {
     volume: VolumeInfo,
     /// The session that was begun, because the one before is over.
     successor: Option<SessionId>,
-    /// What the server had lost and has made again.
-    restored: BTreeSet<u64>,
+    /// What has become of what the server had lost.
+    restored: Restored,
 }
 
 fn draw() -> Result<SessionId, DialError> {
@@ -293,10 +293,10 @@ impl Session {
         link: &dyn MetaLink,
         lost: &LostPositions,
         sent: &mut Duration,
-    ) -> Result<BTreeSet<u64>, DialError> {
+    ) -> Result<Restored, DialError> {
         let messages = lock(&self.kept).lost(lost);
-        let mut restored: BTreeSet<u64> = messages.iter().flatten().map(|c| c.at.0).collect();
-        let offered = restored.len();
+        let mut positions: BTreeSet<u64> = messages.iter().flatten().map(|c| c.at.0).collect();
+        let offered = positions.len();
         let mut messages = messages.into_iter().peekable();
         loop {
             let changes = messages.next().unwrap_or_default();
@@ -313,7 +313,7 @@ impl Session {
                 // It waits for other clients.
                 Ok(Response::Done) => {}
                 Ok(Response::Replayed { lost }) => {
-                    restored.retain(|at| !lost.contains(&LogIndex(*at)));
+                    positions.retain(|at| !lost.contains(&LogIndex(*at)));
                     if done {
                         break;
                     }
@@ -325,11 +325,14 @@ impl Session {
                 return Err(DialError::Unreachable("the session is stopped".into()));
             }
         }
-        lock(&self.kept).clear();
+        let mut kept = lock(&self.kept);
+        let missing = kept.touched_beside(&positions);
+        kept.clear();
+        drop(kept);
         if offered > 0 {
-            info!(offered, restored = restored.len(), "the metadata server had lost changes");
+            info!(offered, restored = positions.len(), "the metadata server had lost changes");
         }
-        Ok(restored)
+        Ok(Restored { positions, missing })
     }
 
     /// Sees to what the server may have lost, before anything is asked of it over a new connection. `sent`: the last sign of life that was
@@ -353,7 +356,8 @@ impl Session {
             true => lock(&self.kept).clear(),
             false => connected.restored = self.replay(&*connected.link, &lost, sent).await?,
         }
-        if let Some(latest) = latest.filter(|latest| !connected.restored.contains(latest)) {
+        if let Some(latest) = latest.filter(|latest| !connected.restored.positions.contains(latest))
+        {
             error!(
                 latest,
                 "the metadata server has lost changes that it had answered and nobody had synced"
@@ -375,7 +379,7 @@ impl Session {
             let mut outcome =
                 self.greet(&mut successor, push_to).await.and_then(|(reply, link)| {
                     let volume = usable(&reply)?;
-                    let restored = BTreeSet::new();
+                    let restored = Restored::default();
                     Ok(Connected { reply, link, pushes, volume, successor, restored })
                 });
             if let Ok(connected) = &mut outcome

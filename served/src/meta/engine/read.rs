@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use netfs_common::errno::Errno;
-use netfs_common::id::{Ino, SessionId};
+use netfs_common::id::{Ino, OpSeq, SessionId};
 use netfs_common::name::Name;
 use netfs_common::wire::hello::Lost;
 use netfs_common::wire::meta::Reply;
@@ -176,6 +176,14 @@ impl Engine {
     /// `EIO` when the store fails.
     pub fn pending_trims_of(&self, ino: Ino) -> Result<Vec<(u64, Trim)>, Errno> {
         self.query(|store| namespace::trims_of(store, ino))
+    }
+
+    /// Whether a change of a session is in the log, and was answered without an error.
+    ///
+    /// # Errors
+    /// `EIO` when the store fails.
+    pub fn was_made(&self, session: SessionId, seq: OpSeq) -> Result<bool, Errno> {
+        self.query(|store| namespace::was_made(store, session, seq))
     }
 
     /// Chunks that are to be removed from the data servers, at most `limit` items, oldest first.

@@ -6,7 +6,6 @@ use netfs_common::id::Ino;
 use netfs_common::wire::meta::{MAX_BATCH, Response};
 
 use super::change::Change;
-use super::orphans::trims_of;
 use super::{Fault, MAX_SIZE, changed, valid_time};
 use crate::meta::keys;
 use crate::meta::kv::StoreError;
@@ -43,12 +42,6 @@ impl Change<'_, '_> {
         mtime: Timestamp,
     ) -> Result<Response, Fault> {
         let mut inode = self.written(ino, generation, end, mtime)?;
-        if self.replays.is_some() {
-            // Nobody writes to a file that is being cut: the cuts that are still noted were complete.
-            for (id, _) in trims_of(self.txn, ino)? {
-                self.txn.remove(keys::trim(id));
-            }
-        }
         if inode.attr.inline {
             inode.attr.inline = false;
             self.write_inline_data(&mut inode, Vec::new());

@@ -34,7 +34,7 @@ use change::Change;
 
 pub use orphans::{deletions, ended_sessions, trims, trims_of};
 pub(crate) use read::{get, get_xattr, list_xattrs, lookup, read_dir, read_link};
-pub use session::{MAX_SESSIONS, MAX_WINDOW, precheck, sessions};
+pub use session::{MAX_SESSIONS, MAX_WINDOW, precheck, sessions, was_made};
 pub use volume::{lost, state, volume};
 
 /// Names of a file, as ext4 has it.

@@ -66,6 +66,16 @@ pub fn precheck(store: &dyn Read, command: &Command) -> Result<Option<Reply>, St
     answer.map(|answer| once_more(store, answer)).transpose()
 }
 
+/// Whether a change is in the log and was answered without an error.
+///
+/// # Errors
+/// When the store fails.
+pub fn was_made(store: &dyn Read, session: SessionId, seq: OpSeq) -> Result<bool, StoreError> {
+    let window: Window = record::load(store, &keys::window(session))?.unwrap_or_default();
+    let answer: Option<Answer> = record::load(store, &keys::reply(session, seq))?;
+    Ok(seq <= window.answered || answer.is_some_and(|answer| answer.outcome.is_ok()))
+}
+
 /// The reply to a change that was made before.
 fn once_more(store: &dyn Read, answer: Answer) -> Result<Reply, StoreError> {
     let (target, touched) = match answer.outcome {

@@ -3,21 +3,21 @@
 //! Until that is done nobody is answered anything that could show what is missing. Cuts wait as well: of those in the log some were
 //! complete, and data was written after them.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use netfs_common::attr::Timestamp;
 use netfs_common::errno::Errno;
-use netfs_common::id::{LogIndex, SessionId};
+use netfs_common::id::{Ino, LogIndex, SessionId};
 use netfs_common::warn_rarely;
 use netfs_common::wire::meta::{MAX_REPLAY, Op, Replayed, Reply, Response};
 use tokio::sync::watch;
 
-use super::volume::{Volume, WARN_INTERVAL};
-use super::volumes::{self, VolumeError};
+use super::volume::{Volume, WARN_INTERVAL, now};
+use super::volumes;
 use crate::meta::command::{Action, Command};
-use crate::meta::replay::Replay;
+use crate::meta::replay::{Gathered, Replay};
 
 /// Changes that could not be made again, of each session that was waited for.
 type Missing = HashMap<SessionId, BTreeSet<LogIndex>>;
@@ -27,13 +27,21 @@ pub(super) struct Replaying {
     gathered: Mutex<Replay>,
     /// `None`: it is not done yet.
     outcome: watch::Sender<Option<Arc<Missing>>>,
+    /// When it was, in the server's own time.
+    done_at: OnceLock<Duration>,
 }
 
 impl Replaying {
     /// Waits for these sessions; with none there is nothing to do.
     pub(super) fn new(sessions: &[SessionId]) -> Replaying {
         let done = sessions.is_empty().then(Arc::<Missing>::default);
-        Replaying { gathered: Mutex::new(Replay::new(sessions)), outcome: watch::Sender::new(done) }
+        let done_at = OnceLock::new();
+        if done.is_some() {
+            // A new cell.
+            let _ = done_at.set(Duration::ZERO);
+        }
+        let gathered = Mutex::new(Replay::new(sessions));
+        Replaying { gathered, outcome: watch::Sender::new(done), done_at }
     }
 
     fn gathered(&self) -> MutexGuard<'_, Replay> {
@@ -43,6 +51,16 @@ impl Replaying {
     /// What was lost is made again, or nothing was.
     pub(super) fn is_done(&self) -> bool {
         self.outcome.borrow().is_some()
+    }
+
+    /// When that was, in the server's own time.
+    pub(super) fn done_at(&self) -> Option<Duration> {
+        self.done_at.get().copied()
+    }
+
+    /// Who has not said yet what it has.
+    pub(super) fn awaited(&self) -> BTreeSet<SessionId> {
+        self.gathered().awaited().collect()
     }
 
     /// Returns when it is done.
@@ -63,14 +81,19 @@ impl Volume {
         if changes.len() > MAX_REPLAY {
             return Err(Errno::E2BIG);
         }
-        let positions: Vec<LogIndex> = changes.iter().map(|change| change.at).collect();
+        if !self.replaying.gathered().knows(session) {
+            // Nobody has waited for it, so nothing can be made again in order. But it may have been, in an earlier life.
+            let mut lost = Vec::new();
+            for change in changes {
+                if !self.engine.was_made(session, change.seq)? {
+                    lost.push(change.at);
+                }
+            }
+            return Ok(Response::Replayed { lost });
+        }
         let last = {
             let mut gathered = self.replaying.gathered();
-            if !gathered.knows(session) {
-                // Nobody has waited for it, so nothing can be made again in order.
-                return Ok(Response::Replayed { lost: positions });
-            }
-            gathered.offer(session, changes)?;
+            gathered.offer(session, changes);
             done && gathered.strike(session)
         };
         if last {
@@ -100,20 +123,34 @@ impl Volume {
     }
 
     /// There is nothing that clients could have.
-    pub(super) fn nothing_to_replay(self: &Arc<Self>) -> Result<(), VolumeError> {
-        let failed = |errno| VolumeError::Unreadable { name: self.name().into(), errno };
-        self.begin_trims().map_err(failed)?;
-        volumes::note_machine(self.engine.dir())
+    pub(super) fn nothing_to_replay(self: &Arc<Self>) -> Result<(), Errno> {
+        self.begin_trims()?;
+        if let Err(error) = volumes::note_machine(self.engine.dir()) {
+            // The next start waits for clients that it need not wait for.
+            tracing::warn!(volume = %self.name(), %error, "it cannot be noted that nothing is missing");
+        }
+        Ok(())
     }
 
     /// Makes all that was offered again, in the old order.
     async fn make_again(self: Arc<Self>) {
-        let offers = self.replaying.gathered().take();
-        let (offered, mut made) = (offers.len(), 0_usize);
+        let Gathered { offers, refused } = self.replaying.gathered().take();
+        let (offered, mut made) = (offers.len() + refused.len(), 0_usize);
         let mut missing = Missing::new();
+        for (session, at) in refused {
+            missing.entry(session).or_default().insert(at);
+        }
+        let deleted = match self.engine.pending_deletions(usize::MAX) {
+            Ok(all) => all.into_iter().map(|(_, deletion)| deletion.ino).collect(),
+            Err(errno) => {
+                // It takes no changes either.
+                tracing::error!(volume = %self.name(), %errno, "the volume cannot be read");
+                HashSet::new()
+            }
+        };
         for (session, change) in offers {
             let at = change.at;
-            match self.make_one_again(session, change).await {
+            match self.make_one_again(session, change, &deleted).await {
                 Ok(()) => made += 1,
                 Err(errno) => {
                     warn_rarely!(WARN_INTERVAL, volume = %self.name(), %session, %at, %errno, "a change that was lost cannot be made again");
@@ -126,27 +163,65 @@ impl Volume {
             warn_rarely!(WARN_INTERVAL, volume = %self.name(), %errno, "what was made again is not on stable storage");
             tokio::time::sleep(WARN_INTERVAL).await;
         }
-        while let Err(error) = self.nothing_to_replay() {
-            warn_rarely!(WARN_INTERVAL, volume = %self.name(), %error, "the volume cannot go on after a failure of the machine");
+        while let Err(errno) = self.nothing_to_replay() {
+            warn_rarely!(WARN_INTERVAL, volume = %self.name(), %errno, "the volume cannot go on after a failure of the machine");
             tokio::time::sleep(WARN_INTERVAL).await;
         }
+        // Set here only.
+        let _ = self.replaying.done_at.set(self.uptime.get());
         tracing::warn!(volume = %self.name(), offered, made, "what the machine's failure took is made again");
         self.replaying.outcome.send_replace(Some(Arc::new(missing)));
     }
 
-    async fn make_one_again(&self, session: SessionId, change: Replayed) -> Result<(), Errno> {
-        let Replayed { at: _, seq, time, target, op } = change;
-        if matches!(op, Op::EndSession) {
-            // More goes with it than a change of the store, and nobody needs it again.
+    async fn make_one_again(
+        &self,
+        session: SessionId,
+        change: Replayed,
+        deleted: &HashSet<Ino>,
+    ) -> Result<(), Errno> {
+        let Replayed { at, seq, time, target, op } = change;
+        let was_lost = self.lost().iter().any(|lost| lost.after < at && at < lost.before);
+        // With the end of a session goes more than a change of the store, and nobody needs it again. The number of a new inode was
+        // not in use in what has been kept.
+        let created = matches!(op, Op::Create { .. }).then_some(target).flatten();
+        if !was_lost
+            || matches!(op, Op::EndSession)
+            || created.is_some_and(|(ino, _)| deleted.contains(&ino))
+        {
             return Err(Errno::EINVAL);
         }
+        // Who has these answers knows that all cuts before were complete, though the end of a cut may be lost.
+        let cut = match &op {
+            Op::SetAttr { ino, set } if set.size.is_some() => Some(*ino),
+            Op::CutTail { ino } | Op::WroteChunks { ino, .. } => Some(*ino),
+            _ => None,
+        };
+        self.cuts_are_complete(cut).await?;
+        let last = self.engine.last();
         let action = Action::Replay { session, seq, target, op };
-        let (_, reply) = self.execute(Command { time: not_ahead(time), action }).await;
-        let Response::Changed { target: now, attrs } = reply? else { return Err(Errno::EPROTO) };
+        let (index, reply) = self.execute(Command { time: not_ahead(time), action }).await;
+        let Response::Changed { target: came_to, attrs } = reply? else {
+            return Err(Errno::EPROTO);
+        };
+        self.cuts_are_complete(cut).await?;
         let Some((ino, generation)) = target else { return Ok(()) };
-        let same = now == Some(ino)
-            && attrs.iter().find(|a| a.ino == ino).is_none_or(|a| a.generation == generation);
-        if same { Ok(()) } else { Err(Errno::ESTALE) }
+        // When it was not lost, or has been made again before, the file may have got others since.
+        let again = index <= last;
+        let same = |is: u32| is == generation || again && is > generation;
+        let found = attrs.iter().find(|a| a.ino == ino);
+        match came_to == Some(ino) && found.is_none_or(|a| same(a.generation)) {
+            true => Ok(()),
+            false => Err(Errno::ESTALE),
+        }
+    }
+
+    async fn cuts_are_complete(&self, of: Option<Ino>) -> Result<(), Errno> {
+        let Some(ino) = of else { return Ok(()) };
+        for (id, _) in self.engine.pending_trims_of(ino)? {
+            let action = Action::TrimDone { id, freed: 0 };
+            self.execute(Command { time: now(), action }).await.1?;
+        }
+        Ok(())
     }
 }
 

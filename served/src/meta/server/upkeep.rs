@@ -46,11 +46,16 @@ impl Volume {
     /// them.
     fn overdue(&self) -> BTreeSet<SessionId> {
         // Nor may one be ended that is not here and counts on the term of before.
-        if self.uptime.get() < self.patience().max(self.told) {
+        let now = self.uptime.get();
+        if now < self.patience().max(self.told) {
             return BTreeSet::new();
         }
-        let mut absent: BTreeSet<_> = self.leasing.table().absent().collect();
-        absent.extend(self.locks.absent());
+        let mut absent: BTreeSet<_> = match self.replaying.done_at() {
+            // Nobody else is asked for anything yet.
+            None => self.replaying.awaited(),
+            Some(at) if now.saturating_sub(at) < self.patience() => return BTreeSet::new(),
+            Some(_) => self.leasing.table().absent().chain(self.locks.absent()).collect(),
+        };
         absent.retain(|id| !self.members.is_closed(*id));
         absent
     }

@@ -27,6 +27,7 @@ use super::leasing::Leasing;
 use super::locks::LockTable;
 use super::lookups::Lookups;
 use super::members::{Entry, LinkId, Members, NotAdmitted};
+use super::recent::Recent;
 use super::replaying::Replaying;
 use super::terms;
 use super::trims::Trims;
@@ -63,6 +64,8 @@ pub(super) struct Volume {
     pub(super) lookups: Lookups,
     pub(super) locks: LockTable,
     pub(super) replaying: Replaying,
+    /// Where the changes are in the log that are not on stable storage yet.
+    recent: std::sync::Mutex<Recent>,
     /// Held by whoever makes a change, in the order of arrival.
     turn: Mutex<()>,
     pub(super) company: std::sync::Mutex<Company>,
@@ -138,6 +141,7 @@ impl Volume {
             lookups,
             locks,
             replaying: Replaying::new(if replays { &before } else { &[] }),
+            recent: std::sync::Mutex::default(),
             turn: Mutex::new(()),
             company: std::sync::Mutex::default(),
             trouble: std::sync::Mutex::default(),
@@ -155,7 +159,7 @@ impl Volume {
             data,
         });
         if volume.replaying.is_done() {
-            volume.nothing_to_replay()?;
+            volume.nothing_to_replay().map_err(failed)?;
         } else {
             let sessions = before.len();
             tracing::warn!(volume = %volume.name, sessions, "the machine has failed: clients are waited for, which may have what was lost");
@@ -312,6 +316,8 @@ impl Volume {
         self.flush_to(self.engine.last()).await.map_err(failed)?;
         let engine = self.engine.clone();
         match tokio::task::spawn_blocking(move || engine.checkpoint()).await {
+            // Else what the machine's failure took is still to be made again.
+            Ok(Ok(())) if !self.replaying.is_done() => Ok(()),
             Ok(Ok(())) => volumes::mark_clean(self.engine.dir()),
             Ok(Err(source)) => Err(VolumeError::Engine { name: self.name.clone(), source }),
             Err(error) => {
@@ -483,7 +489,20 @@ impl Volume {
             match self.may_run(session, &wants, place.take()) {
                 Ok(()) => {
                     let last = self.engine.last();
-                    let (index, reply) = self.engine.execute(command);
+                    let number = match &command.action {
+                        Action::Mutate { seq, .. } => Some((session, *seq)),
+                        _ => None,
+                    };
+                    let (mut index, reply) = self.engine.execute(command);
+                    if let Some(number) = number {
+                        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+                        recent.durable(self.engine.durable());
+                        match index > last {
+                            true => recent.add(index, number),
+                            // When it is not among them, it is on stable storage.
+                            false => index = recent.at(number).unwrap_or(LogIndex(0)),
+                        }
+                    }
                     if let Ok(Response::Changed { target, attrs }) = &reply {
                         // When it was made before, much may have been written since.
                         let again = index <= last && leaves == Leaves::Clean;

@@ -238,6 +238,9 @@ pub(super) fn machine_failed(dir: &Path) -> Result<bool, VolumeError> {
 /// says that the machine has failed.
 pub(super) fn note_machine(dir: &Path) -> Result<(), VolumeError> {
     let path = dir.join(BOOT);
+    if !machine_failed(dir)? {
+        return Ok(());
+    }
     let id = boot_id()?;
     let mut options = private::file_options();
     let file = options.create(true).truncate(true).write(true).open(&path);
