@@ -38,7 +38,7 @@ impl Writeback {
         let outcome = self.session.mutate_at(op, sync, report.time, known_in).await;
         let failed = match &outcome {
             Ok(changed) => {
-                self.cache.learn_changed(ticket, &changed);
+                self.cache.learn_changed(ticket, changed);
                 None
             }
             // The inode is gone, or was emptied: nobody can ask for the data.
