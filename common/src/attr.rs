@@ -15,6 +15,17 @@ pub struct Timestamp {
     pub nanos: u32,
 }
 
+impl Timestamp {
+    /// A nanosecond later.
+    #[must_use]
+    pub fn next(self) -> Timestamp {
+        match self.nanos {
+            nanos if nanos < 999_999_999 => Timestamp { nanos: nanos + 1, ..self },
+            _ => Timestamp { secs: self.secs.saturating_add(1), nanos: 0 },
+        }
+    }
+}
+
 impl From<SystemTime> for Timestamp {
     fn from(t: SystemTime) -> Self {
         match t.duration_since(UNIX_EPOCH) {

@@ -89,6 +89,7 @@ fn hello_is_pinned() {
             },
             resumed: false,
             others: true,
+            time: Timestamp { secs: 3, nanos: 4 },
             term_ms: 30000,
             lost: vec![Lost { after: LogIndex(4), before: LogIndex(9) }],
         }),
@@ -96,7 +97,7 @@ fn hello_is_pinned() {
     let ones = "01".repeat(16);
     pin(
         &reply,
-        &format!("0200{ones}090105fb0040010101 0103613a31 010101010001fb3075010409")
+        &format!("0200{ones}090105fb0040010101 0103613a31 01010101000106 04fb3075010409")
             .replace(' ', ""),
     );
 }

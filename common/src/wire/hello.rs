@@ -2,6 +2,7 @@
 
 use bincode::{Decode, Encode};
 
+use crate::attr::Timestamp;
 use crate::id::{ClusterId, InstanceId, LogIndex, SessionId};
 use crate::map::ClusterMap;
 
@@ -80,6 +81,8 @@ pub struct VolumeInfo {
     pub resumed: bool,
     /// Other clients have the volume mounted; see [`crate::wire::meta::Push::Company`].
     pub others: bool,
+    /// The server's clock.
+    pub time: Timestamp,
     /// For how long the session lives without a sign of life, in milliseconds.
     pub term_ms: u32,
     /// What the server has lost whenever its machine failed, as far as it remembers ([`MAX_LOST`] times), oldest first.

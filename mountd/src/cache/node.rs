@@ -283,6 +283,17 @@ impl State {
         self.unsettled = self.unsettled.max(since_boot() + how_long);
     }
 
+    /// The time of a change that is made now: after that of the one before it, which may have been made by a client whose clock is a little
+    /// ahead.
+    pub fn after_last_change(&self, now: Timestamp) -> Timestamp {
+        let told = self.attr.as_ref().map(|attr| attr.ctime);
+        let own = self.file.as_ref().and_then(|file| file.ctime);
+        match told.max(own) {
+            Some(last) if last >= now => last.next(),
+            _ => now,
+        }
+    }
+
     /// The size as programs shall see it.
     pub fn size(&self) -> u64 {
         let sent = self.attr.as_ref().map_or(0, |a| a.size);

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use netfs_common::attr::{Attr, Timestamp};
 use netfs_common::errno::Errno;
@@ -16,6 +16,7 @@ use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tracing::warn;
 
+use super::clock::Clock;
 use super::counters::{Counters, Traffic};
 use super::data::Bulk;
 use super::kept::Kept;
@@ -172,6 +173,7 @@ pub struct Session {
     kept: Mutex<Kept>,
     /// A leaf.
     term: Mutex<Term>,
+    clock: Clock,
     /// When the server has answered last, in nanoseconds since boot.
     heard: AtomicU64,
 }
@@ -198,8 +200,9 @@ impl Session {
     ) -> Result<Arc<Session>, DialError> {
         let (push_to, pushes) = mpsc::channel(4);
         let hello = hello(&config, Role::Meta, config.session, Claim::Begin);
-        let sent = since_boot();
+        let (sent, sent_wall) = (since_boot(), SystemTime::now());
         let (reply, link) = dialer.meta(hello, push_to).await?;
+        let server_time = reply.volume.as_ref().map(|volume| volume.time);
         let volume = usable(&reply)?;
         let counters = Arc::new(Counters::default());
         let bulk = Bulk::new(
@@ -223,9 +226,13 @@ impl Session {
             positions: Mutex::new(Positions::new(1)),
             kept: Mutex::default(),
             term: Mutex::new(Term::new(sent)),
+            clock: Clock::default(),
             heard: AtomicU64::new(0),
         });
         session.hear();
+        if let Some(time) = server_time {
+            session.compare_clocks(sent_wall, time);
+        }
         tokio::spawn(life::watch_term(Arc::downgrade(&session)));
         tokio::spawn(life::drive(Arc::downgrade(&session), reply.instance, pushes));
         Ok(session)
@@ -245,6 +252,22 @@ impl Session {
     /// The volume, as the last connection described it.
     pub fn volume(&self) -> Arc<VolumeInfo> {
         Arc::clone(&self.volume.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The present, by which changes are dated.
+    pub fn now(&self) -> Timestamp {
+        self.clock.now()
+    }
+
+    /// A greeting that was sent at a time of this client's has been answered just now.
+    fn compare_clocks(&self, sent: SystemTime, server: Timestamp) {
+        if let Some(skew) = self.clock.compare(sent, SystemTime::now(), server) {
+            let skew_ms = u64::try_from(skew.as_millis()).unwrap_or(u64::MAX);
+            warn!(
+                skew_ms,
+                "this machine's clock disagrees with the metadata server's, by which changes are dated instead"
+            );
+        }
     }
 
     /// The server has answered.
@@ -438,7 +461,7 @@ impl Session {
     /// # Errors
     /// As [`Session::mutate_at`].
     pub async fn mutate_as(&self, waits: Waits, op: Op, sync: bool) -> Result<Changed, Errno> {
-        self.change(waits, op, sync, now(), None).await
+        self.change(waits, op, sync, self.now(), None).await
     }
 
     /// Which of the sessions that have followed each other under its identifier this is.
@@ -572,11 +595,6 @@ impl Drop for Number<'_> {
 /// The latest version of attributes.
 fn newest(attrs: &[Attr]) -> u64 {
     attrs.iter().map(|a| a.version).max().unwrap_or(0)
-}
-
-/// The present.
-pub(crate) fn now() -> Timestamp {
-    std::time::SystemTime::now().into()
 }
 
 fn hello_template(config: &SessionConfig) -> Hello {

@@ -7,6 +7,7 @@
 //! the caches. The exceptions are [`Session::stop`] and a session that the server has ended:
 //! changes that were under way then may or may not have been applied and fail with `EIO`.
 
+mod clock;
 mod counters;
 mod data;
 mod kept;
@@ -21,8 +22,8 @@ pub use counters::{Counters, Traffic};
 pub use data::{Bulk, Copied, Place, Written};
 pub use link::{Answer, DataLink, DialError, Dialer, Dialled, LinkError, MetaLink, PushCall};
 pub use lost::LostPositions;
+pub(crate) use meta::lock;
 pub use meta::{Changed, Reconnected, Restored, Session, SessionConfig, SessionEvents, Waits};
-pub(crate) use meta::{lock, now};
 pub use oplog::OpLog;
 pub(crate) use term::since_boot;
 pub use term::{Look, Term};

@@ -10,7 +10,7 @@ use netfs_common::wire::meta::{MAX_BATCH, Op};
 
 use super::{AccessTimes, Vfs};
 use crate::cache::Node;
-use crate::session::{lock, now};
+use crate::session::lock;
 
 /// An access time older than this moves with any read.
 const STALE: i64 = 24 * 3600;
@@ -34,7 +34,7 @@ impl Vfs {
         if mode == AccessTimes::Never || flags & libc::O_NOATIME != 0 {
             return;
         }
-        let time = now();
+        let time = self.session.now();
         let mut state = node.state();
         let Some(attr) = state.effective() else { return };
         if self.options.nodiratime && attr.kind == FileKind::Dir {

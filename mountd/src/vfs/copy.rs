@@ -1,7 +1,7 @@
 //! Copying within the volume, without the bytes passing through here where that can be had.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Ino};
@@ -9,7 +9,7 @@ use netfs_common::id::{ChunkId, Ino};
 use super::Vfs;
 use super::attrs::MAX_SIZE;
 use crate::cache::Node;
-use crate::session::{Copied, now};
+use crate::session::Copied;
 use crate::writeback::Content;
 
 /// The most that one call copies; the kernel asks again for the rest. It bounds for how long the
@@ -26,7 +26,8 @@ const MAX_ROUNDS: usize = 10;
 /// from the other in step for ever, if neither steps back; so one waits longer than the other, by chance.
 fn step_back(rounds: u32) -> Duration {
     let most = 1 << rounds.min(6);
-    Duration::from_micros(u64::from(now().nanos) % 1000 * most)
+    let by_chance = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().subsec_nanos();
+    Duration::from_micros(u64::from(by_chance) % 1000 * most)
 }
 
 impl Vfs {
@@ -189,7 +190,7 @@ impl Vfs {
     /// Notes what copies have done, to be reported.
     fn copied(&self, to: &Arc<Node>, end: u64, written: &mut Vec<crate::session::Written>) {
         let allocated: i64 = written.drain(..).map(|w| w.allocated).sum();
-        self.writeback.note_copied(to, end, allocated, now());
+        self.writeback.note_copied(to, end, allocated);
     }
 
     async fn copy_through(

@@ -9,7 +9,7 @@ use tracing::error;
 
 use super::{Content, Writeback};
 use crate::cache::{Node, State};
-use crate::session::{Waits, now};
+use crate::session::Waits;
 
 impl Writeback {
     /// The inline data as the server has it: from the cache, or asked for. Inline data is all
@@ -150,7 +150,8 @@ fn compose(
     limit: u64,
 ) -> Option<(Op, netfs_common::attr::Timestamp)> {
     let (inline, size) = (state.is_inline(), state.size());
-    let (ino, generation) = state.attr.as_ref().map(|a| (a.ino, a.generation))?;
+    let (ino, generation, old_mtime) =
+        state.attr.as_ref().map(|a| (a.ino, a.generation, a.mtime))?;
     let file = state.file.as_mut()?;
     let end = file.dirty.data_end();
     if !inline || file.dirty.is_empty() || !file.flying.is_empty() || end > limit {
@@ -166,7 +167,7 @@ fn compose(
         }
     }
     file.flying = std::mem::take(&mut file.dirty);
-    let mtime = file.mtime.unwrap_or_else(now);
+    let mtime = file.mtime.unwrap_or(old_mtime);
     let time = file.ctime.unwrap_or(mtime);
     Some((Op::WriteInline { ino, generation, data, size, mtime }, time))
 }

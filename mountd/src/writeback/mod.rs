@@ -51,7 +51,7 @@ use tokio::time::Instant;
 
 use crate::cache::{Cache, Node, SETTLES, State};
 use crate::insight::{Wait, waiting};
-use crate::session::{Session, lock, now};
+use crate::session::{Session, lock};
 use crate::vfs::KernelCache;
 pub use extents::{Batch, Content, Extents, WINDOW, take};
 
@@ -236,7 +236,7 @@ impl Writeback {
             // Before these bytes leave the buffers again nobody may have kept what was there.
             self.cache.pages.drop_range(node.ino, start, start.saturating_add(len));
             let inline = state.is_inline();
-            let time = now();
+            let time = state.after_last_change(self.session.now());
             let file = state.file();
             file.dirty.insert(start, content, ());
             (file.mtime, file.ctime) = (Some(time), Some(time));
@@ -265,14 +265,9 @@ impl Writeback {
     }
 
     /// Data has been copied within the servers up to `end`; it is to be reported.
-    pub fn note_copied(
-        &self,
-        node: &Arc<Node>,
-        end: u64,
-        allocated: i64,
-        time: netfs_common::attr::Timestamp,
-    ) {
+    pub fn note_copied(&self, node: &Arc<Node>, end: u64, allocated: i64) {
         let queue = self.edit(node, |state| {
+            let time = state.after_last_change(self.session.now());
             let file = state.file();
             file.unreported = true;
             file.end = file.end.max(end);

@@ -10,7 +10,6 @@ use tracing::error;
 
 use super::Writeback;
 use crate::cache::{Node, State};
-use crate::session::now;
 
 /// A report under way.
 struct Report {
@@ -100,7 +99,8 @@ fn compose(state: &mut State) -> Option<Report> {
     let shown = state.effective()?.allocated;
     let (era, inline) = (state.era, state.is_inline());
     let attr = state.attr.as_ref()?;
-    let (ino, generation, old_mtime) = (attr.ino, attr.generation, attr.mtime);
+    let (ino, generation, old_mtime, old_ctime) =
+        (attr.ino, attr.generation, attr.mtime, attr.ctime);
     let file = state.file.as_mut()?;
     let idle = file.dirty.is_empty() && file.flying.is_empty();
     // While the inline copy is moving, nothing may make the server drop it.
@@ -111,7 +111,7 @@ fn compose(state: &mut State) -> Option<Report> {
         return None;
     }
     let mtime = file.mtime.unwrap_or(old_mtime);
-    let time = file.ctime.unwrap_or_else(now);
+    let time = file.ctime.unwrap_or(old_ctime);
     let (end, allocated) = (file.end, file.allocated);
     file.unreported = false;
     let op = Op::WroteChunks { ino, generation, end, allocated, mtime };

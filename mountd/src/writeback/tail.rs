@@ -8,7 +8,6 @@ use tracing::error;
 
 use super::Writeback;
 use crate::cache::{Node, State};
-use crate::session::now;
 
 /// A file is on its way out of its inode, and some of it is at data servers already: bytes of this client, which are not reported
 /// until all of it is, and which must not be cut. The tail was known before the first of them was sent.
@@ -69,7 +68,7 @@ impl Writeback {
         let ticket = self.cache.ticket(node);
         let known_in = self.session.incarnation();
         let op = Op::CutTail { ino: node.ino };
-        let changed = self.session.mutate_at(op, false, now(), known_in).await?;
+        let changed = self.session.mutate_at(op, false, self.session.now(), known_in).await?;
         self.cache.learn_changed(ticket, &changed);
         self.cache.tail_known(ticket, node);
         Ok(())

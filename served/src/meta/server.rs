@@ -370,6 +370,7 @@ async fn member(incoming: Incoming, hello: Hello, shared: Arc<Shared>) -> Result
         map: shared.map_for(&incoming),
         resumed: joined.resumed,
         others: volume.has_company(),
+        time: std::time::SystemTime::now().into(),
         term_ms: u32::try_from(volume.term().as_millis()).unwrap_or(u32::MAX),
         lost: volume.lost(),
     };

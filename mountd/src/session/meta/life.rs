@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use netfs_common::id::{Ino, InstanceId, LogIndex, SessionId};
 use netfs_common::wire::hello::VolumeInfo;
@@ -375,10 +375,11 @@ impl Session {
                 return None;
             }
             let (push_to, pushes) = mpsc::channel(4);
-            let mut sent = since_boot();
+            let (mut sent, sent_wall) = (since_boot(), SystemTime::now());
             let mut outcome =
                 self.greet(&mut successor, push_to).await.and_then(|(reply, link)| {
                     let volume = usable(&reply)?;
+                    self.compare_clocks(sent_wall, volume.time);
                     let restored = Restored::default();
                     Ok(Connected { reply, link, pushes, volume, successor, restored })
                 });

@@ -337,6 +337,7 @@ impl Dialer for Net {
                 term_ms: world.term_ms.load(Ordering::SeqCst),
                 lost: lock(&world.meta).lost.clone(),
                 others: false,
+                time: std::time::SystemTime::now().into(),
             };
             let reply = world.hello_reply(world.instance.load(Ordering::SeqCst), Some(volume));
             let connection = Connection { pushes, cut: Arc::clone(&link.cut) };

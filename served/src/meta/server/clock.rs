@@ -5,8 +5,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use netfs_common::attr::Timestamp;
 
-/// A client's clock is believed while it is within this of the server's.
+/// A client's time is believed up to so much after the server's. Clients correct themselves (`mountd/src/session/clock.rs`).
 const MAX_SKEW: Duration = Duration::from_secs(5);
+/// And so much before it: what was written while the server could not be reached is dated by when that was.
+const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 /// A wrong clock is warned of this often at most, in seconds.
 const WARN_INTERVAL_SECS: u64 = 60;
 
@@ -49,7 +51,8 @@ fn correct(claimed: Timestamp, now: Timestamp) -> (Timestamp, Option<i64>) {
     }
     let nanos = |t: Timestamp| i128::from(t.secs) * 1_000_000_000 + i128::from(t.nanos);
     let ahead = nanos(claimed) - nanos(now);
-    if ahead.unsigned_abs() <= MAX_SKEW.as_nanos() {
+    let earliest = -(MAX_AGE.as_nanos() as i128);
+    if (earliest..=MAX_SKEW.as_nanos() as i128).contains(&ahead) {
         return (claimed, None);
     }
     let ms = i64::try_from(ahead / 1_000_000).unwrap_or(i64::MAX);
@@ -65,7 +68,8 @@ mod tests {
         let at = |secs, nanos| Timestamp { secs, nanos };
         let now = at(1000, 500);
         assert_eq!(correct(at(1004, 7), now), (at(1004, 7), None));
-        assert_eq!(correct(at(996, 7), now), (at(996, 7), None));
+        assert_eq!(correct(at(-80_000, 7), now), (at(-80_000, 7), None));
+        assert_eq!(correct(at(-90_000, 7), now).0, now);
         assert_eq!(correct(at(1006, 500), now), (now, Some(6000)));
         assert_eq!(correct(at(i64::MIN, 0), now).0, now);
         assert_eq!(correct(at(1000, 1_000_000_000), now).0, now);
