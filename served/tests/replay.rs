@@ -13,7 +13,9 @@ use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, OpSeq};
 use netfs_common::name::Name;
-use netfs_common::wire::meta::{Answer, NewInode, Op, Replayed, Reply, Request, Response};
+use netfs_common::wire::meta::{
+    Answer, BURIAL, Mutation, NewInode, Op, Replayed, Reply, Request, Response,
+};
 use netfs_served::embedded::{self, Embedded, EmbeddedOptions};
 
 const ROOT: Ino = Ino::ROOT;
@@ -180,4 +182,49 @@ async fn an_orderly_stop_before_all_are_back_forgets_nothing() {
     first.reclaim(&[], true).await;
     second.reclaim(&[], true).await;
     assert!(second.call(&look("a")).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_client_that_died_is_not_waited_for_when_that_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path());
+    let (first, second) = (client(&servers, 1).await, client(&servers, 2).await);
+    drop((first, second, servers));
+    forget_machine(dir.path());
+    let mut servers = start(dir.path());
+    let first = back(&servers, 1).await;
+    let change = vec![replayed(1000, 5, Ino(50), create(ROOT, "a", NewInode::Dir))];
+    let offered = offer(&first, change, true);
+    let end = async {
+        let dead = back(&servers, 2).await;
+        let mutation = Mutation {
+            seq: BURIAL,
+            answered: OpSeq(BURIAL.0 - 1),
+            time: std::time::SystemTime::now().into(),
+            sync: false,
+            op: Op::EndSession,
+        };
+        dead.call(&Request::Mutate(mutation)).await
+    };
+    let (offered, ended) = tokio::join!(offered, end);
+    assert!(ended.is_ok(), "{ended:?}");
+    assert_eq!(offered, lost(&[]));
+    first.reclaim(&[], true).await;
+    assert!(first.call(&look("a")).await.is_ok());
+    drop(first);
+    // Nor is anybody when the server ends.
+    let second = client(&servers, 3).await;
+    drop((second, servers));
+    forget_machine(dir.path());
+    servers = start(dir.path());
+    let third = back(&servers, 3).await;
+    let (link, bytes) = (third.link.clone(), codec::encode(&look("a")).unwrap());
+    let waiting =
+        tokio::spawn(async move { link.call(bytes.into(), Instant::now() + PATIENCE).await });
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(!waiting.is_finished());
+    let begun = Instant::now();
+    tokio::task::spawn_blocking(|| servers.stop()).await.unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    waiting.await.unwrap().ok();
 }

@@ -66,6 +66,11 @@ impl Kept {
         }
     }
 
+    /// There are none.
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
     /// It is more than should be kept.
     pub(super) fn is_full(&self) -> bool {
         self.changes.len() > MAX_CHANGES || self.bytes > MAX_BYTES

@@ -130,10 +130,11 @@ impl Changed {
     /// What the server needs to make the change again.
     fn to_replay(&self, seq: OpSeq, time: Timestamp, op: Op) -> Replayed {
         let at = LogIndex(self.at);
+        let target = self.target.and_then(|ino| self.attrs.iter().find(|a| a.ino == ino));
         // As the server has dated it.
-        let time = self.attrs.iter().map(|a| a.ctime).max().unwrap_or(time);
-        let of = |ino| self.attrs.iter().find(|a| a.ino == ino).map(|a| (ino, a.generation));
-        Replayed { at, seq, time, target: self.target.and_then(of), op }
+        let dated = target.or(self.attrs.first()).map_or(time, |a| a.ctime);
+        let target = target.map(|a| (a.ino, a.generation));
+        Replayed { at, seq, time: dated, target, op }
     }
 
     /// The attributes of the target.
@@ -405,7 +406,10 @@ impl Session {
             let (serial, _, link) = waiting(Wait::Connection, self.up(after)).await?;
             match self.once(&*link, request.clone()).await? {
                 // An earlier life of the server does not speak for the present one.
-                Some(answer) if lock(&self.positions).is_current(serial) => return Ok(answer),
+                Some(answer) if lock(&self.positions).is_current(serial) => {
+                    lock(&self.kept).durable(answer.durable);
+                    return Ok(answer);
+                }
                 _ => after = serial,
             }
         }
@@ -527,8 +531,9 @@ impl Session {
                         return Err(Errno::EPROTO);
                     };
                     // The end of a cut has a place of its own, after that of the change.
-                    let at = match op {
-                        Op::SetAttr { .. } | Op::CutTail { .. } => at.0.max(newest(&attrs)),
+                    let at = match &op {
+                        Op::SetAttr { set, .. } if set.size.is_some() => at.0.max(newest(&attrs)),
+                        Op::CutTail { .. } => at.0.max(newest(&attrs)),
                         _ => at.0,
                     };
                     let changed = Changed { at, target, attrs, grants };
@@ -566,7 +571,6 @@ impl Session {
             _ => return Err(Errno::EPROTO),
         }
         lock(&self.positions).reached(wanted);
-        lock(&self.kept).durable(answer.durable);
         Ok(())
     }
 }

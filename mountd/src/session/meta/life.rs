@@ -18,6 +18,9 @@ use super::super::lost::LostPositions;
 use super::super::term::{Look, since_boot};
 use super::{BACKOFF, HUNG_AFTER, Reconnected, Restored, Session, State, hello, lock, usable};
 
+/// How often it is asked whether changes that are kept are on stable storage, if no other answer has said so.
+const TIDY: Duration = Duration::from_secs(1);
+
 /// Keeps the session connected and alive until it is stopped or dropped.
 pub(super) async fn drive(
     weak: Weak<Session>,
@@ -118,6 +121,9 @@ async fn attend(
     let mut renew = tokio::time::interval(third);
     renew.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     renew.tick().await;
+    let mut tidy = tokio::time::interval(TIDY);
+    tidy.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tidy.tick().await;
     let mut renewal: Option<JoinHandle<()>> = None;
     let closed = link.closed();
     tokio::pin!(closed);
@@ -130,6 +136,13 @@ async fn attend(
                 // Beside the server's calls, which may be what keeps it from answering.
                 if renewal.as_ref().is_none_or(JoinHandle::is_finished) {
                     let Some(session) = weak.upgrade() else { return };
+                    renewal = Some(tokio::spawn(renew_once(session, link.clone(), third * 2)));
+                }
+            }
+            _ = tidy.tick() => {
+                let Some(session) = weak.upgrade() else { return };
+                // Nobody asks anything, and the server has flushed what it was asked last.
+                if !lock(&session.kept).is_empty() && renewal.as_ref().is_none_or(JoinHandle::is_finished) {
                     renewal = Some(tokio::spawn(renew_once(session, link.clone(), third * 2)));
                 }
             }

@@ -23,6 +23,7 @@ use netfs_common::id::SessionId;
 use netfs_common::warn_rarely;
 #[cfg(doc)]
 use netfs_common::wire::meta::BURIAL;
+use netfs_common::wire::meta::{Reply, Response};
 
 use super::volume::{Ends, Volume, WARN_INTERVAL, now};
 use crate::meta::command::{Action, Command};
@@ -89,6 +90,17 @@ impl Volume {
                 warn_rarely!(WARN_INTERVAL, session = %id, %errno, "a session cannot be ended");
             }
         }
+    }
+
+    /// Ends the session of a client that has died, before anything else can be done in it.
+    pub(super) async fn bury(self: &Arc<Self>, id: SessionId) -> Reply {
+        let command = Command { time: now(), action: Action::CloseSession { id } };
+        self.execute(command).await.1?;
+        self.lookups.end(id);
+        // The connection is left to who has asked for this.
+        drop(self.members.close(id));
+        tokio::spawn(self.clone().give_away(id));
+        Ok(Response::Changed { target: None, attrs: Vec::new() })
     }
 
     /// Lets others have what an ended session had, as soon as that is safe: its end must not be undone by a crash, and what its

@@ -22,11 +22,21 @@ use crate::meta::replay::{Gathered, Replay};
 /// Changes that could not be made again, of each session that was waited for.
 type Missing = HashMap<SessionId, BTreeSet<LogIndex>>;
 
+/// How far it is.
+#[derive(Clone, Debug)]
+enum Stage {
+    /// Not done yet.
+    Waiting,
+    /// What could be made again is on stable storage.
+    Done(Arc<Missing>),
+    /// The server ends before it is done.
+    Closing,
+}
+
 /// What is gathered, and what has come of it.
 pub(super) struct Replaying {
     gathered: Mutex<Replay>,
-    /// `None`: it is not done yet.
-    outcome: watch::Sender<Option<Arc<Missing>>>,
+    stage: watch::Sender<Stage>,
     /// When it was, in the server's own time.
     done_at: OnceLock<Duration>,
 }
@@ -34,14 +44,15 @@ pub(super) struct Replaying {
 impl Replaying {
     /// Waits for these sessions; with none there is nothing to do.
     pub(super) fn new(sessions: &[SessionId]) -> Replaying {
-        let done = sessions.is_empty().then(Arc::<Missing>::default);
         let done_at = OnceLock::new();
-        if done.is_some() {
+        let mut stage = Stage::Waiting;
+        if sessions.is_empty() {
+            stage = Stage::Done(Arc::default());
             // A new cell.
             let _ = done_at.set(Duration::ZERO);
         }
         let gathered = Mutex::new(Replay::new(sessions));
-        Replaying { gathered, outcome: watch::Sender::new(done), done_at }
+        Replaying { gathered, stage: watch::Sender::new(stage), done_at }
     }
 
     fn gathered(&self) -> MutexGuard<'_, Replay> {
@@ -50,7 +61,7 @@ impl Replaying {
 
     /// What was lost is made again, or nothing was.
     pub(super) fn is_done(&self) -> bool {
-        self.outcome.borrow().is_some()
+        matches!(*self.stage.borrow(), Stage::Done(_))
     }
 
     /// When that was, in the server's own time.
@@ -63,10 +74,29 @@ impl Replaying {
         self.gathered().awaited().collect()
     }
 
-    /// Returns when it is done.
-    pub(super) async fn wait(&self) {
-        // The sender is here: there is no error.
-        let _ = self.outcome.subscribe().wait_for(Option::is_some).await;
+    /// Returns when it is done; `false`: it never will be in this life of the server.
+    pub(super) async fn wait(&self) -> bool {
+        self.outcome().await.is_some()
+    }
+
+    async fn outcome(&self) -> Option<Arc<Missing>> {
+        let mut stage = self.stage.subscribe();
+        let known = stage.wait_for(|stage| !matches!(stage, Stage::Waiting)).await;
+        match known.as_deref() {
+            Ok(Stage::Done(missing)) => Some(missing.clone()),
+            _ => None,
+        }
+    }
+
+    /// The server is about to end: nobody is kept waiting.
+    pub(super) fn close(&self) {
+        self.stage.send_if_modified(|stage| {
+            let waits = matches!(stage, Stage::Waiting);
+            if waits {
+                *stage = Stage::Closing;
+            }
+            waits
+        });
     }
 }
 
@@ -102,15 +132,13 @@ impl Volume {
         if !done {
             return Ok(Response::Done);
         }
-        let mut outcome = self.replaying.outcome.subscribe();
         // Well within its term, so that its next question is a sign of life.
-        let known = outcome.wait_for(Option::is_some);
-        match tokio::time::timeout(self.term() / 4, known).await {
-            Ok(Ok(missing)) => {
-                let lost = missing.as_ref().and_then(|missing| missing.get(&session));
+        match tokio::time::timeout(self.term() / 4, self.replaying.outcome()).await {
+            Ok(Some(missing)) => {
+                let lost = missing.get(&session);
                 Ok(Response::Replayed { lost: lost.into_iter().flatten().copied().collect() })
             }
-            Ok(Err(_)) => Err(Errno::ESHUTDOWN),
+            Ok(None) => Err(Errno::ESHUTDOWN),
             Err(_) => Ok(Response::Done),
         }
     }
@@ -170,7 +198,7 @@ impl Volume {
         // Set here only.
         let _ = self.replaying.done_at.set(self.uptime.get());
         tracing::warn!(volume = %self.name(), offered, made, "what the machine's failure took is made again");
-        self.replaying.outcome.send_replace(Some(Arc::new(missing)));
+        self.replaying.stage.send_replace(Stage::Done(Arc::new(missing)));
     }
 
     async fn make_one_again(
@@ -181,12 +209,14 @@ impl Volume {
     ) -> Result<(), Errno> {
         let Replayed { at, seq, time, target, op } = change;
         let was_lost = self.lost().iter().any(|lost| lost.after < at && at < lost.before);
-        // With the end of a session goes more than a change of the store, and nobody needs it again. The number of a new inode was
-        // not in use in what has been kept.
+        // With the end of a session goes more than a change of the store, and nobody needs it again.
+        if !was_lost || matches!(op, Op::EndSession) {
+            return Err(Errno::EINVAL);
+        }
+        // The number of a new inode was not in use in what has been kept.
         let created = matches!(op, Op::Create { .. }).then_some(target).flatten();
-        if !was_lost
-            || matches!(op, Op::EndSession)
-            || created.is_some_and(|(ino, _)| deleted.contains(&ino))
+        if created.is_some_and(|(ino, _)| deleted.contains(&ino))
+            && !self.engine.was_made(session, seq)?
         {
             return Err(Errno::EINVAL);
         }
@@ -200,7 +230,10 @@ impl Volume {
         let last = self.engine.last();
         let action = Action::Replay { session, seq, target, op };
         let (index, reply) = self.execute(Command { time: not_ahead(time), action }).await;
-        let Response::Changed { target: came_to, attrs } = reply? else {
+        let response = reply?;
+        // Clients that came after the failure have never seen what is removed here.
+        self.release(session, &response).await;
+        let Response::Changed { target: came_to, attrs } = response else {
             return Err(Errno::EPROTO);
         };
         self.cuts_are_complete(cut).await?;

@@ -301,6 +301,7 @@ impl Volume {
 
     /// The server is about to end: no call is kept waiting for other clients.
     pub(super) fn let_go(&self) {
+        self.replaying.close();
         self.locks.close();
         self.leasing.close();
     }
@@ -340,13 +341,17 @@ impl Volume {
         if !self.replaying.is_done() {
             match &request {
                 Request::Replay { .. } | Request::Renew | Request::Inspect(_) => {}
+                // It is what is waited for.
+                Request::Mutate(Mutation { seq: BURIAL, op: Op::EndSession, .. }) => {
+                    return Answer::bare(self.bury(client.session).await);
+                }
                 request => {
                     if matches!(request, Request::Reclaim { .. }) {
                         // It has nothing to offer, or does not know that it should.
                         self.replay_ends(client.session);
                     }
-                    self.replaying.wait().await;
-                    if !self.members.goes_on(client.session, client.entry) {
+                    let done = self.replaying.wait().await;
+                    if !done || !self.members.goes_on(client.session, client.entry) {
                         return Answer::bare(Err(Errno::ESHUTDOWN));
                     }
                 }
@@ -607,7 +612,7 @@ impl Volume {
     }
 
     /// Inodes that have lost their last name: sessions that cannot have them open let go of them.
-    async fn release(&self, by: SessionId, response: &Response) {
+    pub(super) async fn release(&self, by: SessionId, response: &Response) {
         let Response::Changed { attrs, .. } = response else { return };
         let orphans: Vec<Ino> = attrs.iter().filter(|a| a.nlink == 0).map(|a| a.ino).collect();
         if orphans.is_empty() || self.members.count() < 2 {
