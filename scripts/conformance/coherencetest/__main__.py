@@ -4,6 +4,7 @@ kinds                          the kinds of rounds, one a line
 rounds KIND ROUNDS ROOT...     write on one mount, look on all others, in turns
 append RECORDS ROOT...         all append to one file at the same time
 history WHAT SECONDS ROOT...   concurrent operations, recorded and checked to be linearisable
+clocks COUNT ROOT...           times of what is written by turns through each ROOT never go back
 ahead WHAT SECONDS ROOT...     nobody sees an older state than anybody has seen before
 race WHAT NAMES ROOT...        of all that rename or remove a name at the same time one succeeds; all that open one get it
 self-test DIRECTORY            planted faults, which have to be found
@@ -14,7 +15,7 @@ import os
 import shutil
 import sys
 
-from . import ahead, append, files, histories, names, race, rounds, selftest
+from . import ahead, append, clocks, files, histories, names, race, rounds, selftest
 from .processes import Wrong
 
 KINDS = files.KINDS | names.KINDS
@@ -31,6 +32,8 @@ def main(verb="", *arguments):
         print("\n".join(KINDS))
     elif verb == "self-test":
         selftest.main(KINDS, arguments[0])
+    elif verb == "clocks":
+        print(clocks.play(int(arguments[0]), arguments[1:]))
     elif verb in ("rounds", "append", "history", "ahead", "race"):
         what, roots = (arguments[0], arguments[2:]) if verb != "append" else ("append", arguments[1:])
         roots = inside(roots, f"{verb}-{what}-{len(roots)}")
