@@ -497,23 +497,7 @@ impl Session {
         time: Timestamp,
         known_in: Option<u64>,
     ) -> Result<Changed, Errno> {
-        let changed = self.change_once(waits, op, sync, time, known_in).await;
-        if lock(&self.kept).is_full() {
-            // An error means that nothing goes on anyway.
-            let _ = self.sync_to(u64::MAX).await;
-        }
-        changed
-    }
-
-    async fn change_once(
-        &self,
-        waits: Waits,
-        op: Op,
-        sync: bool,
-        time: Timestamp,
-        known_in: Option<u64>,
-    ) -> Result<Changed, Errno> {
-        let _slot = self.slot(waits).await?;
+        let slot = self.slot(waits).await?;
         let (mut serial, mut incarnation, mut link) = waiting(Wait::Connection, self.up(0)).await?;
         if known_in.is_some_and(|known| known != incarnation) {
             return Err(Errno::EIO);
@@ -537,15 +521,25 @@ impl Session {
                         _ => at.0,
                     };
                     let changed = Changed { at, target, attrs, grants };
-                    let mut positions = lock(&self.positions);
-                    positions.answered(serial, at.max(newest(&changed.attrs)), sync)?;
-                    // Of an earlier life it is what that has not lost.
-                    let may_be_lost = at > durable.0 && !sync && positions.is_current(serial);
-                    if may_be_lost && !matches!(op, Op::EndSession) {
-                        let touched = changed.attrs.iter().map(|a| a.ino).collect();
-                        lock(&self.kept).add(changed.to_replay(number.seq, time, op), touched);
+                    let full = {
+                        let mut positions = lock(&self.positions);
+                        positions.answered(serial, at.max(newest(&changed.attrs)), sync)?;
+                        // Of an earlier life it is what that has not lost.
+                        let may_be_lost = at > durable.0 && !sync && positions.is_current(serial);
+                        let mut kept = lock(&self.kept);
+                        if may_be_lost && !matches!(op, Op::EndSession) {
+                            let touched = changed.attrs.iter().map(|a| a.ino).collect();
+                            kept.add(changed.to_replay(number.seq, time, op), touched);
+                        }
+                        kept.durable(durable);
+                        kept.is_full()
+                    };
+                    if full {
+                        // It takes a place of its own.
+                        drop((number, slot));
+                        // An error means that nothing goes on anyway.
+                        let _ = self.sync_to(u64::MAX).await;
                     }
-                    lock(&self.kept).durable(durable);
                     return Ok(changed);
                 }
                 None => {

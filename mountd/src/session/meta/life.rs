@@ -231,15 +231,22 @@ async fn reclaim(link: &dyn MetaLink, held: &[(Ino, Lease)]) -> Result<Vec<Grant
     }
     let last = batches.len() - 1;
     for (i, leases) in batches.into_iter().enumerate() {
-        let request = Request::Reclaim { leases, done: i == last };
-        let answer = tokio::time::timeout(HUNG_AFTER, link.call(request)).await;
-        let answer = answer
-            .map_err(|_| DialError::Unreachable("no answer".into()))?
-            .map_err(|e| DialError::Unreachable(e.to_string()))?;
-        answer.reply.map_err(|e| DialError::Refused(e.to_string()))?;
-        grants.extend(answer.grants);
+        grants.extend(settle(link, Request::Reclaim { leases, done: i == last }).await?.1);
     }
     Ok(grants)
+}
+
+/// A call over a connection that nobody uses yet. Without an answer it is no connection.
+async fn settle(
+    link: &dyn MetaLink,
+    request: Request,
+) -> Result<(Response, Vec<Grant>), DialError> {
+    let answer = tokio::time::timeout(HUNG_AFTER, link.call(request)).await;
+    let answer = answer
+        .map_err(|_| DialError::Unreachable("no answer".into()))?
+        .map_err(|e| DialError::Unreachable(e.to_string()))?;
+    let response = answer.reply.map_err(|e| DialError::Refused(e.to_string()))?;
+    Ok((response, answer.grants))
 }
 
 /// A connection that was made anew.
@@ -317,22 +324,20 @@ impl Session {
             let request = Request::Replay { changes, done };
             let counted = self.counters.meta(&request);
             *sent = since_boot();
-            let answer = tokio::time::timeout(HUNG_AFTER, link.call(request)).await;
-            let answer = answer
-                .map_err(|_| DialError::Unreachable("no answer".into()))?
-                .map_err(|e| DialError::Unreachable(e.to_string()))?;
+            let (response, _) = settle(link, request).await?;
             self.counters.answered(counted);
-            match answer.reply {
+            match response {
                 // It waits for other clients.
-                Ok(Response::Done) => {}
-                Ok(Response::Replayed { lost }) => {
-                    positions.retain(|at| !lost.contains(&LogIndex(*at)));
+                Response::Done => {}
+                Response::Replayed { lost } => {
+                    for LogIndex(at) in lost {
+                        positions.remove(&at);
+                    }
                     if done {
                         break;
                     }
                 }
-                Ok(_) => return Err(DialError::Refused("nonsense".into())),
-                Err(e) => return Err(DialError::Refused(e.to_string())),
+                _ => return Err(DialError::Refused("nonsense".into())),
             }
             if matches!(*self.state.borrow(), State::Stopped) {
                 return Err(DialError::Unreachable("the session is stopped".into()));

@@ -44,6 +44,11 @@ impl ClientClock {
     }
 }
 
+/// The time of a change that was dated before; not one that is still to come.
+pub(super) fn not_ahead(time: Timestamp) -> Timestamp {
+    time.min(Timestamp::from(SystemTime::now() + MAX_SKEW))
+}
+
 /// The time to use, and by how many milliseconds the claimed one is ahead if it cannot be used.
 fn correct(claimed: Timestamp, now: Timestamp) -> (Timestamp, Option<i64>) {
     if claimed.nanos >= 1_000_000_000 {

@@ -5,15 +5,15 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use netfs_common::attr::Timestamp;
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, SessionId};
 use netfs_common::warn_rarely;
 use netfs_common::wire::meta::{MAX_REPLAY, Op, Replayed, Reply, Response};
 use tokio::sync::watch;
 
+use super::clock;
 use super::volume::{Volume, WARN_INTERVAL, now};
 use super::volumes;
 use crate::meta::command::{Action, Command};
@@ -229,7 +229,7 @@ impl Volume {
         self.cuts_are_complete(cut).await?;
         let last = self.engine.last();
         let action = Action::Replay { session, seq, target, op };
-        let (index, reply) = self.execute(Command { time: not_ahead(time), action }).await;
+        let (index, reply) = self.execute(Command { time: clock::not_ahead(time), action }).await;
         let response = reply?;
         // Clients that came after the failure have never seen what is removed here.
         self.release(session, &response).await;
@@ -256,11 +256,4 @@ impl Volume {
         }
         Ok(())
     }
-}
-
-/// The time of a change that was dated before; not one that is still to come.
-fn not_ahead(time: Timestamp) -> Timestamp {
-    const SKEW: Duration = Duration::from_secs(5);
-    let latest = Timestamp::from(SystemTime::now() + SKEW);
-    time.min(latest)
 }
