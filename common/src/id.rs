@@ -27,10 +27,13 @@ id!(
     SessionId(u64)
 );
 id!(
-    /// One life of a server process: drawn anew at each start. It serves as write verifier
-    /// (as in RFC 8881, section 18.32): data not flushed under the verifier it was written under
-    /// may be lost.
+    /// One life of a process: drawn anew at each start. What a server has not flushed in one life may be lost in the next.
     InstanceId(u64)
+);
+id!(
+    /// Counts for a placement group how often something that was answered and not flushed may have been lost. It serves
+    /// as write verifier (RFC 8881, section 18.32): what was answered under one is durable after a flush that answers with the same one.
+    Verifier(u64)
 );
 id!(
     /// A placement group: the unit in which chunks are assigned to replicas.

@@ -3,7 +3,7 @@
 use bincode::{Decode, Encode};
 
 use crate::errno::Errno;
-use crate::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, SessionId};
+use crate::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, SessionId, Verifier};
 
 /// The most payload of one call, in bytes.
 pub const MAX_PAYLOAD: u64 = 1 << 20;
@@ -26,13 +26,33 @@ pub struct Span {
     pub to: u64,
 }
 
+/// The most groups in one [`Op::Flush`].
+pub const MAX_FLUSHED: usize = 4096;
+
+/// What of the cluster map a call relies on. A server that knows better refuses it with [`Reply::StaleEpoch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum At {
+    /// Nothing: the call is about the server itself, or says of each group what it relies on.
+    Server,
+    /// The chain of one group; that of the chunk that is changed, where there are two.
+    Group {
+        /// The group.
+        group: GroupId,
+        /// The epoch of its chain that the caller knows.
+        epoch: Epoch,
+    },
+    /// The whole map: the server answers for the chunks of the groups of which it is the head in this version.
+    Map {
+        /// The version of the map that the caller knows.
+        version: Epoch,
+    },
+}
+
 /// A call.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Request {
-    /// The placement group of the chunks named in `op`.
-    pub group: GroupId,
-    /// The epoch of the chain that the caller knows.
-    pub epoch: Epoch,
+    /// What it relies on.
+    pub at: At,
     /// What to do.
     pub op: Op,
 }
@@ -65,12 +85,13 @@ pub enum Op {
         /// Number of bytes; `u64::MAX` for all that follows.
         len: u64,
     },
-    /// Remove the chunks of a file's contents from `first.index` on. Answered by [`Reply::Written`].
+    /// Remove the chunks of a file's contents from `first.index` on, here. Only for servers. Answered by [`Reply::Deleted`].
     Delete {
         /// The first chunk to go.
         first: ChunkId,
     },
-    /// Copy within this server; holes are copied as holes. Answered by [`Reply::Written`].
+    /// Copy from what this server has of another group, or the same; holes are copied as holes. Answered by
+    /// [`Reply::Written`], or by [`Reply::Apart`].
     Copy {
         /// From this chunk.
         source: ChunkId,
@@ -90,11 +111,16 @@ pub enum Op {
         /// The most ranges wanted; at least 1, and [`MAX_EXTENTS`] if it is more.
         limit: u32,
     },
-    /// Bring everything acknowledged so far to stable storage. Answered by [`Reply::Flushed`].
-    Flush,
+    /// Bring everything acknowledged so far in these groups to stable storage, at all their replicas; at most
+    /// [`MAX_FLUSHED`], and the server is the head of all of them in these epochs. Answered by [`Reply::Flushed`].
+    Flush {
+        /// The groups, with the epochs that the caller knows.
+        groups: Vec<(GroupId, Epoch)>,
+    },
     /// Answered by [`Reply::Usage`].
     Usage,
-    /// Make a range of a file a hole. Answered by [`Reply::Punched`]. It may be repeated, like every change.
+    /// Make a range of a file a hole, and bring that to stable storage. Answered by [`Reply::Punched`]. It may be
+    /// repeated, like every change.
     PunchSpan {
         /// The range.
         span: Span,
@@ -105,6 +131,8 @@ pub enum Op {
         /// The session; not 0.
         session: SessionId,
     },
+    /// Bring everything acknowledged so far to stable storage, here. Only for servers. Answered by [`Reply::FlushedHere`].
+    FlushHere,
 }
 
 /// An answer.
@@ -112,9 +140,9 @@ pub enum Op {
 pub enum Reply {
     /// The change is visible to everybody, and durable after a [`Op::Flush`] that answers with the same verifier.
     Written {
-        /// This life of the server.
-        verifier: InstanceId,
-        /// By how many bytes the allocated data grew (or shrank).
+        /// Of the group.
+        verifier: Verifier,
+        /// By how many bytes the allocated data grew (or shrank), in each replica.
         allocated: i64,
     },
     /// The payload follows.
@@ -126,21 +154,24 @@ pub enum Reply {
         /// The answer is complete up to here, which is beyond where it begins: ask again from here on.
         upto: u64,
     },
-    /// All that was acknowledged under this verifier is durable.
+    /// All that was acknowledged in these groups under these verifiers is durable.
     Flushed {
-        /// This life of the server.
-        verifier: InstanceId,
+        /// In the order of the question.
+        verifiers: Vec<Verifier>,
     },
     /// Space of the server in bytes.
     Usage(Usage),
-    /// The epoch is not the server's: fetch the map again.
+    /// The epoch is not the one that the server knows, or it has no such part in the group: fetch the map again.
     StaleEpoch(Epoch),
+    /// The server cannot do it now: the chain is being mended, or it does not know whether it may. Look at the map, and ask
+    /// again, or another replica.
+    Busy,
+    /// The server does not have the source of a copy: read it and write it.
+    Apart,
     /// Nothing was done.
     Failed(Errno),
-    /// As [`Reply::Written`], as far as it was done.
+    /// As [`Reply::Written`], as far as it was done, and durable.
     Punched {
-        /// This life of the server.
-        verifier: InstanceId,
         /// By how many bytes the allocated data grew (or shrank).
         allocated: i64,
         /// It is done up to here: ask again for the rest.
@@ -150,6 +181,18 @@ pub enum Reply {
     Fenced,
     /// The caller's session has been fenced: nothing was done, and nothing will be.
     SessionOver,
+    /// The change is done, and durable after an [`Op::FlushHere`] that answers in the same life.
+    Deleted {
+        /// This life of the server.
+        instance: InstanceId,
+        /// How many bytes of data went.
+        freed: u64,
+    },
+    /// All that was acknowledged in this life is durable.
+    FlushedHere {
+        /// This life of the server.
+        instance: InstanceId,
+    },
 }
 
 /// Space of a data server in bytes.

@@ -496,6 +496,8 @@ pub enum Push {
     },
     /// What the client must give back, at most [`super::lease::MAX_RECALLS`]. It answers when it has.
     Recall(Vec<Recall>),
+    /// The cluster map has changed. One with a lower version than the client knows is ignored.
+    Map(crate::map::ClusterMap),
 }
 
 /// A client's answer to a [`Push`].

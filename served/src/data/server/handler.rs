@@ -5,9 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
-use netfs_common::id::{InstanceId, SessionId};
+use netfs_common::id::{InstanceId, SessionId, Verifier};
 use netfs_common::net::{BulkHandler, BulkMessage, BulkReplyFuture, Payload};
-use netfs_common::wire::data::{MAX_EXTENTS, MAX_PAYLOAD, Op, Reply, Request, Usage};
+use netfs_common::wire::data::{At, MAX_EXTENTS, MAX_PAYLOAD, Op, Reply, Request, Usage};
 
 use tokio::sync::Notify;
 
@@ -112,7 +112,7 @@ fn name(op: &Op) -> &'static str {
         Op::Delete { .. } => "delete",
         Op::Copy { .. } => "copy",
         Op::Extents { .. } => "extents",
-        Op::Flush => "flush",
+        Op::Flush { .. } | Op::FlushHere => "flush",
         Op::Usage => "usage",
         Op::PunchSpan { .. } => "punch_span",
         Op::Fence { .. } => "fence",
@@ -130,9 +130,8 @@ impl Handler {
         if client.is_fenced() {
             return Err(Reply::SessionOver);
         }
-        let about_chunks = !matches!(request.op, Op::Flush | Op::Usage | Op::Fence { .. });
-        if about_chunks {
-            cluster::check_epoch(request.group, request.epoch).map_err(Reply::StaleEpoch)?;
+        if let At::Group { group, epoch } = request.at {
+            cluster::check_epoch(group, epoch).map_err(Reply::StaleEpoch)?;
         }
         let given = payload.len() as u64;
         let fits = match request.op {
@@ -170,8 +169,9 @@ impl Handler {
                 Ok(self.written(allocated))
             }
             Op::Delete { first } => {
-                let allocated = self.stored(client, move || chunks.delete(first)).await?;
-                Ok(self.written(allocated))
+                let grown = self.stored(client, move || chunks.delete(first)).await?;
+                let freed = grown.min(0).unsigned_abs();
+                Ok((Reply::Deleted { instance: self.instance, freed }, Bytes::new()))
             }
             Op::Copy { source, source_offset, target, target_offset, len } => {
                 let work =
@@ -189,12 +189,17 @@ impl Handler {
             Op::PunchSpan { span } => {
                 let (allocated, upto) =
                     self.stored(client, move || chunks.punch_span(span)).await?;
-                let verifier = self.instance;
-                Ok((Reply::Punched { verifier, allocated, upto }, Bytes::new()))
-            }
-            Op::Flush => {
                 self.flusher.flush().await.map_err(Reply::Failed)?;
-                Ok((Reply::Flushed { verifier: self.instance }, Bytes::new()))
+                Ok((Reply::Punched { allocated, upto }, Bytes::new()))
+            }
+            Op::Flush { groups } => {
+                self.flusher.flush().await.map_err(Reply::Failed)?;
+                let verifiers = vec![Verifier(self.instance.0); groups.len()];
+                Ok((Reply::Flushed { verifiers }, Bytes::new()))
+            }
+            Op::FlushHere => {
+                self.flusher.flush().await.map_err(Reply::Failed)?;
+                Ok((Reply::FlushedHere { instance: self.instance }, Bytes::new()))
             }
             Op::Fence { session } => {
                 self.fence(session).await.map_err(Reply::Failed)?;
@@ -241,7 +246,7 @@ impl Handler {
     }
 
     fn written(&self, allocated: i64) -> (Reply, Bytes) {
-        (Reply::Written { verifier: self.instance, allocated }, Bytes::new())
+        (Reply::Written { verifier: Verifier(self.instance.0), allocated }, Bytes::new())
     }
 
     /// Runs a call of the store on a thread that may block.

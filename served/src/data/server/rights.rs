@@ -33,6 +33,9 @@ impl Rights {
             tracing::warn!(ino = %first.ino, "a client wanted to delete, which only servers may");
             return Err(Errno::EPERM);
         }
+        if let Op::FlushHere = op {
+            return Err(Errno::EPERM);
+        }
         if let Op::Fence { session } = op {
             tracing::warn!(%session, "a client wanted to fence a session, which only servers may");
             return Err(Errno::EPERM);
@@ -58,6 +61,6 @@ fn inodes(op: &Op) -> [Option<Ino>; 2] {
         Op::Delete { first } => [Some(first.ino), None],
         Op::Copy { source, target, .. } => [Some(source.ino), Some(target.ino)],
         Op::Extents { span, .. } | Op::PunchSpan { span } => [Some(span.ino), None],
-        Op::Flush | Op::Usage | Op::Fence { .. } => [None, None],
+        Op::Flush { .. } | Op::FlushHere | Op::Usage | Op::Fence { .. } => [None, None],
     }
 }

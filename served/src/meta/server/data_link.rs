@@ -14,7 +14,7 @@ use netfs_common::net::{
     Backoff, Bulk, CallError, Channel, ChannelConfig, Dialer, EstablishedFuture, Greeter, Payload,
 };
 use netfs_common::warn_rarely;
-use netfs_common::wire::data::{Op, Reply, Request, Usage};
+use netfs_common::wire::data::{At, Op, Reply, Request, Usage};
 use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
 use tokio::task::JoinSet;
 
@@ -141,8 +141,7 @@ impl DataLink {
         if within > 0 {
             let chunk = ChunkId { index, ..file };
             let punch = Op::Punch { chunk, offset: within, len: u64::MAX };
-            let (_, chain) = self.map.chain_of(chunk);
-            for server in &chain.replicas {
+            for server in self.channels.keys() {
                 self.change(attempt, *server, chunk, punch.clone()).await?;
             }
             first += 1;
@@ -166,8 +165,8 @@ impl DataLink {
     /// Brings what was changed in an attempt to stable storage.
     pub(super) async fn flush(&self, attempt: &Attempt) -> Result<(), DataCallError> {
         for server in self.channels.keys() {
-            match self.call(*server, NO_CHUNK, Op::Flush).await? {
-                Reply::Flushed { verifier } => attempt.met(*server, verifier)?,
+            match self.call(*server, NO_CHUNK, Op::FlushHere).await? {
+                Reply::FlushedHere { instance } => attempt.met(*server, instance)?,
                 _ => return Err(DataCallError::Nonsense { server: *server }),
             }
         }
@@ -253,8 +252,13 @@ impl DataLink {
     ) -> Result<(), DataCallError> {
         match self.call(server, chunk, op).await? {
             Reply::Written { allocated, verifier } => {
-                attempt.met(server, verifier)?;
+                attempt.met(server, InstanceId(verifier.0))?;
                 attempt.freed.fetch_add(allocated.min(0).unsigned_abs(), Ordering::Relaxed);
+                Ok(())
+            }
+            Reply::Deleted { instance, freed } => {
+                attempt.met(server, instance)?;
+                attempt.freed.fetch_add(freed, Ordering::Relaxed);
                 Ok(())
             }
             _ => Err(DataCallError::Nonsense { server }),
@@ -262,8 +266,11 @@ impl DataLink {
     }
 
     async fn call(&self, server: ServerId, chunk: ChunkId, op: Op) -> Result<Reply, DataCallError> {
-        let (group, chain) = self.map.chain_of(chunk);
-        let request = Request { group, epoch: chain.epoch, op };
+        let at = match self.map.chain_of(chunk) {
+            Some((group, chain)) => At::Group { group, epoch: chain.epoch },
+            None => At::Server,
+        };
+        let request = Request { at, op };
         let header = codec::encode(&request).map_err(|_| DataCallError::Nonsense { server })?;
         let Some(channel) = self.channels.get(&server) else {
             return Err(DataCallError::Nonsense { server });
