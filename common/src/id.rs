@@ -44,6 +44,11 @@ id!(
     Epoch(u64)
 );
 id!(
+    /// The version of a chunk: names the change of its group that was the last one to change it, by [`Version::new`]. The
+    /// order of versions is that in which the changes were made. 0: of no chain.
+    Version(u64)
+);
+id!(
     /// The position of a command in a volume's log; the first command has 1.
     LogIndex(u64)
 );
@@ -55,6 +60,17 @@ id!(
     /// The position of a change in its session's operation log; the first one has 1.
     OpSeq(u64)
 );
+
+impl Version {
+    /// Of no chain.
+    pub const NONE: Version = Version(0);
+
+    /// The `seq`th change that a head has ordered in an epoch; the first one has 1. `None` beyond four billion epochs.
+    pub fn new(epoch: Epoch, seq: u32) -> Option<Version> {
+        let epoch = u32::try_from(epoch.0).ok()?;
+        Some(Version(u64::from(epoch) << 32 | u64::from(seq)))
+    }
+}
 
 impl Ino {
     /// The root directory of every volume.

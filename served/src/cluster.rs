@@ -17,14 +17,14 @@ pub const FIRST_SERVER: ServerId = ServerId(1);
 /// The map in which one data server, reached at `addrs`, holds everything.
 pub fn single_server_map(addrs: Vec<String>) -> ClusterMap {
     let replica = Replica { server: FIRST_SERVER, instance: InstanceId(0) };
-    let chain = Chain {
-        epoch: FIRST_EPOCH,
-        verifier: Verifier(1),
-        replicas: vec![replica],
-        learner: None,
+    let chain =
+        Chain { epoch: FIRST_EPOCH, verifier: Verifier(1), replicas: vec![replica], learner: None };
+    let pool = Pool {
+        volume: 0,
+        first: GroupId(0),
+        min_replicas: 1,
+        chains: vec![chain; GROUPS as usize],
     };
-    let pool =
-        Pool { volume: 0, first: GroupId(0), min_replicas: 1, chains: vec![chain; GROUPS as usize] };
     ClusterMap {
         version: FIRST_EPOCH,
         servers: vec![DataServer { id: FIRST_SERVER, addrs }],
@@ -39,4 +39,3 @@ pub fn single_server_map(addrs: Vec<String>) -> ClusterMap {
 pub fn check_epoch(group: GroupId, epoch: Epoch) -> Result<(), Epoch> {
     if group.0 < GROUPS && epoch == FIRST_EPOCH { Ok(()) } else { Err(FIRST_EPOCH) }
 }
-

@@ -3,7 +3,8 @@
 use bincode::{Decode, Encode};
 
 use crate::errno::Errno;
-use crate::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, SessionId, Verifier};
+use crate::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, SessionId, Verifier, Version};
+use crate::wire::cluster::{BeatReply, PeerOp};
 
 /// The most payload of one call, in bytes.
 pub const MAX_PAYLOAD: u64 = 1 << 20;
@@ -133,6 +134,8 @@ pub enum Op {
     },
     /// Bring everything acknowledged so far to stable storage, here. Only for servers. Answered by [`Reply::FlushedHere`].
     FlushHere,
+    /// What servers do among themselves. Only for servers.
+    Peer(PeerOp),
 }
 
 /// An answer.
@@ -192,6 +195,17 @@ pub enum Reply {
     FlushedHere {
         /// This life of the server.
         instance: InstanceId,
+    },
+    /// What the server says of itself.
+    Beat(Box<BeatReply>),
+    /// It is stored, here and by all after it in the chain.
+    Stored,
+    /// Chunks in order, with their versions, and where to go on if there are more.
+    Listed {
+        /// The chunks.
+        chunks: Vec<(ChunkId, Version)>,
+        /// The first that is not told; `None`: there are no more.
+        next: Option<ChunkId>,
     },
 }
 

@@ -1,4 +1,5 @@
 //! What a data server does: it keeps chunks.
 
+pub mod chain;
 pub mod server;
 pub mod store;

@@ -11,6 +11,7 @@
 //! here is synchronous; clocks, random numbers, sockets and tasks belong to the shell around it.
 
 pub mod acl;
+pub mod cluster;
 pub mod command;
 pub mod engine;
 pub mod keys;

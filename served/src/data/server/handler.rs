@@ -116,6 +116,7 @@ fn name(op: &Op) -> &'static str {
         Op::Usage => "usage",
         Op::PunchSpan { .. } => "punch_span",
         Op::Fence { .. } => "fence",
+        Op::Peer(_) => "peer",
     }
 }
 
@@ -201,6 +202,7 @@ impl Handler {
                 self.flusher.flush().await.map_err(Reply::Failed)?;
                 Ok((Reply::FlushedHere { instance: self.instance }, Bytes::new()))
             }
+            Op::Peer(_) => Err(Reply::Failed(Errno::ENOSYS)),
             Op::Fence { session } => {
                 self.fence(session).await.map_err(Reply::Failed)?;
                 Ok((Reply::Fenced, Bytes::new()))

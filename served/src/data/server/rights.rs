@@ -33,7 +33,7 @@ impl Rights {
             tracing::warn!(ino = %first.ino, "a client wanted to delete, which only servers may");
             return Err(Errno::EPERM);
         }
-        if let Op::FlushHere = op {
+        if let Op::FlushHere | Op::Peer(_) = op {
             return Err(Errno::EPERM);
         }
         if let Op::Fence { session } = op {
@@ -61,6 +61,8 @@ fn inodes(op: &Op) -> [Option<Ino>; 2] {
         Op::Delete { first } => [Some(first.ino), None],
         Op::Copy { source, target, .. } => [Some(source.ino), Some(target.ino)],
         Op::Extents { span, .. } | Op::PunchSpan { span } => [Some(span.ino), None],
-        Op::Flush { .. } | Op::FlushHere | Op::Usage | Op::Fence { .. } => [None, None],
+        Op::Flush { .. } | Op::FlushHere | Op::Usage | Op::Fence { .. } | Op::Peer(_) => {
+            [None, None]
+        }
     }
 }

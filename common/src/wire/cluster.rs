@@ -1,0 +1,142 @@
+//! Calls of servers to data servers: signs of life, and the chains of replicas. Only for servers' certificates.
+
+use bincode::{Decode, Encode};
+
+use crate::id::{ChunkId, Epoch, GroupId, InstanceId, ServerId, Version};
+use crate::map::Replica;
+
+/// The most chunks in one [`super::data::Reply::Listed`].
+pub const MAX_LISTED: u32 = 4096;
+
+/// What is done to a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Deed {
+    /// The payload is stored at this offset.
+    Write {
+        /// First byte in the chunk.
+        offset: u64,
+    },
+    /// A range becomes a hole.
+    Punch {
+        /// First byte in the chunk.
+        offset: u64,
+        /// Number of bytes; `u64::MAX` for all that follows.
+        len: u64,
+    },
+}
+
+/// A change that is passed on along a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Forward {
+    /// Nothing below this is passed on again.
+    pub floor: Version,
+    /// It comes after this one; [`Version::NONE`]: after nothing.
+    pub after: Version,
+    /// Which change.
+    pub id: Version,
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// What is done.
+    pub deed: Deed,
+}
+
+/// A piece of a chunk that takes the place of a learner's. They come one after the other, each when the one before is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Install {
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// What is there goes before this is stored.
+    pub first: bool,
+    /// The last piece: the chunk has this version now. [`Version::NONE`]: more comes, or the chunk is to be gone.
+    pub version: Version,
+    /// Where the payload belongs; there may be none.
+    pub offset: u64,
+}
+
+/// From the metadata server: it counts on this server, and asks what it does.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Beat {
+    /// The server's number.
+    pub server: ServerId,
+    /// The [`BeatReply::token`] that was received last, in the same life of both.
+    pub echo: Option<u64>,
+    /// From the time of that token on the server may answer reads for so long, in milliseconds.
+    pub lease_ms: u32,
+    /// The version of the map; the payload is the map if the server was not known to have it.
+    pub version: Epoch,
+    /// Reads are to be refused in these groups, up to these epochs.
+    pub revoke: Vec<(GroupId, Epoch)>,
+    /// The answer may be held back for so long if there is nothing to say, in milliseconds.
+    pub hold_ms: u32,
+    /// A replica that keeps a change for so long is reported as stalled, in milliseconds.
+    pub stall_ms: u32,
+}
+
+/// What a data server says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct BeatReply {
+    /// The server's clock when it answered, for [`Beat::echo`].
+    pub token: u64,
+    /// This life of it.
+    pub instance: InstanceId,
+    /// The identity of its store.
+    pub store: [u8; 16],
+    /// What fails together with it; any text.
+    pub domain: String,
+    /// What it can hold, in bytes.
+    pub capacity: u64,
+    /// What it can still take, in bytes.
+    pub free: u64,
+    /// Live data, in bytes.
+    pub live: u64,
+    /// Chunks.
+    pub chunks: u64,
+    /// It takes no more data.
+    pub full: bool,
+    /// The version of the map that it goes by.
+    pub version: Epoch,
+    /// It refuses reads in these groups, up to these epochs.
+    pub revoked: Vec<(GroupId, Epoch)>,
+    /// Its learners that have everything; said again until the epoch is over.
+    pub synced: Vec<(GroupId, Epoch, Replica)>,
+    /// Groups in which it could not store what others have.
+    pub broken: Vec<(GroupId, Epoch)>,
+    /// Replicas after it that have not answered for too long.
+    pub stalled: Vec<(GroupId, Epoch, Replica)>,
+    /// Chunks that its learners still lack, or nothing while that is found out.
+    pub lacking: Vec<(GroupId, Option<u64>)>,
+    /// Counters for people, since the start.
+    pub counts: Counts,
+}
+
+/// Counters of a data server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Counts {
+    /// Chunks copied to learners.
+    pub pushed_chunks: u64,
+    /// Bytes of them.
+    pub pushed_bytes: u64,
+    /// Damaged ranges found.
+    pub damaged: u64,
+    /// Damaged ranges replaced from another replica.
+    pub mended: u64,
+}
+
+/// A call of a server.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum PeerOp {
+    /// From the metadata server. Answered by [`super::data::Reply::Beat`].
+    Beat(Beat),
+    /// Along a chain. Answered by [`super::data::Reply::Stored`] when it is stored here and below.
+    Forward(Forward),
+    /// To a learner. Answered by [`super::data::Reply::Stored`].
+    Install(Install),
+    /// The chunks of the group with their versions, from one on. Answered by [`super::data::Reply::Listed`].
+    List {
+        /// The first.
+        from: ChunkId,
+    },
+    /// Bring everything acknowledged in these groups, in these epochs, to stable storage, here. Answered by
+    /// [`super::data::Reply::FlushedHere`].
+    FlushGroups(Vec<(GroupId, Epoch)>),
+}

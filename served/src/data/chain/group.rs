@@ -1,0 +1,671 @@
+//! A replica of one group. See the [module](super) for the protocol.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use netfs_common::errno::Errno;
+use netfs_common::id::{ChunkId, Epoch, Version};
+use netfs_common::map::{Chain, Replica};
+
+use super::sync::Sync;
+
+/// Changes that a head has under way at a time; more wait.
+const MAX_OPS: usize = 256;
+
+/// A call that waits for an answer. The shell numbers them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallId(pub u64);
+
+/// A change of a chunk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change<D> {
+    /// Which. It becomes the chunk's version.
+    pub id: Version,
+    /// The chunk.
+    pub chunk: ChunkId,
+    /// What to do with it.
+    pub deed: D,
+}
+
+/// A change on its way to the next replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step<D> {
+    /// In which epoch it is passed on.
+    pub epoch: Epoch,
+    /// Nothing below this is passed on again: it need not be remembered.
+    pub floor: Version,
+    /// It comes after this one, which the receiver may not have answered; [`Version::NONE`]: after nothing.
+    pub after: Version,
+    /// The change.
+    pub change: Change<D>,
+}
+
+/// Why a call is not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The group is in another epoch, or this server has no such part in it.
+    Stale(Epoch),
+    /// Not now.
+    Busy,
+    /// It cannot be stored.
+    Failed(Errno),
+}
+
+/// What the shell is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action<D> {
+    /// Store a change; then [`Group::applied`].
+    Apply(Change<D>),
+    /// Pass a change on, again and again until it is answered, which is [`Group::acked`], or the epoch is over.
+    Forward {
+        /// To whom.
+        to: Replica,
+        /// What.
+        step: Step<D>,
+    },
+    /// Answer a call of [`Group::propose`] or [`Group::forwarded`]: done, with the bytes by which the data grew.
+    Done(CallId, i64),
+    /// Answer a call: not done.
+    Refuse(CallId, Refusal),
+    /// Let a call of [`Group::read`] or [`Group::install`] go on.
+    Serve(CallId),
+    /// Compare all versions with the learner's; then [`Group::compared`].
+    Compare(Replica),
+    /// Copy a chunk to the learner, or have it removed there if it is not here; then [`Group::pushed`].
+    Push(Replica, ChunkId),
+    /// Have the learner flush; then [`Group::sealed`].
+    Seal(Replica),
+    /// The learner has everything: tell whoever makes the map.
+    Synced(Replica),
+    /// Something could not be stored here that others have stored. The replica must leave the chain.
+    Broken(Errno),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Waiting,
+    Applying,
+    Applied,
+}
+
+#[derive(Debug)]
+struct Op<D> {
+    change: Change<D>,
+    after: Version,
+    stage: Stage,
+    grown: i64,
+    /// It was passed on in this epoch, or need not be.
+    sent: bool,
+    /// All after this replica have stored it.
+    acked: bool,
+    /// Another replica has heard of it, in whichever epoch.
+    shared: bool,
+    caller: Option<CallId>,
+}
+
+/// One replica of one group.
+#[derive(Debug)]
+pub struct Group<D> {
+    me: Replica,
+    /// The latest that is known, whether this replica is in it or not.
+    chain: Option<Chain>,
+    min_replicas: usize,
+    /// Reads are refused up to this epoch.
+    revoked: Option<Epoch>,
+    broken: bool,
+    /// Number of the last change ordered in this epoch, by the head.
+    last: u32,
+    /// Noted, in their order: not stored here, or not answered by the next replica.
+    ops: BTreeMap<Version, Op<D>>,
+    /// Stored here and below; the replica before may ask for them again.
+    done: BTreeSet<Version>,
+    /// What the replica before has said.
+    floor: Version,
+    /// What is being stored, also from before a change of the chain.
+    running: BTreeMap<Version, ChunkId>,
+    /// Proposals for which there is no room.
+    backlog: Vec<(CallId, ChunkId, D)>,
+    reads: Vec<(CallId, ChunkId)>,
+    settles: Vec<(CallId, Version)>,
+    installs: Vec<(CallId, ChunkId)>,
+    sync: Option<Sync>,
+    /// The successor was this replica's learner.
+    tutored: Option<Replica>,
+}
+
+impl<D: Clone> Group<D> {
+    /// A replica that knows no chain yet.
+    pub fn new(me: Replica) -> Group<D> {
+        Group {
+            me,
+            chain: None,
+            min_replicas: 1,
+            revoked: None,
+            broken: false,
+            last: 0,
+            ops: BTreeMap::new(),
+            done: BTreeSet::new(),
+            floor: Version::NONE,
+            running: BTreeMap::new(),
+            backlog: Vec::new(),
+            reads: Vec::new(),
+            settles: Vec::new(),
+            installs: Vec::new(),
+            sync: None,
+            tutored: None,
+        }
+    }
+
+    /// The epoch that is known.
+    pub fn epoch(&self) -> Epoch {
+        self.chain.as_ref().map_or(Epoch(0), |chain| chain.epoch)
+    }
+
+    /// The chain that is known.
+    pub fn chain(&self) -> Option<&Chain> {
+        self.chain.as_ref()
+    }
+
+    fn replicas(&self) -> &[Replica] {
+        self.chain.as_ref().map_or(&[], |chain| &chain.replicas)
+    }
+
+    fn learner(&self) -> Option<Replica> {
+        self.chain.as_ref().and_then(|chain| chain.learner)
+    }
+
+    /// This replica's place among those that have everything.
+    fn place(&self) -> Option<usize> {
+        self.replicas().iter().position(|replica| *replica == self.me)
+    }
+
+    fn is_learner(&self) -> bool {
+        self.learner() == Some(self.me)
+    }
+
+    /// Whether this replica orders the changes.
+    pub fn is_head(&self) -> bool {
+        self.place() == Some(0)
+    }
+
+    fn is_tail(&self) -> bool {
+        self.place().is_some_and(|place| place + 1 == self.replicas().len())
+    }
+
+    /// Whether no other replica has everything: then nobody can take over without this one's help.
+    pub fn is_sole(&self) -> bool {
+        self.replicas() == [self.me]
+    }
+
+    /// The next replica that has everything.
+    fn successor(&self) -> Option<Replica> {
+        self.replicas().get(self.place()? + 1).copied()
+    }
+
+    /// The replica that has got from this one what it has, and may have got something that was removed here meanwhile.
+    pub fn heir(&self) -> Option<Replica> {
+        self.sync.as_ref().map(|sync| sync.learner).or(self.tutored)
+    }
+
+    /// Whether anything is noted.
+    pub fn is_quiet(&self) -> bool {
+        self.ops.is_empty() && self.backlog.is_empty()
+    }
+
+    /// The changes that are noted, in order, with whether they are stored here.
+    pub fn noted(&self) -> impl Iterator<Item = (&Change<D>, bool)> {
+        self.ops.values().map(|op| (&op.change, op.stage == Stage::Applied))
+    }
+
+    /// Chunks that are still to be copied to the learner; `None` while the versions are being compared.
+    pub fn left(&self) -> Option<usize> {
+        self.sync.as_ref().filter(|sync| sync.is_compared()).map(Sync::left)
+    }
+
+    /// Another chain of the group. An older one than is known changes nothing.
+    pub fn set_chain(&mut self, chain: Chain, min_replicas: usize) -> Vec<Action<D>> {
+        let mut out = Vec::new();
+        self.min_replicas = min_replicas;
+        if self.chain.as_ref().is_some_and(|known| known.epoch >= chain.epoch) {
+            return out;
+        }
+        let (was_head, was_learner) = (self.is_head(), self.is_learner());
+        let (old_tail, old_place) = (self.replicas().last().copied(), self.place());
+        let stale = Refusal::Stale(chain.epoch);
+        self.chain = Some(chain);
+        self.broken = false;
+        self.last = 0;
+        let refused = self.reads.drain(..).chain(self.installs.drain(..)).map(|(call, _)| call);
+        out.extend(refused.map(|call| Action::Refuse(call, stale)));
+        if !(was_head && self.is_head()) {
+            let waiting = self.backlog.drain(..).map(|(call, ..)| call);
+            let callers = self.ops.values_mut().filter_map(|op| op.caller.take());
+            out.extend(waiting.chain(callers).map(|call| Action::Refuse(call, stale)));
+        }
+        // One that goes on as a learner, or begins to be one, is told again what it lacks. One that has it all now keeps
+        // what is noted: it may have to pass it on.
+        let promoted = was_learner && self.place().is_some();
+        if self.place().is_none() || (old_place.is_none() && !promoted) {
+            self.ops.clear();
+            self.done.clear();
+            self.floor = Version::NONE;
+        }
+        for op in self.ops.values_mut() {
+            (op.sent, op.acked) = (false, false);
+        }
+        let before = self.sync.take();
+        let learner = self.learner();
+        let successor = self.successor();
+        self.tutored = match before.as_ref().map(|sync| sync.learner).or(self.tutored) {
+            Some(heir) if successor == Some(heir) => Some(heir),
+            _ => None,
+        };
+        if self.is_tail()
+            && let Some(learner) = learner
+        {
+            let kept = before.filter(|sync| sync.learner == learner && old_tail == Some(self.me));
+            self.sync = Some(match kept {
+                Some(mut sync) => {
+                    sync.again();
+                    sync
+                }
+                None => Sync::new(learner),
+            });
+            if self.sync.as_ref().is_some_and(|sync| !sync.is_compared()) {
+                out.push(Action::Compare(learner));
+            }
+            if self.sync.as_ref().is_some_and(|sync| sync.sealed) {
+                out.push(Action::Synced(learner));
+            }
+        }
+        self.advance(&mut out);
+        out
+    }
+
+    /// Reads are refused in this epoch and before: the replica is about to leave the chain.
+    pub fn revoke(&mut self, epoch: Epoch) -> Vec<Action<D>> {
+        self.revoked = self.revoked.max(Some(epoch));
+        if !self.is_revoked() {
+            return Vec::new();
+        }
+        self.reads.drain(..).map(|(call, _)| Action::Refuse(call, Refusal::Busy)).collect()
+    }
+
+    fn is_revoked(&self) -> bool {
+        self.revoked.is_some_and(|epoch| self.epoch() <= epoch)
+    }
+
+    /// A client wants a change, of a group in this epoch.
+    pub fn propose(
+        &mut self,
+        call: CallId,
+        epoch: Epoch,
+        chunk: ChunkId,
+        deed: D,
+    ) -> Vec<Action<D>> {
+        let refusal = match () {
+            () if epoch != self.epoch() || !self.is_head() => Some(Refusal::Stale(self.epoch())),
+            () if self.broken || self.replicas().len() < self.min_replicas => Some(Refusal::Busy),
+            () => None,
+        };
+        if let Some(refusal) = refusal {
+            return vec![Action::Refuse(call, refusal)];
+        }
+        self.backlog.push((call, chunk, deed));
+        let mut out = Vec::new();
+        self.advance(&mut out);
+        out
+    }
+
+    /// Takes proposals for which there is room.
+    fn admit(&mut self, out: &mut Vec<Action<D>>) {
+        let room = MAX_OPS.saturating_sub(self.ops.len()).min(self.backlog.len());
+        for (call, chunk, deed) in self.backlog.drain(..room).collect::<Vec<_>>() {
+            let Some(id) = self.next_version() else {
+                out.push(Action::Refuse(call, Refusal::Failed(Errno::EOVERFLOW)));
+                continue;
+            };
+            let change = Change { id, chunk, deed };
+            self.note(change, Version::NONE, Some(call));
+        }
+    }
+
+    fn next_version(&mut self) -> Option<Version> {
+        let seq = self.last.checked_add(1)?;
+        let id = Version::new(self.epoch(), seq)?;
+        self.last = seq;
+        Some(id)
+    }
+
+    fn note(&mut self, change: Change<D>, after: Version, caller: Option<CallId>) {
+        let op = Op {
+            after,
+            stage: Stage::Waiting,
+            grown: 0,
+            sent: false,
+            acked: false,
+            shared: false,
+            caller,
+            change,
+        };
+        self.ops.insert(op.change.id, op);
+    }
+
+    /// The replica before passes a change on.
+    pub fn forwarded(&mut self, call: CallId, step: Step<D>) -> Vec<Action<D>> {
+        let mut out = Vec::new();
+        let is_member = self.place().is_some_and(|place| place > 0) || self.is_learner();
+        if step.epoch > self.epoch() || self.broken {
+            return vec![Action::Refuse(call, Refusal::Busy)];
+        }
+        if step.epoch < self.epoch() || !is_member {
+            return vec![Action::Refuse(call, Refusal::Stale(self.epoch()))];
+        }
+        if step.floor > self.floor {
+            self.floor = step.floor;
+            self.done = self.done.split_off(&step.floor);
+        }
+        let id = step.change.id;
+        if self.done.contains(&id) || id < self.floor {
+            out.push(Action::Done(call, 0));
+        } else if let Some(op) = self.ops.get_mut(&id) {
+            // It was repeated over another connection; nobody reads the answer to the first.
+            if let Some(first) = op.caller.replace(call) {
+                out.push(Action::Refuse(first, Refusal::Busy));
+            }
+        } else {
+            self.note(step.change, step.after, Some(call));
+        }
+        self.advance(&mut out);
+        out
+    }
+
+    /// A change has been stored, or not.
+    pub fn applied(&mut self, id: Version, result: Result<i64, Errno>) -> Vec<Action<D>> {
+        let mut out = Vec::new();
+        self.running.remove(&id);
+        if let Some(op) = self.ops.get_mut(&id).filter(|op| op.stage == Stage::Applying) {
+            match result {
+                Ok(grown) => (op.stage, op.grown) = (Stage::Applied, grown),
+                Err(errno) => self.not_applied(id, errno, &mut out),
+            }
+        }
+        self.advance(&mut out);
+        out
+    }
+
+    fn not_applied(&mut self, id: Version, errno: Errno, out: &mut Vec<Action<D>>) {
+        let is_head = self.is_head();
+        let Some(op) = self.ops.get_mut(&id) else { return };
+        op.stage = Stage::Waiting;
+        let told = op.shared || !is_head;
+        if !told && let Some(op) = self.ops.remove(&id) {
+            // Nobody else has heard of it.
+            out.extend(op.caller.map(|call| Action::Refuse(call, Refusal::Failed(errno))));
+            return;
+        }
+        if std::mem::replace(&mut self.broken, true) {
+            return;
+        }
+        let reads = self.reads.drain(..).map(|(call, _)| call);
+        let waiting = self.backlog.drain(..).map(|(call, ..)| call);
+        out.extend(reads.chain(waiting).map(|call| Action::Refuse(call, Refusal::Busy)));
+        out.push(Action::Broken(errno));
+    }
+
+    /// The next replica has answered a change that was passed on in this epoch.
+    pub fn acked(&mut self, epoch: Epoch, id: Version) -> Vec<Action<D>> {
+        let mut out = Vec::new();
+        if epoch != self.epoch() {
+            return out;
+        }
+        let Some(chunk) = self.ops.get(&id).map(|op| op.change.chunk) else { return out };
+        // Changes of one chunk are stored in order: those before it are stored too. Were one of them passed on again, it
+        // would come after this one.
+        for op in self.ops.range_mut(..=id).map(|(_, op)| op) {
+            op.acked |= op.sent && op.change.chunk == chunk;
+        }
+        self.advance(&mut out);
+        out
+    }
+
+    /// Somebody wants to see a chunk, of a group in this epoch.
+    pub fn read(&mut self, call: CallId, epoch: Epoch, chunk: ChunkId) -> Vec<Action<D>> {
+        if epoch != self.epoch() || self.place().is_none() {
+            return vec![Action::Refuse(call, Refusal::Stale(self.epoch()))];
+        }
+        if self.broken || self.is_revoked() {
+            return vec![Action::Refuse(call, Refusal::Busy)];
+        }
+        self.reads.push((call, chunk));
+        let mut out = Vec::new();
+        self.answer_reads(&mut out);
+        out
+    }
+
+    /// Somebody waits until all that is noted now is stored, here and below, or forgotten.
+    pub fn settle(&mut self, call: CallId) -> Vec<Action<D>> {
+        let upto = self.ops.last_key_value().map_or(Version::NONE, |(id, _)| *id);
+        self.settles.push((call, upto));
+        let mut out = Vec::new();
+        self.answer_settles(&mut out);
+        out
+    }
+
+    fn answer_settles(&mut self, out: &mut Vec<Action<D>>) {
+        let lowest = self.ops.first_key_value().map(|(id, _)| *id);
+        let running = self.running.first_key_value().map(|(id, _)| *id);
+        let over = |upto: Version| lowest.into_iter().chain(running).all(|id| id > upto);
+        let (go, wait): (Vec<_>, Vec<_>) =
+            self.settles.drain(..).partition(|(_, upto)| over(*upto));
+        self.settles = wait;
+        out.extend(go.into_iter().map(|(call, _)| Action::Serve(call)));
+    }
+
+    /// Nobody waits any more for the answer to a call of [`Group::read`], [`Group::install`] or [`Group::settle`].
+    pub fn withdraw(&mut self, call: CallId) {
+        self.reads.retain(|(waiting, _)| *waiting != call);
+        self.installs.retain(|(waiting, _)| *waiting != call);
+        self.settles.retain(|(waiting, _)| *waiting != call);
+    }
+
+    /// The tail wants to put a chunk in place of this learner's.
+    pub fn install(&mut self, call: CallId, epoch: Epoch, chunk: ChunkId) -> Vec<Action<D>> {
+        if epoch > self.epoch() {
+            return vec![Action::Refuse(call, Refusal::Busy)];
+        }
+        if epoch < self.epoch() || !self.is_learner() {
+            return vec![Action::Refuse(call, Refusal::Stale(self.epoch()))];
+        }
+        self.installs.push((call, chunk));
+        let mut out = Vec::new();
+        self.answer_installs(&mut out);
+        out
+    }
+
+    /// The versions have been compared with the learner's, since [`Action::Compare`]; these chunks differ.
+    pub fn compared(&mut self, learner: Replica, differ: BTreeSet<ChunkId>) -> Vec<Action<D>> {
+        let mut out = Vec::new();
+        if let Some(sync) = self.sync.as_mut().filter(|s| s.learner == learner && !s.is_compared())
+        {
+            sync.compared(differ);
+        }
+        self.advance(&mut out);
+        out
+    }
+
+    /// A copy has ended that was begun in this epoch.
+    pub fn pushed(
+        &mut self,
+        learner: Replica,
+        epoch: Epoch,
+        chunk: ChunkId,
+        done: bool,
+    ) -> Vec<Action<D>> {
+        let mut out = Vec::new();
+        let current = epoch == self.epoch();
+        if let Some(sync) = self.sync.as_mut().filter(|s| current && s.learner == learner) {
+            sync.pushed(chunk, done);
+        }
+        self.advance(&mut out);
+        out
+    }
+
+    /// The learner has flushed, or not.
+    pub fn sealed(&mut self, learner: Replica, epoch: Epoch, done: bool) -> Vec<Action<D>> {
+        let mut out = Vec::new();
+        let current = epoch == self.epoch();
+        if let Some(sync) = self.sync.as_mut().filter(|s| current && s.learner == learner) {
+            sync.flushed(done);
+            if sync.sealed {
+                out.push(Action::Synced(learner));
+            }
+        }
+        self.advance(&mut out);
+        out
+    }
+
+    /// A chunk has been removed here, apart from the chain. The learner may have got it since it was removed there.
+    pub fn removed(&mut self, chunk: ChunkId) -> Vec<Action<D>> {
+        let mut out = Vec::new();
+        if let Some(sync) = &mut self.sync {
+            sync.lacks(chunk);
+        }
+        self.advance(&mut out);
+        out
+    }
+
+    /// Begins what can begin, and ends what can end.
+    fn advance(&mut self, out: &mut Vec<Action<D>>) {
+        if self.broken {
+            return;
+        }
+        loop {
+            if self.is_head() {
+                self.admit(out);
+            }
+            self.begin(out);
+            if !self.end(out) || self.backlog.is_empty() {
+                break;
+            }
+        }
+        self.answer_reads(out);
+        self.answer_installs(out);
+        self.answer_settles(out);
+        self.attend_learner(out);
+    }
+
+    fn begin(&mut self, out: &mut Vec<Action<D>>) {
+        let (epoch, successor) = (self.epoch(), self.successor());
+        let lowest = self.ops.values().find(|op| !op.acked).map(|op| op.change.id);
+        // A replica before this one may ask for more than this one still has to pass on.
+        let floor = match lowest {
+            _ if !self.is_head() => self.floor.min(lowest.unwrap_or(Version(u64::MAX))),
+            Some(lowest) => lowest,
+            None => Version::NONE,
+        };
+        let mut unstored = BTreeSet::new();
+        let mut unacked: BTreeMap<ChunkId, Version> = BTreeMap::new();
+        let ids: Vec<_> = self.ops.keys().copied().collect();
+        for id in ids {
+            let follows = self.follows(id);
+            let Some(op) = self.ops.get_mut(&id) else { continue };
+            let chunk = op.change.chunk;
+            // What has been begun goes on: the copy waits for it.
+            let held = !op.sent && self.sync.as_ref().is_some_and(|sync| sync.holds(chunk));
+            if !held && !op.sent {
+                op.sent = true;
+                let to = match (&mut self.sync, successor) {
+                    (_, Some(successor)) => Some(successor),
+                    (Some(sync), None) if sync.has(chunk) => Some(sync.learner),
+                    (Some(sync), None) => {
+                        sync.lacks(chunk);
+                        None
+                    }
+                    (None, None) => None,
+                };
+                match to {
+                    Some(to) => {
+                        op.shared = true;
+                        let after = unacked.get(&chunk).copied().unwrap_or(Version::NONE);
+                        let step = Step { epoch, floor, after, change: op.change.clone() };
+                        out.push(Action::Forward { to, step });
+                    }
+                    None => op.acked = true,
+                }
+            }
+            if !op.acked {
+                unacked.insert(chunk, id);
+            }
+            let free = !held && follows && !unstored.contains(&chunk);
+            let idle = !self.running.values().any(|running| *running == chunk);
+            if op.stage == Stage::Waiting && free && idle {
+                op.stage = Stage::Applying;
+                self.running.insert(id, chunk);
+                out.push(Action::Apply(op.change.clone()));
+            }
+            if op.stage != Stage::Applied {
+                unstored.insert(chunk);
+            }
+        }
+    }
+
+    /// Whether what a change comes after has been stored here.
+    fn follows(&self, id: Version) -> bool {
+        let Some(after) = self.ops.get(&id).map(|op| op.after) else { return false };
+        after < self.floor
+            || after == Version::NONE
+            || self.done.contains(&after)
+            || self.ops.get(&after).is_some_and(|op| op.stage == Stage::Applied)
+    }
+
+    /// Answers what is stored here and below; whether there was any.
+    fn end(&mut self, out: &mut Vec<Action<D>>) -> bool {
+        let ready = |op: &Op<D>| op.stage == Stage::Applied && op.acked;
+        let ids: Vec<_> = self.ops.values().filter(|op| ready(op)).map(|op| op.change.id).collect();
+        for id in &ids {
+            if let Some(op) = self.ops.remove(id) {
+                if !self.is_head() {
+                    self.done.insert(*id);
+                }
+                out.extend(op.caller.map(|call| Action::Done(call, op.grown)));
+            }
+        }
+        !ids.is_empty()
+    }
+
+    fn answer_reads(&mut self, out: &mut Vec<Action<D>>) {
+        if self.reads.is_empty() {
+            return;
+        }
+        let noted: BTreeSet<ChunkId> = self.ops.values().map(|op| op.change.chunk).collect();
+        let (wait, go): (Vec<_>, Vec<_>) =
+            self.reads.drain(..).partition(|(_, chunk)| noted.contains(chunk));
+        self.reads = wait;
+        out.extend(go.into_iter().map(|(call, _)| Action::Serve(call)));
+    }
+
+    fn answer_installs(&mut self, out: &mut Vec<Action<D>>) {
+        let running: BTreeSet<ChunkId> = self.running.values().copied().collect();
+        let (wait, go): (Vec<_>, Vec<_>) =
+            self.installs.drain(..).partition(|(_, chunk)| running.contains(chunk));
+        self.installs = wait;
+        for (call, chunk) in go {
+            // What comes in place of the chunk has all of them, or they were never made.
+            self.ops.retain(|_, op| op.change.chunk != chunk);
+            out.push(Action::Serve(call));
+        }
+    }
+
+    fn attend_learner(&mut self, out: &mut Vec<Action<D>>) {
+        let Some(sync) = &mut self.sync else { return };
+        // What is held has not been begun.
+        let begun = self.ops.values().filter(|op| op.sent).map(|op| op.change.chunk);
+        let busy: BTreeSet<ChunkId> = begun.chain(self.running.values().copied()).collect();
+        let learner = sync.learner;
+        let next = sync.next(|chunk| !busy.contains(&chunk));
+        out.extend(next.into_iter().map(|chunk| Action::Push(learner, chunk)));
+        if sync.seal() {
+            out.push(Action::Seal(learner));
+        }
+    }
+}

@@ -1,0 +1,656 @@
+//! Deciding who is there and who has what. See the [module](super) for why that is safe.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
+use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica};
+
+use super::placement::{Candidate, Ring};
+use super::state::{Duty, State, StoreId, replica};
+
+/// Settings.
+#[derive(Clone, Copy, Debug)]
+pub struct Config {
+    /// A server that is silent for so long is replaced. Its lease is shorter.
+    pub deadline: Duration,
+    /// One that stays away for so long is replaced for good: what it had gets another replica elsewhere.
+    pub repair_after: Duration,
+    /// Learners that a server may be at a time, over all groups; and as many it may have as a tail.
+    pub learners: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            deadline: Duration::from_secs(5),
+            repair_after: Duration::from_secs(300),
+            learners: 8,
+        }
+    }
+}
+
+impl Config {
+    /// For how long a server may answer reads after it has asked.
+    pub fn lease(&self) -> Duration {
+        self.deadline.mul_f64(0.75)
+    }
+}
+
+/// What a server says of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// This life of it.
+    pub instance: InstanceId,
+    /// Its store.
+    pub store: StoreId,
+    /// What fails together with it.
+    pub domain: String,
+    /// What it can hold, in bytes.
+    pub capacity: u64,
+    /// What it can still take.
+    pub free: u64,
+    /// It takes no more data.
+    pub full: bool,
+    /// The version of the map that it goes by.
+    pub version: Epoch,
+    /// It has refused reads in these groups ever since, up to this epoch.
+    pub revoked: Vec<(GroupId, Epoch)>,
+    /// Learners that have everything.
+    pub synced: Vec<(GroupId, Epoch, Replica)>,
+    /// Replicas that could not store what others have: this server.
+    pub broken: Vec<(GroupId, Epoch)>,
+    /// Replicas, of other servers, that have not answered for too long.
+    pub stalled: Vec<(GroupId, Epoch, Replica)>,
+}
+
+/// Whether a server can be counted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It answers.
+    Alive,
+    /// It has not answered for a while.
+    Suspect,
+    /// It has not answered for too long.
+    Dead,
+}
+
+/// A server, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    /// Whether it answers.
+    pub verdict: Verdict,
+    /// Since when it has not, or how long ago it last did.
+    pub silent: Option<Duration>,
+    /// What it said last.
+    pub report: Option<Report>,
+}
+
+/// What an operator wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Another server, at these addresses; or one that is drained shall get data again.
+    Add(Vec<String>),
+    /// What a server has shall go to others.
+    Drain(ServerId),
+    /// A server that has nothing any more is forgotten.
+    Remove(ServerId),
+    /// The weights shall be those of what the servers can hold now.
+    Rebalance,
+    /// Replicas and the fewest of them with which writes go on, of a volume.
+    Replicas(u64, u8, u8),
+}
+
+/// Why an operator's command is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommandError {
+    /// No such server.
+    #[error("there is no data server {0}")]
+    NoServer(ServerId),
+    /// No such volume.
+    #[error("there is no such volume")]
+    NoVolume,
+    /// It is there.
+    #[error("data server {0} has this address already")]
+    Exists(ServerId),
+    /// It has data.
+    #[error("data server {0} still has a part in {1} placement groups; drain it first")]
+    InUse(ServerId, usize),
+    /// A server needs an address.
+    #[error("a data server needs at least one address, host:port")]
+    NoAddress,
+    /// Not that many.
+    #[error(
+        "a volume has 1 to {MAX_REPLICAS} replicas, and needs between 1 and all of them to be written to"
+    )]
+    BadReplicas,
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    at: Option<Duration>,
+    report: Option<Report>,
+    /// It has failed in a chain, and learns nothing until then.
+    shunned: Duration,
+    /// It answers with another store than the one that is known.
+    foreign: bool,
+}
+
+/// The state, and what is known of the servers at the moment.
+#[derive(Debug)]
+pub struct Manager {
+    config: Config,
+    state: State,
+    /// Servers are given time from here on.
+    start: Duration,
+    seen: BTreeMap<ServerId, Seen>,
+    /// Replicas that must refuse reads before they leave.
+    revoking: BTreeMap<GroupId, (Epoch, Replica)>,
+    wanted: Wanted,
+}
+
+/// The servers that each group is to have, for certain servers.
+#[derive(Debug, Default)]
+struct Wanted {
+    of: Vec<(ServerId, u32, String)>,
+    replicas: Vec<u8>,
+    groups: BTreeMap<GroupId, Vec<ServerId>>,
+}
+
+impl Manager {
+    /// Begins at a time, with what was kept.
+    pub fn new(state: State, config: Config, now: Duration) -> Manager {
+        Manager {
+            config,
+            state,
+            start: now,
+            seen: BTreeMap::new(),
+            revoking: BTreeMap::new(),
+            wanted: Wanted::default(),
+        }
+    }
+
+    /// What is to be kept.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Settings.
+    pub fn config(&self) -> Config {
+        self.config
+    }
+
+    /// The map of all volumes.
+    pub fn map(&self) -> ClusterMap {
+        self.state.map()
+    }
+
+    /// A server has answered. `heard` is when its answer was received.
+    pub fn heard(&mut self, heard: Duration, server: ServerId, report: Report) -> bool {
+        let Some(known) = self.state.servers.get(&server) else { return false };
+        let before = self.state.clone();
+        let foreign = known.store.is_some_and(|store| store != report.store);
+        if known.weight == 0 {
+            let weight = self.state.weight_of(report.capacity);
+            if let Some(known) = self.state.servers.get_mut(&server) {
+                known.weight = weight;
+            }
+        }
+        if let Some(known) = self.state.servers.get_mut(&server) {
+            known.domain.clone_from(&report.domain);
+            known.store.get_or_insert(report.store);
+        }
+        for (group, epoch) in &report.revoked {
+            self.left(*group, *epoch, server);
+        }
+        for (group, epoch, learner) in &report.synced {
+            self.promote(*group, *epoch, server, *learner);
+        }
+        for (group, epoch) in &report.broken {
+            self.drop_broken(*group, *epoch, replica(server, report.instance));
+            self.shun(server, heard);
+        }
+        for (group, epoch, stalled) in &report.stalled {
+            self.revoke(*group, *epoch, *stalled);
+            self.shun(stalled.server, heard);
+        }
+        let seen = self.seen.entry(server).or_default();
+        (seen.at, seen.report, seen.foreign) = (Some(heard), Some(report), foreign);
+        self.plan(heard);
+        self.changed(before)
+    }
+
+    /// A server that has failed in one chain is not given another at once.
+    fn shun(&mut self, server: ServerId, now: Duration) {
+        self.seen.entry(server).or_default().shunned = now + self.config.deadline * 2;
+    }
+
+    /// Time has passed. Whether the state has changed.
+    pub fn tick(&mut self, now: Duration) -> bool {
+        let before = self.state.clone();
+        self.plan(now);
+        self.changed(before)
+    }
+
+    /// This server itself has stood still: nobody could be heard.
+    pub fn everybody_heard(&mut self, now: Duration) {
+        for seen in self.seen.values_mut() {
+            seen.at = seen.at.map(|_| now);
+        }
+        self.start = now;
+    }
+
+    /// An operator's command. Whether the state has changed.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn command(&mut self, now: Duration, command: Command) -> Result<bool, CommandError> {
+        let before = self.state.clone();
+        match command {
+            Command::Add(addrs) => self.add(addrs)?,
+            Command::Drain(id) => self.duty(id, Duty::Draining)?,
+            Command::Remove(id) => self.remove(id)?,
+            Command::Rebalance => self.rebalance(),
+            Command::Replicas(volume, replicas, min) => self.replicas(volume, replicas, min)?,
+        }
+        self.plan(now);
+        Ok(self.changed(before))
+    }
+
+    fn changed(&mut self, before: State) -> bool {
+        if self.state == before {
+            return false;
+        }
+        self.state.version = Epoch(before.version.0 + 1);
+        true
+    }
+
+    fn add(&mut self, addrs: Vec<String>) -> Result<(), CommandError> {
+        if addrs.is_empty() {
+            return Err(CommandError::NoAddress);
+        }
+        let same = |addr: &String| addrs.contains(addr);
+        let known = self.state.servers.iter_mut().find(|(_, s)| s.addrs.iter().any(same));
+        match known {
+            Some((_, server)) if server.duty == Duty::Draining => server.duty = Duty::In,
+            Some((id, _)) => return Err(CommandError::Exists(*id)),
+            None => drop(self.state.add_server(addrs)),
+        }
+        Ok(())
+    }
+
+    fn duty(&mut self, id: ServerId, duty: Duty) -> Result<(), CommandError> {
+        let server = self.state.servers.get_mut(&id).ok_or(CommandError::NoServer(id))?;
+        server.duty = duty;
+        Ok(())
+    }
+
+    fn remove(&mut self, id: ServerId) -> Result<(), CommandError> {
+        if !self.state.servers.contains_key(&id) {
+            return Err(CommandError::NoServer(id));
+        }
+        match self.state.groups().filter(|(_, _, chain)| chain.has(id)).count() {
+            0 => {
+                self.state.servers.remove(&id);
+                self.seen.remove(&id);
+                Ok(())
+            }
+            groups => Err(CommandError::InUse(id, groups)),
+        }
+    }
+
+    fn rebalance(&mut self) {
+        for (id, seen) in &self.seen {
+            let Some(capacity) = seen.report.as_ref().map(|report| report.capacity) else {
+                continue;
+            };
+            let weight = self.state.weight_of(capacity);
+            if let Some(server) = self.state.servers.get_mut(id) {
+                server.weight = weight;
+            }
+        }
+    }
+
+    fn replicas(&mut self, volume: u64, replicas: u8, min: u8) -> Result<(), CommandError> {
+        if !(1..=MAX_REPLICAS).contains(&usize::from(replicas)) || !(1..=replicas).contains(&min) {
+            return Err(CommandError::BadReplicas);
+        }
+        let pool = self.state.pools.iter_mut().find(|pool| pool.pool.volume == volume);
+        let pool = pool.ok_or(CommandError::NoVolume)?;
+        (pool.replicas, pool.pool.min_replicas) = (replicas, min);
+        Ok(())
+    }
+
+    /// Makes sure that a volume has groups. Whether the state has changed.
+    pub fn ensure_pool(&mut self, now: Duration, volume: u64, groups: u32, replicas: u8) -> bool {
+        let before = self.state.clone();
+        if !self.state.pools.iter().any(|pool| pool.pool.volume == volume) {
+            self.state.add_pool(volume, groups, replicas, 1);
+        }
+        self.plan(now);
+        self.changed(before)
+    }
+
+    /// For how long nothing was heard of a server.
+    fn silence(&self, server: ServerId, now: Duration) -> Duration {
+        let heard = self.seen.get(&server).and_then(|seen| seen.at);
+        now.saturating_sub(heard.unwrap_or(self.start).max(self.start.min(now)))
+    }
+
+    /// Whether a server answers.
+    pub fn verdict(&self, server: ServerId, now: Duration) -> Verdict {
+        let heard = self.seen.get(&server).is_some_and(|seen| seen.at.is_some());
+        match self.silence(server, now) {
+            silence if silence >= self.config.deadline => Verdict::Dead,
+            silence if silence >= self.config.deadline / 3 || !heard => Verdict::Suspect,
+            _ => Verdict::Alive,
+        }
+    }
+
+    /// The life in which a server answers.
+    fn instance(&self, server: ServerId) -> Option<InstanceId> {
+        Some(self.seen.get(&server)?.report.as_ref()?.instance)
+    }
+
+    /// Whether a replica is over: silent for too long, or there in another life.
+    fn is_over(&self, replica: Replica, now: Duration) -> bool {
+        self.instance(replica.server).is_some_and(|now| now != replica.instance)
+            || self.verdict(replica.server, now) == Verdict::Dead
+    }
+
+    /// Whether a server can be given something to learn.
+    fn is_ready(&self, server: ServerId, now: Duration) -> bool {
+        self.verdict(server, now) == Verdict::Alive
+            && self.seen.get(&server).is_some_and(|seen| {
+                seen.shunned <= now && seen.report.as_ref().is_some_and(|report| !report.full)
+            })
+    }
+
+    /// A server with its data that is there in this life.
+    fn returned(&self, server: ServerId, now: Duration) -> Option<Replica> {
+        let seen = self.seen.get(&server)?;
+        let there = !seen.foreign && self.verdict(server, now) != Verdict::Dead;
+        there.then_some(replica(server, seen.report.as_ref()?.instance))
+    }
+
+    fn chain(&mut self, group: GroupId) -> Option<&mut Chain> {
+        let pool = self.state.pools.iter_mut().map(|pool| &mut pool.pool).find(|pool| {
+            group >= pool.first && ((group.0 - pool.first.0) as usize) < pool.chains.len()
+        })?;
+        pool.chains.get_mut((group.0 - pool.first.0) as usize)
+    }
+
+    /// The tail says that its learner has everything.
+    fn promote(&mut self, group: GroupId, epoch: Epoch, tail: ServerId, learner: Replica) {
+        let Some(chain) = self.chain(group) else { return };
+        let by_tail = chain.replicas.last().is_some_and(|last| last.server == tail);
+        if chain.epoch == epoch && chain.learner == Some(learner) && by_tail {
+            chain.replicas.push(learner);
+            chain.learner = None;
+            chain.epoch.0 += 1;
+        }
+    }
+
+    /// A replica cannot go on. It answers nobody in this epoch.
+    fn drop_broken(&mut self, group: GroupId, epoch: Epoch, broken: Replica) {
+        let Some(chain) = self.chain(group) else { return };
+        if chain.epoch == epoch {
+            without(chain, broken);
+        }
+    }
+
+    /// A replica is to leave while it may answer reads.
+    fn revoke(&mut self, group: GroupId, epoch: Epoch, replica: Replica) {
+        let Some(chain) = self.chain(group) else { return };
+        if chain.epoch != epoch {
+            return;
+        }
+        if chain.learner == Some(replica) {
+            // Nobody reads from it.
+            without(chain, replica);
+        } else if chain.replicas.len() > 1 && chain.replicas.contains(&replica) {
+            self.revoking.insert(group, (epoch, replica));
+        }
+    }
+
+    /// A replica refuses reads now.
+    fn left(&mut self, group: GroupId, epoch: Epoch, server: ServerId) {
+        match self.revoking.get(&group).copied() {
+            Some((revoked, replica)) if replica.server == server && epoch >= revoked => {
+                self.revoking.remove(&group);
+                if let Some(chain) = self.chain(group).filter(|chain| chain.epoch == revoked) {
+                    without(chain, replica);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// What a server has to refuse, before it leaves these chains.
+    pub fn revocations(&self, server: ServerId) -> Vec<(GroupId, Epoch)> {
+        let of_it = self.revoking.iter().filter(|(_, (_, replica))| replica.server == server);
+        of_it.map(|(group, (epoch, _))| (*group, *epoch)).collect()
+    }
+
+    /// Servers that may get data, as far as anybody knows.
+    fn candidates(&self, now: Duration) -> Vec<(ServerId, u32, String)> {
+        let fit = |id: &ServerId| self.silence(*id, now) < self.config.repair_after;
+        let servers = self.state.servers.iter();
+        servers
+            .filter(|(id, s)| s.duty == Duty::In && s.weight > 0 && fit(id))
+            .map(|(id, s)| (*id, s.weight, s.domain.clone()))
+            .collect()
+    }
+
+    fn refresh_wanted(&mut self, now: Duration) {
+        let of = self.candidates(now);
+        let replicas: Vec<u8> = self.state.pools.iter().map(|pool| pool.replicas).collect();
+        if of == self.wanted.of && replicas == self.wanted.replicas {
+            return;
+        }
+        let servers: Vec<_> = of
+            .iter()
+            .map(|(id, weight, domain)| Candidate { id: *id, weight: *weight, domain })
+            .collect();
+        let ring = Ring::new(&servers);
+        let groups = self.state.groups();
+        let groups = groups.map(|(group, count, _)| (group, ring.place(group, count))).collect();
+        self.wanted = Wanted { of, replicas, groups };
+    }
+
+    /// Whether a replica has been heard of, in the life that the chain names.
+    fn is_there(&self, replica: Replica, now: Duration) -> bool {
+        self.instance(replica.server) == Some(replica.instance) && !self.is_over(replica, now)
+    }
+
+    /// Brings every chain a step nearer to what it should be.
+    fn plan(&mut self, now: Duration) {
+        self.refresh_wanted(now);
+        let revoking = std::mem::take(&mut self.revoking);
+        let mut load = Load::default();
+        for (_, _, chain) in self.state.groups() {
+            load.note(chain);
+        }
+        let mut pools = std::mem::take(&mut self.state.pools);
+        for pool in &mut pools {
+            let (first, replicas) = (pool.pool.first.0, usize::from(pool.replicas));
+            for (index, chain) in pool.pool.chains.iter_mut().enumerate() {
+                let group = GroupId(first + index as u32);
+                self.mend(chain, now);
+                self.grow(group, chain, replicas, &mut load, now);
+                if let Some(leaving) = self.leaving(group, chain, replicas) {
+                    self.revoking.insert(group, (chain.epoch, leaving));
+                } else if let Some(revoked) = revoking.get(&group)
+                    && revoked.0 == chain.epoch
+                    && chain.replicas.len() > 1
+                {
+                    self.revoking.insert(group, *revoked);
+                }
+            }
+        }
+        self.state.pools = pools;
+        self.adopt();
+    }
+
+    /// A server that has come with another store has nothing of before, and no chain counts on that any more: from now on
+    /// this is its store.
+    fn adopt(&mut self) {
+        let foreign = self.seen.iter().filter(|(_, seen)| seen.foreign);
+        let foreign: Vec<_> = foreign
+            .filter_map(|(id, seen)| {
+                Some((*id, seen.report.as_ref().map(|r| (r.instance, r.store))?))
+            })
+            .collect();
+        for (id, (instance, store)) in foreign {
+            let counted_on = self.state.groups().any(|(_, _, chain)| {
+                chain.members().any(|r| r.server == id && r.instance != instance)
+            });
+            if counted_on {
+                continue;
+            }
+            if let (Some(server), Some(seen)) =
+                (self.state.servers.get_mut(&id), self.seen.get_mut(&id))
+            {
+                (server.store, seen.foreign) = (Some(store), false);
+            }
+        }
+    }
+
+    /// Takes out who is over.
+    fn mend(&self, chain: &mut Chain, now: Duration) {
+        let before = (chain.replicas.clone(), chain.learner);
+        if chain.replicas.iter().any(|replica| self.is_there(*replica, now)) {
+            chain.replicas.retain(|replica| !self.is_over(*replica, now));
+        } else if chain.replicas.iter().all(|replica| self.is_over(*replica, now)) {
+            // The first that is back goes on, with what it had flushed; the others get it from there. As long as one may
+            // still be there with everything it is waited for.
+            let back = chain.replicas.iter().find_map(|r| self.returned(r.server, now));
+            if let Some(back) = back {
+                chain.replicas = vec![back];
+                chain.verifier = Verifier(chain.verifier.0 + 1);
+            }
+        }
+        let gone = |learner: &Replica| {
+            self.is_over(*learner, now) || chain.replicas.iter().any(|r| r.server == learner.server)
+        };
+        if chain.learner.as_ref().is_some_and(gone) {
+            chain.learner = None;
+        }
+        if before != (chain.replicas.clone(), chain.learner) {
+            chain.epoch.0 += 1;
+        }
+    }
+
+    /// Lets a server learn that is to have the group and has not.
+    fn grow(
+        &self,
+        group: GroupId,
+        chain: &mut Chain,
+        replicas: usize,
+        load: &mut Load,
+        now: Duration,
+    ) {
+        let Some(wanted) = self.wanted.groups.get(&group) else { return };
+        if chain.replicas.is_empty() && chain.epoch == Epoch(0) {
+            // Nobody has anything yet.
+            let ready = wanted.iter().filter(|id| self.is_ready(**id, now));
+            chain.replicas = ready.filter_map(|id| self.returned(*id, now)).collect();
+            if !chain.replicas.is_empty() {
+                chain.epoch = Epoch(1);
+            }
+            return;
+        }
+        let Some(tail) = chain.replicas.last().map(|tail| tail.server) else { return };
+        if chain.learner.is_some() || self.is_over(chain.replicas[chain.replicas.len() - 1], now) {
+            return;
+        }
+        let misplaced = chain.replicas.iter().any(|r| !wanted.contains(&r.server));
+        if chain.replicas.len() >= replicas && !misplaced || chain.replicas.len() > replicas {
+            return;
+        }
+        let lacking = wanted.iter().find(|id| !chain.has(**id) && self.is_ready(**id, now));
+        let Some(instance) = lacking.and_then(|id| self.instance(*id).map(|i| replica(*id, i)))
+        else {
+            return;
+        };
+        if load.take(tail, instance.server, self.config.learners) {
+            chain.learner = Some(instance);
+            chain.epoch.0 += 1;
+        }
+    }
+
+    /// A replica that is one too many.
+    fn leaving(&self, group: GroupId, chain: &Chain, replicas: usize) -> Option<Replica> {
+        if chain.replicas.len() <= replicas || chain.learner.is_some() {
+            return None;
+        }
+        let wanted = self.wanted.groups.get(&group)?;
+        let unwanted = chain.replicas.iter().rfind(|r| !wanted.contains(&r.server));
+        unwanted.or(chain.replicas.last()).copied()
+    }
+
+    /// Servers at which nothing of an ended session may happen any more before others get what it had: all, but for those
+    /// that are dead and will not be answered before they have learned of it.
+    pub fn must_fence(&self, now: Duration) -> BTreeSet<ServerId> {
+        let mut sole = BTreeSet::new();
+        for (_, _, chain) in self.state.groups() {
+            if let [only] = chain.replicas.as_slice() {
+                sole.insert(only.server);
+            }
+        }
+        let dead = |id: &ServerId| self.verdict(*id, now) == Verdict::Dead;
+        self.state.servers.keys().copied().filter(|id| !dead(id) || sole.contains(id)).collect()
+    }
+
+    /// The version of the map that a server goes by.
+    pub fn version_at(&self, server: ServerId) -> Option<Epoch> {
+        Some(self.seen.get(&server)?.report.as_ref()?.version)
+    }
+
+    /// A server, for people.
+    pub fn health(&self, server: ServerId, now: Duration) -> Health {
+        let seen = self.seen.get(&server);
+        Health {
+            verdict: self.verdict(server, now),
+            silent: seen.and_then(|seen| seen.at).map(|at| now.saturating_sub(at)),
+            report: seen.and_then(|seen| seen.report.clone()),
+        }
+    }
+}
+
+fn without(chain: &mut Chain, replica: Replica) {
+    if chain.learner == Some(replica) {
+        chain.learner = None;
+        chain.epoch.0 += 1;
+    } else if chain.replicas.len() > 1 && chain.replicas.contains(&replica) {
+        chain.replicas.retain(|r| *r != replica);
+        chain.epoch.0 += 1;
+    }
+}
+
+/// What the servers have to do with learning already.
+#[derive(Debug, Default)]
+struct Load {
+    learning: BTreeMap<ServerId, usize>,
+    teaching: BTreeMap<ServerId, usize>,
+}
+
+impl Load {
+    fn note(&mut self, chain: &Chain) {
+        if let (Some(learner), Some(tail)) = (chain.learner, chain.replicas.last()) {
+            *self.learning.entry(learner.server).or_default() += 1;
+            *self.teaching.entry(tail.server).or_default() += 1;
+        }
+    }
+
+    fn take(&mut self, tail: ServerId, learner: ServerId, limit: usize) -> bool {
+        let learning = self.learning.entry(learner).or_default();
+        let teaching = self.teaching.entry(tail).or_default();
+        let room = *learning < limit && *teaching < limit;
+        if room {
+            *learning += 1;
+            *teaching += 1;
+        }
+        room
+    }
+}
