@@ -199,7 +199,10 @@ pub enum Reply {
     /// What the server says of itself.
     Beat(Box<BeatReply>),
     /// It is stored, here and by all after it in the chain.
-    Stored,
+    Stored {
+        /// One of them has hardly any room left: nothing but punches should come.
+        full: bool,
+    },
     /// Chunks in order, with their versions, and where to go on if there are more.
     Listed {
         /// The chunks.

@@ -178,6 +178,11 @@ impl<D: Clone> Group<D> {
         self.replicas().iter().position(|replica| *replica == self.me)
     }
 
+    /// Whether it has a part in the group.
+    pub fn is_member(&self) -> bool {
+        self.place().is_some() || self.is_learner()
+    }
+
     fn is_learner(&self) -> bool {
         self.learner() == Some(self.me)
     }
@@ -430,16 +435,27 @@ impl<D: Clone> Group<D> {
 
     /// Somebody wants to see a chunk, of a group in this epoch.
     pub fn read(&mut self, call: CallId, epoch: Epoch, chunk: ChunkId) -> Vec<Action<D>> {
-        if epoch != self.epoch() || self.place().is_none() {
-            return vec![Action::Refuse(call, Refusal::Stale(self.epoch()))];
-        }
-        if self.broken || self.is_revoked() {
-            return vec![Action::Refuse(call, Refusal::Busy)];
+        if let Err(refusal) = self.readable(epoch, chunk) {
+            return vec![Action::Refuse(call, refusal)];
         }
         self.reads.push((call, chunk));
         let mut out = Vec::new();
         self.answer_reads(&mut out);
         out
+    }
+
+    /// Whether a chunk can be shown at once; `false`: only by [`Group::read`].
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn readable(&self, epoch: Epoch, chunk: ChunkId) -> Result<bool, Refusal> {
+        if epoch != self.epoch() || self.place().is_none() {
+            return Err(Refusal::Stale(self.epoch()));
+        }
+        if self.broken || self.is_revoked() {
+            return Err(Refusal::Busy);
+        }
+        Ok(!self.ops.values().any(|op| op.change.chunk == chunk))
     }
 
     /// Somebody waits until all that is noted now is stored, here and below, or forgotten.

@@ -1,0 +1,128 @@
+//! Signs of life for the metadata server, and what it says.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use netfs_common::codec;
+use netfs_common::map::ClusterMap;
+use netfs_common::net::Payload;
+use netfs_common::wire::cluster::{Beat, BeatReply, Counts};
+use netfs_common::wire::data::Reply;
+
+use super::lease;
+use super::replicas::{Replicas, lock};
+
+/// An answer is never held back longer.
+const MAX_HOLD: Duration = Duration::from_secs(10);
+/// While it is held back it is looked whether a replica has stalled.
+const LOOK: Duration = Duration::from_millis(200);
+/// A replica that waits for one after it gets this much longer, for each of them: the last one is to blame first.
+const PER_HOP: Duration = Duration::from_secs(1);
+
+impl Replicas {
+    /// Answers a sign of life with what there is to tell.
+    pub(super) async fn beat(self: &Arc<Self>, beat: Beat, payload: Payload) -> Result<Reply, Reply> {
+        if let Some(token) = beat.echo {
+            self.lease.renew(token, Duration::from_millis(beat.lease_ms.into()));
+        }
+        let mut at_once = beat.echo.is_none();
+        if !payload.is_empty() {
+            let map: ClusterMap = codec::decode(&payload.into_bytes()).map_err(|error| {
+                tracing::error!(%error, "the cluster map cannot be understood");
+                Reply::Failed(netfs_common::errno::Errno::EPROTO)
+            })?;
+            if let Err(error) = map.validate() {
+                tracing::error!(%error, "the cluster map cannot be used");
+                return Err(Reply::Failed(netfs_common::errno::Errno::EPROTO));
+            }
+            self.set_map(beat.server, map);
+            at_once = true;
+        }
+        for (id, epoch) in &beat.revoke {
+            self.run(*id, |slot| slot.group.revoke(*epoch));
+            at_once = true;
+        }
+        let until = Instant::now() + Duration::from_millis(beat.hold_ms.into()).min(MAX_HOLD);
+        let stall = Duration::from_millis(beat.stall_ms.into());
+        loop {
+            let news = self.news.notified();
+            tokio::pin!(news);
+            news.as_mut().enable();
+            let reply = self.report(&beat, stall).await?;
+            let left = until.saturating_duration_since(Instant::now());
+            let nothing = reply.synced.is_empty()
+                && reply.broken.is_empty()
+                && reply.stalled.is_empty()
+                && reply.version == beat.version;
+            if at_once || !nothing || left.is_zero() {
+                return Ok(Reply::Beat(Box::new(reply)));
+            }
+            tokio::select! {
+                () = news => {}
+                () = tokio::time::sleep(left.min(LOOK)) => {}
+            }
+        }
+    }
+
+    async fn report(&self, beat: &Beat, stall: Duration) -> Result<BeatReply, Reply> {
+        let (mut synced, mut broken) = (Vec::new(), Vec::new());
+        let (mut stalled, mut lacking) = (Vec::new(), Vec::new());
+        for (id, slot) in self.slots() {
+            let slot = lock(&slot);
+            let epoch = slot.group.epoch();
+            if let Some((at, learner)) = slot.synced.filter(|(at, _)| *at == epoch) {
+                synced.push((id, at, learner));
+            }
+            if slot.broken == Some(epoch) {
+                broken.push((id, epoch));
+            }
+            if let Some(chain) = slot.group.chain()
+                && let Some(since) = slot.passed_on.values().min()
+            {
+                let members: Vec<_> = chain.members().collect();
+                let mine = members.iter().position(|m| m.instance == self.instance);
+                let next = mine.and_then(|mine| Some((mine + 1, *members.get(mine + 1)?)));
+                if let Some((place, next)) = next {
+                    let below = u32::try_from(members.len() - 1 - place).unwrap_or(u32::MAX);
+                    if since.elapsed() > stall + PER_HOP * below {
+                        stalled.push((id, epoch, next));
+                    }
+                }
+            }
+            if slot.group.heir().is_some_and(|heir| slot.group.chain().is_some_and(|c| c.learner == Some(heir))) {
+                lacking.push((id, slot.group.left().map(|left| left as u64)));
+            }
+        }
+        let chunks = self.chunks.clone();
+        let usage = self.blocking(move || chunks.store().usage()).await;
+        let usage = usage.ok_or(Reply::Busy)?.map_err(|error| {
+            self.metrics.store_failed(&error);
+            Reply::Failed(super::fault::errno(&error))
+        })?;
+        let free = usage.free_bytes.saturating_add(usage.reclaimable_bytes);
+        Ok(BeatReply {
+            token: lease::now(),
+            instance: self.instance,
+            store: self.chunks.store().id(),
+            domain: self.domain.clone(),
+            capacity: usage.capacity_bytes,
+            free: free.min(usage.capacity_bytes),
+            live: usage.live_bytes,
+            chunks: usage.chunks,
+            full: self.chunks.is_full(),
+            version: self.view().map.version,
+            revoked: beat.revoke.clone(),
+            synced,
+            broken,
+            stalled,
+            lacking,
+            counts: Counts {
+                pushed_chunks: self.taught.chunks.load(Ordering::Relaxed),
+                pushed_bytes: self.taught.bytes.load(Ordering::Relaxed),
+                damaged: self.metrics.scrub_faults.get(),
+                mended: 0,
+            },
+        })
+    }
+}

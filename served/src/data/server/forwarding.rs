@@ -1,0 +1,113 @@
+//! Passing changes on to the next replica, and taking those of the one before.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use netfs_common::id::{Epoch, GroupId, ServerId};
+use netfs_common::map::Replica;
+use netfs_common::net::Payload;
+use netfs_common::wire::cluster::{Deed, Forward, PeerOp};
+use netfs_common::wire::data::{At, Op, Reply, Request};
+
+use super::replicas::{Replicas, Work, lock};
+use crate::data::chain::{Action, CallId, Change, Group, Step};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Pauses between attempts.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(300));
+
+/// Changes on their way to one server at one place of the chain.
+const AT_ONCE: usize = 12;
+
+/// Room for the changes on their way.
+///
+/// A call that passes a change on is answered when all after it have stored the change. So calls wait for calls, and if those of
+/// different groups, whose chains go through the same servers in different orders, shared one bound, they could wait for each other
+/// in a circle. Calls to the second in a chain wait for those to the third only, and so on: each has room of its own.
+#[derive(Debug, Default)]
+pub(super) struct Hops(Mutex<HashMap<(ServerId, usize), Arc<Semaphore>>>);
+
+impl Hops {
+    /// Waits for room. `None`: the server ends.
+    async fn enter(&self, to: ServerId, hop: usize) -> Option<OwnedSemaphorePermit> {
+        let room = lock(&self.0)
+            .entry((to, hop))
+            .or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE)))
+            .clone();
+        room.acquire_owned().await.ok()
+    }
+}
+
+impl Replicas {
+    /// Passes a change on until it is answered or the epoch is over.
+    pub(super) async fn forward(self: Arc<Self>, id: GroupId, to: Replica, step: Step<Work>) {
+        let (epoch, version) = (step.epoch, step.change.id);
+        if let Some(slot) = self.slot(id) {
+            let mut slot = lock(&slot);
+            if slot.group.epoch() == epoch {
+                slot.passed_on.insert(version, Instant::now());
+            }
+        }
+        let (deed, payload) = match step.change.deed {
+            Work::Write { offset, data } => (Deed::Write { offset }, data),
+            Work::Punch { offset, len } => (Deed::Punch { offset, len }, Arc::default()),
+        };
+        let (floor, after, chunk) = (step.floor, step.after, step.change.chunk);
+        let forward = Forward { floor, after, id: version, chunk, deed };
+        let request = Request {
+            at: At::Group { group: id, epoch },
+            op: Op::Peer(PeerOp::Forward(forward)),
+        };
+        let answered = async {
+            let mut pause = PAUSE.0;
+            loop {
+                let view = self.view();
+                let hop = view.map.chain(id).and_then(|chain| {
+                    chain.members().position(|member| member == to)
+                });
+                let payload: Payload = payload.as_ref().clone().into();
+                let turn = self.hops.enter(to.server, hop.unwrap_or_default()).await;
+                match self.peers.call(&view.map, to.server, &request, payload, None).await {
+                    Ok((Reply::Stored { full }, _)) => return full,
+                    Ok((reply, _)) => {
+                        tracing::trace!(group = %id, ?reply, "a change was not passed on");
+                    }
+                    Err(error) => {
+                        tracing::debug!(group = %id, %error, "a change was not passed on");
+                    }
+                }
+                drop(turn);
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(PAUSE.1);
+            }
+        };
+        let full = tokio::select! {
+            full = answered => full,
+            () = self.epoch_over(id, epoch) => return,
+        };
+        self.room.note(id, full);
+        self.run(id, |slot| {
+            slot.passed_on.remove(&version);
+            slot.group.acked(epoch, version)
+        });
+    }
+
+    /// Takes a change of the replica before.
+    pub(super) fn take(
+        group: &mut Group<Work>,
+        call: CallId,
+        epoch: Epoch,
+        forward: Forward,
+        payload: Payload,
+    ) -> Vec<Action<Work>> {
+        let deed = match forward.deed {
+            Deed::Write { offset } => {
+                Work::Write { offset, data: Arc::new(payload.into_chunks()) }
+            }
+            Deed::Punch { offset, len } => Work::Punch { offset, len },
+        };
+        let change = Change { id: forward.id, chunk: forward.chunk, deed };
+        group.forwarded(call, Step { epoch, floor: forward.floor, after: forward.after, change })
+    }
+}

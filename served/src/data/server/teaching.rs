@@ -1,0 +1,271 @@
+//! Giving a learner what it lacks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use netfs_common::id::{ChunkId, Epoch, GroupId, Ino, Version};
+use netfs_common::map::Replica;
+use netfs_common::net::Payload;
+use netfs_common::wire::cluster::{Install, PeerOp};
+use netfs_common::wire::data::{At, MAX_PAYLOAD, Op, Reply, Request};
+
+use super::replicas::{Replicas, lock};
+
+/// After a failure.
+const PAUSE: Duration = Duration::from_millis(200);
+/// One piece, or one list, may take this long.
+const CALL_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The first chunk of all.
+const FIRST: ChunkId = ChunkId { ino: Ino(0), generation: 0, index: 0 };
+
+/// What has been copied to learners since the start.
+#[derive(Debug, Default)]
+pub(super) struct Taught {
+    pub(super) chunks: AtomicU64,
+    pub(super) bytes: AtomicU64,
+}
+
+/// How fast is copied: bytes per second over all groups, with a burst of a tenth of a second.
+#[derive(Debug)]
+pub(super) struct Pace {
+    rate: u64,
+    /// When the next piece may go.
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    /// 0: as fast as it goes.
+    pub(super) fn new(rate: u64) -> Pace {
+        Pace { rate, next: Mutex::new(Instant::now()) }
+    }
+
+    /// Waits until so many bytes may go.
+    async fn wait(&self, bytes: u64) {
+        if self.rate == 0 {
+            return;
+        }
+        let cost = Duration::from_nanos(
+            (u128::from(bytes) * 1_000_000_000 / u128::from(self.rate)) as u64,
+        );
+        let until = {
+            let mut next = lock(&self.next);
+            let now = Instant::now();
+            let begin = (*next).max(now.checked_sub(Duration::from_millis(100)).unwrap_or(now));
+            *next = begin + cost;
+            begin
+        };
+        tokio::time::sleep_until(until.into()).await;
+    }
+}
+
+impl Replicas {
+    /// Compares versions with a learner until that is done or the epoch is over.
+    pub(super) async fn compare(self: Arc<Self>, id: GroupId, epoch: Epoch, learner: Replica) {
+        let compared = async {
+            loop {
+                match self.differences(id, epoch, learner).await {
+                    Some(differ) => return differ,
+                    None => tokio::time::sleep(PAUSE).await,
+                }
+            }
+        };
+        let differ = tokio::select! {
+            differ = compared => differ,
+            () = self.epoch_over(id, epoch) => return,
+        };
+        tracing::info!(group = %id, server = %learner.server, chunks = differ.len(), "a replica learns what it lacks");
+        self.run(id, |slot| slot.group.compared(learner, differ));
+    }
+
+    /// Chunks that only one has, or both in different versions. `None`: it could not be found out.
+    async fn differences(
+        &self,
+        id: GroupId,
+        epoch: Epoch,
+        learner: Replica,
+    ) -> Option<BTreeSet<ChunkId>> {
+        let mut theirs: BTreeMap<ChunkId, Version> = BTreeMap::new();
+        let mut from = Some(FIRST);
+        while let Some(first) = from {
+            let op = PeerOp::List { from: first };
+            match self.ask(id, epoch, learner, op, Bytes::new()).await? {
+                Reply::Listed { chunks, next } => {
+                    theirs.extend(chunks);
+                    if next.is_some_and(|next| next <= first) {
+                        return None;
+                    }
+                    from = next;
+                }
+                _ => return None,
+            }
+        }
+        let mut differ = BTreeSet::new();
+        let mut from = Some(FIRST);
+        while let Some(first) = from {
+            let (ours, next) = self.list(id, first).await?;
+            for (chunk, version) in ours {
+                let same = theirs.remove(&chunk) == Some(version) && version != Version::NONE;
+                if !same {
+                    differ.insert(chunk);
+                }
+            }
+            from = next;
+        }
+        differ.extend(theirs.into_keys());
+        Some(differ)
+    }
+
+    /// Chunks of a group here, from one on.
+    pub(super) async fn list(
+        &self,
+        id: GroupId,
+        from: ChunkId,
+    ) -> Option<(Vec<(ChunkId, Version)>, Option<ChunkId>)> {
+        let (chunks, view) = (self.chunks.clone(), self.view());
+        self.blocking(move || chunks.list(from, |chunk| view.group_of(chunk) == Some(id))).await
+    }
+
+    /// One call to a learner.
+    async fn ask(
+        &self,
+        id: GroupId,
+        epoch: Epoch,
+        learner: Replica,
+        op: PeerOp,
+        payload: impl Into<Payload>,
+    ) -> Option<Reply> {
+        let request = Request { at: At::Group { group: id, epoch }, op: Op::Peer(op) };
+        let deadline = Some(Instant::now() + CALL_TIMEOUT);
+        let view = self.view();
+        match self.peers.call(&view.map, learner.server, &request, payload, deadline).await {
+            Ok((reply, _)) => Some(reply),
+            Err(error) => {
+                tracing::debug!(group = %id, %error, "a learner did not answer");
+                None
+            }
+        }
+    }
+
+    /// Copies a chunk. It is held: nothing changes it meanwhile.
+    pub(super) async fn push(
+        self: Arc<Self>,
+        id: GroupId,
+        epoch: Epoch,
+        learner: Replica,
+        chunk: ChunkId,
+    ) {
+        let done = tokio::select! {
+            done = self.try_push(id, epoch, learner, chunk) => done.is_some(),
+            () = self.epoch_over(id, epoch) => return,
+        };
+        if done {
+            self.taught.chunks.fetch_add(1, Ordering::Relaxed);
+        } else {
+            tokio::time::sleep(PAUSE).await;
+        }
+        self.run(id, |slot| slot.group.pushed(learner, epoch, chunk, done));
+    }
+
+    async fn try_push(
+        &self,
+        id: GroupId,
+        epoch: Epoch,
+        learner: Replica,
+        chunk: ChunkId,
+    ) -> Option<()> {
+        let chunks = self.chunks.clone();
+        let (version, ranges) = self.blocking(move || chunks.outline(chunk)).await?;
+        let mut pieces = pieces(&ranges);
+        let mut first = true;
+        while first || !pieces.is_empty() {
+            let (offset, len) = pieces.pop().unwrap_or_default();
+            let last = pieces.is_empty();
+            self.pace.wait(len).await;
+            let chunks = self.chunks.clone();
+            let data = self.blocking(move || chunks.read(chunk, offset, len)).await?;
+            let data = match data {
+                Ok(data) => data,
+                Err(error) => {
+                    self.metrics.store_failed(&error);
+                    return None;
+                }
+            };
+            let version = if last { version } else { Version::NONE };
+            let install = PeerOp::Install(Install { chunk, first, version, offset });
+            match self.ask(id, epoch, learner, install, Bytes::from(data)).await? {
+                Reply::Stored { full: false } => {}
+                reply => {
+                    tracing::debug!(group = %id, ?reply, "a learner did not take a chunk");
+                    return None;
+                }
+            }
+            self.taught.bytes.fetch_add(len, Ordering::Relaxed);
+            first = false;
+        }
+        Some(())
+    }
+
+    /// Has the learner flush what it has got.
+    pub(super) async fn seal(self: Arc<Self>, id: GroupId, epoch: Epoch, learner: Replica) {
+        let flush = PeerOp::FlushGroups(vec![(id, epoch)]);
+        let done = tokio::select! {
+            reply = self.ask(id, epoch, learner, flush, Bytes::new()) => {
+                matches!(reply, Some(Reply::FlushedHere { instance }) if instance == learner.instance)
+            }
+            () = self.epoch_over(id, epoch) => return,
+        };
+        if !done {
+            tokio::time::sleep(PAUSE).await;
+        }
+        self.run(id, |slot| slot.group.sealed(learner, epoch, done));
+    }
+}
+
+/// What goes in one message each, the last one first.
+fn pieces(ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut out = Vec::new();
+    for (start, len) in ranges {
+        let (mut at, end) = (*start, start + len);
+        while at < end {
+            let step = (end - at).min(MAX_PAYLOAD);
+            out.push((at, step));
+            at += step;
+        }
+    }
+    out.reverse();
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chunk_goes_in_pieces_that_fit_into_messages() {
+        let mut all = pieces(&[(0, 10), (100, MAX_PAYLOAD * 2 + 1)]);
+        all.reverse();
+        let expected = [
+            (0, 10),
+            (100, MAX_PAYLOAD),
+            (100 + MAX_PAYLOAD, MAX_PAYLOAD),
+            (100 + MAX_PAYLOAD * 2, 1),
+        ];
+        assert_eq!(all, expected);
+        assert!(pieces(&[]).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn copies_keep_to_their_pace() {
+        let pace = Pace::new(1000);
+        let began = Instant::now();
+        for _ in 0..2 {
+            pace.wait(10).await;
+        }
+        assert!(began.elapsed() < Duration::from_secs(1));
+        assert!(*lock(&pace.next) >= began, "each takes its share of the second");
+    }
+}
