@@ -5,7 +5,7 @@ use std::sync::Arc;
 use netfs_common::id::ChunkId;
 use netfs_common::wire::data::Span;
 
-use crate::data::store::{ChunkKey, SegmentStore, StoreError};
+use crate::data::store::{ChunkKey, ChunkVersion, SegmentStore, StoreError};
 
 /// Chunks looked at in one go. It bounds for how long the index is held.
 const STEP: usize = 256;
@@ -39,7 +39,7 @@ impl Chunks {
         offset: u64,
         data: &[B],
     ) -> Result<i64, StoreError> {
-        self.store.write(key(chunk), offset, data)
+        self.store.write(key(chunk), offset, data, ChunkVersion::UNKNOWN)
     }
 
     pub(super) fn read(
@@ -70,7 +70,7 @@ impl Chunks {
         if offset > self.max_chunk {
             return Err(StoreError::OutOfRange { offset, len, max: self.max_chunk });
         }
-        self.store.punch(key(chunk), offset, len)
+        self.store.punch(key(chunk), offset, len, ChunkVersion::UNKNOWN)
     }
 
     /// Punches what there is in a range, chunk by chunk, and tells how far it came.
@@ -83,7 +83,8 @@ impl Chunks {
                 let start = span.from.saturating_sub(range.start(chunk.index));
                 let end = (span.to - range.start(chunk.index)).min(self.max_chunk);
                 if start < end {
-                    grown += self.store.punch(range.key(chunk.index), start, end - start)?;
+                    let key = range.key(chunk.index);
+                    grown += self.store.punch(key, start, end - start, ChunkVersion::UNKNOWN)?;
                 }
             }
             match part.last() {
@@ -107,7 +108,14 @@ impl Chunks {
         (target, target_offset): (ChunkId, u64),
         len: u64,
     ) -> Result<i64, StoreError> {
-        self.store.copy(key(source), source_offset, key(target), target_offset, len)
+        self.store.copy(
+            key(source),
+            source_offset,
+            key(target),
+            target_offset,
+            len,
+            ChunkVersion::UNKNOWN,
+        )
     }
 
     /// Where a file has data within a range: at most `limit` ranges, and how far that is all.

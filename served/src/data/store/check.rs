@@ -103,7 +103,9 @@ fn examine(disk: &dyn Disk, shown_dir: &Path) -> Result<(CheckReport, State), St
     describe(&mut report, &opened.report);
     if opened.report.snapshot_used {
         let rebuilt = recover::rebuild(disk, id, opened.evidence)?;
-        let agrees = compare(&mut report, &opened.state.index, &rebuilt.state.index);
+        // Where the log has lost records, only the snapshot knows the versions.
+        let dropped = opened.report.versions_dropped + rebuilt.report.versions_dropped;
+        let agrees = compare(&mut report, &opened.state.index, &rebuilt.state.index, dropped == 0);
         report.snapshot_agrees = Some(agrees);
     }
     for segment in recover::segment_ids(disk)? {
@@ -111,8 +113,8 @@ fn examine(disk: &dyn Disk, shown_dir: &Path) -> Result<(CheckReport, State), St
     }
     report.chunks = opened.state.index.chunks();
     report.live_bytes = opened.state.segments.values().map(|s| s.live).sum();
-    for (key, extents) in opened.state.index.iter() {
-        for e in extents.0.iter().filter(|e| e.is_bad()) {
+    for (key, chunk) in opened.state.index.iter() {
+        for e in chunk.extents.0.iter().filter(|e| e.is_bad()) {
             report.fault(format!(
                 "chunk {key} has lost bytes {}..{} to an earlier disk fault",
                 e.offset,
@@ -144,8 +146,8 @@ fn describe(report: &mut CheckReport, recovery: &RecoveryReport) {
     }
 }
 
-/// Whether two indexes say the same.
-fn compare(report: &mut CheckReport, snapshot: &Index, rebuilt: &Index) -> bool {
+/// Whether two indexes say the same; the same versions, too, if they have to be `exact`.
+fn compare(report: &mut CheckReport, snapshot: &Index, rebuilt: &Index, exact: bool) -> bool {
     let mut agrees = true;
     let mut left = snapshot.iter().peekable();
     let mut right = rebuilt.iter().peekable();
@@ -153,10 +155,10 @@ fn compare(report: &mut CheckReport, snapshot: &Index, rebuilt: &Index) -> bool 
         let (key, same) = match (left.peek(), right.peek()) {
             (None, None) => return agrees,
             (Some((l, a)), Some((r, b))) if l == r => {
-                let (mut a, mut b) = ((*a).clone(), (*b).clone());
-                a.normalise();
-                b.normalise();
-                (*l, a == b)
+                let (mut left, mut right) = (a.extents.clone(), b.extents.clone());
+                left.normalise();
+                right.normalise();
+                (*l, left == right && (!exact || a.version == b.version))
             }
             (Some((l, _)), right) if right.is_none_or(|(r, _)| l < r) => (*l, false),
             (_, Some((r, _))) => (*r, false),

@@ -100,14 +100,12 @@ impl Extents {
     }
 
     /// The data ranges as offset and length, neighbours joined.
-    pub(super) fn ranges(&self) -> Vec<(u64, u64)> {
-        let mut out: Vec<(u64, u64)> = Vec::new();
+    pub(super) fn ranges(&self) -> Vec<(u32, u32)> {
+        let mut out: Vec<(u32, u32)> = Vec::new();
         for e in &self.0 {
             match out.last_mut() {
-                Some((offset, len)) if *offset + *len == u64::from(e.offset) => {
-                    *len += u64::from(e.len)
-                }
-                _ => out.push((u64::from(e.offset), u64::from(e.len))),
+                Some((offset, len)) if *offset + *len == e.offset => *len += e.len,
+                _ => out.push((e.offset, e.len)),
             }
         }
         out

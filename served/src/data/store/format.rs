@@ -19,7 +19,7 @@
 //! | at | size | |
 //! | --- | --- | --- |
 //! | 0 | 8 | magic |
-//! | 8 | 4 | format version, 1 |
+//! | 8 | 4 | format version, 1 or 2 |
 //! | 12 | 4 | flags, 0 |
 //! | 16 | 16 | store id, random |
 //! | 32 | 8 | segment number; 0 in `store` |
@@ -43,8 +43,8 @@
 //! | 36 | 4 | length in the chunk |
 //! | 40 | 8 | sequence number |
 //! | 48 | 8 | durable: all records up to this sequence number were on stable storage when this one was appended |
-//! | 56 | 8 | chunk version, 0; for chain replication |
-//! | 64 | 8 | in a moved `Punch` or `Delete`: its first position, segment number << 32 + position. It hides only what is before that. 0: its own position |
+//! | 56 | 8 | version that the record gives its chunk, 0 if unknown (see `chunk`); in version 1 always 0 |
+//! | 64 | 8 | in a moved `Punch` or `Delete`: its first position, segment number << 32 + position. It hides only what is before that. 0: its own position. In `Lost`: where the lost records end |
 //! | 72 | 4 | bytes stored after the header, without padding |
 //! | 76 | 4 | 0 |
 //!
@@ -53,16 +53,21 @@
 //! valid only for the place that they were written for. So any block can be read and verified alone.
 //!
 //! **How it changes.** A change that an older program must not misread raises [`FORMAT_VERSION`]; it is written in the header
-//! block of each new segment, older segments stay readable, and reclamation turns them into new ones. Older programs refuse a
-//! newer version. The fixture test pins the bytes; it gets a new fixture beside the old one, which must still open.
+//! block of each new segment, older segments stay readable but are not appended to, and reclamation turns them into new
+//! ones. Older programs refuse a newer version. The fixture test pins the bytes; it gets a new fixture beside the old
+//! one, which must still open.
+//!
+//! - 1: the first.
+//! - 2: chunk versions, `Stamp` and `Lost`. An older program would write version 0 when it moves records, and lose punches that
+//!   carry a version.
 
 use crc32fast::Hasher;
 
 use super::error::StoreError;
-use super::key::ChunkKey;
+use super::key::{ChunkKey, ChunkVersion};
 
 /// The version written, and the latest one understood.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 /// The format's limit for the size of a chunk.
 pub const MAX_CHUNK_BYTES: u64 = 64 << 20;
 
@@ -99,13 +104,16 @@ pub(super) const MAX_SEGMENT: SegmentId = 1 << 30;
 pub(super) const MAX_SEQ: u64 = 1 << 62;
 
 /// A place in the log. The order of places is the order of writing.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) struct LogPos {
     pub(super) segment: SegmentId,
     pub(super) at: u32,
 }
 
 impl LogPos {
+    /// No place: there is no segment 0.
+    pub(super) const NOWHERE: Self = Self { segment: 0, at: 0 };
+
     pub(super) fn to_u64(self) -> u64 {
         u64::from(self.segment) << 32 | u64::from(self.at)
     }
@@ -147,6 +155,8 @@ fn put(bytes: &mut [u8], at: usize, v: &[u8]) {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct HeaderBlock {
     pub(super) magic: [u8; 8],
+    /// Version of the format.
+    pub(super) format: u32,
     pub(super) store: StoreId,
     pub(super) segment: SegmentId,
     pub(super) first_seq: u64,
@@ -156,7 +166,7 @@ impl HeaderBlock {
     pub(super) fn encode(&self) -> [u8; HEADER_BLOCK_LEN] {
         let mut b = [0; HEADER_BLOCK_LEN];
         put(&mut b, 0, &self.magic);
-        put(&mut b, 8, &FORMAT_VERSION.to_le_bytes());
+        put(&mut b, 8, &self.format.to_le_bytes());
         put(&mut b, 16, &self.store.0);
         put(&mut b, 32, &u64::from(self.segment).to_le_bytes());
         put(&mut b, 40, &self.first_seq.to_le_bytes());
@@ -174,18 +184,18 @@ impl HeaderBlock {
         if get_u32(b, 60) != crc32fast::hash(&b[..60]) || b[..8] != magic {
             return Ok(None);
         }
-        let found = get_u32(b, 8);
-        if found != FORMAT_VERSION || get_u32(b, 12) != 0 {
+        let format = get_u32(b, 8);
+        if !(1..=FORMAT_VERSION).contains(&format) || get_u32(b, 12) != 0 {
             return Err(StoreError::NewerVersion {
                 file: file.into(),
-                found,
+                found: format,
                 known: FORMAT_VERSION,
             });
         }
         let Ok(segment) = SegmentId::try_from(get_u64(b, 32)) else { return Ok(None) };
         let first_seq = get_u64(b, 40);
         let known = segment <= MAX_SEGMENT && first_seq <= MAX_SEQ;
-        Ok(known.then_some(Self { magic, store: StoreId(get(b, 16)), segment, first_seq }))
+        Ok(known.then_some(Self { magic, format, store: StoreId(get(b, 16)), segment, first_seq }))
     }
 }
 
@@ -205,6 +215,10 @@ pub(super) enum Kind {
     Mark = 5,
     /// All that lived in this segment has moved; its file may be gone.
     Retire = 6,
+    /// The chunk, if it holds data, has this version; nothing else changes.
+    Stamp = 7,
+    /// Records of the log before its `as_of` are lost, with a segment that was reclaimed.
+    Lost = 8,
 }
 
 impl Kind {
@@ -216,6 +230,8 @@ impl Kind {
             4 => Self::Bad,
             5 => Self::Mark,
             6 => Self::Retire,
+            7 => Self::Stamp,
+            8 => Self::Lost,
             _ => return None,
         })
     }
@@ -230,7 +246,7 @@ pub(super) struct RecordHeader {
     pub(super) len: u32,
     pub(super) seq: u64,
     pub(super) durable: u64,
-    pub(super) version: u64,
+    pub(super) version: ChunkVersion,
     /// In a moved tombstone: where it was first.
     pub(super) as_of: Option<LogPos>,
 }
@@ -277,7 +293,7 @@ impl RecordHeader {
         put(&mut b, 36, &self.len.to_le_bytes());
         put(&mut b, 40, &self.seq.to_le_bytes());
         put(&mut b, 48, &self.durable.to_le_bytes());
-        put(&mut b, 56, &self.version.to_le_bytes());
+        put(&mut b, 56, &self.version.0.to_le_bytes());
         put(&mut b, 64, &self.as_of.map_or(0, LogPos::to_u64).to_le_bytes());
         put(&mut b, 72, &self.stored().to_le_bytes());
         let crc = seed.crc(position, &b);
@@ -304,7 +320,7 @@ impl RecordHeader {
             len: get_u32(b, 36),
             seq: get_u64(b, 40),
             durable: get_u64(b, 48),
-            version: get_u64(b, 56),
+            version: ChunkVersion(get_u64(b, 56)),
             as_of: LogPos::from_u64(get_u64(b, 64)),
         };
         let in_chunk = u64::from(header.offset) + u64::from(header.len) <= MAX_CHUNK_BYTES;

@@ -12,12 +12,12 @@ use super::check::check_disk;
 use super::disk::Disk;
 use super::disk::sim::SimDisk;
 use super::format::{
-    BLOCK, FIRST_RECORD, HEADER_BLOCK_LEN, HeaderBlock, Kind, LogPos, MAX_CHUNK_BYTES,
-    RECORD_ALIGN, RECORD_HEADER_LEN, RECORD_MAGIC, RecordHeader, SEGMENT_MAGIC, STORE_FILE,
-    SegmentSeed, StoreId, get_u32, parse_segment_name, segment_name,
+    BLOCK, FIRST_RECORD, FORMAT_VERSION, HEADER_BLOCK_LEN, HeaderBlock, Kind, LogPos,
+    MAX_CHUNK_BYTES, RECORD_ALIGN, RECORD_HEADER_LEN, RECORD_MAGIC, RecordHeader, SEGMENT_MAGIC,
+    STORE_FILE, SegmentSeed, StoreId, get_u32, parse_segment_name, segment_name,
 };
 use super::snapshot::{SNAPSHOT_FILE, frame_crc};
-use super::{ChunkKey, ScrubCursor, SegmentStore, StoreConfig, StoreError};
+use super::{ChunkKey, ChunkVersion, ScrubCursor, SegmentStore, StoreConfig, StoreError};
 use crate::fuzzing::{Input, put};
 
 const ID: StoreId = StoreId(*b"a store to fuzz!");
@@ -82,12 +82,14 @@ fn build(disk: &SimDisk, input: &mut Input<'_>) {
             index: u64::from(which >> 2 & 3),
         };
         let offset = input.number::<2>();
+        // Few of them, so that some changes have the version of the one before.
+        let version = ChunkVersion(u64::from(op >> 4));
         match op % 8 {
             0..3 => {
                 let len = 1 + input.number::<2>() % 10_000;
-                store.write(key, offset, &[vec![which | 1; len as usize]]).map(drop)
+                store.write(key, offset, &[vec![which | 1; len as usize]], version).map(drop)
             }
-            3 => store.punch(key, offset, 1 + input.number::<2>()).map(drop),
+            3 => store.punch(key, offset, 1 + input.number::<2>(), version).map(drop),
             4 => store.delete_chunks(key.ino, 1, key.index).map(drop),
             5 => store.flush(),
             6 => store.reclaim_step().map(drop),
@@ -261,8 +263,17 @@ fn width(kind: u8) -> usize {
 
 fn append_record(disk: &SimDisk, input: &mut Input<'_>, marks: &mut Marks, name: &str) {
     let Some(id) = parse_segment_name(name) else { return };
-    let kinds =
-        [Kind::Write, Kind::Punch, Kind::Delete, Kind::Bad, Kind::Mark, Kind::Retire, Kind::Write];
+    let kinds = [
+        Kind::Write,
+        Kind::Punch,
+        Kind::Delete,
+        Kind::Bad,
+        Kind::Mark,
+        Kind::Retire,
+        Kind::Write,
+        Kind::Stamp,
+        Kind::Lost,
+    ];
     let kind = kinds[usize::from(input.byte()) % kinds.len()];
     let ranged = matches!(kind, Kind::Write | Kind::Punch | Kind::Bad);
     let offset = (input.telling() % MAX_CHUNK_BYTES) as u32;
@@ -275,7 +286,7 @@ fn append_record(disk: &SimDisk, input: &mut Input<'_>, marks: &mut Marks, name:
         len: if ranged { len } else { 0 },
         seq: input.telling(),
         durable: input.telling(),
-        version: input.telling(),
+        version: ChunkVersion(input.telling()),
         as_of: LogPos::from_u64(input.telling()),
     };
     disk.tamper(name, |bytes| {
@@ -289,21 +300,22 @@ fn append_record(disk: &SimDisk, input: &mut Input<'_>, marks: &mut Marks, name:
 
 fn new_segment(disk: &SimDisk, input: &mut Input<'_>, marks: &mut Marks) {
     let segment = (input.telling() as u32).max(1);
-    let block =
-        HeaderBlock { magic: SEGMENT_MAGIC, store: ID, segment, first_seq: input.telling() };
+    let (format, first_seq) = (FORMAT_VERSION, input.telling());
+    let block = HeaderBlock { magic: SEGMENT_MAGIC, format, store: ID, segment, first_seq };
     let name = segment_name(segment);
     drop(disk.create(&name));
     disk.tamper(&name, |bytes| bytes.extend(block.encode()));
     marks.records.insert(name, Vec::new());
 }
 
-/// What a store shows: per chunk and block its bytes, or `None` where they are known to be lost.
-type View = BTreeMap<(ChunkKey, u64), Option<Vec<u8>>>;
+/// What a store shows: per chunk its version, and per block its bytes, or `None` where they are known to be lost.
+type View = BTreeMap<ChunkKey, (ChunkVersion, BTreeMap<u64, Option<Vec<u8>>>)>;
 
 fn view(store: &SegmentStore, of: &[ChunkKey]) -> View {
     let mut out = View::new();
     for key in of {
         let block = u64::from(BLOCK);
+        let mut seen = BTreeMap::new();
         let blocks = store
             .extents(*key)
             .into_iter()
@@ -314,8 +326,9 @@ fn view(store: &SegmentStore, of: &[ChunkKey]) -> View {
                 Err(StoreError::Corrupt { .. }) => None,
                 Err(e) => panic!("reading chunk {key}: {e}"),
             };
-            out.insert((*key, n), bytes);
+            seen.insert(n, bytes);
         }
+        out.insert(*key, (store.version(*key), seen));
     }
     out
 }
@@ -360,7 +373,7 @@ fn exercise(store: &SegmentStore) -> Result<(), StoreError> {
     let key = ChunkKey { ino: 1 << 40, generation: 1, index: 7 };
     let data = vec![9; 5000];
     store.delete_chunks(key.ino, 1, 0)?;
-    store.write(key, 100, &[&data])?;
+    store.write(key, 100, &[&data], ChunkVersion(5))?;
     store.flush()?;
     assert_eq!(store.read(key, 100, 5000)?, data);
     for _ in 0..60 {
@@ -395,9 +408,12 @@ mod tests {
         for segment in [u32::MAX, MAX_SEGMENT, MAX_SEGMENT / 2] {
             let disk = SimDisk::new(1, 64 << 20);
             let store = open(&disk).unwrap().0;
-            store.write(ChunkKey { ino: 1, generation: 1, index: 0 }, 0, &[b"data"]).unwrap();
+            store
+                .write(ChunkKey { ino: 1, generation: 1, index: 0 }, 0, &[b"data"], ChunkVersion(1))
+                .unwrap();
             store.close().unwrap();
-            let header = HeaderBlock { magic: SEGMENT_MAGIC, store: ID, segment, first_seq: 2 };
+            let (magic, format) = (SEGMENT_MAGIC, FORMAT_VERSION);
+            let header = HeaderBlock { magic, format, store: ID, segment, first_seq: 2 };
             // Its record says that all before it had been flushed, so it is not taken for an unflushed end.
             let record = RecordHeader {
                 kind: Kind::Mark,
@@ -406,7 +422,7 @@ mod tests {
                 len: 0,
                 seq: 1 << 40,
                 durable: 1 << 39,
-                version: 0,
+                version: ChunkVersion::UNKNOWN,
                 as_of: None,
             };
             let name = segment_name(segment);
@@ -433,7 +449,7 @@ mod tests {
                 len: 0,
                 seq,
                 durable: 1,
-                version: 0,
+                version: ChunkVersion::UNKNOWN,
                 as_of: None,
             };
             assert_eq!(RecordHeader::decode(&header.encode(seed, 64), seed, 64).is_some(), sound);

@@ -1,9 +1,9 @@
-//! The map from chunks to extents.
+//! The map of all chunks.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use super::extent::Extents;
+use super::chunk::Chunk;
 use super::key::{ChunkKey, FileKey};
 
 /// All chunks that hold data. A chunk without extents is not in it.
@@ -16,17 +16,17 @@ pub(super) struct Index {
 /// The chunks of one file. Most files have one, which then needs no map of its own.
 #[derive(Debug)]
 enum Chunks {
-    One(u64, Extents),
-    Many(BTreeMap<u64, Extents>),
+    One(u64, Chunk),
+    Many(BTreeMap<u64, Chunk>),
 }
 
 /// Chunks that were taken out of the index at once, to be looked at and dropped without holding a lock.
 #[derive(Default, Debug)]
-pub(super) struct Detached(BTreeMap<u64, Extents>);
+pub(super) struct Detached(BTreeMap<u64, Chunk>);
 
 impl Detached {
-    pub(super) fn extents(&self) -> impl Iterator<Item = &super::extent::Extent> {
-        self.0.values().flat_map(|e| &e.0)
+    pub(super) fn chunks(&self) -> impl Iterator<Item = &Chunk> {
+        self.0.values()
     }
 }
 
@@ -35,9 +35,9 @@ impl Index {
         self.chunks
     }
 
-    pub(super) fn get(&self, key: &ChunkKey) -> Option<&Extents> {
+    pub(super) fn get(&self, key: &ChunkKey) -> Option<&Chunk> {
         match self.files.get(&key.file())? {
-            Chunks::One(index, extents) => (*index == key.index).then_some(extents),
+            Chunks::One(index, chunk) => (*index == key.index).then_some(chunk),
             Chunks::Many(map) => map.get(&key.index),
         }
     }
@@ -50,14 +50,14 @@ impl Index {
         }
     }
 
-    /// Changes a chunk's extents; one that did not exist begins empty, one that ends empty is forgotten.
-    pub(super) fn update(&mut self, key: &ChunkKey, change: impl FnOnce(&mut Extents)) {
+    /// Changes a chunk; one that did not exist begins empty, one that ends empty is forgotten.
+    pub(super) fn update(&mut self, key: &ChunkKey, change: impl FnOnce(&mut Chunk)) {
         let chunks = match self.files.entry(key.file()) {
             std::collections::btree_map::Entry::Vacant(entry) => {
-                let mut extents = Extents::default();
-                change(&mut extents);
-                if !extents.0.is_empty() {
-                    entry.insert(Chunks::One(key.index, extents));
+                let mut chunk = Chunk::default();
+                change(&mut chunk);
+                if !chunk.is_empty() {
+                    entry.insert(Chunks::One(key.index, chunk));
                     self.chunks += 1;
                 }
                 return;
@@ -65,18 +65,17 @@ impl Index {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
         };
         let gone = match chunks {
-            Chunks::One(index, extents) if *index == key.index => {
-                change(extents);
-                let gone = extents.0.is_empty();
+            Chunks::One(index, chunk) if *index == key.index => {
+                change(chunk);
+                let gone = chunk.is_empty();
                 self.chunks -= u64::from(gone);
                 gone
             }
-            Chunks::One(index, extents) => {
-                let mut fresh = Extents::default();
+            Chunks::One(index, chunk) => {
+                let mut fresh = Chunk::default();
                 change(&mut fresh);
-                if !fresh.0.is_empty() {
-                    let map =
-                        BTreeMap::from([(*index, std::mem::take(extents)), (key.index, fresh)]);
+                if !fresh.is_empty() {
+                    let map = BTreeMap::from([(*index, std::mem::take(chunk)), (key.index, fresh)]);
                     *chunks = Chunks::Many(map);
                     self.chunks += 1;
                 }
@@ -84,9 +83,9 @@ impl Index {
             }
             Chunks::Many(map) => {
                 let before = map.len();
-                let extents = map.entry(key.index).or_default();
-                change(extents);
-                if extents.0.is_empty() {
+                let chunk = map.entry(key.index).or_default();
+                change(chunk);
+                if chunk.is_empty() {
                     map.remove(&key.index);
                 }
                 self.chunks = self.chunks + map.len() as u64 - before as u64;
@@ -103,8 +102,8 @@ impl Index {
         let (out, gone) = match self.files.get_mut(&file) {
             None => return Detached::default(),
             Some(Chunks::One(index, _)) if *index < from => return Detached::default(),
-            Some(Chunks::One(index, extents)) => {
-                (BTreeMap::from([(*index, std::mem::take(extents))]), true)
+            Some(Chunks::One(index, chunk)) => {
+                (BTreeMap::from([(*index, std::mem::take(chunk))]), true)
             }
             Some(Chunks::Many(map)) => {
                 let out = map.split_off(&from);
@@ -137,53 +136,53 @@ impl Index {
         file: FileKey,
         from: u64,
         last: u64,
-    ) -> impl Iterator<Item = (u64, &Extents)> {
+    ) -> impl Iterator<Item = (u64, &Chunk)> {
         let (one, many) = match self.files.get(&file) {
-            Some(Chunks::One(index, extents)) => {
-                ((from..=last).contains(index).then_some((*index, extents)), None)
+            Some(Chunks::One(index, chunk)) => {
+                ((from..=last).contains(index).then_some((*index, chunk)), None)
             }
             Some(Chunks::Many(map)) if from <= last => (None, Some(map.range(from..=last))),
             _ => (None, None),
         };
-        let many = many.into_iter().flatten().map(|(index, extents)| (*index, extents));
+        let many = many.into_iter().flatten().map(|(index, chunk)| (*index, chunk));
         one.into_iter().chain(many)
     }
 
     /// All chunks from a key on, in order.
-    pub(super) fn iter_from(&self, from: ChunkKey) -> impl Iterator<Item = (ChunkKey, &Extents)> {
+    pub(super) fn iter_from(&self, from: ChunkKey) -> impl Iterator<Item = (ChunkKey, &Chunk)> {
         let first = from.file();
         self.files.range((Bound::Included(first), Bound::Unbounded)).flat_map(
             move |(file, chunks)| {
                 let start = if *file == first { from.index } else { 0 };
                 let (one, many) = match chunks {
-                    Chunks::One(index, extents) => {
-                        ((*index >= start).then_some((*index, extents)), None)
+                    Chunks::One(index, chunk) => {
+                        ((*index >= start).then_some((*index, chunk)), None)
                     }
                     Chunks::Many(map) => (None, Some(map.range(start..))),
                 };
-                let many = many.into_iter().flatten().map(|(index, extents)| (*index, extents));
-                one.into_iter().chain(many).map(|(index, extents)| (file.chunk(index), extents))
+                let many = many.into_iter().flatten().map(|(index, chunk)| (*index, chunk));
+                one.into_iter().chain(many).map(|(index, chunk)| (file.chunk(index), chunk))
             },
         )
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (ChunkKey, &Extents)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (ChunkKey, &Chunk)> {
         self.iter_from(ChunkKey::MIN)
     }
 
     /// Visits every chunk for change, and forgets those that end empty.
-    pub(super) fn retain(&mut self, mut change: impl FnMut(&mut Extents)) {
+    pub(super) fn retain(&mut self, mut change: impl FnMut(&mut Chunk)) {
         let mut count = 0;
         self.files.retain(|_, chunks| match chunks {
-            Chunks::One(_, extents) => {
-                change(extents);
-                count += u64::from(!extents.0.is_empty());
-                !extents.0.is_empty()
+            Chunks::One(_, chunk) => {
+                change(chunk);
+                count += u64::from(!chunk.is_empty());
+                !chunk.is_empty()
             }
             Chunks::Many(map) => {
-                map.retain(|_, extents| {
-                    change(extents);
-                    !extents.0.is_empty()
+                map.retain(|_, chunk| {
+                    change(chunk);
+                    !chunk.is_empty()
                 });
                 count += map.len() as u64;
                 !map.is_empty()

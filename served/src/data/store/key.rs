@@ -1,4 +1,4 @@
-//! The name of a chunk.
+//! The name of a chunk, and of what it has seen.
 
 /// Names one chunk: which file, which life of that file, and which piece of it.
 ///
@@ -25,6 +25,21 @@ impl ChunkKey {
 impl std::fmt::Display for ChunkKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}.{}/{}", self.ino, self.generation, self.index)
+    }
+}
+
+/// Names the last change that a chunk has seen. It is given by whoever orders the changes, and compared for equality only.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct ChunkVersion(pub u64);
+
+impl ChunkVersion {
+    /// Nobody can say what the chunk has seen. Never a proof that two chunks are equal.
+    pub const UNKNOWN: Self = Self(0);
+}
+
+impl std::fmt::Display for ChunkVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
     }
 }
 

@@ -9,10 +9,10 @@ use super::config::StoreConfig;
 use super::disk::{Disk, DiskFile, write_all};
 use super::error::StoreError;
 use super::format::{
-    FIRST_RECORD, HeaderBlock, Kind, LogPos, MAX_SEGMENT, MAX_SEQ, RECORD_ALIGN, RecordHeader,
-    SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId, segment_name,
+    FIRST_RECORD, FORMAT_VERSION, HeaderBlock, Kind, LogPos, MAX_SEGMENT, MAX_SEQ, RECORD_ALIGN,
+    RecordHeader, SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId, segment_name,
 };
-use super::key::ChunkKey;
+use super::key::{ChunkKey, ChunkVersion};
 use super::sync::{lock, wait};
 
 /// How often the file system is asked for its free space, in bytes appended.
@@ -34,17 +34,28 @@ pub(super) struct Draft {
     pub(super) key: ChunkKey,
     pub(super) offset: u32,
     pub(super) len: u32,
+    /// The version that it gives its chunk; `None`: the one that the chunk has when it is appended.
+    pub(super) version: Option<ChunkVersion>,
     pub(super) as_of: Option<LogPos>,
 }
 
 impl Draft {
     pub(super) fn note(kind: Kind, ino: u64) -> Self {
         let key = ChunkKey { ino, generation: 0, index: 0 };
-        Self { kind, key, offset: 0, len: 0, as_of: None }
+        Self { version: Some(ChunkVersion::UNKNOWN), ..Self::range(kind, key, 0, 0) }
     }
 
+    /// What is no change: it keeps the version.
     pub(super) fn range(kind: Kind, key: ChunkKey, offset: u32, len: u32) -> Self {
-        Self { kind, key, offset, len, as_of: None }
+        Self { kind, key, offset, len, version: None, as_of: None }
+    }
+
+    pub(super) fn with_key(self, key: ChunkKey) -> Self {
+        Self { key, ..self }
+    }
+
+    pub(super) fn with_version(self, version: ChunkVersion) -> Self {
+        Self { version: Some(version), ..self }
     }
 
     fn header(&self, seq: u64, durable: u64) -> RecordHeader {
@@ -55,7 +66,7 @@ impl Draft {
             len: self.len,
             seq,
             durable,
-            version: 0,
+            version: self.version.unwrap_or_default(),
             as_of: self.as_of,
         }
     }
@@ -206,7 +217,7 @@ impl Log {
         error
     }
 
-    /// Appends one record; `payload` is its stored form. Nothing has happened if it fails.
+    /// Appends one record; `payload` is its stored form. The caller has chosen the draft's version under this lock. Nothing has happened if it fails.
     pub(super) fn append(
         &self,
         tail: &mut Tail,
@@ -404,7 +415,9 @@ fn create_segment(
     check_numbers(id, first_seq)?;
     let name = segment_name(id);
     let file = disk.create(&name).map_err(StoreError::io("create", &name))?;
-    let block = HeaderBlock { magic: SEGMENT_MAGIC, store, segment: id, first_seq }.encode();
+    let format = FORMAT_VERSION;
+    let block =
+        HeaderBlock { magic: SEGMENT_MAGIC, format, store, segment: id, first_seq }.encode();
     write_all(file.as_ref(), &mut [IoSlice::new(&block)], 0)
         .map_err(StoreError::io("write", &name))?;
     Ok(OpenSegment { id, file, seed: SegmentSeed::new(store, id), len: FIRST_RECORD })

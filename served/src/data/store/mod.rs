@@ -5,6 +5,7 @@
 //!   from the log (`recover.rs`); a snapshot of it makes that quick (`snapshot.rs`).
 //! - A range that was deleted has a **tombstone** in the log for as long as an older segment may hold what it hides.
 //! - Space is won back by moving what lives out of the emptiest segment (`reclaim.rs`, which says why that is safe).
+//! - Every chunk has the **version** of the last change applied to it, by which replicas tell whether they are equal (`chunk.rs`).
 //! - Nothing is returned unverified (`read.rs`), and `scrub.rs` looks for damage before somebody needs the data.
 //! - All file operations go through a small trait (`disk/`), so that tests can cut the power at any of them.
 //!
@@ -15,6 +16,7 @@
 //! sequentially in records of a MiB that is about 45 bytes per MiB; in records of 64 KiB about 400.
 
 mod check;
+mod chunk;
 mod config;
 mod disk;
 mod error;
@@ -44,7 +46,7 @@ pub use check::{CheckReport, StoreView};
 pub use config::StoreConfig;
 pub use error::StoreError;
 pub use format::{FORMAT_VERSION, MAX_CHUNK_BYTES};
-pub use key::ChunkKey;
+pub use key::{ChunkKey, ChunkVersion};
 pub use reclaim::Reclaimed;
 pub use recover::{CutTail, Damage, RecoveryReport};
 pub use scrub::{BadRange, ScrubCursor, ScrubStep};

@@ -7,6 +7,7 @@
 //!   the lock that orders all records; so a deletion is either before it, and nothing is moved, or after it, and hides it too.
 //! - A tombstone in the segment is appended again while any older segment may hold what it hides. The copy
 //!   carries its first position and hides only what was written before that.
+//! - A version that is written in the segment, and not with data, is appended again as long as its chunk has it (why: `chunk.rs`).
 //! - `Retire` tells recovery that the segment's file may be missing, and that what an older snapshot says about
 //!   it is void. It is appended again until a newer snapshot is durable.
 //!   It also proves, by its claim of what is durable, that the records missing with the segment had been flushed.
@@ -18,7 +19,7 @@ use super::extent::Extent;
 use super::format::{
     BLOCK, Kind, LogPos, RECORD_HEADER_LEN, RecordHeader, SegmentId, SegmentSeed, segment_name,
 };
-use super::key::ChunkKey;
+use super::key::{ChunkKey, ChunkVersion};
 use super::log::{Draft, Space};
 use super::scan::{Item, Scanner};
 use super::segment_store::SegmentStore;
@@ -41,6 +42,8 @@ pub struct Reclaimed {
 struct Job {
     victim: SegmentId,
     at: u64,
+    /// Up to here there are records that cannot be understood; 0: there are none.
+    lost_to: u64,
 }
 
 /// What the reclaimer remembers between steps.
@@ -115,7 +118,7 @@ impl SegmentStore {
             let mut roll = false;
             let mut older_may_hide = state.unaccounted > 0;
             for (id, info) in &state.segments {
-                let gain = info.reclaimable() + if older_may_hide { 0 } else { info.tombs };
+                let gain = info.reclaimable() + if older_may_hide { 0 } else { info.droppable() };
                 older_may_hide |= info.dead() > 0 || info.damaged;
                 let percent = gain * 100 / info.len.max(1);
                 if *id == current {
@@ -145,7 +148,7 @@ impl SegmentStore {
         // unflushed end of the log.
         let last_seq = read(&self.state).segments.get(&victim).map_or(0, |info| info.last_seq);
         self.flush_to(last_seq)?;
-        Ok(Some(Job { victim, at: Self::EMPTY_SEGMENT }))
+        Ok(Some(Job { victim, at: Self::EMPTY_SEGMENT, lost_to: 0 }))
     }
 
     /// Goes on with a job; whether it is finished.
@@ -158,8 +161,11 @@ impl SegmentStore {
         let mut scanner = Scanner::new(file.as_ref(), victim, self.seed(victim), job.at, end);
         let from = job.at;
         while let Some(item) = scanner.next()? {
-            if let Item::Record { at, header } = item {
-                self.move_record(LogPos { segment: victim, at: at as u32 }, &header, done)?;
+            match item {
+                Item::Record { at, header } => {
+                    self.move_record(LogPos { segment: victim, at: at as u32 }, &header, done)?;
+                }
+                Item::Damage { to, .. } => job.lost_to = to,
             }
             job.at = scanner.position();
             if done.moved_bytes >= self.config.step_bytes
@@ -168,7 +174,10 @@ impl SegmentStore {
                 return Ok(false);
             }
         }
-        self.finish(victim, &info, done)?;
+        if end < info.len {
+            job.lost_to = info.len;
+        }
+        self.finish(job, &info, done)?;
         Ok(true)
     }
 
@@ -184,15 +193,44 @@ impl SegmentStore {
                 let place = LogPos { segment: at.segment, at: at.at + header_len };
                 self.move_live(&h.key, h.offset, h.offset + h.len, |e| e.at == place, done)
             }
-            Kind::Punch | Kind::Delete => self.move_tombstone(at, h),
+            Kind::Punch => {
+                self.move_tombstone(at, h)?;
+                self.move_carrier(h.key, |carrier| carrier == at)
+            }
+            Kind::Delete => self.move_tombstone(at, h),
+            Kind::Stamp => self.move_carrier(h.key, |carrier| carrier == at),
             Kind::Retire
                 if self.snapshot_seq.load(std::sync::atomic::Ordering::Acquire) < h.seq =>
             {
                 self.commit(&Draft::note(Kind::Retire, h.key.ino), &[], Space::UseReserve, None)
                     .map(drop)
             }
+            Kind::Lost => self.note_lost(h.as_of.unwrap_or(at)),
             Kind::Retire | Kind::Mark => Ok(()),
         }
+    }
+
+    /// Writes a chunk's version anew if it is in the segment to be emptied.
+    fn move_carrier(
+        &self,
+        key: ChunkKey,
+        is_there: impl Fn(LogPos) -> bool,
+    ) -> Result<(), StoreError> {
+        let is_carried =
+            || read(&self.state).index.get(&key).is_some_and(|chunk| is_there(chunk.carrier));
+        // Most are not: no need to hold up writers then. Once it is not, it never is again.
+        if !is_carried() {
+            return Ok(());
+        }
+        let mut tail = lock(&self.log.tail);
+        if !is_carried() {
+            return Ok(());
+        }
+        let version = read(&self.state).version(&key);
+        let draft = Draft::range(Kind::Stamp, key, 0, 0).with_version(version);
+        let (at, header) = self.log.append(&mut tail, &draft, &[], Space::UseReserve)?;
+        write(&self.state).apply(at, &header);
+        Ok(())
     }
 
     fn move_tombstone(&self, at: LogPos, h: &RecordHeader) -> Result<(), StoreError> {
@@ -207,8 +245,8 @@ impl SegmentStore {
             state.unaccounted > 0 || others.any(|(_, info)| info.may_hide(h.key.ino))
         };
         if needed {
-            let draft =
-                Draft { as_of: Some(first), ..Draft::range(h.kind, h.key, h.offset, h.len) };
+            let again = Draft::range(h.kind, h.key, h.offset, h.len);
+            let draft = Draft { as_of: Some(first), ..again.with_version(ChunkVersion::UNKNOWN) };
             let (at, header) = self.log.append(&mut tail, &draft, &[], Space::UseReserve)?;
             write(&self.state).apply_moved_tombstone(at, &header);
         }
@@ -277,14 +315,19 @@ impl SegmentStore {
     /// All has moved: removes the segment.
     fn finish(
         &self,
-        victim: SegmentId,
+        job: &Job,
         info: &SegmentInfo,
         done: &mut Reclaimed,
     ) -> Result<(), StoreError> {
-        let left = read(&self.state).segments.get(&victim).map_or(0, |info| info.live);
+        let victim = job.victim;
+        let left =
+            read(&self.state).segments.get(&victim).map_or(0, |info| info.live + info.pinned);
         if left > 0 || info.damaged {
-            // Records that can no longer be understood may still hold readable blocks.
+            // Records that can no longer be understood may still hold readable blocks, and the versions of chunks.
             self.move_by_index(victim, done)?;
+        }
+        if job.lost_to > 0 {
+            self.note_lost(LogPos { segment: victim, at: job.lost_to as u32 })?;
         }
         self.commit(&Draft::note(Kind::Retire, u64::from(victim)), &[], Space::UseReserve, None)?;
         self.flush()?;
@@ -300,10 +343,20 @@ impl SegmentStore {
         Ok(())
     }
 
+    /// Records before this place of the log are lost: among them may be tombstones of what older segments still hold.
+    fn note_lost(&self, end: LogPos) -> Result<(), StoreError> {
+        let draft = Draft { as_of: Some(end), ..Draft::note(Kind::Lost, 0) };
+        self.commit(&draft, &[], Space::UseReserve, None).map(drop)
+    }
+
     fn move_by_index(&self, victim: SegmentId, done: &mut Reclaimed) -> Result<(), StoreError> {
         let found = extents_in(&read(&self.state), victim);
         for (key, e) in found {
             self.move_live(&key, e.offset, e.end(), |e| e.at.segment == victim, done)?;
+        }
+        let carried = carried_in(&read(&self.state), victim);
+        for key in carried {
+            self.move_carrier(key, |carrier| carrier.segment == victim)?;
         }
         Ok(())
     }
@@ -315,6 +368,11 @@ impl SegmentStore {
 
 fn extents_in(state: &State, segment: SegmentId) -> Vec<(ChunkKey, Extent)> {
     let all =
-        state.index.iter().flat_map(|(key, extents)| extents.0.iter().map(move |e| (key, *e)));
+        state.index.iter().flat_map(|(key, chunk)| chunk.extents.0.iter().map(move |e| (key, *e)));
     all.filter(|(_, e)| e.at.segment == segment).collect()
+}
+
+fn carried_in(state: &State, segment: SegmentId) -> Vec<ChunkKey> {
+    let all = state.index.iter().filter(|(_, chunk)| chunk.carrier.segment == segment);
+    all.map(|(key, _)| key).collect()
 }

@@ -9,17 +9,26 @@
 //! - up to D: the record was on stable storage and the disk lost it. That is reported, and reading goes on behind it.
 //!
 //! Payloads are verified here only beyond D; others are verified whenever they are read.
+//!
+//! **Versions.** Where records of the log may be missing, nobody knows which chunks they spoke of, so no chunk keeps its
+//! version: not after a gap in the sequence numbers, nor behind a part of a segment that cannot be understood, a damaged
+//! header or a file that is too short, nor behind a note of `Lost` records, nor without a segment that should be there. Damage to what a snapshot covers
+//! is none of these: the index knows what was there, and reading it fails. The end of the log that was never flushed
+//! takes bytes and versions with it. One thing cannot be told: a segment file that has vanished as a whole, if
+//! there is no snapshot to tell that it was not reclaimed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
+use super::chunk::Chunk;
 use super::disk::{Disk, DiskFile, read_full};
 use super::error::StoreError;
 use super::format::{
-    FIRST_RECORD, HEADER_BLOCK_LEN, HeaderBlock, Kind, LogPos, RecordHeader, SEGMENT_MAGIC,
-    SegmentId, SegmentSeed, StoreId, parse_segment_name, segment_name,
+    FIRST_RECORD, FORMAT_VERSION, HEADER_BLOCK_LEN, HeaderBlock, Kind, LogPos, RecordHeader,
+    SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId, parse_segment_name, segment_name,
 };
+use super::key::{ChunkKey, ChunkVersion};
 use super::scan::{Item, Scanner, is_medium_error, verify_payload};
 use super::snapshot::{self, SNAPSHOT_FILE, Snapshot};
 use super::state::{SegmentInfo, State, tally};
@@ -43,6 +52,8 @@ pub struct RecoveryReport {
     pub records_lost: u64,
     /// Segments that should be there and are not; the first 1000. Reads of what they held fail.
     pub missing_segments: Vec<u32>,
+    /// Chunks whose version is not known any more because records of the log may be missing: all that had one.
+    pub versions_dropped: u64,
 }
 
 impl RecoveryReport {
@@ -97,6 +108,8 @@ pub(super) struct Recovered {
     pub(super) evidence: u64,
     pub(super) next_seq: u64,
     pub(super) next_segment: SegmentId,
+    /// Chunks that have lost their version: it has to be written down that they have none.
+    pub(super) doubted: Vec<ChunkKey>,
 }
 
 /// Missing segments that are listed. A file with a number far beyond the others must not make the list endless.
@@ -110,6 +123,8 @@ struct SegmentFile {
     seed: SegmentSeed,
     /// `None`: its header block is damaged.
     first_seq: Option<u64>,
+    /// Version of the format; 0 if the header block is damaged.
+    format: u32,
 }
 
 fn open_segment(disk: &dyn Disk, store: StoreId, id: SegmentId) -> Result<SegmentFile, StoreError> {
@@ -127,8 +142,18 @@ fn open_segment(disk: &dyn Disk, store: StoreId, id: SegmentId) -> Result<Segmen
     if header.is_some_and(|h| h.store != store) {
         return Err(StoreError::BadFile { file: name, why: "it belongs to another store".into() });
     }
-    let first_seq = header.filter(|h| h.segment == id && h.first_seq > 0).map(|h| h.first_seq);
-    Ok(SegmentFile { id, file, len, seed: SegmentSeed::new(store, id), first_seq })
+    let header = header.filter(|h| h.segment == id && h.first_seq > 0);
+    let (first_seq, format) = (header.map(|h| h.first_seq), header.map_or(0, |h| h.format));
+    Ok(SegmentFile { id, file, len, seed: SegmentSeed::new(store, id), first_seq, format })
+}
+
+/// Whether records of this program may be appended to a segment.
+pub(super) fn is_of_this_format(
+    disk: &dyn Disk,
+    store: StoreId,
+    id: SegmentId,
+) -> Result<bool, StoreError> {
+    open_segment(disk, store, id).map(|s| s.format == FORMAT_VERSION)
 }
 
 pub(super) fn segment_ids(disk: &dyn Disk) -> Result<BTreeSet<SegmentId>, StoreError> {
@@ -205,6 +230,8 @@ struct Replay<'a> {
     expected: Option<u64>,
     next_segment: SegmentId,
     last_scanned: Option<SegmentId>,
+    /// Records may be missing from what was replayed.
+    incomplete: bool,
 }
 
 /// Whether the log goes on.
@@ -235,6 +262,7 @@ impl<'a> Replay<'a> {
             expected: None,
             next_segment: 1,
             last_scanned: None,
+            incomplete: false,
         };
         if let Some(Snapshot { point, state }) = snapshot {
             r.known = Some(state.segments.keys().copied().collect());
@@ -322,6 +350,7 @@ impl<'a> Replay<'a> {
         if from > s.len && from > FIRST_RECORD {
             // The snapshot was made durable after this part of the log, so the disk lost it.
             self.damaged(s.id, s.len, from, "the file is too short");
+            self.incomplete = true;
             return Ok(Verdict::GoOn);
         }
         if from == FIRST_RECORD && self.begin_segment(s) == Verdict::End {
@@ -351,6 +380,7 @@ impl<'a> Replay<'a> {
                         return Ok(self.cut(s, from));
                     }
                     self.damaged(s.id, from, to, "no record can be understood");
+                    self.incomplete = true;
                 }
             }
         }
@@ -375,6 +405,7 @@ impl<'a> Replay<'a> {
         self.state.segments.insert(s.id, SegmentInfo::new(first));
         if broken {
             self.damaged(s.id, 0, FIRST_RECORD, "the segment's header is damaged");
+            self.incomplete = true;
         } else {
             // What is missing in between was in segments that are reclaimed, or missing: `finish` tells which.
             if self.last_scanned.is_some_and(|last| last + 1 == s.id) {
@@ -394,6 +425,7 @@ impl<'a> Replay<'a> {
         let expected = self.expected.unwrap_or(h.seq);
         if h.seq < expected {
             self.damaged(s.id, at, at + h.footprint(), "a record is out of order");
+            self.incomplete = true;
             return Ok(Verdict::GoOn);
         }
         if h.seq > expected {
@@ -412,6 +444,13 @@ impl<'a> Replay<'a> {
         let place = LogPos { segment: s.id, at: at as u32 };
         if let Some(gone) = self.state.apply(place, h).gone {
             self.state.account(&tally(&gone));
+        }
+        // With a snapshot that is younger than what was lost nothing is missing.
+        let covered = |end: LogPos| {
+            self.start.is_some_and(|(tail, at)| (end.segment, u64::from(end.at)) <= (tail, at))
+        };
+        if h.kind == Kind::Lost && !h.as_of.is_some_and(covered) {
+            self.report.records_lost += 1;
         }
         if h.kind == Kind::Retire
             && let Ok(id) = SegmentId::try_from(h.key.ino)
@@ -449,7 +488,9 @@ impl<'a> Replay<'a> {
         let gone: BTreeSet<SegmentId> =
             self.retired.iter().filter(|id| !present.contains(id)).copied().collect();
         if !gone.is_empty() {
-            self.state.index.retain(|extents| extents.0.retain(|e| !gone.contains(&e.at.segment)));
+            self.state.index.retain(|chunk| {
+                chunk.extents.0.retain(|e| !gone.contains(&e.at.segment));
+            });
         }
         let newest =
             present.iter().rfind(|id| !self.plan.discard.contains(id)).copied().unwrap_or(0);
@@ -464,8 +505,11 @@ impl<'a> Replay<'a> {
         if let Some(expected) = self.expected {
             self.report.records_lost += (self.evidence + 1).saturating_sub(expected);
         }
+        let doubted = self.doubt_versions();
         self.state.recount();
-        let unused = |id: &SegmentId| self.state.segments.get(id).is_none_or(|info| info.live == 0);
+        let unused = |id: &SegmentId| {
+            self.state.segments.get(id).is_none_or(|info| info.live == 0 && info.pinned == 0)
+        };
         self.plan
             .retired
             .extend(self.retired.iter().filter(|id| present.contains(id) && unused(id)));
@@ -486,7 +530,28 @@ impl<'a> Replay<'a> {
             state: self.state,
             plan: self.plan,
             report: self.report,
+            doubted,
         }
+    }
+
+    /// Takes their versions from all chunks if records may be missing; which had one.
+    fn doubt_versions(&mut self) -> Vec<ChunkKey> {
+        let report = &mut self.report;
+        self.incomplete |= report.records_lost > 0 || !report.missing_segments.is_empty();
+        if !self.incomplete {
+            return Vec::new();
+        }
+        let versioned = |chunk: &Chunk| chunk.version != ChunkVersion::UNKNOWN;
+        let index = &mut self.state.index;
+        let doubted: Vec<ChunkKey> =
+            index.iter().filter(|(_, chunk)| versioned(chunk)).map(|(key, _)| key).collect();
+        index.retain(|chunk| {
+            if versioned(chunk) {
+                chunk.stamp_with_data(ChunkVersion::UNKNOWN);
+            }
+        });
+        report.versions_dropped = doubted.len() as u64;
+        doubted
     }
 }
 

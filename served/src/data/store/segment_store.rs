@@ -8,15 +8,16 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use lru::LruCache;
 
+use super::chunk::Chunk;
 use super::config::StoreConfig;
 use super::disk::{Access, Disk, DiskFile, RealDisk, read_full, write_all};
 use super::error::StoreError;
 use super::extent::Extent;
 use super::format::{
-    FIRST_RECORD, HEADER_BLOCK_LEN, HeaderBlock, LOCK_FILE, STORE_FILE, STORE_MAGIC, STORE_TEMP,
-    SegmentId, StoreId, segment_name,
+    FIRST_RECORD, FORMAT_VERSION, HEADER_BLOCK_LEN, HeaderBlock, Kind, LOCK_FILE, STORE_FILE,
+    STORE_MAGIC, STORE_TEMP, SegmentId, StoreId, segment_name,
 };
-use super::key::ChunkKey;
+use super::key::{ChunkKey, ChunkVersion};
 use super::log::{self, Draft, Log, Resume, Space};
 use super::reclaim::Reclaimer;
 use super::recover::{self, Recovered, RecoveryReport};
@@ -68,6 +69,19 @@ pub struct ChunkInfo {
     pub allocated_bytes: u64,
     /// End of its last data.
     pub end: u64,
+    /// What it has seen.
+    pub version: ChunkVersion,
+}
+
+impl ChunkInfo {
+    fn of(key: ChunkKey, chunk: &Chunk) -> Self {
+        Self {
+            key,
+            allocated_bytes: chunk.allocated(),
+            end: chunk.extents.0.last().map_or(0, |e| u64::from(e.end())),
+            version: chunk.version,
+        }
+    }
 }
 
 /// Where one chunk of a file has data.
@@ -80,12 +94,7 @@ pub struct ChunkRanges {
 }
 
 pub(super) fn list(state: &State, from: ChunkKey, limit: usize) -> Vec<ChunkInfo> {
-    let info = |(key, extents): (ChunkKey, &super::extent::Extents)| ChunkInfo {
-        key,
-        allocated_bytes: extents.0.iter().map(|e| u64::from(e.len)).sum(),
-        end: extents.0.last().map_or(0, |e| u64::from(e.end())),
-    };
-    state.index.iter_from(from).take(limit).map(info).collect()
+    state.index.iter_from(from).take(limit).map(|(key, chunk)| ChunkInfo::of(key, chunk)).collect()
 }
 
 pub(super) fn read_store_id(disk: &dyn Disk) -> Result<Option<StoreId>, StoreError> {
@@ -121,7 +130,8 @@ fn create_store(disk: &dyn Disk, shown_dir: &Path, id: StoreId) -> Result<(), St
         return Err(StoreError::NotAStore { dir: shown_dir.to_owned(), found });
     }
     let file = disk.create(STORE_TEMP).map_err(StoreError::io("create", STORE_TEMP))?;
-    let block = HeaderBlock { magic: STORE_MAGIC, store: id, segment: 0, first_seq: 0 }.encode();
+    let (magic, format) = (STORE_MAGIC, FORMAT_VERSION);
+    let block = HeaderBlock { magic, format, store: id, segment: 0, first_seq: 0 }.encode();
     write_all(file.as_ref(), &mut [io::IoSlice::new(&block)], 0)
         .map_err(StoreError::io("write", STORE_TEMP))?;
     file.sync().map_err(StoreError::io("flush", STORE_TEMP))?;
@@ -157,15 +167,21 @@ impl SegmentStore {
                 fresh
             }
         };
-        let Recovered { mut state, plan, mut report, next_seq, next_segment, .. } =
+        let Recovered { mut state, plan, mut report, next_seq, next_segment, doubted, .. } =
             recover::recover(disk.as_ref(), id)?;
         log::check_numbers(next_segment, next_seq)?;
         report.created = found.is_none();
         recover::carry_out(disk.as_ref(), &mut state, &plan)?;
         let newest = state.segments.last_key_value();
         let usable = newest.filter(|(_, s)| !s.damaged && s.len < config.segment_bytes);
+        let mut usable = usable.map(|(id, s)| (*id, s.len));
+        if let Some((segment, _)) = usable
+            && !recover::is_of_this_format(disk.as_ref(), id, segment)?
+        {
+            usable = None;
+        }
         let resume = Resume {
-            segment: usable.map(|(id, s)| (*id, s.len)),
+            segment: usable,
             next_segment,
             next_seq,
             total_bytes: state.segments.values().map(|s| s.len).sum(),
@@ -182,6 +198,11 @@ impl SegmentStore {
             reclaimer: Mutex::new(Reclaimer::default()),
             snapshot_seq: AtomicU64::new(0),
         };
+        // Before anything else: once the damage is gone from the log, nothing else tells.
+        for key in doubted {
+            let draft = Draft::range(Kind::Stamp, key, 0, 0).with_version(ChunkVersion::UNKNOWN);
+            store.commit(&draft, &[], Space::UseReserve, None)?;
+        }
         // Without room for a snapshot the old one, or the log, has to do: a full store must open to be emptied.
         match store.checkpoint() {
             Ok(()) | Err(StoreError::NoSpace { .. }) => Ok((store, report)),
@@ -300,25 +321,57 @@ impl SegmentStore {
         list(&read(&self.state), from, limit)
     }
 
+    /// Chunks that hold data and that `keep` wants, from a key on, in order. Looks at no more than `limit_visited` chunks
+    /// and returns where to go on; `None`: it has seen the last one. `keep` is called while the index is held.
+    pub fn list_where(
+        &self,
+        from: ChunkKey,
+        limit_visited: usize,
+        keep: impl Fn(&ChunkKey) -> bool,
+    ) -> (Vec<ChunkInfo>, Option<ChunkKey>) {
+        let state = read(&self.state);
+        let mut chunks = state.index.iter_from(from);
+        let visited = chunks.by_ref().take(limit_visited);
+        let wanted = visited.filter(|(key, _)| keep(key));
+        let found = wanted.map(|(key, chunk)| ChunkInfo::of(key, chunk)).collect();
+        (found, chunks.next().map(|(key, _)| key))
+    }
+
+    /// The version of a chunk; unknown if it holds no data.
+    pub fn version(&self, key: ChunkKey) -> ChunkVersion {
+        read(&self.state).version(&key)
+    }
+
+    /// The version of a chunk and where it has data, as offset and length, sorted, neighbours joined: both of the same
+    /// moment. Who reads the data afterwards has a copy of that version if the version is still the same then.
+    pub fn outline(&self, key: ChunkKey) -> (ChunkVersion, Vec<(u32, u32)>) {
+        let state = read(&self.state);
+        let Some(chunk) = state.index.get(&key) else { return Default::default() };
+        (chunk.version, chunk.extents.ranges())
+    }
+
     /// The data ranges, as offset and length, of a file's chunks from one on to another, in order. Fewer than `limit`
     /// chunks: there are no more.
     pub fn extents_of(&self, from: ChunkKey, last_index: u64, limit: usize) -> Vec<ChunkRanges> {
         let state = read(&self.state);
         let chunks = state.index.chunks_of(from.file(), from.index, last_index).take(limit);
-        chunks.map(|(index, extents)| ChunkRanges { index, ranges: extents.ranges() }).collect()
+        let ranges = |chunk: &Chunk| {
+            chunk.extents.ranges().into_iter().map(|(at, len)| (at.into(), len.into())).collect()
+        };
+        chunks.map(|(index, chunk)| ChunkRanges { index, ranges: ranges(chunk) }).collect()
     }
 
     /// The data ranges of a chunk as offset and length, sorted, neighbours joined.
     #[cfg(any(test, feature = "fuzzing"))]
     pub(super) fn extents(&self, key: ChunkKey) -> Vec<(u64, u64)> {
-        read(&self.state).index.get(&key).map(super::extent::Extents::ranges).unwrap_or_default()
+        let (_, ranges) = self.outline(key);
+        ranges.into_iter().map(|(at, len)| (at.into(), len.into())).collect()
     }
 
     /// Bytes of a chunk that are not holes.
     #[cfg(test)]
     pub(super) fn allocated_bytes(&self, key: ChunkKey) -> u64 {
-        let state = read(&self.state);
-        state.index.get(&key).map_or(0, |extents| extents.0.iter().map(|e| u64::from(e.len)).sum())
+        read(&self.state).index.get(&key).map_or(0, Chunk::allocated)
     }
 
     pub(super) fn check_range(&self, offset: u64, len: u64) -> Result<(u32, u32), StoreError> {
@@ -346,13 +399,16 @@ impl SegmentStore {
         {
             return Ok(None);
         }
-        let (at, header) = self.log.append(&mut tail, draft, payload, space)?;
+        // What is no change carries the version of now: with any other, replaying it would undo a change.
+        let version = draft.version.unwrap_or_else(|| read(&self.state).version(&draft.key));
+        let draft = draft.with_version(version);
+        let (at, header) = self.log.append(&mut tail, &draft, payload, space)?;
         let applied = write(&self.state).apply(at, &header);
         drop(tail);
         let Some(gone) = applied.gone else { return Ok(Some(applied.grown)) };
         let freed = tally(&gone);
         write(&self.state).account(&freed);
-        let bytes = freed.values().sum::<u64>();
+        let bytes = freed.values().map(|f| f.bytes).sum::<u64>();
         Ok(Some(applied.grown.saturating_sub_unsigned(bytes)))
     }
 

@@ -8,26 +8,29 @@
 //! - `magic "NETFSIDX", version u32, last sequence number u64, tail segment u32, tail length u64, next segment u32`,
 //! - `segment count u32`, per segment `number u32, flags u32 (1: damaged), length u64, data u64, tombstones u64,
 //!   first seq u64, last seq u64, least inode u64, greatest inode u64`,
-//! - `chunk count u64`, per chunk `inode u64, generation u32, index u64, extent count u32`, per extent `offset u32, len
+//! - `chunk count u64`, per chunk `inode u64, generation u32, index u64, extent count u32, version u64, place of its
+//!   carrier u64 (0: with data)`, per extent `offset u32, len
 //!   u32, segment u32, position u32, record offset u32, record length u32`.
 //!
-//! It changes by raising the version; a program ignores a snapshot of any other version and rebuilds.
+//! It changes by raising the version; a program ignores a snapshot of a version that it does not know, and rebuilds. In
+//! version 1 a chunk has neither version nor carrier: all of them are 0 then, in the log too.
 
 use std::io::IoSlice;
 
+use super::chunk::Chunk;
 use super::disk::{DiskFile, read_full, write_all};
 use super::error::StoreError;
 use super::extent::{Extent, Extents};
 use super::format::{
     FIRST_RECORD, LogPos, MAX_CHUNK_BYTES, MAX_SEGMENT, MAX_SEQ, SegmentId, StoreId, get_u32,
 };
-use super::key::ChunkKey;
+use super::key::{ChunkKey, ChunkVersion};
 use super::state::{SegmentInfo, State};
 
 pub(super) const SNAPSHOT_FILE: &str = "index.snap";
 pub(super) const SNAPSHOT_TEMP: &str = "index.tmp";
 const MAGIC: &[u8; 8] = b"NETFSIDX";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const FRAME_FULL: usize = 1 << 20;
 const FRAME_MAX: usize = FRAME_FULL + (64 << 10);
 /// Positions in a segment have 32 bits.
@@ -121,13 +124,15 @@ pub(super) fn write(
     }
     w.u64(state.index.chunks());
     w.end_item()?;
-    for (key, extents) in state.index.iter() {
+    for (key, chunk) in state.index.iter() {
         w.u64(key.ino);
         w.u32(key.generation);
         w.u64(key.index);
-        w.u32(extents.0.len() as u32);
+        w.u32(chunk.extents.0.len() as u32);
+        w.u64(chunk.version.0);
+        w.u64(chunk.carrier.to_u64());
         w.end_item()?;
-        for e in &extents.0 {
+        for e in &chunk.extents.0 {
             for v in [e.offset, e.len, e.at.segment, e.at.at, e.record_offset, e.record_len] {
                 w.u32(v);
             }
@@ -220,6 +225,7 @@ impl Reader<'_> {
             data,
             live: 0,
             tombs,
+            pinned: 0,
             first_seq,
             last_seq,
             min_ino,
@@ -229,9 +235,10 @@ impl Reader<'_> {
         Ok((id, info))
     }
 
-    fn chunk(&mut self) -> Result<(ChunkKey, Extents), Unusable> {
+    fn chunk(&mut self, format: u32) -> Result<(ChunkKey, Chunk), Unusable> {
         let key = ChunkKey { ino: self.u64()?, generation: self.u32()?, index: self.u64()? };
         let count = self.u32()?;
+        let (version, carrier) = if format == 1 { (0, 0) } else { (self.u64()?, self.u64()?) };
         let mut extents = Vec::with_capacity(count.min(4096) as usize);
         let mut free_from = 0;
         for _ in 0..count {
@@ -248,7 +255,12 @@ impl Reader<'_> {
             free_from = end;
             extents.push(Extent { offset, len, at, record_offset, record_len });
         }
-        if extents.is_empty() { Err("a chunk is empty") } else { Ok((key, Extents(extents))) }
+        let chunk = Chunk {
+            extents: Extents(extents),
+            version: ChunkVersion(version),
+            carrier: LogPos::from_u64(carrier).unwrap_or(LogPos::NOWHERE),
+        };
+        if chunk.is_empty() { Err("a chunk is empty") } else { Ok((key, chunk)) }
     }
 }
 
@@ -258,7 +270,8 @@ pub(super) fn read(file: &dyn DiskFile, store: StoreId) -> Result<Snapshot, Unus
     if r.take::<8>()? != *MAGIC {
         return Err("it is not an index snapshot");
     }
-    if r.u32()? != VERSION {
+    let format = r.u32()?;
+    if !(1..=VERSION).contains(&format) {
         return Err("it is of another version");
     }
     let point =
@@ -277,12 +290,12 @@ pub(super) fn read(file: &dyn DiskFile, store: StoreId) -> Result<Snapshot, Unus
     }
     let mut last = None;
     for _ in 0..r.u64()? {
-        let (key, extents) = r.chunk()?;
+        let (key, chunk) = r.chunk(format)?;
         if last.is_some_and(|last| last >= key) {
             return Err("its chunks are out of order");
         }
         last = Some(key);
-        state.index.update(&key, |e| *e = extents);
+        state.index.update(&key, |c| *c = chunk);
     }
     if r.used != r.buf.len() || r.read_frame()? != 0 {
         return Err("it has more than it says");

@@ -3,10 +3,14 @@
 
 use std::collections::BTreeMap;
 
+use super::chunk::Chunk;
 use super::extent::Extent;
 use super::format::{FIRST_RECORD, Kind, LogPos, RECORD_HEADER_LEN, RecordHeader, SegmentId};
 use super::index::{Detached, Index};
-use super::key::ChunkKey;
+use super::key::{ChunkKey, ChunkVersion};
+
+/// What a record without data takes.
+const CARRIER_LEN: u64 = RECORD_HEADER_LEN as u64;
 
 /// The account of one segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -17,8 +21,10 @@ pub(super) struct SegmentInfo {
     pub(super) data: u64,
     /// Those of them that the index points to. May be too high for a moment, never too low.
     pub(super) live: u64,
-    /// Bytes taken by tombstones.
+    /// Bytes taken by tombstones and stamps.
     pub(super) tombs: u64,
+    /// Those of them that carry the version of a chunk. May be too high for a moment, never too low.
+    pub(super) pinned: u64,
     pub(super) first_seq: u64,
     pub(super) last_seq: u64,
     /// Inodes with data in it are within this range.
@@ -35,6 +41,7 @@ impl SegmentInfo {
             data: 0,
             live: 0,
             tombs: 0,
+            pinned: 0,
             first_seq,
             last_seq: first_seq - 1,
             min_ino: u64::MAX,
@@ -54,6 +61,11 @@ impl SegmentInfo {
             return records;
         }
         (u128::from(records) * u128::from(self.dead()) / u128::from(self.data)) as u64
+    }
+
+    /// Bytes of tombstones that go with it if they hide nothing any more.
+    pub(super) fn droppable(&self) -> u64 {
+        self.tombs.saturating_sub(self.pinned)
     }
 
     /// Whether so much of it is dead that moving the rest pays.
@@ -100,20 +112,33 @@ impl State {
                 info.min_ino = info.min_ino.min(h.key.ino);
                 info.max_ino = info.max_ino.max(h.key.ino);
                 let extent = new_extent(at, h);
-                let hidden = self.change(&h.key, |extents, freed| extents.put(extent, freed));
+                let hidden = self.change(&h.key, |chunk, freed| {
+                    chunk.extents.put(extent, freed);
+                    chunk.stamp_with_data(h.version);
+                });
                 Applied { grown: i64::from(h.len) - hidden, gone: None }
             }
             Kind::Punch => {
                 info.tombs += h.footprint();
-                let freed = self
-                    .change(&h.key, |extents, freed| extents.punch(h.offset, end, h.as_of, freed));
+                let freed = self.change(&h.key, |chunk, freed| {
+                    chunk.extents.punch(h.offset, end, h.as_of, freed);
+                    // A moved one is no change. If its version was still needed, a stamp follows it.
+                    if h.as_of.is_none() {
+                        chunk.stamp_at(at, h.version);
+                    }
+                });
                 Applied { grown: -freed, gone: None }
+            }
+            Kind::Stamp => {
+                info.tombs += h.footprint();
+                self.change(&h.key, |chunk, _| chunk.stamp_at(at, h.version));
+                Applied::default()
             }
             Kind::Delete => {
                 info.tombs += h.footprint();
                 Applied { grown: 0, gone: self.apply_delete(h) }
             }
-            Kind::Mark | Kind::Retire => Applied::default(),
+            Kind::Mark | Kind::Retire | Kind::Lost => Applied::default(),
         }
     }
 
@@ -132,7 +157,9 @@ impl State {
             return Some(out);
         };
         for key in self.index.keys_of(h.key.file(), h.key.index) {
-            self.change(&key, |extents, freed| extents.punch(0, u32::MAX, Some(limit), freed));
+            self.change(&key, |chunk, freed| {
+                chunk.extents.punch(0, u32::MAX, Some(limit), freed);
+            });
         }
         None
     }
@@ -141,7 +168,7 @@ impl State {
     fn change(
         &mut self,
         key: &ChunkKey,
-        change: impl FnOnce(&mut super::extent::Extents, &mut dyn FnMut(Extent)),
+        change: impl FnOnce(&mut Chunk, &mut dyn FnMut(Extent)),
     ) -> i64 {
         let segments = &mut self.segments;
         let mut bytes = 0;
@@ -151,15 +178,29 @@ impl State {
                 info.live = info.live.saturating_sub(u64::from(e.len));
             }
         };
-        self.index.update(key, |extents| change(extents, &mut freed));
+        let (mut was, mut is) = (LogPos::NOWHERE, LogPos::NOWHERE);
+        self.index.update(key, |chunk| {
+            was = chunk.carrier;
+            change(chunk, &mut freed);
+            is = if chunk.is_empty() { LogPos::NOWHERE } else { chunk.carrier };
+        });
+        if was != is {
+            if let Some(info) = self.segments.get_mut(&was.segment) {
+                info.pinned = info.pinned.saturating_sub(CARRIER_LEN);
+            }
+            if let Some(info) = self.segments.get_mut(&is.segment) {
+                info.pinned += CARRIER_LEN;
+            }
+        }
         bytes
     }
 
     /// Takes the sum of [`tally`] off the segments: the second half of a deletion.
-    pub(super) fn account(&mut self, freed: &BTreeMap<SegmentId, u64>) {
-        for (segment, bytes) in freed {
+    pub(super) fn account(&mut self, freed: &BTreeMap<SegmentId, Freed>) {
+        for (segment, freed) in freed {
             if let Some(info) = self.segments.get_mut(segment) {
-                info.live = info.live.saturating_sub(*bytes);
+                info.live = info.live.saturating_sub(freed.bytes);
+                info.pinned = info.pinned.saturating_sub(freed.pinned);
             }
         }
         self.unaccounted -= 1;
@@ -167,28 +208,50 @@ impl State {
 
     /// The extents that overlap a range, cut to it.
     pub(super) fn lookup(&self, key: &ChunkKey, offset: u32, end: u32) -> Vec<Extent> {
-        let Some(extents) = self.index.get(key) else { return Vec::new() };
-        extents.range(offset, end).iter().map(|e| e.clip(offset, end)).collect()
+        let Some(chunk) = self.index.get(key) else { return Vec::new() };
+        chunk.extents.range(offset, end).iter().map(|e| e.clip(offset, end)).collect()
+    }
+
+    /// The version of a chunk; unknown if there is none.
+    pub(super) fn version(&self, key: &ChunkKey) -> ChunkVersion {
+        self.index.get(key).map_or(ChunkVersion::UNKNOWN, |chunk| chunk.version)
     }
 
     /// Counts what lives in each segment anew.
     pub(super) fn recount(&mut self) {
         for info in self.segments.values_mut() {
-            info.live = 0;
+            (info.live, info.pinned) = (0, 0);
         }
-        for e in self.index.iter().flat_map(|(_, extents)| &extents.0) {
-            if let Some(info) = self.segments.get_mut(&e.at.segment) {
-                info.live += u64::from(e.len);
+        for (_, chunk) in self.index.iter() {
+            for e in &chunk.extents.0 {
+                if let Some(info) = self.segments.get_mut(&e.at.segment) {
+                    info.live += u64::from(e.len);
+                }
+            }
+            if let Some(info) = self.segments.get_mut(&chunk.carrier.segment) {
+                info.pinned += CARRIER_LEN;
             }
         }
     }
 }
 
-/// Bytes per segment that these chunks held.
-pub(super) fn tally(gone: &Detached) -> BTreeMap<SegmentId, u64> {
-    let mut out = BTreeMap::new();
-    for e in gone.extents() {
-        *out.entry(e.at.segment).or_default() += u64::from(e.len);
+/// What a segment is relieved of by a deletion.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Freed {
+    pub(super) bytes: u64,
+    pinned: u64,
+}
+
+/// What these chunks held, by segment.
+pub(super) fn tally(gone: &Detached) -> BTreeMap<SegmentId, Freed> {
+    let mut out: BTreeMap<SegmentId, Freed> = BTreeMap::new();
+    for chunk in gone.chunks() {
+        for e in &chunk.extents.0 {
+            out.entry(e.at.segment).or_default().bytes += u64::from(e.len);
+        }
+        if chunk.carrier != LogPos::NOWHERE {
+            out.entry(chunk.carrier.segment).or_default().pinned += CARRIER_LEN;
+        }
     }
     out
 }

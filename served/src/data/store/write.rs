@@ -1,9 +1,12 @@
 //! Writing, punching, deleting, copying.
+//!
+//! Every change takes the version that the chunk has with it. The order of versions is the order of the log: the last one
+//! counts, not the highest. A chunk without data has no version.
 
 use super::error::StoreError;
 use super::extent::Extent;
-use super::format::{BLOCK, Kind};
-use super::key::{ChunkKey, FileKey};
+use super::format::{BLOCK, Kind, MAX_CHUNK_BYTES};
+use super::key::{ChunkKey, ChunkVersion, FileKey};
 use super::log::{Draft, Space};
 use super::payload::Payload;
 use super::read::{Patience, ReadFault};
@@ -24,33 +27,66 @@ impl SegmentStore {
         key: ChunkKey,
         offset: u64,
         data: &[B],
+        version: ChunkVersion,
     ) -> Result<i64, StoreError> {
         let total = data.iter().map(|d| d.as_ref().len() as u64).sum();
         let (offset, len) = self.check_range(offset, total)?;
         if len == 0 {
-            return self.log.check_poison().map(|()| 0);
+            return self.stamp(key, version).map(|_| 0);
         }
         let payload = Payload::new(&key, offset, len, data.iter().map(AsRef::as_ref));
         let slices = payload.slices();
-        let draft = Draft::range(Kind::Write, key, offset, len);
+        let draft = Draft::range(Kind::Write, key, offset, len).with_version(version);
         let grown = self.with_room(|| self.commit(&draft, &slices, Space::Keep, None))?;
         Ok(grown.unwrap_or(0) + self.after_write(key, offset, len)?)
     }
 
     /// Makes a range of a chunk a hole. Also how a chunk is truncated.
-    pub fn punch(&self, key: ChunkKey, offset: u64, len: u64) -> Result<i64, StoreError> {
+    pub fn punch(
+        &self,
+        key: ChunkKey,
+        offset: u64,
+        len: u64,
+        version: ChunkVersion,
+    ) -> Result<i64, StoreError> {
         let (offset, len) = self.check_range(offset, len)?;
-        self.log.check_poison()?;
-        self.punch_unless_hole(key, offset, len)
+        self.punch_unless_hole(key, offset, len, version)
     }
 
-    fn punch_unless_hole(&self, key: ChunkKey, offset: u32, len: u32) -> Result<i64, StoreError> {
-        // What is a hole already needs no record: whatever made it one is in the log and outlives what it hides.
+    fn punch_unless_hole(
+        &self,
+        key: ChunkKey,
+        offset: u32,
+        len: u32,
+        version: ChunkVersion,
+    ) -> Result<i64, StoreError> {
+        // What is a hole already needs no tombstone: whatever made it one is in the log and outlives what it hides.
         if len == 0 || read(&self.state).lookup(&key, offset, offset + len).is_empty() {
-            return Ok(0);
+            return self.stamp(key, version).map(|_| 0);
         }
-        let draft = Draft::range(Kind::Punch, key, offset, len);
+        self.log.check_poison()?;
+        let draft = Draft::range(Kind::Punch, key, offset, len).with_version(version);
         Ok(self.commit(&draft, &[], Space::UseReserve, None)?.unwrap_or(0))
+    }
+
+    /// Gives a chunk a version without changing its data; `false`: it holds none. For a copy of a chunk that was
+    /// written in parts, each without a version.
+    pub fn stamp(&self, key: ChunkKey, version: ChunkVersion) -> Result<bool, StoreError> {
+        self.log.check_poison()?;
+        match read(&self.state).index.get(&key) {
+            None => return Ok(false),
+            Some(chunk) if chunk.version == version => return Ok(true),
+            Some(_) => {}
+        }
+        let draft = Draft::range(Kind::Stamp, key, 0, 0).with_version(version);
+        self.commit(&draft, &[], Space::UseReserve, None)?;
+        Ok(true)
+    }
+
+    /// Deletes one chunk.
+    pub fn delete_chunk(&self, key: ChunkKey) -> Result<i64, StoreError> {
+        let all = MAX_CHUNK_BYTES as u32;
+        self.punch_unless_hole(key, 0, all, ChunkVersion::UNKNOWN)
     }
 
     /// Deletes all chunks of a file from an index on: one record, however large the file.
@@ -65,11 +101,12 @@ impl SegmentStore {
         if !read(&self.state).index.has_any(file, from_index) {
             return Ok(0);
         }
-        let draft = Draft::range(Kind::Delete, file.chunk(from_index), 0, 0);
+        let draft = Draft::note(Kind::Delete, ino).with_key(file.chunk(from_index));
         Ok(self.commit(&draft, &[], Space::UseReserve, None)?.unwrap_or(0))
     }
 
-    /// Copies a range of one chunk into another, or within one; holes become holes.
+    /// Copies a range of one chunk into another, or within one; holes become holes. If that takes several records, the target
+    /// has no version until the last of them: a part of it must not pass for the whole.
     pub fn copy(
         &self,
         from: ChunkKey,
@@ -77,21 +114,33 @@ impl SegmentStore {
         to: ChunkKey,
         to_offset: u64,
         len: u64,
+        version: ChunkVersion,
     ) -> Result<i64, StoreError> {
         let (from_offset, _) = self.check_range(from_offset, len)?;
         let (to_offset, len) = self.check_range(to_offset, len)?;
         let mut data = vec![0; len as usize];
         let extents = self.read_into(from, from_offset, &mut data)?;
         // All is read before the first change, because the ranges may overlap.
+        let runs = runs(&extents, 0);
+        match runs[..] {
+            [] => return self.punch_unless_hole(to, to_offset, len, version),
+            [(start, end)] if end - start == len => {
+                return self.write(to, u64::from(to_offset), &[&data], version);
+            }
+            _ => {}
+        }
+        let part_of = ChunkVersion::UNKNOWN;
         let (mut done, mut grown) = (0, 0);
-        for (start, end) in runs(&extents, 0) {
+        for (start, end) in runs {
             let (start, end) = (start - from_offset, end - from_offset);
-            grown += self.punch_unless_hole(to, to_offset + done, start - done)?;
+            grown += self.punch_unless_hole(to, to_offset + done, start - done, part_of)?;
             let part = &data[start as usize..end as usize];
-            grown += self.write(to, u64::from(to_offset + start), &[part])?;
+            grown += self.write(to, u64::from(to_offset + start), &[part], part_of)?;
             done = end;
         }
-        Ok(grown + self.punch_unless_hole(to, to_offset + done, len - done)?)
+        grown += self.punch_unless_hole(to, to_offset + done, len - done, part_of)?;
+        self.stamp(to, version)?;
+        Ok(grown)
     }
 
     /// Tries again after making room, as long as there is some to be made.
@@ -124,7 +173,8 @@ impl SegmentStore {
         let last = (offset + len - 1) / WINDOW;
         for window in offset / WINDOW..=last {
             let (start, end) = (window * WINDOW, (window + 1) * WINDOW);
-            let count = read(&self.state).index.get(&key).map_or(0, |e| e.range(start, end).len());
+            let count =
+                read(&self.state).index.get(&key).map_or(0, |c| c.extents.range(start, end).len());
             if count > self.config.max_extents_per_mib {
                 grown += self.defragment(key, start, end)?;
             }
@@ -160,7 +210,7 @@ impl SegmentStore {
         Ok(grown)
     }
 
-    /// Appends a copy of a range that consists of `pieces`, unless it has changed meanwhile: `None` then.
+    /// Appends a copy, with the chunk's version, of a range that consists of `pieces`, unless it has changed meanwhile: `None` then.
     pub(super) fn rewrite(
         &self,
         key: ChunkKey,

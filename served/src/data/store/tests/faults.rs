@@ -2,11 +2,11 @@
 
 use super::super::disk::sim::SimDisk;
 use super::super::{StoreConfig, StoreError};
-use super::{KIB, assert_clean, key, open, reclaim_all, small, try_open};
+use super::{KIB, V0, assert_clean, key, open, reclaim_all, small, try_open};
 
 fn fill(store: &super::SegmentStore) -> u64 {
     for n in 0.. {
-        match store.write(key(1 + n, 0), 0, &[vec![n as u8; 20_000]]) {
+        match store.write(key(1 + n, 0), 0, &[vec![n as u8; 20_000]], V0) {
             Ok(_) => {}
             Err(StoreError::NoSpace { .. }) => return n,
             Err(e) => panic!("{e}"),
@@ -63,33 +63,33 @@ fn a_disk_that_fills_up_under_the_store_damages_nothing() {
 fn a_failed_flush_closes_the_store_for_writing_but_not_for_reading() {
     let disk = SimDisk::new(1, 8 << 20);
     let store = open(&disk);
-    store.write(key(1, 0), 0, &[[1; 100]]).unwrap();
+    store.write(key(1, 0), 0, &[[1; 100]], V0).unwrap();
     disk.set_fail_sync(true);
     assert!(matches!(store.flush(), Err(StoreError::Io { .. })));
     disk.set_fail_sync(false);
     let refused = |r: Result<i64, StoreError>| assert!(matches!(r, Err(StoreError::Poisoned(_))));
     refused(store.flush().map(|()| 0));
-    refused(store.write(key(1, 0), 0, &[[2; 100]]));
-    refused(store.punch(key(1, 0), 0, 10));
+    refused(store.write(key(1, 0), 0, &[[2; 100]], V0));
+    refused(store.punch(key(1, 0), 0, 10, V0));
     refused(store.delete_chunks(1, 1, 0));
     refused(store.reclaim_step().map(|_| 0));
     refused(store.checkpoint().map(|()| 0));
     assert_eq!(store.read(key(1, 0), 0, 100).unwrap(), [1; 100]);
     drop(store);
     disk.power_cycle();
-    open(&disk).write(key(1, 0), 0, &[[3; 100]]).unwrap();
+    open(&disk).write(key(1, 0), 0, &[[3; 100]], V0).unwrap();
 }
 
 #[test]
 fn a_failed_write_closes_the_store_and_loses_nothing_flushed() {
     let disk = SimDisk::new(1, 8 << 20);
     let store = open(&disk);
-    store.write(key(1, 0), 0, &[[1; 100]]).unwrap();
+    store.write(key(1, 0), 0, &[[1; 100]], V0).unwrap();
     store.flush().unwrap();
     disk.set_fail_writes(true);
-    assert!(matches!(store.write(key(1, 0), 0, &[[2; 100]]), Err(StoreError::Io { .. })));
+    assert!(matches!(store.write(key(1, 0), 0, &[[2; 100]], V0), Err(StoreError::Io { .. })));
     disk.set_fail_writes(false);
-    assert!(matches!(store.write(key(1, 0), 0, &[[2; 100]]), Err(StoreError::Poisoned(_))));
+    assert!(matches!(store.write(key(1, 0), 0, &[[2; 100]], V0), Err(StoreError::Poisoned(_))));
     drop(store);
     assert_eq!(open(&disk).read(key(1, 0), 0, 100).unwrap(), [1; 100]);
 }
@@ -98,7 +98,7 @@ fn a_failed_write_closes_the_store_and_loses_nothing_flushed() {
 fn a_newer_or_foreign_or_damaged_store_is_refused_and_left_alone() {
     let disk = SimDisk::new(1, 8 << 20);
     let store = open(&disk);
-    store.write(key(1, 0), 0, &[[1; 100]]).unwrap();
+    store.write(key(1, 0), 0, &[[1; 100]], V0).unwrap();
     store.close().unwrap();
     let reseal = |block: &mut Vec<u8>| {
         let crc = crc32fast::hash(&block[..60]);
@@ -116,10 +116,10 @@ fn a_newer_or_foreign_or_damaged_store_is_refused_and_left_alone() {
         error
     };
     let newer = |b: &mut Vec<u8>| {
-        b[8] = 2;
+        b[8] = 3;
         reseal(b);
     };
-    assert!(matches!(refusal("store", &newer), StoreError::NewerVersion { found: 2, .. }));
+    assert!(matches!(refusal("store", &newer), StoreError::NewerVersion { found: 3, .. }));
     assert!(matches!(refusal("0000000000000001.seg", &newer), StoreError::NewerVersion { .. }));
     let foreign = |b: &mut Vec<u8>| {
         b[20] ^= 1;

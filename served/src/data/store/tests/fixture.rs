@@ -2,15 +2,26 @@
 
 use super::super::disk::Disk;
 use super::super::disk::sim::SimDisk;
-use super::super::{ChunkKey, StoreConfig};
-use super::{assert_clean, key, open, small, try_open};
+use super::super::{ChunkKey, ChunkVersion, StoreConfig};
+use super::{V0, assert_clean, key, open, small, try_open};
 
-/// The files of a store of version 1, in hexadecimal.
-const FILES: [(&str, &str); 3] = [
+/// The files of a store, in hexadecimal.
+type Files = [(&'static str, &'static str); 3];
+
+const FILES_V1: Files = [
     ("store", include_str!("fixture_v1/store.hex")),
     ("0000000000000001.seg", include_str!("fixture_v1/segment.hex")),
     ("index.snap", include_str!("fixture_v1/snapshot.hex")),
 ];
+
+const FILES_V2: Files = [
+    ("store", include_str!("fixture_v2/store.hex")),
+    ("0000000000000001.seg", include_str!("fixture_v2/segment.hex")),
+    ("index.snap", include_str!("fixture_v2/snapshot.hex")),
+];
+
+const BIG: ChunkKey = ChunkKey { ino: 0x0102_0304_0506_0708, generation: 9, index: 10 };
+const BIG_VERSION: ChunkVersion = ChunkVersion(0x1112_1314_1516_1718);
 
 fn to_hex(bytes: &[u8]) -> String {
     let line = |l: &[u8]| l.iter().map(|b| format!("{b:02x}")).collect::<String>() + "\n";
@@ -28,12 +39,12 @@ fn from_hex(text: &str) -> Vec<u8> {
 /// One record of each kind that a client can cause.
 fn make(disk: &SimDisk) {
     let store = try_open(disk, StoreConfig { segment_bytes: 64 << 10, ..small() }).unwrap().0;
-    store.write(key(7, 0), 4090, &[b"two blocks of a chunk"]).unwrap();
-    store
-        .write(ChunkKey { ino: 0x0102_0304_0506_0708, generation: 9, index: 10 }, 0, &[b"big key"])
-        .unwrap();
-    store.write(key(8, 3), 0, &[b"to be deleted"]).unwrap();
-    store.punch(key(7, 0), 4096, 4).unwrap();
+    store.write(key(7, 0), 4090, &[b"two blocks of a chunk"], ChunkVersion(5)).unwrap();
+    store.write(BIG, 0, &[b"big key"], BIG_VERSION).unwrap();
+    store.write(key(8, 3), 0, &[b"to be deleted"], V0).unwrap();
+    store.write(key(9, 0), 0, &[b"stamped"], V0).unwrap();
+    store.stamp(key(9, 0), ChunkVersion(7)).unwrap();
+    store.punch(key(7, 0), 4096, 4, ChunkVersion(6)).unwrap();
     store.delete_chunks(8, 1, 2).unwrap();
     store.close().unwrap();
 }
@@ -42,17 +53,18 @@ fn make(disk: &SimDisk) {
 fn the_format_is_pinned() {
     let disk = SimDisk::new(1, 8 << 20);
     make(&disk);
-    for (name, expected) in FILES {
+    for (name, expected) in FILES_V2 {
         let bytes = disk.tamper(name, |b| b.clone());
+        std::fs::write(format!("/tmp/h1_fixture_{name}"), to_hex(&bytes)).unwrap();
         assert_eq!(to_hex(&bytes), expected, "{name}");
     }
 }
 
-#[test]
-fn a_store_of_version_1_opens() {
+/// Opens a fixture, once with its snapshot and once without.
+fn each_opening(files: Files, look: impl Fn(&super::SegmentStore)) {
     for with_snapshot in [true, false] {
         let disk = SimDisk::new(1, 8 << 20);
-        for (name, hex) in FILES {
+        for (name, hex) in files {
             if with_snapshot || name != "index.snap" {
                 disk.create(name).unwrap();
                 disk.tamper(name, |b| *b = from_hex(hex));
@@ -60,14 +72,33 @@ fn a_store_of_version_1_opens() {
         }
         disk.sync_dir().unwrap();
         assert_clean(&disk);
-        let store = open(&disk);
+        let (store, report) = try_open(&disk, small()).unwrap();
+        assert_eq!((report.snapshot_used, report.snapshot_fault), (with_snapshot, None));
         let chunk = store.read(key(7, 0), 4090, 21).unwrap();
         assert_eq!(chunk, b"two bl\0\0\0\0 of a chunk");
         assert_eq!(store.extents(key(7, 0)), [(4090, 6), (4100, 11)]);
-        let keys: Vec<ChunkKey> = store.list(ChunkKey::MIN, 10).iter().map(|c| c.key).collect();
-        assert_eq!(
-            keys,
-            [key(7, 0), ChunkKey { ino: 0x0102_0304_0506_0708, generation: 9, index: 10 }]
-        );
+        look(&store);
+        assert_clean(&disk);
+        drop(store);
+        look(&open(&disk));
     }
+}
+
+fn versions(store: &super::SegmentStore) -> Vec<(ChunkKey, ChunkVersion)> {
+    store.list(ChunkKey::MIN, 10).iter().map(|c| (c.key, c.version)).collect()
+}
+
+#[test]
+fn a_store_of_version_1_opens() {
+    each_opening(FILES_V1, |store| {
+        assert_eq!(versions(store), [(key(7, 0), V0), (BIG, V0)]);
+    });
+}
+
+#[test]
+fn a_store_of_version_2_opens() {
+    each_opening(FILES_V2, |store| {
+        let stamped = (key(9, 0), ChunkVersion(7));
+        assert_eq!(versions(store), [(key(7, 0), ChunkVersion(6)), stamped, (BIG, BIG_VERSION)]);
+    });
 }

@@ -6,13 +6,14 @@ mod model;
 mod operations;
 mod rot;
 mod stress;
+mod versions;
 
 use std::path::Path;
 use std::sync::Arc;
 
 use super::disk::sim::SimDisk;
 use super::format::StoreId;
-use super::{ChunkKey, RecoveryReport, SegmentStore, StoreConfig, StoreError};
+use super::{ChunkKey, ChunkVersion, RecoveryReport, SegmentStore, StoreConfig, StoreError};
 
 pub(super) const KIB: u64 = 1 << 10;
 
@@ -46,6 +47,9 @@ pub(super) fn open(disk: &SimDisk) -> SegmentStore {
     try_open(disk, small()).unwrap().0
 }
 
+/// For what is not about versions.
+pub(super) const V0: ChunkVersion = ChunkVersion::UNKNOWN;
+
 pub(super) fn key(ino: u64, index: u64) -> ChunkKey {
     ChunkKey { ino, generation: 1, index }
 }
@@ -53,6 +57,25 @@ pub(super) fn key(ino: u64, index: u64) -> ChunkKey {
 pub(super) fn assert_clean(disk: &SimDisk) {
     let report = super::check::check_disk(disk, Path::new("sim")).unwrap();
     assert!(report.is_clean(), "{report:?}");
+}
+
+/// The log alone gives the same index, with the same versions, and says them at the same places.
+pub(super) fn assert_rebuilds(store: &SegmentStore, disk: &SimDisk) {
+    let rebuilt = super::recover::rebuild(disk, store.id(), store.log.durable()).unwrap();
+    let state = super::sync::read(&store.state);
+    let of = |state: &super::state::State| {
+        let chunks = state.index.iter().map(|(key, chunk)| (key, chunk.clone()));
+        let normal = chunks.map(|(key, mut chunk)| {
+            chunk.extents.normalise();
+            (key, chunk)
+        });
+        normal.collect::<Vec<_>>()
+    };
+    assert_eq!(of(&state), of(&rebuilt.state));
+    for (id, info) in &state.segments {
+        let pinned = rebuilt.state.segments.get(id).map_or(0, |info| info.pinned);
+        assert_eq!(info.pinned, pinned, "segment {id}");
+    }
 }
 
 /// Reclaims until there is nothing left to reclaim.

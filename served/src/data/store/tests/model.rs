@@ -3,17 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::super::disk::Disk;
 use super::super::disk::sim::{Dice, SimDisk};
-use super::super::{ChunkKey, SegmentStore, StoreConfig, StoreError};
-use super::{KIB, assert_clean, small, try_open};
+use super::super::snapshot::SNAPSHOT_FILE;
+use super::super::{ChunkKey, ChunkVersion, SegmentStore, StoreConfig, StoreError};
+use super::{KIB, assert_clean, assert_rebuilds, small, try_open};
 
 const CHUNK: usize = 48 << 10;
 const INOS: u64 = 3;
 const CHUNKS: u64 = 3;
 
-/// What the store should hold. A chunk that is not there is a hole.
+/// What the store should hold, with the version of the last change. A chunk that is not there is a hole.
 #[derive(Clone, Default, PartialEq)]
-struct Model(BTreeMap<ChunkKey, Arc<Vec<u8>>>);
+struct Model(BTreeMap<ChunkKey, Content>);
+
+type Content = (Arc<Vec<u8>>, ChunkVersion);
 
 fn all_keys() -> Vec<ChunkKey> {
     let keys = (1..=INOS).flat_map(|ino| (0..CHUNKS).map(move |index| (ino, index)));
@@ -22,31 +26,72 @@ fn all_keys() -> Vec<ChunkKey> {
 
 impl Model {
     fn get(&self, key: &ChunkKey) -> Arc<Vec<u8>> {
-        self.0.get(key).cloned().unwrap_or_else(|| Arc::new(vec![0; CHUNK]))
+        self.0.get(key).map_or_else(|| Arc::new(vec![0; CHUNK]), |(data, _)| data.clone())
     }
 
-    fn edit(&mut self, key: ChunkKey, change: impl FnOnce(&mut [u8])) {
+    fn version(&self, key: &ChunkKey) -> ChunkVersion {
+        self.0.get(key).map_or(ChunkVersion::UNKNOWN, |(_, version)| *version)
+    }
+
+    fn edit(&mut self, key: ChunkKey, version: ChunkVersion, change: impl FnOnce(&mut [u8])) {
         let mut data = self.get(&key);
         change(Arc::make_mut(&mut data).as_mut_slice());
-        self.0.insert(key, data);
+        self.0.insert(key, (data, version));
     }
 
     fn of(store: &SegmentStore) -> Self {
-        let read = |key| (key, Arc::new(store.read(key, 0, CHUNK as u64).unwrap()));
+        let read = |key| {
+            let data = Arc::new(store.read(key, 0, CHUNK as u64).unwrap());
+            (key, (data, store.version(key)))
+        };
         Self(all_keys().into_iter().map(read).collect())
     }
 
-    fn same(&self, other: &Self, except: Option<ChunkKey>) -> bool {
-        all_keys().iter().all(|k| Some(*k) == except || self.get(k) == other.get(k))
+    /// Whether a store that shows `found` holds this.
+    fn same(&self, found: &Self, except: Option<ChunkKey>) -> bool {
+        let same = |key: &ChunkKey| {
+            let (data, version) = (self.get(key), found.version(key));
+            // Where nothing but zeros is there may be no chunk, and then there is no version.
+            let gone = version == ChunkVersion::UNKNOWN && data.iter().all(|byte| *byte == 0);
+            data == found.get(key) && (version == self.version(key) || gone)
+        };
+        all_keys().iter().all(|key| Some(*key) == except || same(key))
     }
 }
 
 #[derive(Clone, Debug)]
 enum Op {
-    Write { key: ChunkKey, offset: usize, data: Vec<u8> },
-    Punch { key: ChunkKey, offset: usize, len: usize },
-    Delete { ino: u64, from: u64 },
-    Copy { from: ChunkKey, from_offset: usize, to: ChunkKey, to_offset: usize, len: usize },
+    Write {
+        key: ChunkKey,
+        offset: usize,
+        data: Vec<u8>,
+        version: ChunkVersion,
+    },
+    Punch {
+        key: ChunkKey,
+        offset: usize,
+        len: usize,
+        version: ChunkVersion,
+    },
+    Stamp {
+        key: ChunkKey,
+        version: ChunkVersion,
+    },
+    Delete {
+        ino: u64,
+        from: u64,
+    },
+    DeleteOne {
+        key: ChunkKey,
+    },
+    Copy {
+        from: ChunkKey,
+        from_offset: usize,
+        to: ChunkKey,
+        to_offset: usize,
+        len: usize,
+        version: ChunkVersion,
+    },
 }
 
 impl Op {
@@ -67,19 +112,27 @@ impl Op {
         };
         let key = some_key(dice);
         let (offset, len) = range(dice);
-        match dice.below(20) {
+        // One in eight has none; the others are all different, and in no order.
+        let version = match dice.below(8) {
+            0 => ChunkVersion::UNKNOWN,
+            _ => ChunkVersion(dice.next()),
+        };
+        match dice.below(22) {
             0..12 => {
                 let tag = dice.next();
                 let data = (0..len as u64)
                     .map(|i| ((tag ^ (i / 7).wrapping_mul(tag | 1)) % 255) as u8 + 1)
                     .collect();
-                Self::Write { key, offset, data }
+                Self::Write { key, offset, data, version }
             }
-            12..16 => Self::Punch { key, offset, len },
+            12..16 => Self::Punch { key, offset, len, version },
             16..18 => Self::Delete { ino: key.ino, from: dice.below(CHUNKS) },
+            18 => Self::DeleteOne { key },
+            19 => Self::Stamp { key, version },
             _ => {
                 let to_offset = dice.below((CHUNK - len) as u64 + 1) as usize;
-                Self::Copy { from: key, from_offset: offset, to: some_key(dice), to_offset, len }
+                let (from_offset, to) = (offset, some_key(dice));
+                Self::Copy { from: key, from_offset, to, to_offset, len, version }
             }
         }
     }
@@ -97,30 +150,41 @@ impl Op {
 
     fn change(&self, store: &SegmentStore, dice: &mut Dice) -> Result<i64, StoreError> {
         match self {
-            Self::Write { key, offset, data } => {
+            Self::Write { key, offset, data, version } => {
                 let cut = dice.below(data.len() as u64 + 1) as usize;
-                store.write(*key, *offset as u64, &[&data[..cut], &data[cut..]])
+                store.write(*key, *offset as u64, &[&data[..cut], &data[cut..]], *version)
             }
-            Self::Punch { key, offset, len } => store.punch(*key, *offset as u64, *len as u64),
+            Self::Punch { key, offset, len, version } => {
+                store.punch(*key, *offset as u64, *len as u64, *version)
+            }
+            Self::Stamp { key, version } => store.stamp(*key, *version).map(|_| 0),
             Self::Delete { ino, from } => store.delete_chunks(*ino, 1, *from),
-            Self::Copy { from, from_offset, to, to_offset, len } => {
-                store.copy(*from, *from_offset as u64, *to, *to_offset as u64, *len as u64)
+            Self::DeleteOne { key } => store.delete_chunk(*key),
+            Self::Copy { from, from_offset, to, to_offset, len, version } => {
+                let (source, target) = (*from_offset as u64, *to_offset as u64);
+                store.copy(*from, source, *to, target, *len as u64, *version)
             }
         }
     }
 
     fn apply(&self, model: &mut Model) {
         match self {
-            Self::Write { key, offset, data } => {
-                model.edit(*key, |c| c[*offset..offset + data.len()].copy_from_slice(data));
+            Self::Write { key, offset, data, version } => {
+                model.edit(*key, *version, |c| {
+                    c[*offset..offset + data.len()].copy_from_slice(data);
+                });
             }
-            Self::Punch { key, offset, len } => {
-                model.edit(*key, |c| c[*offset..offset + len].fill(0))
+            Self::Punch { key, offset, len, version } => {
+                model.edit(*key, *version, |c| c[*offset..offset + len].fill(0))
             }
+            Self::Stamp { key, version } => model.edit(*key, *version, |_| {}),
+            Self::DeleteOne { key } => drop(model.0.remove(key)),
             Self::Delete { ino, from } => model.0.retain(|k, _| k.ino != *ino || k.index < *from),
-            Self::Copy { from, from_offset, to, to_offset, len } => {
+            Self::Copy { from, from_offset, to, to_offset, len, version } => {
                 let data = model.get(from)[*from_offset..from_offset + len].to_vec();
-                model.edit(*to, |c| c[*to_offset..to_offset + len].copy_from_slice(&data));
+                model.edit(*to, *version, |c| {
+                    c[*to_offset..to_offset + len].copy_from_slice(&data);
+                });
             }
         }
     }
@@ -152,7 +216,9 @@ impl History {
                 let Some(key) = op.in_steps() else { return false };
                 let (old, new, is) = (before.get(&key), after.get(&key), found.get(&key));
                 let each = is.iter().zip(old.iter().zip(new.iter()));
-                before.same(found, Some(key))
+                // A part of a change must not pass for the whole, nor for what was before.
+                found.version(&key) == ChunkVersion::UNKNOWN
+                    && before.same(found, Some(key))
                     && each.into_iter().all(|(is, (old, new))| is == old || is == new)
             })
     }
@@ -216,8 +282,12 @@ fn one_history(seed: u64) {
         }
         if !failed {
             let found = Model::of(&store);
-            assert!(found.same(history.now(), None), "seed {seed}: content is wrong while running");
+            assert!(
+                history.now().same(&found, None),
+                "seed {seed}: content is wrong while running"
+            );
             check_extents(&store, &found);
+            assert_rebuilds(&store, &disk);
         }
         store = restart(seed, store, &disk, &mut dice, &mut history);
     }
@@ -244,6 +314,10 @@ fn restart(
         disk.power_cycle();
     }
     assert_clean(disk);
+    // The versions come from the log alone then.
+    if dice.below(3) == 0 && disk.list().unwrap().iter().any(|name| name == SNAPSHOT_FILE) {
+        disk.remove(SNAPSHOT_FILE).unwrap();
+    }
     let (store, report) = try_open(disk, small()).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
     assert!(report.is_clean() && report.snapshot_fault.is_none(), "seed {seed}: {report:?}");
     let found = Model::of(&store);
@@ -253,6 +327,7 @@ fn restart(
     );
     check_extents(&store, &found);
     assert_clean(disk);
+    assert_rebuilds(&store, disk);
     history.states = vec![(found, None)];
     store
 }
@@ -277,7 +352,7 @@ fn a_store_under_churn_keeps_its_size() {
     let mut dice = Dice(9);
     for round in 0..600 {
         let key = all_keys()[dice.below(9) as usize];
-        store.write(key, 0, &[vec![round as u8; CHUNK]]).unwrap();
+        store.write(key, 0, &[vec![round as u8; CHUNK]], ChunkVersion(round)).unwrap();
     }
     super::reclaim_all(&store);
     let usage = store.usage().unwrap();

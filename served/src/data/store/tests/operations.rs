@@ -4,7 +4,7 @@ use super::super::disk::sim::SimDisk;
 use super::super::log::Space;
 use super::super::sync::read;
 use super::super::{ChunkKey, SegmentStore, StoreConfig, StoreError};
-use super::{KIB, key, open, reclaim_all, small, try_open};
+use super::{KIB, V0, key, open, reclaim_all, small, try_open};
 
 #[test]
 fn what_was_never_written_is_a_hole() {
@@ -18,7 +18,7 @@ fn parts_of_a_write_may_be_of_any_size() {
     let store = open(&SimDisk::new(1, 8 << 20));
     let data: Vec<u8> = (0..20_000u32).map(|i| (i % 251) as u8).collect();
     let parts: Vec<&[u8]> = data.chunks(777).collect();
-    store.write(key(1, 0), 1234, &parts).unwrap();
+    store.write(key(1, 0), 1234, &parts, V0).unwrap();
     assert_eq!(store.read(key(1, 0), 1234, 20_000).unwrap(), data);
     assert_eq!(store.read(key(1, 0), 5000, 10).unwrap(), data[3766..3776]);
     assert_eq!(store.extents(key(1, 0)), [(1234, 20_000)]);
@@ -27,10 +27,10 @@ fn parts_of_a_write_may_be_of_any_size() {
 #[test]
 fn neighbouring_extents_are_joined_and_holes_are_not() {
     let store = open(&SimDisk::new(1, 8 << 20));
-    store.write(key(1, 0), 0, &[[1; 4096]]).unwrap();
-    store.write(key(1, 0), 4096, &[[2; 4096]]).unwrap();
-    store.write(key(1, 0), 20_480, &[[3; 10]]).unwrap();
-    store.punch(key(1, 0), 1000, 1000).unwrap();
+    store.write(key(1, 0), 0, &[[1; 4096]], V0).unwrap();
+    store.write(key(1, 0), 4096, &[[2; 4096]], V0).unwrap();
+    store.write(key(1, 0), 20_480, &[[3; 10]], V0).unwrap();
+    store.punch(key(1, 0), 1000, 1000, V0).unwrap();
     assert_eq!(store.extents(key(1, 0)), [(0, 1000), (2000, 6192), (20_480, 10)]);
 }
 
@@ -38,10 +38,10 @@ fn neighbouring_extents_are_joined_and_holes_are_not() {
 fn deleting_from_an_index_leaves_what_is_before_it_and_other_generations() {
     let store = open(&SimDisk::new(1, 8 << 20));
     for index in 0..5 {
-        store.write(key(1, index), 0, &[[7; 100]]).unwrap();
+        store.write(key(1, index), 0, &[[7; 100]], V0).unwrap();
     }
     let other = ChunkKey { ino: 1, generation: 2, index: 4 };
-    store.write(other, 0, &[[8; 100]]).unwrap();
+    store.write(other, 0, &[[8; 100]], V0).unwrap();
     assert_eq!(store.delete_chunks(1, 1, 3).unwrap(), -200);
     assert_eq!(store.delete_chunks(1, 1, 3).unwrap(), 0);
     let left: Vec<ChunkKey> = store.list(ChunkKey::MIN, 100).iter().map(|c| c.key).collect();
@@ -53,10 +53,10 @@ fn deleting_from_an_index_leaves_what_is_before_it_and_other_generations() {
 #[test]
 fn a_copy_carries_holes_over() {
     let store = open(&SimDisk::new(1, 8 << 20));
-    store.write(key(1, 0), 0, &[[1; 100]]).unwrap();
-    store.write(key(1, 0), 200, &[[2; 100]]).unwrap();
-    store.write(key(2, 0), 0, &[[9; 1000]]).unwrap();
-    store.copy(key(1, 0), 50, key(2, 0), 150, 400).unwrap();
+    store.write(key(1, 0), 0, &[[1; 100]], V0).unwrap();
+    store.write(key(1, 0), 200, &[[2; 100]], V0).unwrap();
+    store.write(key(2, 0), 0, &[[9; 1000]], V0).unwrap();
+    store.copy(key(1, 0), 50, key(2, 0), 150, 400, V0).unwrap();
     assert_eq!(store.extents(key(2, 0)), [(0, 200), (300, 100), (550, 450)]);
     let expected: Vec<u8> =
         [vec![9; 150], vec![1; 50], vec![0; 100], vec![2; 100], vec![0; 150], vec![9; 450]]
@@ -69,19 +69,19 @@ fn ranges_outside_of_a_chunk_are_refused() {
     let store = open(&SimDisk::new(1, 8 << 20));
     let outside =
         |r: Result<i64, StoreError>| assert!(matches!(r, Err(StoreError::OutOfRange { .. })));
-    outside(store.write(key(1, 0), 64 * KIB - 1, &[[0; 2]]));
-    outside(store.punch(key(1, 0), u64::MAX, 2));
+    outside(store.write(key(1, 0), 64 * KIB - 1, &[[0; 2]], V0));
+    outside(store.punch(key(1, 0), u64::MAX, 2, V0));
     outside(store.read(key(1, 0), 1 << 40, 1).map(|_| 0));
-    outside(store.copy(key(1, 0), 0, key(1, 1), 64 * KIB, 1));
+    outside(store.copy(key(1, 0), 0, key(1, 1), 64 * KIB, 1, V0));
 }
 
 #[test]
 fn a_chunk_in_too_many_pieces_is_joined() {
     let store = open(&SimDisk::new(1, 8 << 20));
     for i in 0..200 {
-        store.write(key(1, 0), i * 300, &[[i as u8; 290]]).unwrap();
+        store.write(key(1, 0), i * 300, &[[i as u8; 290]], V0).unwrap();
     }
-    let pieces = read(&store.state).index.get(&key(1, 0)).unwrap().0.len();
+    let pieces = read(&store.state).index.get(&key(1, 0)).unwrap().extents.0.len();
     assert!(pieces <= 13, "{pieces} pieces");
     for i in 0..200 {
         assert_eq!(store.read(key(1, 0), i * 300, 290).unwrap(), vec![i as u8; 290]);
@@ -94,7 +94,7 @@ fn an_emptied_store_gives_its_space_back() {
     let disk = SimDisk::new(1, 8 << 20);
     let store = open(&disk);
     for ino in 1..100 {
-        store.write(key(ino, 0), 0, &[vec![1; 30_000]]).unwrap();
+        store.write(key(ino, 0), 0, &[vec![1; 30_000]], V0).unwrap();
     }
     for ino in 1..100 {
         store.delete_chunks(ino, 1, 0).unwrap();
@@ -111,12 +111,12 @@ fn opening_after_a_checkpoint_replays_only_what_came_later() {
     let disk = SimDisk::new(1, 8 << 20);
     let store = open(&disk);
     for ino in 1..50 {
-        store.write(key(ino, 0), 0, &[vec![1; 3000]]).unwrap();
+        store.write(key(ino, 0), 0, &[vec![1; 3000]], V0).unwrap();
     }
     store.close().unwrap();
     let (store, report) = try_open(&disk, small()).unwrap();
     assert!(report.snapshot_used && report.records_replayed <= 1, "{report:?}");
-    store.write(key(1, 0), 0, &[vec![2; 3000]]).unwrap();
+    store.write(key(1, 0), 0, &[vec![2; 3000]], V0).unwrap();
     drop(store);
     let (store, report) = try_open(&disk, small()).unwrap();
     assert!(report.records_replayed <= 2, "{report:?}");
@@ -130,7 +130,7 @@ fn a_real_directory_is_opened_once_and_refused_if_foreign() {
     let config = StoreConfig { reserve_bytes: 0, ..StoreConfig::default() };
     let (store, report) = SegmentStore::open(&path, config.clone()).unwrap();
     assert!(report.created);
-    store.write(key(1, 0), 5, &[vec![3; 1 << 20]]).unwrap();
+    store.write(key(1, 0), 5, &[vec![3; 1 << 20]], V0).unwrap();
     store.flush().unwrap();
     assert!(matches!(SegmentStore::open(&path, config.clone()), Err(StoreError::InUse(_))));
     assert!(matches!(SegmentStore::check(&path), Err(StoreError::InUse(_))));
@@ -161,12 +161,12 @@ fn moving_data_that_has_changed_meanwhile_moves_nothing() {
     let move_it = |pieces: &[_]| {
         store.rewrite(key(1, 0), 0, 5000, pieces, Space::UseReserve).unwrap().is_some()
     };
-    store.write(key(1, 0), 0, &[[1; 5000]]).unwrap();
+    store.write(key(1, 0), 0, &[[1; 5000]], V0).unwrap();
     let first = pieces();
     assert!(move_it(&first));
     assert!(!move_it(&first), "it is somewhere else by now");
     let second = pieces();
-    store.write(key(1, 0), 100, &[[2; 10]]).unwrap();
+    store.write(key(1, 0), 100, &[[2; 10]], V0).unwrap();
     assert!(!move_it(&second));
     assert_eq!(store.read(key(1, 0), 99, 12).unwrap(), [1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 1]);
     let third = pieces();
@@ -179,7 +179,7 @@ fn moving_data_that_has_changed_meanwhile_moves_nothing() {
 fn a_read_that_must_not_wait_reads_only_what_is_at_hand() {
     let disk = SimDisk::new(1, 8 << 20);
     let store = open(&disk);
-    store.write(key(1, 0), 0, &[[7; 5000]]).unwrap();
+    store.write(key(1, 0), 0, &[[7; 5000]], V0).unwrap();
     assert_eq!(store.read_now(key(1, 0), 0, 10).unwrap(), None, "the segment is not open");
     store.read(key(1, 0), 0, 10).unwrap();
     assert_eq!(store.read_now(key(1, 0), 4990, 20).unwrap(), Some([[7; 10], [0; 10]].concat()));
@@ -199,18 +199,18 @@ fn only_what_a_full_store_would_reclaim_counts_as_free() {
     let store = open(&SimDisk::new(1, 8 << 20));
     let config = small();
     for index in 0..20 {
-        store.write(key(1, index), 0, &[vec![1; 30_000]]).unwrap();
+        store.write(key(1, index), 0, &[vec![1; 30_000]], V0).unwrap();
     }
     let before = store.usage().unwrap();
     // Two in a hundred bytes of each segment, where three are worth it.
     assert_eq!(config.reclaim_dead_percent_when_full, 3);
     for index in 0..20 {
-        store.punch(key(1, index), 0, 600).unwrap();
+        store.punch(key(1, index), 0, 600, V0).unwrap();
     }
     let after = store.usage().unwrap();
     assert!(after.dead_bytes >= 20 * 600 && before.dead_bytes == 0, "{after:?}");
     assert_eq!(after.reclaimable_bytes, 0);
-    store.punch(key(1, 3), 0, 15_000).unwrap();
+    store.punch(key(1, 3), 0, 15_000, V0).unwrap();
     assert!(store.usage().unwrap().reclaimable_bytes >= 15_000);
 }
 
@@ -223,8 +223,8 @@ fn who_waited_for_room_that_another_has_made_makes_no_more() {
         // As if another one had made room meanwhile.
         if tries.get() == 1 { Err(StoreError::NoSpace { needed: 1, free: 0 }) } else { Ok(()) }
     };
-    store.write(key(1, 0), 0, &[vec![1; 30_000]]).unwrap();
-    store.write(key(1, 0), 0, &[vec![2; 30_000]]).unwrap();
+    store.write(key(1, 0), 0, &[vec![1; 30_000]], V0).unwrap();
+    store.write(key(1, 0), 0, &[vec![2; 30_000]], V0).unwrap();
     let segments = store.usage().unwrap().segments;
     store.with_room(attempt).unwrap();
     assert_eq!((tries.get(), store.usage().unwrap().segments), (2, segments));

@@ -4,7 +4,7 @@ use super::super::check::check_disk;
 use super::super::disk::Disk;
 use super::super::disk::sim::{Dice, SimDisk};
 use super::super::{ScrubCursor, SegmentStore, StoreError};
-use super::{key, open, reclaim_all, small, try_open};
+use super::{V0, key, open, reclaim_all, small, try_open};
 
 const KEYS: u64 = 6;
 
@@ -17,9 +17,9 @@ fn sample(disk: &SimDisk) -> (SegmentStore, Vec<Vec<u8>>) {
         let offset = dice.below(20_000);
         let _grown = match dice.below(8) {
             0 => store.delete_chunks(k.ino, 1, 0).unwrap(),
-            1 => store.punch(k, offset, 5000).unwrap(),
+            1 => store.punch(k, offset, 5000, V0).unwrap(),
             _ => store
-                .write(k, offset, &[vec![round as u8 + 1; 1 + dice.below(9000) as usize]])
+                .write(k, offset, &[vec![round as u8 + 1; 1 + dice.below(9000) as usize]], V0)
                 .unwrap(),
         };
     }
@@ -65,7 +65,7 @@ fn a_flipped_bit_behind_a_snapshot_never_gives_wrong_bytes() {
         assert!(reads_are_right(&store, &content), "seed {seed}");
         // Nor does moving the data.
         for ino in 100..103 {
-            store.write(key(ino, 0), 0, &[vec![1; 30_000]]).unwrap();
+            store.write(key(ino, 0), 0, &[vec![1; 30_000]], V0).unwrap();
         }
         reclaim_all(&store);
         assert!(reads_are_right(&store, &content), "seed {seed} after reclamation");
@@ -118,7 +118,7 @@ fn a_lost_segment_is_told_and_what_it_held_does_not_read_as_a_hole() {
     let disk = SimDisk::new(1, 8 << 20);
     let store = open(&disk);
     for ino in 1..=KEYS {
-        store.write(key(ino, 0), 0, &[vec![ino as u8; 30_000]]).unwrap();
+        store.write(key(ino, 0), 0, &[vec![ino as u8; 30_000]], V0).unwrap();
     }
     store.close().unwrap();
     disk.remove("0000000000000002.seg").unwrap();
@@ -139,7 +139,7 @@ fn a_lost_segment_is_told_and_what_it_held_does_not_read_as_a_hole() {
 fn an_unreadable_sector_gives_an_error_for_its_blocks_only() {
     let disk = SimDisk::new(1, 8 << 20);
     let store = open(&disk);
-    store.write(key(1, 0), 0, &[vec![1; 30_000]]).unwrap();
+    store.write(key(1, 0), 0, &[vec![1; 30_000]], V0).unwrap();
     store.close().unwrap();
     disk.set_unreadable("0000000000000001.seg", 8000, 8512);
     let (store, report) = try_open(&disk, small()).unwrap();
@@ -153,8 +153,8 @@ fn an_unreadable_sector_gives_an_error_for_its_blocks_only() {
 fn a_scrub_finds_live_damage_and_a_new_write_mends_it() {
     let disk = SimDisk::new(1, 8 << 20);
     let store = open(&disk);
-    store.write(key(1, 0), 0, &[vec![1; 20_000]]).unwrap();
-    store.write(key(2, 0), 0, &[vec![2; 20_000]]).unwrap();
+    store.write(key(1, 0), 0, &[vec![1; 20_000]], V0).unwrap();
+    store.write(key(2, 0), 0, &[vec![2; 20_000]], V0).unwrap();
     disk.tamper("0000000000000001.seg", |b| b[10_000] ^= 4);
     let scrub = || {
         let mut cursor = Some(ScrubCursor::default());
@@ -169,7 +169,7 @@ fn a_scrub_finds_live_damage_and_a_new_write_mends_it() {
     let found = scrub();
     assert_eq!(found.len(), 1);
     assert_eq!((found[0].key, found[0].offset, found[0].len), (key(1, 0), 8192, 4096));
-    store.write(key(1, 0), 8192, &[vec![1; 4096]]).unwrap();
+    store.write(key(1, 0), 8192, &[vec![1; 4096]], V0).unwrap();
     assert!(scrub().is_empty());
     assert_eq!(store.read(key(1, 0), 0, 20_000).unwrap(), vec![1; 20_000]);
 }

@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::{SegmentStore, StoreConfig};
-use super::{KIB, key};
+use super::{KIB, V0, key};
 
 #[test]
 fn writers_readers_and_reclamation_at_once() {
@@ -25,12 +25,12 @@ fn writers_readers_and_reclamation_at_once() {
                 scope.spawn(move || {
                     for round in 0..ROUNDS {
                         let k = key(ino, round % 4);
-                        store.write(k, 0, &[vec![round as u8; 16 << 10]]).unwrap();
+                        store.write(k, 0, &[vec![round as u8; 16 << 10]], V0).unwrap();
                         assert_eq!(store.read(k, 4096, 4096).unwrap(), vec![round as u8; 4096]);
                         match round % 50 {
                             10 => store.flush().unwrap(),
                             20 => drop(store.delete_chunks(ino, 1, 2).unwrap()),
-                            30 => drop(store.punch(k, 8192, 4096).unwrap()),
+                            30 => drop(store.punch(k, 8192, 4096, V0).unwrap()),
                             _ => {}
                         }
                     }
