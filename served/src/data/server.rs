@@ -6,12 +6,20 @@
 //! upkeep thread -> reclamation, checkpoints, scrub
 //! ```
 
+mod beating;
 mod chunks;
 mod fault;
 mod fences;
+mod flushing;
+mod forwarding;
 mod handler;
+mod lease;
 mod metrics;
+pub(crate) mod peers;
+mod replicas;
 mod rights;
+mod room;
+mod teaching;
 mod turns;
 mod upkeep;
 
@@ -22,7 +30,7 @@ use std::time::{Duration, Instant};
 
 use netfs_common::codec;
 use netfs_common::id::{ClusterId, InstanceId};
-use netfs_common::net::{CallError, EndpointError, Incoming, Limits, NetMetrics, Server};
+use netfs_common::net::{CallError, Dialer, EndpointError, Incoming, Limits, NetMetrics, Server};
 use netfs_common::tls::{self, Identity, TlsError};
 
 use crate::data::store::{SegmentStore, StoreConfig, StoreError};
@@ -37,6 +45,8 @@ pub use upkeep::UpkeepConfig;
 use chunks::Chunks;
 use fences::Fences;
 use handler::{Handler, Peer};
+use peers::Peers;
+use replicas::{Parts, Replicas};
 use rights::Rights;
 use turns::Turns;
 use upkeep::Upkeep;
@@ -45,6 +55,8 @@ use upkeep::Upkeep;
 const BLOCKING_THREADS: usize = 8;
 /// Besides them, for flushes: they must not wait for calls that wait for them.
 const FLUSH_THREADS: usize = 2;
+/// How long the goodbye to other data servers may take.
+const FAREWELL: Duration = Duration::from_millis(500);
 /// How long calls under way may take when the server is told to end.
 const DRAIN: Duration = Duration::from_secs(10);
 
@@ -63,6 +75,10 @@ pub struct DataOptions {
     pub flush_interval: Duration,
     /// Background work.
     pub upkeep: UpkeepConfig,
+    /// What fails together with this server, in one word: a rack, a room. Empty: nothing but itself.
+    pub domain: String,
+    /// How fast chunks are copied to replicas that lack them, in bytes per second; 0 for as fast as it goes.
+    pub repair_rate: u64,
     /// Bounds of the endpoint.
     pub limits: Limits,
     /// Counters of the endpoint.
@@ -81,6 +97,8 @@ impl DataOptions {
             store: StoreConfig::default(),
             flush_interval: Duration::from_secs(1),
             upkeep: UpkeepConfig::default(),
+            domain: String::new(),
+            repair_rate: 128 << 20,
             limits: Limits::default(),
             net_metrics: NetMetrics::default(),
             metrics: DataMetrics::default(),
@@ -113,6 +131,9 @@ pub enum DataError {
     /// The certificate.
     #[error("data server: {0}")]
     Tls(#[from] TlsError),
+    /// A message.
+    #[error("data server: {0}")]
+    Codec(#[from] codec::CodecError),
     /// Threads, random numbers.
     #[error("data server: {0}")]
     System(#[from] std::io::Error),
@@ -222,11 +243,34 @@ async fn serve(
             fault::errno(&error)
         })
     });
+    let chunks = Arc::new(Chunks::new(store.clone(), options.store.max_chunk_bytes));
+    let turns = Turns::new(BLOCKING_THREADS);
+    let dialer = Dialer::new(
+        options.identity.client_config()?,
+        options.limits.clone(),
+        options.net_metrics.clone(),
+    )?;
+    let store_id = ClusterId(store.identity()).to_string();
+    let domain = match options.domain.as_str() {
+        "" => store_id,
+        domain => domain.to_owned(),
+    };
+    let replicas = Arc::new(Replicas::new(Parts {
+        instance,
+        chunks: chunks.clone(),
+        flusher: flusher.clone(),
+        peers: Peers::new(dialer, cluster, instance, "data server")?,
+        metrics: options.metrics.clone(),
+        threads: turns.slots(),
+        domain,
+        repair_rate: options.repair_rate,
+    }));
     let handler = Arc::new(Handler {
-        turns: Turns::new(BLOCKING_THREADS),
+        turns,
         fences: Arc::new(fences),
         flusher,
-        chunks: Arc::new(Chunks::new(store.clone(), options.store.max_chunk_bytes)),
+        chunks,
+        replicas: replicas.clone(),
         instance,
         metrics: options.metrics.clone(),
     });
@@ -248,6 +292,7 @@ async fn serve(
     let deadline = Instant::now() + DRAIN;
     server.shutdown(deadline).await;
     handler.turns.quiet(deadline).await;
+    replicas.peers.farewell(FAREWELL).await;
     upkeep.stop();
     let source = match store.checkpoint() {
         Ok(()) => return Ok(()),

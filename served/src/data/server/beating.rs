@@ -22,7 +22,11 @@ const PER_HOP: Duration = Duration::from_secs(1);
 
 impl Replicas {
     /// Answers a sign of life with what there is to tell.
-    pub(super) async fn beat(self: &Arc<Self>, beat: Beat, payload: Payload) -> Result<Reply, Reply> {
+    pub(super) async fn beat(
+        self: &Arc<Self>,
+        beat: Beat,
+        payload: Payload,
+    ) -> Result<Reply, Reply> {
         if let Some(token) = beat.echo {
             self.lease.renew(token, Duration::from_millis(beat.lease_ms.into()));
         }
@@ -90,12 +94,16 @@ impl Replicas {
                     }
                 }
             }
-            if slot.group.heir().is_some_and(|heir| slot.group.chain().is_some_and(|c| c.learner == Some(heir))) {
+            if slot
+                .group
+                .heir()
+                .is_some_and(|heir| slot.group.chain().is_some_and(|c| c.learner == Some(heir)))
+            {
                 lacking.push((id, slot.group.left().map(|left| left as u64)));
             }
         }
         let chunks = self.chunks.clone();
-        let usage = self.blocking(move || chunks.store().usage()).await;
+        let usage = self.blocking(move || chunks.usage()).await;
         let usage = usage.ok_or(Reply::Busy)?.map_err(|error| {
             self.metrics.store_failed(&error);
             Reply::Failed(super::fault::errno(&error))
@@ -104,7 +112,7 @@ impl Replicas {
         Ok(BeatReply {
             token: lease::now(),
             instance: self.instance,
-            store: self.chunks.store().id(),
+            store: self.chunks.store().identity(),
             domain: self.domain.clone(),
             capacity: usage.capacity_bytes,
             free: free.min(usage.capacity_bytes),

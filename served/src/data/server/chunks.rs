@@ -1,45 +1,74 @@
 //! The store's operations as calls want them: by chunk or by range of a file, and bounded.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use netfs_common::id::ChunkId;
+use netfs_common::id::{ChunkId, Ino, Version};
 use netfs_common::wire::data::Span;
 
-use crate::data::store::{ChunkKey, ChunkVersion, SegmentStore, StoreError};
+use crate::data::store::{ChunkKey, ChunkVersion, SegmentStore, StoreError, Usage};
 
 /// Chunks looked at in one go. It bounds for how long the index is held.
 const STEP: usize = 256;
 /// Chunks looked at, or punched, for one answer.
 const MAX_VISITED: usize = 16 * STEP;
+/// After so many chunks a list ends: it has to fit into a message's header.
+const LISTED: usize = 1024;
 /// The sizes of chunks that a file may have, as powers of two.
 const CHUNK_BITS: std::ops::RangeInclusive<u8> = 12..=31;
 
 /// A part of a file's answer: what it says, and how far it goes.
 pub(super) type Upto<T> = (T, u64);
 
+/// What is kept free, so that no replica runs out of room in the middle of a change that others have stored.
+const MARGIN: u64 = 256 << 20;
+
 /// The chunks of a store.
 #[derive(Debug)]
 pub(super) struct Chunks {
     store: Arc<SegmentStore>,
     max_chunk: u64,
+    full: AtomicBool,
 }
+
+/// Part of a file's chunks, with where they have data, and whether there are more.
+pub(super) type Page = (Vec<(ChunkId, Vec<(u64, u64)>)>, Option<ChunkId>);
 
 impl Chunks {
     pub(super) fn new(store: Arc<SegmentStore>, max_chunk: u64) -> Chunks {
-        Chunks { store, max_chunk }
+        Chunks { store, max_chunk, full: AtomicBool::new(false) }
     }
 
     pub(super) fn store(&self) -> &SegmentStore {
         &self.store
     }
 
+    /// Whether a range can be one of a chunk.
+    pub(super) fn fits(&self, offset: u64, len: u64) -> bool {
+        offset.checked_add(len).is_some_and(|end| end <= self.max_chunk)
+    }
+
+    /// There is hardly any room left, as far as was seen lately.
+    pub(super) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// The store's figures of now.
+    pub(super) fn usage(&self) -> Result<Usage, StoreError> {
+        let usage = self.store.usage()?;
+        let left = usage.free_bytes.saturating_add(usage.reclaimable_bytes);
+        self.full.store(left < MARGIN.min(usage.capacity_bytes / 8), Ordering::Relaxed);
+        Ok(usage)
+    }
+
     pub(super) fn write<B: AsRef<[u8]>>(
         &self,
         chunk: ChunkId,
+        version: Version,
         offset: u64,
         data: &[B],
     ) -> Result<i64, StoreError> {
-        self.store.write(key(chunk), offset, data, ChunkVersion::UNKNOWN)
+        self.store.write(key(chunk), offset, data, ChunkVersion(version.0))
     }
 
     pub(super) fn read(
@@ -61,7 +90,13 @@ impl Chunks {
         self.store.read_now(key(chunk), offset, len)
     }
 
-    pub(super) fn punch(&self, chunk: ChunkId, offset: u64, len: u64) -> Result<i64, StoreError> {
+    pub(super) fn punch(
+        &self,
+        chunk: ChunkId,
+        version: Version,
+        offset: u64,
+        len: u64,
+    ) -> Result<i64, StoreError> {
         let len = match len {
             u64::MAX => self.max_chunk.saturating_sub(offset),
             len => len,
@@ -70,69 +105,78 @@ impl Chunks {
         if offset > self.max_chunk {
             return Err(StoreError::OutOfRange { offset, len, max: self.max_chunk });
         }
-        self.store.punch(key(chunk), offset, len, ChunkVersion::UNKNOWN)
+        self.store.punch(key(chunk), offset, len, ChunkVersion(version.0))
     }
 
-    /// Punches what there is in a range, chunk by chunk, and tells how far it came.
-    pub(super) fn punch_span(&self, span: Span) -> Result<Upto<i64>, StoreError> {
-        let range = Range::of(span)?;
-        let (mut grown, mut visited, mut next) = (0, 0, range.first);
-        while visited < MAX_VISITED {
-            let part = self.store.extents_of(range.key(next), range.last, STEP);
-            for chunk in &part {
-                let start = span.from.saturating_sub(range.start(chunk.index));
-                let end = (span.to - range.start(chunk.index)).min(self.max_chunk);
-                if start < end {
-                    let key = range.key(chunk.index);
-                    grown += self.store.punch(key, start, end - start, ChunkVersion::UNKNOWN)?;
-                }
-            }
-            match part.last() {
-                Some(last) if part.len() == STEP && last.index < range.last => {
-                    next = last.index + 1
-                }
-                _ => return Ok((grown, span.to)),
-            }
-            visited += part.len();
-        }
-        Ok((grown, range.start(next)))
+    /// Removes one chunk.
+    pub(super) fn erase(&self, chunk: ChunkId) -> Result<i64, StoreError> {
+        self.store.delete_chunk(key(chunk))
     }
 
+    /// Removes the chunks of a file's contents from one on.
     pub(super) fn delete(&self, first: ChunkId) -> Result<i64, StoreError> {
         self.store.delete_chunks(first.ino.0, first.generation, first.index)
     }
 
-    pub(super) fn copy(
-        &self,
-        (source, source_offset): (ChunkId, u64),
-        (target, target_offset): (ChunkId, u64),
-        len: u64,
-    ) -> Result<i64, StoreError> {
-        self.store.copy(
-            key(source),
-            source_offset,
-            key(target),
-            target_offset,
-            len,
-            ChunkVersion::UNKNOWN,
-        )
+    /// A chunk's version and where it has data, of one moment.
+    pub(super) fn outline(&self, chunk: ChunkId) -> (Version, Vec<(u64, u64)>) {
+        let (version, ranges) = self.store.outline(key(chunk));
+        let wide = |(offset, len): (u32, u32)| (u64::from(offset), u64::from(len));
+        (Version(version.0), ranges.into_iter().map(wide).collect())
     }
 
-    /// Where a file has data within a range: at most `limit` ranges, and how far that is all.
+    /// Chunks from one on with their versions, and where to go on.
+    pub(super) fn list(
+        &self,
+        from: ChunkId,
+        keep: impl Fn(ChunkId) -> bool,
+    ) -> (Vec<(ChunkId, Version)>, Option<ChunkId>) {
+        let (mut out, mut next) = (Vec::new(), Some(key(from)));
+        while let Some(first) = next
+            && out.len() < LISTED
+        {
+            let (found, more) = self.store.list_where(first, STEP, |key| keep(id(key)));
+            out.extend(found.iter().map(|info| (id(&info.key), Version(info.version.0))));
+            next = more;
+        }
+        (out, next.map(|key| id(&key)))
+    }
+
+    /// The chunks of a range of a file that have data, in order, from one on.
+    pub(super) fn of_span(&self, span: Span, from: Option<ChunkId>) -> Result<Page, StoreError> {
+        let range = Range::of(span)?;
+        let first = from.map_or(range.first, |chunk| chunk.index.max(range.first));
+        let part = self.store.extents_of(range.key(first), range.last, STEP);
+        let more = match part.last() {
+            Some(last) if part.len() == STEP && last.index < range.last => {
+                Some(id(&range.key(last.index + 1)))
+            }
+            _ => None,
+        };
+        let named = part.into_iter().map(|chunk| (id(&range.key(chunk.index)), chunk.ranges));
+        Ok((named.collect(), more))
+    }
+
+    /// Where a file has data within a range, of the chunks that are wanted: at most `limit` ranges, and how far that is all.
     pub(super) fn extents(
         &self,
         span: Span,
         limit: usize,
+        keep: impl Fn(ChunkId) -> bool,
     ) -> Result<Upto<Vec<(u64, u64)>>, StoreError> {
         let range = Range::of(span)?;
         let mut out: Vec<(u64, u64)> = Vec::new();
-        let (mut visited, mut next) = (0, range.first);
+        let (mut visited, mut from) = (0, None);
         while visited < MAX_VISITED {
-            let part = self.store.extents_of(range.key(next), range.last, STEP);
-            for chunk in &part {
+            let (part, more) = self.of_span(span, from)?;
+            visited += part.len();
+            for (chunk, ranges) in part {
+                if !keep(chunk) {
+                    continue;
+                }
                 let start = range.start(chunk.index);
-                for (offset, len) in &chunk.ranges {
-                    let from = start.saturating_add(*offset).max(span.from);
+                for (offset, len) in ranges {
+                    let from = start.saturating_add(offset).max(span.from);
                     let to = start.saturating_add((offset + len).min(range.size)).min(span.to);
                     if from >= to {
                         continue;
@@ -146,15 +190,12 @@ impl Chunks {
                     }
                 }
             }
-            match part.last() {
-                Some(last) if part.len() == STEP && last.index < range.last => {
-                    next = last.index + 1
-                }
-                _ => return Ok((out, span.to)),
+            match more {
+                Some(_) => from = more,
+                None => return Ok((out, span.to)),
             }
-            visited += part.len();
         }
-        Ok((out, range.start(next)))
+        Ok((out, from.map_or(span.to, |chunk| range.start(chunk.index))))
     }
 }
 
@@ -188,14 +229,16 @@ impl Range {
     }
 }
 
+fn id(key: &ChunkKey) -> ChunkId {
+    ChunkId { ino: Ino(key.ino), generation: key.generation, index: key.index }
+}
+
 fn key(chunk: ChunkId) -> ChunkKey {
     ChunkKey { ino: chunk.ino.0, generation: chunk.generation, index: chunk.index }
 }
 
 #[cfg(test)]
 mod tests {
-    use netfs_common::id::Ino;
-
     use super::*;
     use crate::data::store::StoreConfig;
 
@@ -203,22 +246,25 @@ mod tests {
         ChunkId { ino: Ino(ino), generation: 0, index }
     }
 
+    fn chunks(dir: &tempfile::TempDir) -> Chunks {
+        let (store, _) = SegmentStore::open(dir.path(), StoreConfig::default()).unwrap();
+        Chunks::new(Arc::new(store), 4 << 20)
+    }
+
     #[test]
     fn every_change_answers_by_how_much_the_data_grew() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = SegmentStore::open(dir.path(), StoreConfig::default()).unwrap();
-        let chunks = Chunks::new(Arc::new(store), 4 << 20);
-        let data = vec![1u8; 10_000];
-        assert_eq!(chunks.write(chunk(1, 0), 0, &[&data]).unwrap(), 10_000);
-        assert_eq!(chunks.write(chunk(1, 0), 5_000, &[&data]).unwrap(), 5_000);
-        assert_eq!(chunks.write(chunk(1, 9), 0, &[&data]).unwrap(), 10_000);
-        assert_eq!(chunks.write(chunk(2, 0), 0, &[&data]).unwrap(), 10_000);
-        assert_eq!(chunks.copy((chunk(1, 0), 100), (chunk(2, 1), 0), 200).unwrap(), 200);
-        assert_eq!(chunks.punch(chunk(1, 0), 14_000, u64::MAX).unwrap(), -1_000);
+        let chunks = chunks(&dir);
+        let (data, v) = (vec![1u8; 10_000], Version(1));
+        assert_eq!(chunks.write(chunk(1, 0), v, 0, &[&data]).unwrap(), 10_000);
+        assert_eq!(chunks.write(chunk(1, 0), v, 5_000, &[&data]).unwrap(), 5_000);
+        assert_eq!(chunks.write(chunk(1, 9), v, 0, &[&data]).unwrap(), 10_000);
+        assert_eq!(chunks.punch(chunk(1, 0), v, 14_000, u64::MAX).unwrap(), -1_000);
         assert_eq!(chunks.delete(chunk(1, 0)).unwrap(), -24_000);
         assert_eq!(chunks.delete(chunk(1, 0)).unwrap(), 0);
-        assert_eq!(chunks.read(chunk(2, 0), 0, 10_000).unwrap(), data);
-        assert!(chunks.punch(chunk(2, 0), 5 << 20, u64::MAX).is_err());
+        assert!(chunks.punch(chunk(2, 0), v, 5 << 20, u64::MAX).is_err());
+        assert!(chunks.fits(1, (4 << 20) - 1) && !chunks.fits(1, 4 << 20));
+        assert!(!chunks.fits(u64::MAX, 2));
     }
 
     fn span(ino: u64, from: u64, to: u64) -> Span {
@@ -229,7 +275,8 @@ mod tests {
     fn all(chunks: &Chunks, whole: Span, limit: usize) -> (Vec<(u64, u64)>, usize) {
         let (mut out, mut answers, mut from) = (Vec::new(), 0, whole.from);
         while from < whole.to {
-            let (part, upto) = chunks.extents(Span { from, ..whole }, limit).unwrap();
+            let part = chunks.extents(Span { from, ..whole }, limit, |_| true);
+            let (part, upto) = part.unwrap();
             assert!(part.len() <= limit && upto > from && upto <= whole.to);
             out.extend(part);
             (answers, from) = (answers + 1, upto);
@@ -240,16 +287,15 @@ mod tests {
     #[test]
     fn data_is_found_across_chunks_whatever_the_length_of_the_holes() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = SegmentStore::open(dir.path(), StoreConfig::default()).unwrap();
-        let chunks = Chunks::new(Arc::new(store), 4 << 20);
+        let (chunks, v) = (chunks(&dir), Version(1));
         let (chunk_size, end) = (4u64 << 20, 1u64 << 63);
         let last = (end - 1) >> 22;
-        chunks.write(chunk(1, 0), 100, &[[1; 100]]).unwrap();
+        chunks.write(chunk(1, 0), v, 100, &[[1; 100]]).unwrap();
         for index in 7..9 {
-            chunks.write(chunk(1, index), 0, &[vec![1; 4 << 20]]).unwrap();
+            chunks.write(chunk(1, index), v, 0, &[vec![1; 4 << 20]]).unwrap();
         }
-        chunks.write(chunk(1, last), chunk_size - 1, &[[1]]).unwrap();
-        chunks.write(chunk(2, 3), 0, &[[1; 100]]).unwrap();
+        chunks.write(chunk(1, last), v, chunk_size - 1, &[[1]]).unwrap();
+        chunks.write(chunk(2, 3), v, 0, &[[1; 100]]).unwrap();
         let expected = vec![(100, 200), (7 * chunk_size, 9 * chunk_size), (end - 1, end)];
         assert_eq!(all(&chunks, span(1, 0, end), 16), (expected.clone(), 1));
         assert_eq!(all(&chunks, span(1, 0, end), 1).0, expected);
@@ -257,34 +303,34 @@ mod tests {
             all(&chunks, span(1, 150, 8 * chunk_size + 1), 9).0,
             [(150, 200), (7 * chunk_size, 8 * chunk_size + 1),]
         );
-        assert!(chunks.extents(span(1, 5, 5), 1).is_err());
-        assert!(chunks.extents(Span { chunk_bits: 64, ..span(1, 0, 5) }, 1).is_err());
-
-        let most = (150, 9 * chunk_size);
-        let freed = 50 + 2 * chunk_size as i64;
-        assert_eq!(chunks.punch_span(span(1, most.0, most.1)).unwrap(), (-freed, most.1));
-        assert_eq!(chunks.punch_span(span(1, most.0, most.1)).unwrap(), (0, most.1));
-        assert_eq!(all(&chunks, span(1, 0, end), 16).0, [(100, 150), (end - 1, end)]);
-        assert_eq!(chunks.punch_span(span(1, 0, end)).unwrap(), (-51, end));
-        assert_eq!(chunks.extents(span(2, 0, end), 9).unwrap().0.len(), 1);
+        let (some, _) = chunks.extents(span(1, 0, end), 9, |chunk| chunk.index == 0).unwrap();
+        assert_eq!(some, [(100, 200)], "others answer for the other chunks");
+        assert!(chunks.extents(span(1, 5, 5), 1, |_| true).is_err());
+        let huge = Span { chunk_bits: 64, ..span(1, 0, 5) };
+        assert!(chunks.extents(huge, 1, |_| true).is_err());
+        let (page, more) = chunks.of_span(span(1, 150, 8 * chunk_size + 1), None).unwrap();
+        assert_eq!(page.iter().map(|(chunk, _)| chunk.index).collect::<Vec<_>>(), [0, 7, 8]);
+        assert_eq!(more, None);
     }
 
     #[test]
     fn an_answer_about_very_many_chunks_comes_in_parts() {
         let dir = tempfile::tempdir().unwrap();
-        let (store, _) = SegmentStore::open(dir.path(), StoreConfig::default()).unwrap();
-        let chunks = Chunks::new(Arc::new(store), 4 << 20);
+        let (chunks, v) = (chunks(&dir), Version(9));
         let count = MAX_VISITED as u64 + 10;
         for index in 0..count {
-            chunks.write(chunk(1, index * 3), 0, &[[1; 8]]).unwrap();
+            chunks.write(chunk(1, index * 3), v, 0, &[[1; 8]]).unwrap();
         }
         let whole = span(1, 0, 1 << 50);
         let (found, answers) = all(&chunks, whole, usize::MAX);
         assert_eq!((found.len() as u64, answers), (count, 2));
-        let (freed, upto) = chunks.punch_span(whole).unwrap();
-        assert_eq!(freed, -8 * MAX_VISITED as i64);
-        let rest = chunks.punch_span(Span { from: upto, ..whole }).unwrap();
-        assert_eq!(rest, (-80, whole.to));
-        assert_eq!(chunks.store().usage().unwrap().chunks, 0);
+        let (mut listed, mut from) = (Vec::new(), Some(chunk(0, 0)));
+        while let Some(first) = from {
+            let (part, next) = chunks.list(first, |chunk| chunk.index.is_multiple_of(2));
+            assert!(part.iter().all(|(_, version)| *version == v));
+            listed.extend(part);
+            from = next;
+        }
+        assert_eq!(listed.len() as u64, count.div_ceil(2));
     }
 }

@@ -55,17 +55,16 @@ impl Replicas {
         };
         let (floor, after, chunk) = (step.floor, step.after, step.change.chunk);
         let forward = Forward { floor, after, id: version, chunk, deed };
-        let request = Request {
-            at: At::Group { group: id, epoch },
-            op: Op::Peer(PeerOp::Forward(forward)),
-        };
+        let request =
+            Request { at: At::Group { group: id, epoch }, op: Op::Peer(PeerOp::Forward(forward)) };
         let answered = async {
             let mut pause = PAUSE.0;
             loop {
                 let view = self.view();
-                let hop = view.map.chain(id).and_then(|chain| {
-                    chain.members().position(|member| member == to)
-                });
+                let hop = view
+                    .map
+                    .chain(id)
+                    .and_then(|chain| chain.members().position(|member| member == to));
                 let payload: Payload = payload.as_ref().clone().into();
                 let turn = self.hops.enter(to.server, hop.unwrap_or_default()).await;
                 match self.peers.call(&view.map, to.server, &request, payload, None).await {
@@ -102,9 +101,7 @@ impl Replicas {
         payload: Payload,
     ) -> Vec<Action<Work>> {
         let deed = match forward.deed {
-            Deed::Write { offset } => {
-                Work::Write { offset, data: Arc::new(payload.into_chunks()) }
-            }
+            Deed::Write { offset } => Work::Write { offset, data: Arc::new(payload.into_chunks()) },
             Deed::Punch { offset, len } => Work::Punch { offset, len },
         };
         let change = Change { id: forward.id, chunk: forward.chunk, deed };

@@ -1,25 +1,31 @@
 //! Answering the calls of one client.
 
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
-use netfs_common::id::{InstanceId, SessionId, Verifier};
+use netfs_common::id::{ChunkId, Epoch, GroupId, InstanceId, SessionId, Verifier};
 use netfs_common::net::{BulkHandler, BulkMessage, BulkReplyFuture, Payload};
-use netfs_common::wire::data::{At, MAX_EXTENTS, MAX_PAYLOAD, Op, Reply, Request, Usage};
-
+use netfs_common::wire::cluster::{Deed, Install, PeerOp};
+use netfs_common::wire::data::{At, MAX_EXTENTS, MAX_PAYLOAD, Op, Reply, Request, Span, Usage};
 use tokio::sync::Notify;
 
 use super::chunks::Chunks;
 use super::fault;
 use super::fences::Fences;
 use super::metrics::{DataMetrics, OpLabel};
+use super::replicas::{Replicas, Work, lock};
 use super::rights::Rights;
-use super::turns::{Client, Superseded, Turns};
-use crate::cluster;
+use super::turns::{AtWork, Client, Superseded, Turns};
+use crate::data::chain::Refusal;
 use crate::data::store::StoreError;
 use crate::flusher::Flusher;
+
+/// A learner has this long to remove what it got from here.
+const HEIR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reads up to this size are done on the server's own thread if they need not wait for the disk: they take less time
 /// then than handing them to another one (some 10 µs) costs. Changes never are: they may have to wait for a
@@ -30,6 +36,7 @@ const INLINE_BYTES: u64 = 32 << 10;
 #[derive(Debug)]
 pub(super) struct Handler {
     pub(super) chunks: Arc<Chunks>,
+    pub(super) replicas: Arc<Replicas>,
     pub(super) turns: Turns,
     pub(super) fences: Arc<Fences>,
     pub(super) flusher: Flusher,
@@ -120,106 +127,454 @@ fn name(op: &Op) -> &'static str {
     }
 }
 
+/// What a call is answered with.
+type Answer = Result<(Reply, Bytes), Reply>;
+
 impl Handler {
     /// The answer with its payload; a refusal or failure as an error.
     async fn run(
-        &self,
-        client: &Client,
+        self: &Arc<Self>,
+        client: &Arc<Client>,
         request: Request,
         payload: Payload,
-    ) -> Result<(Reply, Bytes), Reply> {
+    ) -> Answer {
         if client.is_fenced() {
             return Err(Reply::SessionOver);
         }
-        if let At::Group { group, epoch } = request.at {
-            cluster::check_epoch(group, epoch).map_err(Reply::StaleEpoch)?;
-        }
         let given = payload.len() as u64;
-        let fits = match request.op {
+        let fits = match &request.op {
             Op::Write { .. } => (1..=MAX_PAYLOAD).contains(&given),
-            Op::Read { len, .. } => given == 0 && len <= MAX_PAYLOAD,
+            Op::Read { len, .. } => given == 0 && *len <= MAX_PAYLOAD,
+            Op::Peer(_) => given <= MAX_PAYLOAD,
             _ => given == 0,
         };
         if !fits {
             return Err(Reply::Failed(Errno::EINVAL));
         }
-        let chunks = self.chunks.clone();
-        match request.op {
-            Op::Write { chunk, offset } => {
-                let data = payload.into_chunks();
-                let work = move || chunks.write(chunk, offset, &data);
-                let allocated = self.stored(client, work).await?;
+        match (request.op, request.at) {
+            (Op::Write { chunk, offset }, At::Group { group, epoch }) => {
+                self.fits(offset, given)?;
+                let data = Arc::new(payload.into_chunks());
+                let work = Work::Write { offset, data };
+                let done = self.change(client, (group, epoch), chunk, work).await?;
                 self.metrics.bytes_written.inc_by(given);
-                Ok(self.written(allocated))
+                Ok((done, Bytes::new()))
             }
-            Op::Read { chunk, offset, len } => {
-                let cached = match len <= INLINE_BYTES {
-                    true => chunks.read_now(chunk, offset, len).map_err(|e| self.failed(&e))?,
-                    false => None,
-                };
-                let data = match cached {
-                    Some(data) => data,
-                    None => self.stored(client, move || chunks.read(chunk, offset, len)).await?,
-                };
+            (Op::Punch { chunk, offset, len }, At::Group { group, epoch }) => {
+                self.fits(offset, if len == u64::MAX { 0 } else { len })?;
+                let work = Work::Punch { offset, len };
+                Ok((self.change(client, (group, epoch), chunk, work).await?, Bytes::new()))
+            }
+            (Op::Read { chunk, offset, len }, At::Group { group, epoch }) => {
+                self.fits(offset, len)?;
+                self.belongs(chunk, group)?;
+                let data = self.read(client, (group, epoch), chunk, offset, len).await?;
                 self.metrics.bytes_read.inc_by(len);
-                Ok((Reply::Read, data.into()))
+                Ok((Reply::Read, data))
             }
-            Op::Punch { chunk, offset, len } => {
-                let allocated =
-                    self.stored(client, move || chunks.punch(chunk, offset, len)).await?;
-                Ok(self.written(allocated))
-            }
-            Op::Delete { first } => {
-                let grown = self.stored(client, move || chunks.delete(first)).await?;
-                let freed = grown.min(0).unsigned_abs();
-                Ok((Reply::Deleted { instance: self.instance, freed }, Bytes::new()))
-            }
-            Op::Copy { source, source_offset, target, target_offset, len } => {
-                let work =
-                    move || chunks.copy((source, source_offset), (target, target_offset), len);
-                let allocated = self.stored(client, work).await?;
+            (
+                Op::Copy { source, source_offset, target, target_offset, len },
+                At::Group { group, epoch },
+            ) => {
+                self.fits(source_offset, len)?;
+                self.fits(target_offset, len)?;
+                let (from, to) = ((source, source_offset), (target, target_offset));
+                let done = self.copy(client, (group, epoch), from, to, len).await?;
                 self.metrics.bytes_written.inc_by(len);
-                Ok(self.written(allocated))
+                Ok((done, Bytes::new()))
             }
-            Op::Extents { span, limit } => {
-                let limit = limit.clamp(1, MAX_EXTENTS) as usize;
-                let work = move || chunks.extents(span, limit);
-                let (extents, upto) = self.stored(client, work).await?;
-                Ok((Reply::Extents { extents, upto }, Bytes::new()))
+            (Op::Extents { span, limit }, At::Map { version }) => {
+                self.extents(client, span, limit, version).await
             }
-            Op::PunchSpan { span } => {
-                let (allocated, upto) =
-                    self.stored(client, move || chunks.punch_span(span)).await?;
-                self.flusher.flush().await.map_err(Reply::Failed)?;
-                Ok((Reply::Punched { allocated, upto }, Bytes::new()))
+            (Op::PunchSpan { span }, At::Map { version }) => {
+                let work = self.begin(client).await?;
+                let this = self.clone();
+                self.to_its_end(work, async move { this.punch_span(span, version).await }).await
             }
-            Op::Flush { groups } => {
-                self.flusher.flush().await.map_err(Reply::Failed)?;
-                let verifiers = vec![Verifier(self.instance.0); groups.len()];
+            (Op::Flush { groups }, At::Server) => {
+                let verifiers = self.replicas.flush(groups).await?;
                 Ok((Reply::Flushed { verifiers }, Bytes::new()))
             }
-            Op::FlushHere => {
+            (Op::FlushHere, At::Server) => {
                 self.flusher.flush().await.map_err(Reply::Failed)?;
                 Ok((Reply::FlushedHere { instance: self.instance }, Bytes::new()))
             }
-            Op::Peer(_) => Err(Reply::Failed(Errno::ENOSYS)),
-            Op::Fence { session } => {
+            (Op::Delete { first }, At::Server) => {
+                let work = self.begin(client).await?;
+                let this = self.clone();
+                self.to_its_end(work, async move { this.delete(first).await }).await
+            }
+            (Op::Fence { session }, At::Server) => {
                 self.fence(session).await.map_err(Reply::Failed)?;
                 Ok((Reply::Fenced, Bytes::new()))
             }
-            Op::Usage => {
-                let usage = self.stored(client, move || chunks.store().usage()).await?;
-                // As good as free: a write that finds no room reclaims it first.
-                let free = usage.free_bytes.saturating_add(usage.reclaimable_bytes);
-                let usage = Usage {
-                    capacity: usage.capacity_bytes,
-                    free: free.min(usage.capacity_bytes),
-                    live: usage.live_bytes,
-                    chunks: usage.chunks,
+            (Op::Usage, At::Server) => self.usage(client).await,
+            (Op::Peer(op), at) => self.peer(client, at, op, payload).await,
+            // The call and what it relies on do not go together.
+            _ => Err(Reply::Failed(Errno::EINVAL)),
+        }
+    }
+
+    /// What servers do among themselves.
+    async fn peer(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        at: At,
+        op: PeerOp,
+        payload: Payload,
+    ) -> Answer {
+        let replicas = &self.replicas;
+        let done = match (op, at) {
+            (PeerOp::Beat(beat), At::Server) => replicas.beat(beat, payload).await?,
+            (PeerOp::Forward(forward), At::Group { group, epoch }) => {
+                let len = payload.len() as u64;
+                let len = match forward.deed {
+                    Deed::Write { .. } if len == 0 => return Err(Reply::Failed(Errno::EINVAL)),
+                    Deed::Write { .. } => len,
+                    _ if len > 0 => return Err(Reply::Failed(Errno::EINVAL)),
+                    Deed::Punch { len: u64::MAX, .. } => 0,
+                    Deed::Punch { len, .. } => len,
                 };
-                Ok((Reply::Usage(usage), Bytes::new()))
+                let (Deed::Write { offset } | Deed::Punch { offset, .. }) = forward.deed;
+                self.fits(offset, len)?;
+                self.metrics.bytes_forwarded.inc_by(payload.len() as u64);
+                let take = |g: &mut _, call| Replicas::take(g, call, epoch, forward, payload);
+                replicas.call(group, take).await.map_err(refused)?;
+                self.stored_reply(group)
+            }
+            (PeerOp::Install(install), At::Group { group, epoch }) => {
+                self.fits(install.offset, payload.len() as u64)?;
+                self.belongs(install.chunk, group)?;
+                let work = self.begin(client).await?;
+                let this = self.clone();
+                let task = async move { this.install(group, epoch, install, payload).await };
+                return self.to_its_end(work, task).await;
+            }
+            (PeerOp::List { from }, At::Group { group, epoch }) => {
+                if replicas.epoch(group) != Some(epoch) {
+                    return Err(Reply::Busy);
+                }
+                let (chunks, next) = replicas.list(group, from).await.ok_or(Reply::Busy)?;
+                Reply::Listed { chunks, next }
+            }
+            (PeerOp::FlushGroups(groups), At::Server) => {
+                replicas.flush_here(&groups).await?;
+                Reply::FlushedHere { instance: self.instance }
+            }
+            _ => return Err(Reply::Failed(Errno::EINVAL)),
+        };
+        Ok((done, Bytes::new()))
+    }
+
+    fn fits(&self, offset: u64, len: u64) -> Result<(), Reply> {
+        match self.chunks.fits(offset, len) {
+            true => Ok(()),
+            false => Err(Reply::Failed(Errno::EINVAL)),
+        }
+    }
+
+    /// A chunk is where its name says: anything else would be found by nobody.
+    fn belongs(&self, chunk: ChunkId, group: GroupId) -> Result<(), Reply> {
+        let view = self.replicas.view();
+        match view.group_of(chunk) {
+            Some(own) if own == group => Ok(()),
+            Some(_) => Err(Reply::Failed(Errno::EINVAL)),
+            None => Err(Reply::StaleEpoch(view.map.version)),
+        }
+    }
+
+    async fn begin(&self, client: &Client) -> Result<AtWork, Reply> {
+        self.turns.begin(client).await.map_err(|Superseded| superseded(client))
+    }
+
+    /// Does something to its end, also when the caller goes meanwhile: what has been begun cannot be taken back.
+    async fn to_its_end(
+        &self,
+        at_work: AtWork,
+        work: impl Future<Output = Answer> + Send + 'static,
+    ) -> Answer {
+        let task = tokio::spawn(async move {
+            let _at_work = at_work;
+            work.await
+        });
+        match task.await {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::error!(%error, "a data call has panicked");
+                Err(Reply::Failed(Errno::EIO))
             }
         }
+    }
+
+    /// One change of a client.
+    async fn change(
+        self: &Arc<Self>,
+        client: &Client,
+        (group, epoch): (GroupId, Epoch),
+        chunk: ChunkId,
+        work: Work,
+    ) -> Result<Reply, Reply> {
+        self.belongs(chunk, group)?;
+        let at_work = self.begin(client).await?;
+        let this = self.clone();
+        let task = async move {
+            let (allocated, verifier) = this.propose((group, epoch), chunk, work).await?;
+            Ok((Reply::Written { verifier, allocated }, Bytes::new()))
+        };
+        self.to_its_end(at_work, task).await.map(|(reply, _)| reply)
+    }
+
+    async fn propose(
+        &self,
+        (group, epoch): (GroupId, Epoch),
+        chunk: ChunkId,
+        work: Work,
+    ) -> Result<(i64, Verifier), Reply> {
+        if matches!(work, Work::Write { .. }) && self.is_out_of_room(group) {
+            return Err(Reply::Failed(Errno::ENOSPC));
+        }
+        self.replicas.propose(group, epoch, chunk, work).await.map_err(refused)
+    }
+
+    /// Whether data is refused: one of the replicas is nearly full. A replica that is alone finds out when it is.
+    fn is_out_of_room(&self, group: GroupId) -> bool {
+        let view = self.replicas.view();
+        let alone = view.map.chain(group).is_none_or(|chain| chain.members().count() < 2);
+        !alone && (self.chunks.is_full() || self.replicas.room.is_out(group))
+    }
+
+    /// The answer to a change that was passed on.
+    fn stored_reply(&self, group: GroupId) -> Reply {
+        Reply::Stored { full: self.chunks.is_full() || self.replicas.room.is_known_out(group) }
+    }
+
+    async fn read(
+        &self,
+        client: &Client,
+        (group, epoch): (GroupId, Epoch),
+        chunk: ChunkId,
+        offset: u64,
+        len: u64,
+    ) -> Result<Bytes, Reply> {
+        self.replicas.show(group, epoch, chunk).await.map_err(refused)?;
+        let chunks = self.chunks.clone();
+        let cached = match len <= INLINE_BYTES {
+            true => chunks.read_now(chunk, offset, len).map_err(|e| self.failed(&e))?,
+            false => None,
+        };
+        let data = match cached {
+            Some(data) => data,
+            None => self.stored(client, move || chunks.read(chunk, offset, len)).await?,
+        };
+        self.replicas.still(group, epoch).map_err(refused)?;
+        Ok(data.into())
+    }
+
+    /// Copies piece by piece, holes as holes.
+    async fn copy(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        (group, epoch): (GroupId, Epoch),
+        (source, source_offset): (ChunkId, u64),
+        (target, target_offset): (ChunkId, u64),
+        len: u64,
+    ) -> Result<Reply, Reply> {
+        self.belongs(target, group)?;
+        let view = self.replicas.view();
+        let Some((from_group, chain)) = view.map.chain_of(source) else {
+            return Err(Reply::StaleEpoch(view.map.version));
+        };
+        if !chain.replicas.iter().any(|replica| replica.instance == self.instance) {
+            return Err(Reply::Apart);
+        }
+        let from = (from_group, chain.epoch);
+        self.replicas.show(from.0, from.1, source).await.map_err(refused)?;
+        let (_, ranges) = self.chunks.outline(source);
+        let at_work = self.begin(client).await?;
+        let (this, client) = (self.clone(), client.clone());
+        let task = async move {
+            let (mut at, end) = (source_offset, source_offset + len);
+            let (mut sum, mut verifier) = (0, None);
+            let mut parts = Vec::new();
+            for (start, range) in ranges {
+                let (start, stop) = (start.max(at), (start + range).min(end));
+                if start >= stop {
+                    continue;
+                }
+                if start > at {
+                    parts.push((at, start - at, false));
+                }
+                at = start;
+                while at < stop {
+                    let step = (stop - at).min(MAX_PAYLOAD);
+                    parts.push((at, step, true));
+                    at += step;
+                }
+            }
+            if at < end {
+                parts.push((at, end - at, false));
+            }
+            for (at, step, data) in parts {
+                let offset = target_offset + (at - source_offset);
+                let work = match data {
+                    true => {
+                        let bytes = this.read(&client, from, source, at, step).await?;
+                        Work::Write { offset, data: Arc::new(vec![bytes]) }
+                    }
+                    false => Work::Punch { offset, len: step },
+                };
+                let (grown, now) = this.propose((group, epoch), target, work).await?;
+                if verifier.is_some_and(|verifier| verifier != now) {
+                    return Err(Reply::Busy);
+                }
+                (sum, verifier) = (sum + grown, Some(now));
+            }
+            let verifier = verifier.unwrap_or_else(|| this.replicas.verifier(group));
+            Ok((Reply::Written { verifier, allocated: sum }, Bytes::new()))
+        };
+        self.to_its_end(at_work, task).await.map(|(reply, _)| reply)
+    }
+
+    /// Of the groups of which this server is the head in this version of the map.
+    async fn headed(&self, version: Epoch) -> Result<HashSet<GroupId>, Reply> {
+        let view = self.replicas.view();
+        if view.map.version != version {
+            return Err(match view.map.version > version {
+                true => Reply::StaleEpoch(view.map.version),
+                false => Reply::Busy,
+            });
+        }
+        let mut headed = HashSet::new();
+        for (id, slot) in self.replicas.slots() {
+            let slot = lock(&slot);
+            if slot.group.is_head() {
+                if !slot.group.is_sole() && !self.replicas.lease.runs() {
+                    return Err(Reply::Busy);
+                }
+                headed.insert(id);
+            }
+        }
+        Ok(headed)
+    }
+
+    async fn extents(&self, client: &Client, span: Span, limit: u32, version: Epoch) -> Answer {
+        let headed = self.headed(version).await?;
+        // Nothing is told that the next head might not have.
+        self.replicas.settle().await;
+        let limit = limit.clamp(1, MAX_EXTENTS) as usize;
+        let (chunks, view) = (self.chunks.clone(), self.replicas.view());
+        let mine = move |chunk| view.group_of(chunk).is_some_and(|group| headed.contains(&group));
+        let (extents, upto) =
+            self.stored(client, move || chunks.extents(span, limit, mine)).await?;
+        self.headed(version).await?;
+        Ok((Reply::Extents { extents, upto }, Bytes::new()))
+    }
+
+    async fn punch_span(self: &Arc<Self>, span: Span, version: Epoch) -> Answer {
+        let headed = self.headed(version).await?;
+        let view = self.replicas.view();
+        let (page, more) = self.chunks.of_span(span, None).map_err(|e| self.failed(&e))?;
+        let mut allocated = 0;
+        let mut groups = BTreeMap::new();
+        for (chunk, _) in page {
+            let Some((group, chain)) = view.map.chain_of(chunk) else { continue };
+            if !headed.contains(&group) {
+                continue;
+            }
+            let start = chunk.index << span.chunk_bits;
+            let (from, to) = (span.from.saturating_sub(start), span.to - start);
+            let len = to.min(1 << span.chunk_bits).saturating_sub(from);
+            let work = Work::Punch { offset: from, len };
+            let (grown, _) = self.propose((group, chain.epoch), chunk, work).await?;
+            allocated += grown;
+            groups.insert(group, chain.epoch);
+        }
+        if !groups.is_empty() {
+            self.replicas.flush(groups.into_iter().collect()).await?;
+        }
+        let upto = more.map_or(span.to, |chunk| chunk.index << span.chunk_bits);
+        Ok((Reply::Punched { allocated, upto }, Bytes::new()))
+    }
+
+    /// Removes chunks here, apart from the chains. Whoever has got them from here meanwhile removes them too.
+    async fn delete(self: &Arc<Self>, first: ChunkId) -> Answer {
+        let mut gone = Vec::new();
+        if self.replicas.teaches() {
+            let mut from = Some(first);
+            let whole = Span {
+                ino: first.ino,
+                generation: first.generation,
+                chunk_bits: 12,
+                from: 0,
+                to: u64::MAX,
+            };
+            while let Some(next) = from {
+                let (page, more) =
+                    self.chunks.of_span(whole, Some(next)).map_err(|e| self.failed(&e))?;
+                gone.extend(page.into_iter().map(|(chunk, _)| chunk));
+                from = more;
+            }
+        }
+        let chunks = self.chunks.clone();
+        let grown = self.replicas.blocking(move || chunks.delete(first)).await;
+        let grown = grown.ok_or(Reply::Failed(Errno::EIO))?.map_err(|e| self.failed(&e))?;
+        let freed = grown.min(0).unsigned_abs();
+        for heir in self.replicas.removed(&gone) {
+            let view = self.replicas.view();
+            let request = Request { at: At::Server, op: Op::Delete { first } };
+            let deadline = Some(std::time::Instant::now() + HEIR_TIMEOUT);
+            let peers = &self.replicas.peers;
+            match peers.call(&view.map, heir, &request, Bytes::new(), deadline).await {
+                Ok((Reply::Deleted { .. }, _)) => {}
+                Ok(_) => return Err(Reply::Busy),
+                Err(error) => {
+                    tracing::debug!(%error, "a learner did not remove chunks");
+                    return Err(Reply::Busy);
+                }
+            }
+        }
+        Ok((Reply::Deleted { instance: self.instance, freed }, Bytes::new()))
+    }
+
+    /// A piece of a chunk takes its place here, in a learner.
+    async fn install(
+        self: &Arc<Self>,
+        group: GroupId,
+        epoch: Epoch,
+        install: Install,
+        payload: Payload,
+    ) -> Answer {
+        let chunk = install.chunk;
+        let wait = self.replicas.call(group, |g, call| g.install(call, epoch, chunk));
+        wait.await.map_err(refused)?;
+        let chunks = self.chunks.clone();
+        let data = payload.into_chunks();
+        let work = move || {
+            if install.first {
+                chunks.erase(chunk)?;
+            }
+            if !data.is_empty() {
+                chunks.write(chunk, install.version, install.offset, &data)?;
+            }
+            Ok(())
+        };
+        let done = self.replicas.blocking(work).await.ok_or(Reply::Failed(Errno::EIO))?;
+        done.map_err(|error| self.failed(&error))?;
+        Ok((Reply::Stored { full: self.chunks.is_full() }, Bytes::new()))
+    }
+
+    async fn usage(&self, client: &Client) -> Answer {
+        let chunks = self.chunks.clone();
+        let usage = self.stored(client, move || chunks.usage()).await?;
+        // As good as free: a write that finds no room reclaims it first.
+        let free = usage.free_bytes.saturating_add(usage.reclaimable_bytes);
+        let usage = Usage {
+            capacity: usage.capacity_bytes,
+            free: free.min(usage.capacity_bytes),
+            live: usage.live_bytes,
+            chunks: usage.chunks,
+        };
+        Ok((Reply::Usage(usage), Bytes::new()))
     }
 
     /// Sees to it that nothing of a session happens any more, whatever becomes of this server.
@@ -231,6 +586,8 @@ impl Handler {
         let stored = tokio::task::spawn_blocking(move || fences.add(session)).await;
         // It counts already, stored or not.
         self.turns.fence(session).await;
+        // What it had changed at a head that has died may still be on its way here.
+        self.replicas.settle().await;
         match stored {
             Ok(Ok(())) => {
                 tracing::info!(%session, "session fenced");
@@ -247,10 +604,6 @@ impl Handler {
         }
     }
 
-    fn written(&self, allocated: i64) -> (Reply, Bytes) {
-        (Reply::Written { verifier: Verifier(self.instance.0), allocated }, Bytes::new())
-    }
-
     /// Runs a call of the store on a thread that may block.
     async fn stored<T: Send + 'static>(
         &self,
@@ -260,14 +613,28 @@ impl Handler {
         match self.turns.take(client, work).await {
             Ok(Some(result)) => result.map_err(|error| self.failed(&error)),
             Ok(None) => Err(Reply::Failed(Errno::EIO)),
-            Err(Superseded) if client.is_fenced() => Err(Reply::SessionOver),
-            // Nobody reads it: the connection is gone.
-            Err(Superseded) => Err(Reply::Failed(Errno::ESHUTDOWN)),
+            Err(Superseded) => Err(superseded(client)),
         }
     }
 
     fn failed(&self, error: &StoreError) -> Reply {
         self.metrics.store_failed(error);
         Reply::Failed(fault::errno(error))
+    }
+}
+
+fn superseded(client: &Client) -> Reply {
+    match client.is_fenced() {
+        true => Reply::SessionOver,
+        // Nobody reads it: the connection is gone.
+        false => Reply::Failed(Errno::ESHUTDOWN),
+    }
+}
+
+fn refused(refusal: Refusal) -> Reply {
+    match refusal {
+        Refusal::Stale(epoch) => Reply::StaleEpoch(epoch),
+        Refusal::Busy => Reply::Busy,
+        Refusal::Failed(errno) => Reply::Failed(errno),
     }
 }

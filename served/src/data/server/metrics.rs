@@ -28,6 +28,7 @@ pub struct DataMetrics {
     pub(super) failures: Family<OpLabel, Counter>,
     pub(super) bytes_read: Counter,
     pub(super) bytes_written: Counter,
+    pub(super) bytes_forwarded: Counter,
     pub(super) flushes: Counter,
     pub(super) malformed: Counter,
     pub(super) reclaimed: Counter,
@@ -50,6 +51,7 @@ impl Default for DataMetrics {
             failures: Family::default(),
             bytes_read: Counter::default(),
             bytes_written: Counter::default(),
+            bytes_forwarded: Counter::default(),
             flushes: Counter::default(),
             malformed: Counter::default(),
             reclaimed: Counter::default(),
@@ -74,6 +76,11 @@ impl DataMetrics {
         r.register("failures", "Calls that failed", self.failures.clone());
         r.register("read_bytes", "Bytes read by clients", self.bytes_read.clone());
         r.register("written_bytes", "Bytes written by clients", self.bytes_written.clone());
+        r.register(
+            "forwarded_bytes",
+            "Bytes passed on by the replica before in a chain",
+            self.bytes_forwarded.clone(),
+        );
         r.register("flushes", "Flushes of the store", self.flushes.clone());
         r.register("malformed", "Connections closed for nonsense", self.malformed.clone());
         r.register("reclaimed_bytes", "Bytes of segments removed", self.reclaimed.clone());

@@ -81,14 +81,13 @@ pub(super) struct Replicas {
     /// How fast chunks are copied to learners.
     pub(super) pace: Pace,
     pub(super) taught: Taught,
+    pub(super) domain: String,
 }
 
 /// What this server knows of the cluster.
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) map: ClusterMap,
-    /// This server's number; it learns it with the first map.
-    pub(super) me: Option<ServerId>,
 }
 
 impl View {
@@ -106,6 +105,8 @@ pub(super) struct Parts {
     pub(super) peers: Peers,
     pub(super) metrics: DataMetrics,
     pub(super) threads: Arc<Semaphore>,
+    /// What fails together with this server.
+    pub(super) domain: String,
     /// Bytes per second.
     pub(super) repair_rate: u64,
 }
@@ -121,7 +122,7 @@ impl Replicas {
             peers: parts.peers,
             lease: Lease::default(),
             metrics: parts.metrics,
-            view: RwLock::new(Arc::new(View { map, me: None })),
+            view: RwLock::new(Arc::new(View { map })),
             version: watch::Sender::new(Epoch(0)),
             slots: RwLock::default(),
             next_call: AtomicU64::new(1),
@@ -132,6 +133,7 @@ impl Replicas {
             room: Room::default(),
             pace: Pace::new(parts.repair_rate),
             taught: Taught::default(),
+            domain: parts.domain,
         }
     }
 
@@ -156,7 +158,7 @@ impl Replicas {
             if map.version <= view.map.version {
                 return;
             }
-            *view = Arc::new(View { map, me: Some(me) });
+            *view = Arc::new(View { map });
             view.clone()
         };
         self.peers.follow(&view.map);

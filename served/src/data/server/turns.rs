@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use netfs_common::id::{InstanceId, SessionId};
-use tokio::sync::{Notify, RwLock, Semaphore};
+use tokio::sync::{Notify, OwnedRwLockReadGuard, RwLock, Semaphore};
 
 /// Who a client is: the name in its certificate, its session, and its life.
 pub(super) type Who = (String, SessionId, InstanceId);
@@ -32,6 +32,10 @@ pub(super) struct Turns {
     /// One entry for each connection, and for those of which something is still at work.
     clients: Mutex<HashMap<Who, Arc<Client>>>,
 }
+
+/// Something of a client that is at work: it is not welcomed anew, nor its session fenced, before the end of it.
+#[derive(Debug)]
+pub(super) struct AtWork(#[expect(dead_code, reason = "held")] OwnedRwLockReadGuard<()>);
 
 /// One connection of a client.
 #[derive(Debug, Default)]
@@ -135,6 +139,24 @@ impl Turns {
                 Ok(None)
             }
         }
+    }
+
+    /// Counts as at work until the guard is dropped, on no thread of its own.
+    pub(super) async fn begin(&self, client: &Client) -> Result<AtWork, Superseded> {
+        if client.over.load(Ordering::SeqCst) {
+            // Not behind whoever waits for what is at work.
+            return Err(Superseded);
+        }
+        let running = client.running.clone().read_owned().await;
+        if client.over.load(Ordering::SeqCst) {
+            return Err(Superseded);
+        }
+        Ok(AtWork(running))
+    }
+
+    /// The threads, for work that is nobody's.
+    pub(super) fn slots(&self) -> Arc<Semaphore> {
+        self.slots.clone()
     }
 
     /// Waits until nothing is at work.

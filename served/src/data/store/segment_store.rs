@@ -437,6 +437,11 @@ impl SegmentStore {
         self.id
     }
 
+    /// What tells this store from all others, for as long as it lives.
+    pub fn identity(&self) -> [u8; 16] {
+        self.id.0
+    }
+
     /// The length of a segment without records.
     pub(super) const EMPTY_SEGMENT: u64 = FIRST_RECORD;
 }
