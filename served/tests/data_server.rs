@@ -5,12 +5,14 @@
 mod common;
 
 use bytes::Bytes;
-use common::{DataClient, PATIENCE, chunk, dialer, hello, localhost, make_pki};
+use common::{
+    DataClient, PATIENCE, chunk, dialer, hello, localhost, make_pki, map_of_one, serve_alone,
+};
 use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::{Epoch, GroupId, Ino, SessionId};
 use netfs_common::net::{BulkMessage, CallError};
-use netfs_common::wire::data::{Op, Reply, Request, Span};
+use netfs_common::wire::data::{At, Op, Reply, Request, Span};
 use netfs_common::wire::hello::SESSION_OVER;
 use netfs_common::wire::{Hello, Role};
 use netfs_served::data::server::{DataOptions, DataServer};
@@ -19,23 +21,25 @@ use netfs_served::thread::Ending;
 use std::time::Instant;
 
 #[tokio::test]
-async fn what_is_written_is_read_back_after_a_restart_under_another_verifier() {
+async fn what_is_written_is_read_back_after_a_restart_in_another_life() {
     let dir = tempfile::tempdir().unwrap();
     let pki = make_pki(dir.path());
     let options = || DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
     let big: Vec<u8> = (0..4u32 << 20).map(|i| (i / 7) as u8).collect();
 
     let server = DataServer::start(options()).unwrap();
+    serve_alone(&pki, &server).await;
     let client = DataClient::connect(&pki.client, server.addr()).await.unwrap();
     let first_life = client.welcome.instance;
     assert_eq!(client.write(chunk(2, 0), 0, &big).await, 4 << 20);
     assert_eq!(client.write(chunk(2, 1), 100, b"small").await, 5);
     assert_eq!(client.read(chunk(2, 0), 0, 4 << 20).await, big);
     assert_eq!(client.read(chunk(2, 1), 98, 9).await, &b"\0\0small\0\0"[..]);
-    client.flush().await;
+    client.flush(&[chunk(2, 0), chunk(2, 1)]).await;
     tokio::task::spawn_blocking(move || server.stop(Ending::Drain)).await.unwrap().unwrap();
 
     let server = DataServer::start(options()).unwrap();
+    serve_alone(&pki, &server).await;
     let client = DataClient::connect(&pki.client, server.addr()).await.unwrap();
     assert_ne!(client.welcome.instance, first_life);
     assert_eq!(client.read(chunk(2, 0), 0, 4 << 20).await, big);
@@ -51,14 +55,13 @@ async fn what_is_written_is_read_back_after_a_restart_under_another_verifier() {
     assert_eq!(reply, Reply::Extents { extents: vec![(0, 1 << 20), small], upto: span.to });
     let first = Op::PunchSpan { span: Span { to: 5, ..span } };
     let (reply, _) = client.call(chunk(2, 0), first, Bytes::new()).await;
-    let verifier = client.welcome.instance;
-    assert_eq!(reply, Reply::Punched { verifier, allocated: -5, upto: 5 });
+    assert_eq!(reply, Reply::Punched { allocated: -5, upto: 5 });
     let delete = || Op::Delete { first: chunk(2, 0) };
     let (reply, _) = client.call(chunk(2, 0), delete(), Bytes::new()).await;
     assert_eq!(reply, Reply::Failed(Errno::EPERM));
     let meta = DataClient::connect(&pki.server, server.addr()).await.unwrap();
     let (reply, _) = meta.call(chunk(2, 0), delete(), Bytes::new()).await;
-    assert!(matches!(reply, Reply::Written { allocated, .. } if allocated == -(1 << 20)));
+    assert!(matches!(reply, Reply::Deleted { freed, .. } if freed == 1 << 20));
     let (Reply::Usage(usage), _) = client.call(chunk(0, 0), Op::Usage, Bytes::new()).await else {
         panic!("no figures");
     };
@@ -74,6 +77,7 @@ async fn calls_out_of_bounds_are_refused_and_nonsense_ends_only_its_own_connecti
     let pki = make_pki(dir.path());
     let options = DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
     let server = DataServer::start(options).unwrap();
+    serve_alone(&pki, &server).await;
     let client = DataClient::connect(&pki.client, server.addr()).await.unwrap();
     let c = chunk(2, 0);
     let beyond = Op::Write { chunk: c, offset: (4 << 20) - 1 };
@@ -86,7 +90,7 @@ async fn calls_out_of_bounds_are_refused_and_nonsense_ends_only_its_own_connecti
         (Op::Read { chunk: c, offset: u64::MAX, len: 1 }, Bytes::new()),
         (Op::Read { chunk: c, offset: 0, len: 1 }, Bytes::from_static(b"x")),
         (Op::Punch { chunk: c, offset: u64::MAX, len: u64::MAX }, Bytes::new()),
-        (Op::Flush, Bytes::from_static(b"x")),
+        (Op::Flush { groups: Vec::new() }, Bytes::from_static(b"x")),
         (Op::PunchSpan { span: backwards }, Bytes::new()),
         (Op::Extents { span: backwards, limit: 1 }, Bytes::new()),
     ];
@@ -95,9 +99,14 @@ async fn calls_out_of_bounds_are_refused_and_nonsense_ends_only_its_own_connecti
         assert_eq!(reply, Reply::Failed(Errno::EINVAL), "{op:?}");
     }
     let read = Op::Read { chunk: c, offset: 0, len: 1 };
-    for (group, epoch) in [(GroupId(0), Epoch(9)), (GroupId(1 << 20), Epoch(1))] {
-        let stale = Request { group, epoch, op: read.clone() };
-        assert_eq!(client.raw(&stale, Bytes::new()).await.unwrap().0, Reply::StaleEpoch(Epoch(1)));
+    let group = map_of_one(server.instance(), server.addr()).group_of(c).unwrap();
+    let stale = Request { at: At::Group { group, epoch: Epoch(9) }, op: read.clone() };
+    assert_eq!(client.raw(&stale, Bytes::new()).await.unwrap().0, Reply::StaleEpoch(Epoch(1)));
+    let others = At::Group { group: GroupId(1 << 20), epoch: Epoch(1) };
+    for at in [others, At::Server, At::Map { version: Epoch(1) }] {
+        let elsewhere = Request { at, op: read.clone() };
+        let (reply, _) = client.raw(&elsewhere, Bytes::new()).await.unwrap();
+        assert_eq!(reply, Reply::Failed(Errno::EINVAL), "{at:?}");
     }
 
     let other = DataClient::connect(&pki.client, server.addr()).await.unwrap();
@@ -107,7 +116,7 @@ async fn calls_out_of_bounds_are_refused_and_nonsense_ends_only_its_own_connecti
         assert_eq!(codec::decode::<Reply>(&header).unwrap(), Reply::Failed(Errno::EPROTO));
     }
     other.bulk.closed().await;
-    client.flush().await;
+    client.flush(&[c]).await;
 }
 
 #[tokio::test]
@@ -116,6 +125,7 @@ async fn strangers_are_told_why_they_are_refused() {
     let pki = make_pki(dir.path());
     let options = DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
     let server = DataServer::start(options).unwrap();
+    serve_alone(&pki, &server).await;
     let try_hello = async |hello: &Hello| {
         let words = codec::encode(hello).unwrap();
         dialer(&pki.client).bulk(server.addr(), &words).await.map(drop)
@@ -146,12 +156,13 @@ async fn what_was_flushed_survives_an_abrupt_end() {
     let options = || DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
     for round in 0..5u8 {
         let server = DataServer::start(options()).unwrap();
+        serve_alone(&pki, &server).await;
         let client = DataClient::connect(&pki.client, server.addr()).await.unwrap();
         for before in 0..round {
             assert_eq!(client.read(chunk(9, before.into()), 0, 3).await, [before; 3][..]);
         }
         client.write(chunk(9, round.into()), 0, &[round; 3]).await;
-        client.flush().await;
+        client.flush(&[chunk(9, round.into())]).await;
         drop(server);
     }
 }
@@ -162,13 +173,14 @@ async fn a_client_that_connects_anew_loses_its_old_connection() {
     let pki = make_pki(dir.path());
     let options = DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
     let server = DataServer::start(options).unwrap();
+    serve_alone(&pki, &server).await;
     let old = DataClient::connect_as(&pki.client, server.addr(), 7).await.unwrap();
     let other = DataClient::connect_as(&pki.client, server.addr(), 8).await.unwrap();
     old.write(chunk(2, 0), 0, b"old").await;
     let new = DataClient::connect_as(&pki.client, server.addr(), 7).await.unwrap();
     old.bulk.closed().await;
     assert_eq!(new.read(chunk(2, 0), 0, 3).await, &b"old"[..]);
-    other.flush().await;
+    other.flush(&[chunk(2, 0)]).await;
 }
 
 #[tokio::test]
@@ -177,6 +189,7 @@ async fn a_connection_of_a_client_is_for_one_volume() {
     let pki = make_pki(dir.path());
     let options = DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
     let server = DataServer::start(options).unwrap();
+    serve_alone(&pki, &server).await;
     let (first, second) = (chunk(2, 0), chunk((1 << 48) + 2, 0));
     let client = DataClient::connect(&pki.client, server.addr()).await.unwrap();
     client.write(first, 0, b"first").await;
@@ -207,6 +220,7 @@ async fn a_fenced_session_is_kept_out_also_after_a_restart() {
     let pki = make_pki(dir.path());
     let options = || DataOptions::new(dir.path().join("data"), localhost(), pki.server.clone());
     let server = DataServer::start(options()).unwrap();
+    serve_alone(&pki, &server).await;
     let asleep = DataClient::connect_as(&pki.client, server.addr(), 7).await.unwrap();
     let other = DataClient::connect_as(&pki.client, server.addr(), 8).await.unwrap();
     asleep.write(chunk(2, 0), 0, b"before").await;
@@ -224,8 +238,8 @@ async fn a_fenced_session_is_kept_out_also_after_a_restart() {
     }
     // Over the connection that it has, if that is still there.
     let late = Op::Write { chunk: chunk(2, 0), offset: 0 };
-    let (group, epoch) = (GroupId(0), Epoch(1));
-    let late = Request { group, epoch, op: late };
+    let group = map_of_one(server.instance(), server.addr()).group_of(chunk(2, 0)).unwrap();
+    let late = Request { at: At::Group { group, epoch: Epoch(1) }, op: late };
     let answer = asleep.raw(&late, Bytes::from_static(b"later!")).await;
     assert!(!matches!(answer, Ok((Reply::Written { .. }, _))), "{answer:?}");
     asleep.bulk.closed().await;
@@ -235,10 +249,11 @@ async fn a_fenced_session_is_kept_out_also_after_a_restart() {
     };
     assert_eq!(refused(server.addr()).await, SESSION_OVER);
     assert_eq!(other.read(chunk(2, 0), 0, 6).await, &b"again!"[..]);
-    other.flush().await;
+    other.flush(&[chunk(2, 0)]).await;
 
     drop(server);
     let server = DataServer::start(options()).unwrap();
+    serve_alone(&pki, &server).await;
     assert_eq!(refused(server.addr()).await, SESSION_OVER);
     let other = DataClient::connect_as(&pki.client, server.addr(), 8).await.unwrap();
     assert_eq!(other.read(chunk(2, 0), 0, 6).await, &b"again!"[..]);

@@ -17,12 +17,15 @@ use bytes::Bytes;
 use netfs_common::attr::Attr;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
-use netfs_common::id::{ChunkId, Ino, InstanceId, OpSeq, SessionId};
-use netfs_common::map::ClusterMap;
+use netfs_common::id::{
+    ChunkId, Epoch, GroupId, Ino, InstanceId, OpSeq, ServerId, SessionId, Verifier,
+};
+use netfs_common::map::{Chain, ClusterMap, Pool, Replica};
 use netfs_common::name::Name;
 use netfs_common::net::{Bulk, CallError, Dialer, Handler, Limits, Link, NetMetrics, ReplyFuture};
 use netfs_common::tls::{Identity, pki};
-use netfs_common::wire::data::{MAX_PAYLOAD, Op, Reply, Request};
+use netfs_common::wire::cluster::{Beat, PeerOp};
+use netfs_common::wire::data::{At, MAX_PAYLOAD, Op, Reply, Request};
 use netfs_common::wire::hello::VolumeInfo;
 use netfs_common::wire::lease::{Grant, Lease, Recall};
 use netfs_common::wire::meta::{
@@ -30,6 +33,7 @@ use netfs_common::wire::meta::{
     Request as MetaRequest, Response,
 };
 use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
+use netfs_served::data::server::DataServer;
 
 /// No call of a test takes longer.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -87,6 +91,49 @@ pub struct DataClient {
     map: ClusterMap,
 }
 
+/// Groups of a volume, as a metadata server makes them by default.
+pub const GROUPS: u32 = 256;
+
+/// The map of two volumes in which one server has everything.
+pub fn map_of_one(instance: InstanceId, addr: SocketAddr) -> ClusterMap {
+    let server = ServerId(1);
+    let chain = Chain {
+        epoch: Epoch(1),
+        verifier: Verifier(1),
+        replicas: vec![Replica { server, instance }],
+        learner: None,
+    };
+    let pool = |volume: u32| Pool {
+        volume: volume.into(),
+        first: GroupId(volume * GROUPS),
+        min_replicas: 1,
+        chains: vec![chain.clone(); GROUPS as usize],
+    };
+    ClusterMap {
+        version: Epoch(1),
+        servers: vec![netfs_common::map::DataServer { id: server, addrs: vec![addr.to_string()] }],
+        pools: vec![pool(0), pool(1)],
+    }
+}
+
+/// Does for a data server what the metadata server does: tells it the map.
+pub async fn serve_alone(pki: &Pki, server: &DataServer) {
+    let meta = DataClient::connect_as(&pki.server, server.addr(), 0).await.unwrap();
+    let map = map_of_one(server.instance(), server.addr());
+    let beat = Beat {
+        server: ServerId(1),
+        echo: None,
+        lease_ms: 5000,
+        version: map.version,
+        revoke: Vec::new(),
+        hold_ms: 0,
+        stall_ms: 5000,
+    };
+    let request = Request { at: At::Server, op: Op::Peer(PeerOp::Beat(beat)) };
+    let (reply, _) = meta.raw(&request, codec::encode(&map).unwrap().into()).await.unwrap();
+    assert!(matches!(reply, Reply::Beat(beat) if beat.version == map.version));
+}
+
 impl DataClient {
     pub async fn connect(identity: &Identity, addr: SocketAddr) -> Result<DataClient, CallError> {
         static SESSION: AtomicU64 = AtomicU64::new(1000);
@@ -101,7 +148,7 @@ impl DataClient {
     ) -> Result<DataClient, CallError> {
         let words = codec::encode(&hello(Role::Data, "", session)).unwrap();
         let (bulk, welcome) = dialer(identity).bulk(addr, &words).await?;
-        let map = netfs_served::cluster::single_server_map(vec![addr.to_string()]);
+        let map = map_of_one(InstanceId(0), addr);
         Ok(DataClient { bulk, welcome: codec::decode(&welcome).unwrap(), map })
     }
 
@@ -116,9 +163,32 @@ impl DataClient {
     }
 
     pub async fn call(&self, about: ChunkId, op: Op, payload: impl Into<Bytes>) -> (Reply, Bytes) {
-        let (group, chain) = self.map.chain_of(about);
-        let request = Request { group, epoch: chain.epoch, op };
-        self.raw(&request, payload.into()).await.unwrap()
+        let payload = payload.into();
+        let mut epoch = Epoch(1);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let group = self.map.group_of(about).unwrap();
+            let at = match op {
+                Op::Flush { .. } | Op::FlushHere => At::Server,
+                Op::Delete { .. } | Op::Usage | Op::Fence { .. } | Op::Peer(_) => At::Server,
+                Op::Extents { .. } | Op::PunchSpan { .. } => At::Map { version: epoch },
+                _ => At::Group { group, epoch },
+            };
+            let mut op = op.clone();
+            if let Op::Flush { groups } = &mut op {
+                groups.iter_mut().for_each(|(_, known)| *known = epoch);
+            }
+            match self.raw(&Request { at, op }, payload.clone()).await.unwrap() {
+                // This client has no map: it learns from the server what is true.
+                (Reply::StaleEpoch(now), _) if now != epoch && Instant::now() < deadline => {
+                    epoch = now;
+                }
+                (Reply::Busy, _) if Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     pub async fn write(&self, chunk: ChunkId, offset: u64, data: &[u8]) -> i64 {
@@ -126,10 +196,7 @@ impl DataClient {
         for part in data.chunks(MAX_PAYLOAD as usize) {
             let data = Bytes::copy_from_slice(part);
             match self.call(chunk, Op::Write { chunk, offset }, data).await.0 {
-                Reply::Written { verifier, allocated } => {
-                    assert_eq!(verifier, self.welcome.instance);
-                    sum += allocated;
-                }
+                Reply::Written { allocated, .. } => sum += allocated,
                 other => panic!("{other:?}"),
             }
             offset += part.len() as u64;
@@ -151,9 +218,16 @@ impl DataClient {
         whole.into()
     }
 
-    pub async fn flush(&self) {
-        let (reply, _) = self.call(chunk(0, 0), Op::Flush, Bytes::new()).await;
-        assert_eq!(reply, Reply::Flushed { verifier: self.welcome.instance });
+    /// Flushes the groups of some chunks, one by one: each may be in another epoch.
+    pub async fn flush(&self, chunks: &[ChunkId]) {
+        for chunk in chunks {
+            let groups = vec![(self.map.group_of(*chunk).unwrap(), Epoch(0))];
+            let (reply, _) = self.call(*chunk, Op::Flush { groups }, Bytes::new()).await;
+            assert!(
+                matches!(&reply, Reply::Flushed { verifiers } if verifiers.len() == 1),
+                "{reply:?}"
+            );
+        }
     }
 }
 
@@ -184,6 +258,7 @@ impl Handler for Answers {
         let done = || codec::encode(&PushReply::Done).unwrap().into();
         match codec::decode(&request).unwrap() {
             Push::Recall(recalls) => self.recalled.lock().unwrap().extend(recalls),
+            Push::Map(_) => return Box::pin(std::future::ready(done())),
             Push::Company { generation, others } => {
                 self.company.lock().unwrap().push((generation, others));
                 return Box::pin(std::future::ready(done()));
