@@ -257,7 +257,7 @@ impl Handler {
                 let (chunks, next) = replicas.list(group, from).await.ok_or(Reply::Busy)?;
                 Reply::Listed { chunks, next }
             }
-            (PeerOp::FlushGroups(groups), At::Server) => {
+            (PeerOp::FlushGroups(groups), _) => {
                 replicas.flush_here(&groups).await?;
                 Reply::FlushedHere { instance: self.instance }
             }

@@ -1,0 +1,294 @@
+//! Chains of data servers in this process, whose map is made by the test.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::{DataClient, GROUPS, PATIENCE, Pki, chunk, localhost, make_pki, map_of_one};
+use netfs_common::codec;
+use netfs_common::id::{ChunkId, Epoch, GroupId, InstanceId, ServerId, Verifier};
+use netfs_common::map::{Chain, ClusterMap, DataServer as Described, Replica};
+use netfs_common::wire::cluster::{Beat, BeatReply, PeerOp};
+use netfs_common::wire::data::{At, Op, Reply, Request};
+use netfs_served::data::server::{DataOptions, DataServer};
+use netfs_served::data::store::SegmentStore;
+
+struct Cluster<'a> {
+    dir: &'a Path,
+    pki: Pki,
+    servers: Vec<Option<DataServer>>,
+    map: ClusterMap,
+}
+
+impl<'a> Cluster<'a> {
+    fn start(dir: &'a Path, count: usize) -> Cluster<'a> {
+        let pki = make_pki(dir);
+        let start = |n: usize| {
+            let own = dir.join(format!("data{n}"));
+            DataServer::start(DataOptions::new(own, localhost(), pki.server.clone())).unwrap()
+        };
+        let servers: Vec<_> = (0..count).map(start).collect();
+        let mut map = map_of_one(InstanceId(0), localhost());
+        map.servers = Vec::new();
+        for (index, server) in servers.iter().enumerate() {
+            let id = ServerId(index as u32 + 1);
+            map.servers.push(Described { id, addrs: vec![server.addr().to_string()] });
+        }
+        map.version = Epoch(0);
+        let servers = servers.into_iter().map(Some).collect();
+        Cluster { dir, pki, servers, map }
+    }
+
+    fn replica(&self, index: usize) -> Replica {
+        let instance = self.servers[index].as_ref().unwrap().instance();
+        Replica { server: ServerId(index as u32 + 1), instance }
+    }
+
+    fn restart(&mut self, index: usize) {
+        let listen = self.servers[index].as_ref().unwrap().addr();
+        drop(self.servers[index].take());
+        let own = self.dir.join(format!("data{index}"));
+        let options = DataOptions::new(own, listen, self.pki.server.clone());
+        self.servers[index] = Some(DataServer::start(options).unwrap());
+    }
+
+    /// All groups get this chain, and all servers are told.
+    async fn set(&mut self, replicas: &[usize], learner: Option<usize>) {
+        let chain = |epoch| Chain {
+            epoch,
+            verifier: Verifier(1),
+            replicas: replicas.iter().map(|index| self.replica(*index)).collect(),
+            learner: learner.map(|index| self.replica(index)),
+        };
+        let epoch = Epoch(self.map.version.0 + 1);
+        let chain = chain(epoch);
+        self.map.version = epoch;
+        for pool in &mut self.map.pools {
+            pool.chains = vec![chain.clone(); GROUPS as usize];
+        }
+        for index in 0..self.servers.len() {
+            if self.servers[index].is_some() {
+                let reply = self.beat(index, true).await;
+                assert_eq!(reply.version, epoch);
+            }
+        }
+    }
+
+    async fn beat(&self, index: usize, tell: bool) -> BeatReply {
+        let addr = self.servers[index].as_ref().unwrap().addr();
+        let meta = DataClient::connect_as(&self.pki.server, addr, 0).await.unwrap();
+        let mut beat = Beat {
+            server: ServerId(index as u32 + 1),
+            echo: None,
+            lease_ms: 60_000,
+            version: self.map.version,
+            revoke: Vec::new(),
+            hold_ms: 0,
+            stall_ms: 1000,
+        };
+        let map: Bytes = if tell { codec::encode(&self.map).unwrap().into() } else { Bytes::new() };
+        let call = async |beat: &Beat, payload| {
+            let op = Op::Peer(PeerOp::Beat(beat.clone()));
+            match meta.raw(&Request { at: At::Server, op }, payload).await.unwrap().0 {
+                Reply::Beat(reply) => *reply,
+                other => panic!("{other:?}"),
+            }
+        };
+        let first = call(&beat, map).await;
+        beat.echo = Some(first.token);
+        call(&beat, Bytes::new()).await
+    }
+
+    async fn client(&self, index: usize) -> DataClient {
+        let addr = self.servers[index].as_ref().unwrap().addr();
+        DataClient::connect(&self.pki.client, addr).await.unwrap()
+    }
+
+    /// Until the tail says that the learner has everything, in all groups.
+    async fn until_synced(&self, tail: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let reply = self.beat(tail, false).await;
+            if reply.synced.len() == 2 * GROUPS as usize {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{} groups are synced", reply.synced.len());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn group(&self, chunk: ChunkId) -> GroupId {
+        self.map.group_of(chunk).unwrap()
+    }
+}
+
+fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    (0..len as u64).map(|i| (i.wrapping_mul(seed * 2 + 1) >> 3) as u8).collect()
+}
+
+#[tokio::test]
+async fn every_replica_has_what_the_head_has_answered() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 3);
+    cluster.set(&[0, 1, 2], None).await;
+    let head = cluster.client(0).await;
+    let big = bytes(3, 3 << 20);
+    assert_eq!(head.write(chunk(2, 0), 0, &big).await, 3 << 20);
+    for index in 1..40 {
+        assert_eq!(head.write(chunk(2, index), 5, &bytes(index, 1000)).await, 1000);
+    }
+    let punch = Op::Punch { chunk: chunk(2, 0), offset: 100, len: 50 };
+    let (reply, _) = head.call(chunk(2, 0), punch, Bytes::new()).await;
+    assert!(matches!(reply, Reply::Written { allocated: -50, .. }), "{reply:?}");
+    let copy = Op::Copy {
+        source: chunk(2, 0),
+        source_offset: 0,
+        target: chunk(3, 0),
+        target_offset: 10,
+        len: 2 << 20,
+    };
+    let (reply, _) = head.call(chunk(3, 0), copy, Bytes::new()).await;
+    assert!(matches!(reply, Reply::Written { allocated, .. } if allocated == (2 << 20) - 50));
+    head.flush(&[chunk(2, 0), chunk(2, 1), chunk(3, 0)]).await;
+    let mut expected = big.clone();
+    expected[100..150].fill(0);
+    for index in 0..3 {
+        let client = cluster.client(index).await;
+        assert_eq!(client.read(chunk(2, 0), 0, 3 << 20).await, expected, "replica {index}");
+        assert_eq!(client.read(chunk(3, 0), 10, 2 << 20).await, expected[..2 << 20]);
+        for other in 1..40 {
+            assert_eq!(client.read(chunk(2, other), 5, 1000).await, bytes(other, 1000));
+        }
+    }
+    // Only the head takes changes.
+    let tail = cluster.client(2).await;
+    let at = At::Group { group: cluster.group(chunk(2, 0)), epoch: Epoch(1) };
+    let write = Request { at, op: Op::Write { chunk: chunk(2, 0), offset: 0 } };
+    let (reply, _) = tail.raw(&write, Bytes::from_static(b"x")).await.unwrap();
+    assert_eq!(reply, Reply::StaleEpoch(Epoch(1)));
+}
+
+#[tokio::test]
+async fn a_change_that_waits_for_a_dead_replica_ends_when_the_chain_is_mended() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 3);
+    cluster.set(&[0, 1, 2], None).await;
+    let head = cluster.client(0).await;
+    head.write(chunk(2, 0), 0, b"before").await;
+    drop(cluster.servers[2].take());
+    let waiting = tokio::spawn(async move { head.write(chunk(2, 0), 0, b"during").await });
+    let read = cluster.client(1).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!waiting.is_finished(), "the tail has not stored it");
+    let at = At::Group { group: cluster.group(chunk(2, 0)), epoch: Epoch(1) };
+    let op = Op::Read { chunk: chunk(2, 0), offset: 0, len: 6 };
+    let request = Request { at, op };
+    let look = read.raw(&request, Bytes::new());
+    let shown = tokio::time::timeout(Duration::from_millis(200), look).await;
+    assert!(shown.is_err(), "nothing is shown that a dead replica may show otherwise: {shown:?}");
+    let stalled = cluster.beat(1, false).await.stalled;
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert!(stalled.is_empty());
+    let told = cluster.beat(1, false).await.stalled;
+    assert_eq!(told.len(), 1, "the last one that is to blame is told");
+    assert_eq!(told[0].2.server, ServerId(3));
+    cluster.set(&[0, 1], None).await;
+    assert_eq!(waiting.await.unwrap(), 0);
+    assert_eq!(cluster.client(1).await.read(chunk(2, 0), 0, 6).await, &b"during"[..]);
+}
+
+#[tokio::test]
+async fn a_replica_that_was_away_gets_what_differs_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 3);
+    cluster.set(&[0, 1], None).await;
+    let head = cluster.client(0).await;
+    for index in 0..60 {
+        head.write(chunk(2, index), 0, &bytes(index, 3000)).await;
+    }
+    head.flush(&(0..60).map(|index| chunk(2, index)).collect::<Vec<_>>()).await;
+    cluster.set(&[0], None).await;
+    for index in 0..10 {
+        head.write(chunk(2, index), 100, &bytes(index + 7, 50)).await;
+    }
+    let meta =
+        DataClient::connect_as(&cluster.pki.server, cluster.servers[0].as_ref().unwrap().addr(), 5);
+    let meta = meta.await.unwrap();
+    let (reply, _) =
+        meta.call(chunk(2, 50), Op::Delete { first: chunk(2, 50) }, Bytes::new()).await;
+    assert!(matches!(reply, Reply::Deleted { freed: 30_000, .. }), "{reply:?}");
+    head.write(chunk(9, 0), 0, &bytes(1, 2_500_000)).await;
+    cluster.restart(1);
+    cluster.set(&[0], Some(1)).await;
+    // Changes go on meanwhile, of what it has and of what it lacks.
+    for index in 0..60 {
+        head.write(chunk(4, index), 0, &bytes(index, 500)).await;
+        head.write(chunk(2, index % 50), 1000, &bytes(index, 500)).await;
+    }
+    cluster.until_synced(0).await;
+    let counts = cluster.beat(0, false).await.counts;
+    assert!(counts.pushed_chunks < 150, "{counts:?}");
+    cluster.set(&[0, 1], None).await;
+    for index in 0..2 {
+        let client = cluster.client(index).await;
+        for n in 10..50 {
+            let whole = client.read(chunk(2, n), 0, 1000).await;
+            assert_eq!(whole, bytes(n, 3000)[..1000], "chunk {n} of replica {index}");
+            assert_eq!(client.read(chunk(4, n), 0, 500).await, bytes(n, 500));
+        }
+        assert_eq!(client.read(chunk(9, 0), 0, 2_500_000).await, bytes(1, 2_500_000));
+        assert_eq!(client.read(chunk(2, 50), 0, 100).await, vec![0; 100]);
+    }
+    // The head is lost for ever.
+    drop(cluster.servers[0].take());
+    cluster.set(&[1], Some(2)).await;
+    cluster.until_synced(1).await;
+    cluster.set(&[1, 2], None).await;
+    let (one, two) = (cluster.client(1).await, cluster.client(2).await);
+    one.write(chunk(2, 3), 0, b"later").await;
+    assert_eq!(two.read(chunk(2, 3), 0, 5).await, &b"later"[..]);
+    assert_eq!(two.read(chunk(9, 0), 0, 2_500_000).await, bytes(1, 2_500_000));
+    for index in 1..3 {
+        drop(cluster.servers[index].take());
+        let report = SegmentStore::check(&dir.path().join(format!("data{index}"))).unwrap();
+        assert!(report.is_clean());
+    }
+}
+
+#[tokio::test]
+async fn without_a_lease_a_replica_that_others_can_replace_shows_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 2);
+    cluster.set(&[0, 1], None).await;
+    cluster.client(0).await.write(chunk(2, 0), 0, b"shown").await;
+    let fresh = cluster.replica(1);
+    cluster.restart(1);
+    assert_ne!(fresh, cluster.replica(1));
+    // It knows the map, and nobody has counted on it for long enough.
+    let addr = cluster.servers[0].as_ref().unwrap().addr();
+    let meta = DataClient::connect_as(&cluster.pki.server, addr, 9).await.unwrap();
+    let revoke = vec![(cluster.group(chunk(2, 0)), Epoch(1))];
+    let beat = Beat {
+        server: ServerId(1),
+        echo: None,
+        lease_ms: 60_000,
+        version: Epoch(1),
+        revoke: revoke.clone(),
+        hold_ms: 0,
+        stall_ms: 5000,
+    };
+    let op = Op::Peer(PeerOp::Beat(beat));
+    let (reply, _) = meta.raw(&Request { at: At::Server, op }, Bytes::new()).await.unwrap();
+    assert!(matches!(reply, Reply::Beat(reply) if reply.revoked == revoke));
+    let at = At::Group { group: cluster.group(chunk(2, 0)), epoch: Epoch(1) };
+    let op = Op::Read { chunk: chunk(2, 0), offset: 0, len: 5 };
+    let client = cluster.client(0).await;
+    let (reply, _) = client.raw(&Request { at, op }, Bytes::new()).await.unwrap();
+    assert_eq!(reply, Reply::Busy, "it has promised not to");
+    cluster.set(&[0], None).await;
+    assert_eq!(client.read(chunk(2, 0), 0, 5).await, &b"shown"[..]);
+}
