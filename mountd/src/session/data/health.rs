@@ -174,7 +174,7 @@ mod tests {
     #[test]
     fn one_that_failed_is_avoided_until_it_answers_or_a_read_tries_it() {
         let (mut health, now) = (Health::default(), Instant::now());
-        let mut first =
+        let first =
             |health: &mut Health, now| health.order(InstanceId(1), chunk(1), [ONE, TWO], now)[0];
         let favourite = first(&mut health, now);
         let other = if favourite == ONE { TWO } else { ONE };
