@@ -86,8 +86,7 @@ async fn step(world: &World, vfs: &Arc<Vfs>, f: (Ino, u64), r: &mut Random, mode
     }
 }
 
-async fn history(seed: u64, weather: Weather) {
-    let world = World::new(seed, 16);
+async fn history(world: Arc<World>, seed: u64, weather: Weather) {
     let vfs = world.mount().await;
     world.weather(weather);
     let f = file(&vfs, "f").await;
@@ -108,8 +107,18 @@ async fn history(seed: u64, weather: Weather) {
 }
 
 async fn histories(seeds: std::ops::Range<u64>, weather: Weather) {
+    histories_of(seeds, weather, (1, 1)).await;
+}
+
+/// With so many data servers, in chains of so many.
+async fn histories_of(
+    seeds: std::ops::Range<u64>,
+    weather: Weather,
+    (servers, replicas): (u32, u32),
+) {
     for seed in seeds {
-        let one = tokio::time::timeout(Duration::from_secs(60), history(seed, weather));
+        let world = World::with_servers(seed, 16, servers, replicas);
+        let one = tokio::time::timeout(Duration::from_secs(60), history(world, seed, weather));
         // With the seed in what a failure prints.
         eprintln!("seed {seed}");
         one.await.unwrap_or_else(|_| panic!("seed {seed} is stuck"));
@@ -124,4 +133,10 @@ async fn histories_in_fair_weather() {
 #[tokio::test]
 async fn histories_over_a_bad_network() {
     histories(100..110, Weather { delay_ms: 2, loss: 60 }).await;
+}
+
+#[tokio::test]
+async fn histories_over_chains() {
+    histories_of(200..204, Weather::default(), (3, 2)).await;
+    histories_of(204..207, Weather { delay_ms: 2, loss: 60 }, (3, 2)).await;
 }
