@@ -90,7 +90,11 @@ impl Writeback {
     /// # Errors
     /// Those of the calls.
     pub async fn flush_all(&self) -> Result<(), Errno> {
-        self.flush_groups(self.keepers().iter().flat_map(|n| groups(n)).collect()).await
+        self.flush_groups(self.kept_groups()).await
+    }
+
+    fn kept_groups(&self) -> BTreeSet<GroupId> {
+        self.keepers().iter().flat_map(|n| groups(n)).collect()
     }
 
     fn keepers(&self) -> Vec<Arc<Node>> {
@@ -127,25 +131,60 @@ pub(super) fn requeue(file: &mut File, start: u64, content: &Content) {
     }
 }
 
-/// Flushes every [`PERIOD`] while something is kept, and at once while it is much.
+/// Flushes every [`PERIOD`] while something is kept, and at once while it is much. A group whose flush takes longer, because its
+/// chain has no server perhaps, does not hold up the others: those are flushed without it, and it is not asked about twice.
 pub(super) async fn attend(weak: Weak<Writeback>) {
+    let mut began = false;
     loop {
         let Some(writeback) = weak.upgrade() else { return };
         if writeback.halted() {
             return;
         }
         let much = writeback.kept.load(Ordering::SeqCst) > writeback.limits.kept / 4;
-        if !much {
+        if !(much && began) {
             tokio::select! {
                 () = writeback.flush_wanted.notified() => {}
                 () = tokio::time::sleep(PERIOD) => {}
             }
         }
-        if let Err(e) = writeback.flush_all().await
+        let groups = writeback.begin_round();
+        began = !groups.is_empty();
+        if !began {
+            continue;
+        }
+        let round = tokio::spawn(Arc::clone(&writeback).round(groups));
+        if let Ok(Ok(Err(e))) = tokio::time::timeout(PERIOD * 2, round).await
             && !writeback.halted()
         {
             warn!(error = %e, "a data server cannot make its data durable");
             tokio::time::sleep(PERIOD).await;
         }
+    }
+}
+
+impl Writeback {
+    /// The groups to flush next: those with something kept that are not in a round yet.
+    fn begin_round(&self) -> BTreeSet<GroupId> {
+        let kept = self.kept_groups();
+        let mut rounds = lock(&self.rounds);
+        let groups: BTreeSet<_> = kept.difference(&rounds).copied().collect();
+        rounds.extend(&groups);
+        groups
+    }
+
+    async fn round(self: Arc<Self>, groups: BTreeSet<GroupId>) -> Result<(), Errno> {
+        let upto = self.acks.load(Ordering::SeqCst);
+        let mut rest = groups.clone();
+        let flushed = |verifiers: &[(GroupId, Verifier)]| {
+            self.flushed(verifiers, upto);
+            for (group, _) in verifiers {
+                rest.remove(group);
+                lock(&self.rounds).remove(group);
+            }
+        };
+        let outcome = self.session.bulk().flush(groups, flushed).await;
+        // Those that have failed.
+        lock(&self.rounds).retain(|group| !rest.contains(group));
+        outcome
     }
 }

@@ -39,13 +39,13 @@ mod report;
 mod send;
 mod tail;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use netfs_common::errno::Errno;
-use netfs_common::id::Ino;
+use netfs_common::id::{GroupId, Ino};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
@@ -103,6 +103,8 @@ pub struct Writeback {
     /// Inodes with something kept. Bounded as the weight of what they keep is.
     keepers: Mutex<HashMap<Ino, Arc<Node>>>,
     flush_wanted: Notify,
+    /// Groups that are being flushed because it is time. A leaf.
+    rounds: Mutex<BTreeSet<GroupId>>,
     /// Counts acknowledgements.
     acks: AtomicU64,
     resends: AtomicU64,
@@ -131,6 +133,7 @@ impl Writeback {
             wake: Notify::new(),
             keepers: Mutex::default(),
             flush_wanted: Notify::new(),
+            rounds: Mutex::default(),
             acks: AtomicU64::new(0),
             resends: AtomicU64::new(0),
             halted: AtomicBool::new(false),

@@ -165,7 +165,7 @@ async fn an_older_map_is_ignored() {
     lock(&world.data).map = new;
     write(&vfs, f, 0, &vec![2; SIZE]).await.unwrap();
     soon(vfs.fsync(f.0, f.1, false)).await.unwrap();
-    assert_eq!(vfs.messages("data_flush"), 2 + 2, "to two heads, twice");
+    assert_eq!(vfs.messages("data_flush"), 3 + 2, "to three heads, then to two");
 }
 
 #[tokio::test]
@@ -223,6 +223,38 @@ async fn a_chain_without_replicas_is_waited_for_and_left_at_the_end() {
     vfs.going_down(false).await;
     assert_eq!(soon(sync).await.unwrap(), Err(Errno::EIO));
     let _ = soon(reading).await;
+}
+
+#[tokio::test]
+async fn a_chain_without_servers_does_not_hold_up_what_is_in_others() {
+    let (world, vfs, f) = prepared(12, 1).await;
+    write(&vfs, f, 0, &vec![2; SIZE]).await.unwrap();
+    pause(60).await;
+    let kept = |vfs: &Vfs| {
+        let state = vfs.cache.table.peek(f.0).unwrap();
+        let state = state.state();
+        state.file.as_ref().map_or(0, |file| file.kept.tags().count())
+    };
+    assert_eq!((vfs.writeback.pending(), kept(&vfs)), (0, 16));
+    // The head of two of the groups: what they have stays kept here.
+    lock(&world.data).disk(ALL[0]).mood = Mood::Hung;
+    pause(700).await;
+    let left = kept(&vfs);
+    assert!(left > 0 && left < 16, "{left}");
+    let flushes = lock(&world.data).disk(ALL[0]).flushes;
+    // And so on, past the round that waits.
+    let (chunks, sent) = ((0..16).map(|i| i * CHUNK), vfs.messages("data_flush"));
+    for at in chunks {
+        write(&vfs, f, at, &[3; 10]).await.unwrap();
+    }
+    pause(1800).await;
+    assert!(vfs.messages("data_flush") > sent);
+    assert_eq!(lock(&world.data).disk(ALL[0]).flushes, flushes, "it is asked once");
+    lock(&world.data).disk(ALL[0]).mood = Mood::Dead;
+    lock(&world.data).depose(ALL[0]);
+    world.push_map().await;
+    soon(vfs.fsync(f.0, f.1, false)).await.unwrap();
+    assert_eq!(kept(&vfs), 0);
 }
 
 #[tokio::test]
