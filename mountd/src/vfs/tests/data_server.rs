@@ -127,6 +127,31 @@ impl DataStore {
         });
     }
 
+    /// A server is well again, gets what it lacks, and is the last replica of the chains that have fewer than two.
+    pub(super) fn bring_back(&mut self, server: ServerId) {
+        let mut lacks = Vec::new();
+        self.change_map(|chain| {
+            if let ([other], false) = (&chain.replicas[..], chain.has(server)) {
+                lacks.push(other.server);
+                chain.replicas.push(replica(server));
+            }
+        });
+        let sources: BTreeSet<_> = lacks.into_iter().collect();
+        let has = |map: &ClusterMap, id: &ChunkId, other: ServerId| {
+            map.chain_of(*id).is_some_and(|(_, chain)| chain.has(server) && chain.has(other))
+        };
+        let (mut now, mut durable) = (Chunks::new(), Chunks::new());
+        for other in sources {
+            let disk = &self.disks[&other];
+            for (from, to) in [(&disk.now, &mut now), (&disk.durable, &mut durable)] {
+                let theirs = from.iter().filter(|(id, _)| has(&self.map, id, other));
+                to.extend(theirs.map(|(id, chunk)| (*id, chunk.clone())));
+            }
+        }
+        let disk = self.disk(server);
+        (disk.mood, disk.now, disk.durable) = (Mood::Well, now, durable);
+    }
+
     /// The last replica of every chain has lost what it had not flushed, and the others are gone.
     pub(super) fn lose_all_but(&mut self, last: ServerId) {
         for disk in self.disks.values_mut() {

@@ -219,7 +219,7 @@ impl World {
         lock(&self.peers).iter().for_each(|peer| peer.cut());
     }
 
-    /// The metadata server has another map: every client is told. Returns when all have heard.
+    /// The metadata server has another map: every client is told. Returns when all have heard that could.
     pub(super) async fn push_map(self: &Arc<Self>) {
         let map = lock(&self.data).map.clone();
         let peers = lock(&self.peers).clone();
@@ -231,7 +231,8 @@ impl World {
                 connection.pushes.send(PushCall { push, answer }).await.ok()?;
                 wait.await.ok()
             });
-            assert_eq!(answered.await, Ok(Some(PushReply::Done)));
+            // One that is not connected gets it when it is.
+            assert!(matches!(answered.await, Ok(Some(PushReply::Done) | None) | Err(_)));
         }
     }
 
