@@ -11,7 +11,7 @@ use bytes::Bytes;
 use netfs_common::codec;
 use netfs_common::config::NetConfig;
 use netfs_common::errno::Errno;
-use netfs_common::id::{ClusterId, Epoch, GroupId, Ino, InstanceId, ServerId, SessionId};
+use netfs_common::id::{ClusterId, Ino, InstanceId, ServerId, SessionId};
 use netfs_common::map::DataServer;
 use netfs_common::net::{BulkMessage, ConnectionKind, Incoming, Limits, Link, NetMetrics, Server};
 use netfs_common::tls::Identity;
@@ -136,7 +136,7 @@ async fn calls_pushes_and_payloads_pass() {
 
     let server = DataServer { id: ServerId(1), addrs: vec![address] };
     let (_, data) = dialer.data(server, hello(Role::Data)).await.unwrap();
-    let request = data::Request { group: GroupId(0), epoch: Epoch(1), op: data::Op::Usage };
+    let request = data::Request { at: data::At::Server, op: data::Op::Usage };
     let payload = Bytes::from(vec![9; 1 << 20]);
     let (reply, back) = data.call(request, payload.clone()).await.unwrap();
     assert_eq!(reply, data::Reply::Read);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use netfs_common::attr::{Attr, Timestamp};
 use netfs_common::errno::Errno;
-use netfs_common::id::{Ino, InstanceId, ServerId};
+use netfs_common::id::{GroupId, Ino, Verifier};
 use tokio::sync::Notify;
 
 use crate::lease::Held;
@@ -44,13 +44,13 @@ pub struct Gates {
     pub progress: Notify,
 }
 
-/// By whom and when bytes were acknowledged that may not be durable yet.
+/// Where and when bytes were acknowledged that may not be durable yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// The server.
-    pub server: ServerId,
-    /// In which of its lives.
-    pub verifier: InstanceId,
+    /// In which group.
+    pub group: GroupId,
+    /// They are durable after a flush of the group that answers with the same one.
+    pub verifier: Verifier,
     /// A number that grows with every acknowledgement.
     pub at: u64,
 }

@@ -139,7 +139,7 @@ async fn end(dialer: &dyn Dialer, volume: &str, session: SessionId) -> Result<()
         let mut unanswered = Vec::new();
         while let Some(call) = told.recv().await {
             match call.push {
-                Push::Company { .. } => drop(call.answer.send(PushReply::Done)),
+                Push::Company { .. } | Push::Map(_) => drop(call.answer.send(PushReply::Done)),
                 Push::Recall(_) => unanswered.push(call),
             }
         }

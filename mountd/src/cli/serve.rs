@@ -87,6 +87,11 @@ impl Answers for Facts {
         let _ = writeln!(text, "  traffic:    {sent} bytes sent, {received} received");
         let (written, read) = traffic.data;
         let _ = writeln!(text, "  data:       {written} bytes written, {read} read");
+        let (hedged, failed_over) = traffic.helped;
+        let _ = writeln!(
+            text,
+            "  data reads: {hedged} asked of a second replica too, {failed_over} answered after one had failed"
+        );
         let (recalls, answered) = traffic.recalls;
         let _ = writeln!(text, "  recall messages: {recalls} received, {answered} answered");
         for (kind, count) in stats.messages.iter().filter(|(_, n)| *n > 0) {

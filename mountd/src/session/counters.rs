@@ -53,6 +53,9 @@ pub struct Counters {
     /// Payload of data messages.
     written: AtomicU64,
     read: AtomicU64,
+    /// Reads for which another replica was asked as well, and those that another one has answered after a failure.
+    hedged: AtomicU64,
+    failed_over: AtomicU64,
 }
 
 /// A message that was counted, for its answer.
@@ -68,6 +71,9 @@ pub struct Traffic {
     pub recalls: (u64, u64),
     /// Bytes of data sent to and received from data servers.
     pub data: (u64, u64),
+    /// Reads for which a second replica was asked because the first was late, and reads that were answered by another one
+    /// because the first could not.
+    pub helped: (u64, u64),
     /// Bytes of all messages sent and received, data included; what the network adds is not counted.
     pub bytes: (u64, u64),
 }
@@ -82,6 +88,8 @@ impl Default for Counters {
             recalls_answered: AtomicU64::new(0),
             written: AtomicU64::new(0),
             read: AtomicU64::new(0),
+            hedged: AtomicU64::new(0),
+            failed_over: AtomicU64::new(0),
         }
     }
 }
@@ -136,6 +144,12 @@ impl Counters {
         self.read.fetch_add(payload as u64, Ordering::Relaxed);
     }
 
+    /// A read has been answered; whether a second replica was asked because the first was late, or after it had failed.
+    pub(crate) fn read_answered(&self, hedged: bool, failed_over: bool) {
+        self.hedged.fetch_add(hedged.into(), Ordering::Relaxed);
+        self.failed_over.fetch_add(failed_over.into(), Ordering::Relaxed);
+    }
+
     /// The server wants something back.
     pub(crate) fn recalled(&self) {
         self.recalls.fetch_add(1, Ordering::Relaxed);
@@ -156,6 +170,7 @@ impl Counters {
                 .collect(),
             recalls: (load(&self.recalls), load(&self.recalls_answered)),
             data: (load(&self.written), load(&self.read)),
+            helped: (load(&self.hedged), load(&self.failed_over)),
             bytes,
         }
     }
@@ -167,7 +182,10 @@ impl Counters {
             data::Op::Punch { .. } | data::Op::PunchSpan { .. } | data::Op::Delete { .. } => 26,
             data::Op::Copy { .. } => 27,
             data::Op::Extents { .. } => 28,
-            data::Op::Flush | data::Op::Usage | data::Op::Fence { .. } => 29,
+            data::Op::Flush { .. }
+            | data::Op::FlushHere
+            | data::Op::Usage
+            | data::Op::Fence { .. } => 29,
         };
         self.counts[index].fetch_add(1, Ordering::Relaxed);
         self.written.fetch_add(payload as u64, Ordering::Relaxed);

@@ -109,8 +109,9 @@ pub trait SessionEvents: Send + Sync {
     /// A data server takes nothing of the session any more: it is over, and what was to be sent in it is lost. Must
     /// not wait.
     fn fenced(&self);
-    /// A data server has a new life: what it had not flushed may be gone.
-    fn data_restarted(&self, server: netfs_common::id::ServerId, now: InstanceId);
+    /// By a new map, by which no call is made yet, what was acknowledged in some groups under earlier verifiers and not flushed may
+    /// be gone. Must not wait.
+    fn verifiers_changed(&self, map: &ClusterMap);
 }
 
 /// The outcome of a change.
@@ -167,7 +168,7 @@ pub struct Session {
     covered: Semaphore,
     volume: RwLock<Arc<VolumeInfo>>,
     counters: Arc<Counters>,
-    bulk: Bulk,
+    bulk: Arc<Bulk>,
     events: Mutex<Option<Weak<dyn SessionEvents>>>,
     positions: Mutex<Positions>,
     /// Comes after `positions`.

@@ -19,7 +19,7 @@ mod positions;
 mod term;
 
 pub use counters::{Counters, Traffic};
-pub use data::{Bulk, Copied, Place, Written};
+pub use data::{Bulk, Copied, Written};
 pub use link::{Answer, DataLink, DialError, Dialer, Dialled, LinkError, MetaLink, PushCall};
 pub use lost::LostPositions;
 pub(crate) use meta::lock;

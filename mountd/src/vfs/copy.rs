@@ -1,10 +1,11 @@
 //! Copying within the volume, without the bytes passing through here where that can be had.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use netfs_common::errno::Errno;
-use netfs_common::id::{ChunkId, Ino};
+use netfs_common::id::{ChunkId, GroupId, Ino, Verifier};
 
 use super::Vfs;
 use super::attrs::MAX_SIZE;
@@ -19,7 +20,7 @@ const MAX_COPY: u64 = 256 << 20;
 const PIECE: u64 = 1 << 20;
 /// A run of zeros of this length becomes a hole.
 const HOLE: usize = 64 << 10;
-/// How often a copy begins again because the data server was restarted meanwhile.
+/// How often a copy begins again because what was copied may have been lost meanwhile.
 const MAX_ROUNDS: usize = 10;
 
 /// For how long to leave two files to others after having had both in vain. Two clients that each want both can take one
@@ -115,34 +116,32 @@ impl Vfs {
             self.writeback.cut_tail(to).await?;
         }
         if by_server {
-            let copied = self.copy_at_server(from, off_in, to, off_out, len).await;
+            let copied = self.copy_at_servers(from, off_in, to, off_out, len).await;
             {
                 let _state = to.state();
                 // What was read ahead before or meanwhile.
                 self.cache.pages.drop_range(to.ino, off_out, off_out.saturating_add(len));
             }
-            if copied? {
-                return Ok(());
-            }
+            return copied;
         }
         self.copy_through(from, off_in, to, off_out, len).await
     }
 
-    /// Copies chunk by chunk at the data server; `false` when the chunks are apart.
+    /// Copies chunk by chunk at the data servers; what no server can copy goes through here.
     ///
-    /// Before it, everything of both files is made durable: a server that restarts in between must have
+    /// Before it, everything of both files is made durable: servers that have lost something in between must have
     /// the source, and nothing of the target may be sent again over the copy. The copy is made durable
     /// before anybody relies on it: there are no bytes here that could be sent again.
-    async fn copy_at_server(
+    async fn copy_at_servers(
         self: &Arc<Self>,
         from: &Arc<Node>,
         off_in: u64,
         to: &Arc<Node>,
         off_out: u64,
         len: u64,
-    ) -> Result<bool, Errno> {
+    ) -> Result<(), Errno> {
         let within = self.session.bulk().session();
-        'again: for _ in 0..MAX_ROUNDS {
+        for _ in 0..MAX_ROUNDS {
             for node in [from, to] {
                 self.writeback.store(node).await?;
             }
@@ -150,47 +149,37 @@ impl Vfs {
                 (Some(source), Some(target)) => (source, target),
                 _ => return Err(Errno::EIO),
             };
-            let (mut done, mut written) = (0, Vec::new());
+            let (mut done, mut copied) = (0, Vec::new());
             while done < len {
                 let (a, b) = (off_in + done, off_out + done);
                 let (ca, cb) = (source.chunk_size(), target.chunk_size());
                 let step = (len - done).min(ca - a % ca).min(cb - b % cb);
                 let src = ChunkId { ino: from.ino, generation: source.generation, index: a / ca };
                 let dst = ChunkId { ino: to.ino, generation: target.generation, index: b / cb };
-                let copied =
-                    { self.session.bulk().copy(within, (src, a % ca), (dst, b % cb), step).await };
-                let Copied::Done(w) = copied? else {
-                    if written.is_empty() {
-                        return Ok(false);
+                let bulk = self.session.bulk();
+                match bulk.copy(within, (src, a % ca), (dst, b % cb), step).await? {
+                    Copied::Done(w) => {
+                        self.writeback.note_copied(to, b + step, w.allocated);
+                        copied.push((w.group, w.verifier));
                     }
-                    // Some of it is there; the rest goes the other way.
-                    self.copied(to, b, &mut written);
-                    self.copy_through(from, a, to, b, len - done).await?;
-                    return Ok(true);
-                };
-                written.push(w);
+                    Copied::Apart => self.copy_through(from, a, to, b, step).await?,
+                }
                 done += step;
             }
-            let lives: Vec<_> = written.iter().map(|w| (w.server, w.verifier)).collect();
-            self.copied(to, off_out + len, &mut written);
-            let mut servers: Vec<_> = lives.iter().map(|(s, _)| *s).collect();
-            servers.sort_unstable();
-            servers.dedup();
-            for server in servers {
-                let verifier = self.session.bulk().flush(server).await?;
-                if lives.iter().any(|(s, v)| *s == server && *v != verifier) {
-                    continue 'again;
-                }
+            if self.is_durable(copied).await? {
+                return Ok(());
             }
-            return Ok(true);
         }
         Err(Errno::EIO)
     }
 
-    /// Notes what copies have done, to be reported.
-    fn copied(&self, to: &Arc<Node>, end: u64, written: &mut Vec<crate::session::Written>) {
-        let allocated: i64 = written.drain(..).map(|w| w.allocated).sum();
-        self.writeback.note_copied(to, end, allocated);
+    /// Makes copies durable, unless they may be lost by now.
+    async fn is_durable(&self, copied: Vec<(GroupId, Verifier)>) -> Result<bool, Errno> {
+        let groups = copied.iter().map(|(group, _)| *group).collect();
+        let mut flushed = BTreeMap::new();
+        let each = |verifiers: &[(GroupId, Verifier)]| flushed.extend(verifiers.iter().copied());
+        self.session.bulk().flush(groups, each).await?;
+        Ok(copied.iter().all(|(group, verifier)| flushed.get(group) == Some(verifier)))
     }
 
     async fn copy_through(

@@ -5,7 +5,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use netfs_common::errno::Errno;
-use netfs_common::id::{Ino, InstanceId, ServerId};
+use netfs_common::id::Ino;
+use netfs_common::map::ClusterMap;
 use netfs_common::wire::lease::{Grant, Lease, Recall};
 use netfs_common::wire::meta::{MAX_BATCH, Op};
 use tokio::task::JoinSet;
@@ -239,8 +240,8 @@ impl SessionEvents for Vfs {
         }
     }
 
-    fn data_restarted(&self, server: ServerId, now: InstanceId) {
-        self.writeback.resend(server, now);
+    fn verifiers_changed(&self, map: &ClusterMap) {
+        self.writeback.resend(|group| map.chain(group).map(|chain| chain.verifier));
     }
 }
 

@@ -1,51 +1,63 @@
-//! Making acknowledged data durable, and sending it again to a server that has lost it.
+//! Making acknowledged data durable, and sending it again where it was lost.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use netfs_common::errno::Errno;
-use netfs_common::id::{InstanceId, ServerId};
+use netfs_common::id::{GroupId, Verifier};
 use tracing::warn;
 
 use super::{Content, Writeback};
-use crate::cache::{File, Node};
+use crate::cache::{File, Mark, Node};
 use crate::session::lock;
 
 /// How long acknowledged data may stay undurable, although nobody asks.
 const PERIOD: Duration = Duration::from_millis(500);
 
 impl Writeback {
-    /// Makes durable what a server has acknowledged, and lets go of it here.
+    /// Makes durable what was acknowledged in some groups, and lets go of it here.
     ///
     /// # Errors
     /// Those of the call.
-    pub async fn flush_server(&self, server: ServerId) -> Result<(), Errno> {
-        let upto = self.acks.load(Ordering::SeqCst);
-        let verifier = self.session.bulk().flush(server).await?;
-        if self.keeps_of_another_life(server, verifier) {
-            self.resend(server, verifier);
+    pub async fn flush_groups(&self, groups: BTreeSet<GroupId>) -> Result<(), Errno> {
+        if groups.is_empty() {
+            return Ok(());
         }
-        for node in self.keepers() {
+        let upto = self.acks.load(Ordering::SeqCst);
+        self.session.bulk().flush(groups, |verifiers| self.flushed(verifiers, upto)).await
+    }
+
+    /// What was acknowledged in these groups under these verifiers, up to a number, is durable.
+    fn flushed(&self, verifiers: &[(GroupId, Verifier)], upto: u64) {
+        let verifiers: BTreeMap<_, _> = verifiers.iter().copied().collect();
+        let of = |group: GroupId| verifiers.get(&group).copied();
+        let keepers = self.keepers();
+        let any_lost = keepers.iter().any(|node| {
+            let state = node.state();
+            state.file.as_ref().is_some_and(|f| f.kept.tags().any(|m| may_be_lost(m, of)))
+        });
+        if any_lost {
+            self.resend(of);
+        }
+        for node in keepers {
             self.edit(&node, |state| {
                 if let Some(file) = &mut state.file {
-                    file.kept.take_out(|m| m.server != server || m.at > upto);
+                    file.kept.take_out(|m| of(m.group) != Some(m.verifier) || m.at > upto);
                 }
             });
         }
         self.prune();
-        Ok(())
     }
 
-    /// A server is in another life than the one that acknowledged: what that one may have lost is
-    /// dirty again.
-    pub fn resend(&self, server: ServerId, now: InstanceId) {
+    /// Groups have these verifiers now: what was acknowledged under earlier ones may be lost, and is dirty again.
+    pub fn resend(&self, now: impl Fn(GroupId) -> Option<Verifier>) {
         self.resends.fetch_add(1, Ordering::SeqCst);
         for node in self.keepers() {
             let again = self.edit(&node, |state| {
                 let Some(file) = &mut state.file else { return false };
-                let lost = file.kept.take_out(|m| m.server != server || m.verifier == now);
+                let lost = file.kept.take_out(|m| !may_be_lost(m, &now));
                 for (start, content) in &lost {
                     requeue(file, *start, content);
                 }
@@ -59,8 +71,8 @@ impl Writeback {
         }
     }
 
-    /// How often servers were found to be in another life. It moves before anything is asked of
-    /// the new life.
+    /// How often something was found that may be lost. It moves before anything is asked of the servers by the map that
+    /// says so.
     pub fn resends(&self) -> u64 {
         self.resends.load(Ordering::SeqCst)
     }
@@ -70,10 +82,7 @@ impl Writeback {
     /// # Errors
     /// Those of the calls.
     pub async fn flush_node(&self, node: &Node) -> Result<(), Errno> {
-        for server in servers(node) {
-            self.flush_server(server).await?;
-        }
-        Ok(())
+        self.flush_groups(groups(node)).await
     }
 
     /// Makes everything durable on all data servers.
@@ -81,20 +90,11 @@ impl Writeback {
     /// # Errors
     /// Those of the calls.
     pub async fn flush_all(&self) -> Result<(), Errno> {
-        let all: BTreeSet<ServerId> = self.keepers().iter().flat_map(|n| servers(n)).collect();
-        for server in all {
-            self.flush_server(server).await?;
-        }
-        Ok(())
+        self.flush_groups(self.kept_groups()).await
     }
 
-    fn keeps_of_another_life(&self, server: ServerId, now: InstanceId) -> bool {
-        let other = |n: &Arc<Node>| {
-            let state = n.state();
-            let kept = state.file.as_ref().map(|f| &f.kept);
-            kept.is_some_and(|k| k.tags().any(|m| m.server == server && m.verifier != now))
-        };
-        self.keepers().iter().any(other)
+    fn kept_groups(&self) -> BTreeSet<GroupId> {
+        self.keepers().iter().flat_map(|n| groups(n)).collect()
     }
 
     fn keepers(&self) -> Vec<Arc<Node>> {
@@ -111,10 +111,15 @@ impl Writeback {
     }
 }
 
-/// The servers that have acknowledged something of an inode which may not be durable.
-pub(super) fn servers(node: &Node) -> BTreeSet<ServerId> {
+/// The groups in which something of an inode was acknowledged which may not be durable.
+fn groups(node: &Node) -> BTreeSet<GroupId> {
     let state = node.state();
-    state.file.as_ref().map(|f| f.kept.tags().map(|m| m.server).collect()).unwrap_or_default()
+    state.file.as_ref().map(|f| f.kept.tags().map(|m| m.group).collect()).unwrap_or_default()
+}
+
+/// Verifiers only grow.
+fn may_be_lost(mark: &Mark, now: impl Fn(GroupId) -> Option<Verifier>) -> bool {
+    now(mark.group).is_some_and(|now| mark.verifier < now)
 }
 
 /// Makes content dirty that is older than everything dirty or under way.
@@ -126,25 +131,60 @@ pub(super) fn requeue(file: &mut File, start: u64, content: &Content) {
     }
 }
 
-/// Flushes every [`PERIOD`] while something is kept, and at once while it is much.
+/// Flushes every [`PERIOD`] while something is kept, and at once while it is much. A group whose flush takes longer, because its
+/// chain has no server perhaps, does not hold up the others: those are flushed without it, and it is not asked about twice.
 pub(super) async fn attend(weak: Weak<Writeback>) {
+    let mut began = false;
     loop {
         let Some(writeback) = weak.upgrade() else { return };
         if writeback.halted() {
             return;
         }
         let much = writeback.kept.load(Ordering::SeqCst) > writeback.limits.kept / 4;
-        if !much {
+        if !(much && began) {
             tokio::select! {
                 () = writeback.flush_wanted.notified() => {}
                 () = tokio::time::sleep(PERIOD) => {}
             }
         }
-        if let Err(e) = writeback.flush_all().await
+        let groups = writeback.begin_round();
+        began = !groups.is_empty();
+        if !began {
+            continue;
+        }
+        let round = tokio::spawn(Arc::clone(&writeback).round(groups));
+        if let Ok(Ok(Err(e))) = tokio::time::timeout(PERIOD * 2, round).await
             && !writeback.halted()
         {
             warn!(error = %e, "a data server cannot make its data durable");
             tokio::time::sleep(PERIOD).await;
         }
+    }
+}
+
+impl Writeback {
+    /// The groups to flush next: those with something kept that are not in a round yet.
+    fn begin_round(&self) -> BTreeSet<GroupId> {
+        let kept = self.kept_groups();
+        let mut rounds = lock(&self.rounds);
+        let groups: BTreeSet<_> = kept.difference(&rounds).copied().collect();
+        rounds.extend(&groups);
+        groups
+    }
+
+    async fn round(self: Arc<Self>, groups: BTreeSet<GroupId>) -> Result<(), Errno> {
+        let upto = self.acks.load(Ordering::SeqCst);
+        let mut rest = groups.clone();
+        let flushed = |verifiers: &[(GroupId, Verifier)]| {
+            self.flushed(verifiers, upto);
+            for (group, _) in verifiers {
+                rest.remove(group);
+                lock(&self.rounds).remove(group);
+            }
+        };
+        let outcome = self.session.bulk().flush(groups, flushed).await;
+        // Those that have failed.
+        lock(&self.rounds).retain(|group| !rest.contains(group));
+        outcome
     }
 }

@@ -9,7 +9,7 @@
 //! | --- | --- |
 //! | `dirty`: only here | taken into a batch; no batch overlaps one that is under way, so that writes of one range arrive in order |
 //! | `flying`: being sent | the server acknowledges or refuses |
-//! | `kept`: acknowledged, maybe not durable | the server says it has flushed, in the same life; in another life they become `dirty` again |
+//! | `kept`: acknowledged, maybe not durable | a flush of their group answers with the verifier of the acknowledgement; under a later one they become `dirty` again |
 //!
 //! The metadata server hears of the outcome ("report") once per pass and inode, not per batch.
 //!
@@ -24,8 +24,8 @@
 //!
 //! When things fail: a lost connection is no event here, calls are repeated below. An error of
 //! the server drops the batch, is told once to every open file ([`crate::cache::FailLog`]), and
-//! the kernel's pages of the range are taken back. A data server that restarts gets again what it
-//! had not flushed. A session that ends takes everything unreported with it ([`Writeback::lose`]).
+//! the kernel's pages of the range are taken back. What was not flushed when a
+//! chain of data servers had lost its last replica is sent again. A session that ends takes everything unreported with it ([`Writeback::lose`]).
 
 mod drain;
 mod durable;
@@ -39,13 +39,13 @@ mod report;
 mod send;
 mod tail;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, Weak};
 use std::time::Duration;
 
 use netfs_common::errno::Errno;
-use netfs_common::id::Ino;
+use netfs_common::id::{GroupId, Ino};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 
@@ -103,6 +103,8 @@ pub struct Writeback {
     /// Inodes with something kept. Bounded as the weight of what they keep is.
     keepers: Mutex<HashMap<Ino, Arc<Node>>>,
     flush_wanted: Notify,
+    /// Groups that are being flushed because it is time. A leaf.
+    rounds: Mutex<BTreeSet<GroupId>>,
     /// Counts acknowledgements.
     acks: AtomicU64,
     resends: AtomicU64,
@@ -131,6 +133,7 @@ impl Writeback {
             wake: Notify::new(),
             keepers: Mutex::default(),
             flush_wanted: Notify::new(),
+            rounds: Mutex::default(),
             acks: AtomicU64::new(0),
             resends: AtomicU64::new(0),
             halted: AtomicBool::new(false),

@@ -72,7 +72,7 @@ impl Writeback {
     /// copy may have been.
     async fn inline_copy_is_durable(&self, node: &Arc<Node>) -> Result<(), Errno> {
         loop {
-            let server = {
+            let group = {
                 let state = node.state();
                 let Some(attr) = &state.attr else { return Ok(()) };
                 let Some(file) = &state.file else { return Ok(()) };
@@ -88,9 +88,9 @@ impl Writeback {
                     return Ok(());
                 }
                 let first = ChunkId { ino: node.ino, generation: attr.generation, index: 0 };
-                self.session.bulk().place(first).server
+                self.session.bulk().group_of(first).ok_or(Errno::EIO)?
             };
-            self.flush_server(server).await?;
+            self.flush_groups([group].into()).await?;
         }
     }
 }

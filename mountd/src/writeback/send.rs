@@ -32,6 +32,13 @@ impl Flight {
     }
 }
 
+/// How a batch has arrived.
+enum Landed {
+    Acknowledged(Written),
+    /// By how many bytes the allocated data grew.
+    Durable(i64),
+}
+
 /// What a pump does next.
 enum Next {
     Fly(Flight),
@@ -114,13 +121,15 @@ impl Writeback {
         let (bulk, within) = (self.session.bulk(), flight.session);
         let outcome = match &flight.batch.content {
             Content::Data(bytes) => {
-                bulk.write(within, flight.chunk, flight.offset, bytes.clone()).await
+                let written = bulk.write(within, flight.chunk, flight.offset, bytes.clone());
+                written.await.map(Landed::Acknowledged)
             }
-            // Within one chunk one server has it all.
+            // Within one chunk one chain has it all.
             Content::Hole(len) if flight.offset + len <= 1 << flight.chunk_bits => {
-                bulk.punch(within, flight.chunk, flight.offset, *len).await
+                let punched = bulk.punch(within, flight.chunk, flight.offset, *len);
+                punched.await.map(Landed::Acknowledged)
             }
-            Content::Hole(_) => bulk.punch_span(within, flight.span()).await,
+            Content::Hole(_) => bulk.punch_span(within, flight.span()).await.map(Landed::Durable),
         };
         let Flight { batch, era, .. } = flight;
         drop(place);
@@ -137,8 +146,8 @@ impl Writeback {
             }
             let file = state.file();
             file.flying.remove(start, end);
-            if let Ok(written) = outcome {
-                self.landed(file, batch, written);
+            if let Ok(landed) = outcome {
+                self.landed(file, batch, landed);
                 file.keep_to_limit();
             }
             // What was held back behind this batch can go now.
@@ -162,18 +171,26 @@ impl Writeback {
         }
     }
 
-    fn landed(&self, file: &mut crate::cache::File, batch: Batch, written: Written) {
+    fn landed(&self, file: &mut crate::cache::File, batch: Batch, landed: Landed) {
         file.unreported = true;
         file.end = file.end.max(batch.end());
-        file.allocated += written.allocated;
-        let Written { server, verifier, .. } = written;
-        if self.session.bulk().instance(server).is_some_and(|now| now != verifier) {
-            // Acknowledged by a life that is over.
+        let Written { group, verifier, allocated } = match landed {
+            Landed::Acknowledged(written) => written,
+            Landed::Durable(allocated) => {
+                file.allocated += allocated;
+                // What was kept there must not be sent again over it.
+                file.kept.remove(batch.start, batch.end());
+                return;
+            }
+        };
+        file.allocated += allocated;
+        if self.session.bulk().verifier(group).is_some_and(|now| verifier < now) {
+            // It may be lost already.
             super::durable::requeue(file, batch.start, &batch.content);
             return;
         }
         let at = self.acks.fetch_add(1, Ordering::SeqCst) + 1;
-        file.kept.insert(batch.start, batch.content, Mark { server, verifier, at });
+        file.kept.insert(batch.start, batch.content, Mark { group, verifier, at });
     }
 
     fn refused(&self, node: &Node, start: u64, end: u64, error: Errno) {

@@ -16,7 +16,9 @@ use tracing::{error, info, warn};
 use super::super::link::{DialError, Dialled, MetaLink, PushCall};
 use super::super::lost::LostPositions;
 use super::super::term::{Look, since_boot};
-use super::{BACKOFF, HUNG_AFTER, Reconnected, Restored, Session, State, hello, lock, usable};
+use super::{
+    BACKOFF, HUNG_AFTER, Reconnected, Restored, Session, State, check_map, hello, lock, usable,
+};
 
 /// How often it is asked whether changes that are kept are on stable storage, if no other answer has said so.
 const TIDY: Duration = Duration::from_secs(1);
@@ -155,11 +157,18 @@ async fn attend(
                     company = *generation;
                     events.company(*others);
                 }
+                if let Push::Map(map) = &call.push {
+                    match check_map(map) {
+                        Ok(()) => session.bulk.set_map(Arc::new(map.clone())),
+                        Err(e) => error!(error = %e, "a new cluster map cannot be used"),
+                    }
+                }
                 session.counters.recalled();
                 // In a task of its own: what is buffered is sent first, and renewals go on.
                 tokio::spawn(async move {
                     match call.push {
-                        Push::Company { .. } => {}
+                        // Seen to already.
+                        Push::Company { .. } | Push::Map(_) => {}
                         Push::Recall(recalls) => {
                             if let Some(events) = events { events.recall(recalls).await }
                         }

@@ -64,12 +64,17 @@ async fn settled(vfs: &Arc<Vfs>) {
 async fn small_sequential_reads_cost_a_message_per_mebibyte_and_are_fetched_once() {
     let size = 12 * MIB;
     let (_world, vfs, ino) = cold(1, size, |_| {}).await;
+    // With a connection: what waits for one and comes together afterwards is not what is looked at here.
+    let direct = open(&vfs, ino, libc::O_RDONLY | libc::O_DIRECT).await;
+    read(&vfs, direct, 0, 1).await;
+    let before = vfs.messages("data_read");
     let f = open(&vfs, ino, libc::O_RDONLY).await;
     for at in (0..size).step_by(64 << 10) {
         assert_eq!(read(&vfs, f, at, 64 << 10).await, content(at, at + 64 * KIB));
     }
     // A few more for the start, when the window is small.
-    assert!(vfs.messages("data_read") <= 12 + 6, "{}", vfs.messages("data_read"));
+    let messages = vfs.messages("data_read") - before;
+    assert!(messages <= 12 + 6, "{messages}");
     let held = vfs.stats().ahead;
     assert!(held.fetched < size && held.used == held.fetched && held.bytes == 0, "{held:?}");
     vfs.shutdown().await;

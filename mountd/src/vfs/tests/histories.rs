@@ -4,9 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use netfs_common::attr::SetAttr;
-use netfs_common::id::Ino;
+use netfs_common::id::{Ino, ServerId};
 
+use super::data_server::Mood;
 use super::world::{Random, Weather, World, file, name, read, write};
+use crate::session::lock;
 use crate::vfs::{Caller, Looked, Vfs};
 
 const SIZE: u64 = 260_000;
@@ -86,8 +88,7 @@ async fn step(world: &World, vfs: &Arc<Vfs>, f: (Ino, u64), r: &mut Random, mode
     }
 }
 
-async fn history(seed: u64, weather: Weather) {
-    let world = World::new(seed, 16);
+async fn history(world: Arc<World>, seed: u64, weather: Weather) {
     let vfs = world.mount().await;
     world.weather(weather);
     let f = file(&vfs, "f").await;
@@ -108,8 +109,43 @@ async fn history(seed: u64, weather: Weather) {
 }
 
 async fn histories(seeds: std::ops::Range<u64>, weather: Weather) {
+    histories_of(seeds, weather, (1, 1)).await;
+}
+
+/// One server after the other dies or hangs, leaves its chains some time later, and comes back.
+async fn storms(world: &Arc<World>, seed: u64) {
+    let mut random = Random(seed ^ 0x5702);
+    let mut pause =
+        async |most| tokio::time::sleep(Duration::from_millis(random.below(most))).await;
+    for round in seed.. {
+        let server = ServerId(1 + (round % 3) as u32);
+        pause(60).await;
+        let mood = if round % 2 == 0 { Mood::Dead } else { Mood::Hung };
+        lock(&world.data).disk(server).mood = mood;
+        pause(40).await;
+        lock(&world.data).depose(server);
+        world.push_map().await;
+        pause(60).await;
+        lock(&world.data).bring_back(server);
+        world.push_map().await;
+    }
+}
+
+/// With so many data servers, in chains of so many.
+async fn histories_of(
+    seeds: std::ops::Range<u64>,
+    weather: Weather,
+    (servers, replicas): (u32, u32),
+) {
     for seed in seeds {
-        let one = tokio::time::timeout(Duration::from_secs(60), history(seed, weather));
+        let world = World::with_servers(seed, 16, servers, replicas);
+        let stormy = async {
+            tokio::select! {
+                () = history(Arc::clone(&world), seed, weather) => {}
+                () = storms(&world, seed), if replicas > 1 => {}
+            }
+        };
+        let one = tokio::time::timeout(Duration::from_secs(60), stormy);
         // With the seed in what a failure prints.
         eprintln!("seed {seed}");
         one.await.unwrap_or_else(|_| panic!("seed {seed} is stuck"));
@@ -124,4 +160,10 @@ async fn histories_in_fair_weather() {
 #[tokio::test]
 async fn histories_over_a_bad_network() {
     histories(100..110, Weather { delay_ms: 2, loss: 60 }).await;
+}
+
+#[tokio::test]
+async fn histories_over_chains_whose_servers_fail() {
+    histories_of(200..204, Weather::default(), (3, 2)).await;
+    histories_of(204..207, Weather { delay_ms: 2, loss: 60 }, (3, 2)).await;
 }

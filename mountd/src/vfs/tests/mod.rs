@@ -2,6 +2,7 @@
 
 mod ahead;
 mod budgets;
+mod chains;
 mod circles;
 mod coherence;
 mod crowd;

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use netfs_common::errno::Errno;
-use netfs_common::id::{ClusterId, Epoch, Ino, InstanceId, ServerId, SessionId};
-use netfs_common::map::{Chain, ClusterMap, DataServer};
+use netfs_common::id::{ClusterId, Ino, InstanceId, ServerId, SessionId};
+use netfs_common::map::DataServer;
 use netfs_common::name::Name;
 use netfs_common::wire::hello::VolumeInfo;
 use netfs_common::wire::lease::Lease;
-use netfs_common::wire::meta::{self, Request};
+use netfs_common::wire::meta::{self, Push, PushReply, Request};
 use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, data};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::data_server::DataStore;
+use super::data_server::{DataStore, Mood};
 use super::meta_server::MetaStore;
 use crate::session::{
     Answer, DataLink, DialError, Dialer, Dialled, LinkError, MetaLink, PushCall, lock,
@@ -158,9 +158,19 @@ impl Peer {
 
 impl World {
     pub(super) fn new(seed: u64, chunk_bits: u8) -> Arc<World> {
+        World::with_servers(seed, chunk_bits, 1, 1)
+    }
+
+    /// With so many data servers, in chains of so many.
+    pub(super) fn with_servers(
+        seed: u64,
+        chunk_bits: u8,
+        servers: u32,
+        replicas: u32,
+    ) -> Arc<World> {
         Arc::new(World {
             meta: Mutex::new(MetaStore::new(chunk_bits)),
-            data: Mutex::new(DataStore::default()),
+            data: Mutex::new(DataStore::new(servers, replicas)),
             random: Mutex::new(Random(seed)),
             weather: Mutex::default(),
             instance: AtomicU64::new(1),
@@ -209,7 +219,24 @@ impl World {
         lock(&self.peers).iter().for_each(|peer| peer.cut());
     }
 
-    /// The data server is killed with everything it had not flushed, and started again.
+    /// The metadata server has another map: every client is told. Returns when all have heard that could.
+    pub(super) async fn push_map(self: &Arc<Self>) {
+        let map = lock(&self.data).map.clone();
+        let peers = lock(&self.peers).clone();
+        for peer in peers {
+            let Some(connection) = peer.connection() else { continue };
+            let push = Push::Map(map.clone());
+            let answered = connection.through(self, &peer, async || {
+                let (answer, wait) = oneshot::channel();
+                connection.pushes.send(PushCall { push, answer }).await.ok()?;
+                wait.await.ok()
+            });
+            // One that is not connected gets it when it is.
+            assert!(matches!(answered.await, Ok(Some(PushReply::Done) | None) | Err(_)));
+        }
+    }
+
+    /// The data servers are killed with everything they had not flushed, and started again.
     pub(super) fn restart_data(&self) {
         lock(&self.data).crash();
         self.cut();
@@ -266,10 +293,18 @@ impl World {
         loss > 0 && lock(&self.random).below(loss) == 0
     }
 
-    fn map(&self) -> ClusterMap {
-        let server = DataServer { id: ServerId(1), addrs: vec!["x:1".into()] };
-        let chain = Chain { epoch: Epoch(1), replicas: vec![ServerId(1)] };
-        ClusterMap { version: Epoch(1), servers: vec![server], chains: vec![chain; 4] }
+    /// Resolves when a data server has died.
+    async fn dead(&self, server: ServerId) {
+        while lock(&self.data).disk(server).mood != Mood::Dead {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
+    /// Resolves when a data server says something.
+    async fn heard_of(&self, server: ServerId) {
+        while lock(&self.data).disk(server).mood == Mood::Hung {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
     }
 
     fn hello_reply(&self, instance: u64, volume: Option<VolumeInfo>) -> HelloReply {
@@ -289,13 +324,14 @@ struct Net {
 }
 
 impl Net {
-    fn link(&self, hello: Hello) -> Arc<Link> {
+    fn link(&self, hello: Hello, server: ServerId) -> Arc<Link> {
         let cut = Arc::clone(&lock(&self.peer.cut));
         Arc::new(Link {
             world: Arc::clone(&self.world),
             peer: Arc::clone(&self.peer),
             cut,
             session: hello.session,
+            server,
         })
     }
 }
@@ -322,7 +358,7 @@ impl Dialer for Net {
                 store.end(before);
                 store.work_off(world);
             }
-            let link = self.link(hello);
+            let link = self.link(hello, ServerId(0));
             let resumed = {
                 let mut store = lock(&world.meta);
                 let resumed = store.greet(session);
@@ -332,7 +368,7 @@ impl Dialer for Net {
             let volume = VolumeInfo {
                 id: 7,
                 inline_limit: 4096,
-                map: world.map(),
+                map: lock(&world.data).map.clone(),
                 resumed,
                 term_ms: world.term_ms.load(Ordering::SeqCst),
                 lost: lock(&world.meta).lost.clone(),
@@ -346,16 +382,19 @@ impl Dialer for Net {
         })
     }
 
-    fn data(&self, _server: DataServer, hello: Hello) -> Answer<'_, Dialled<dyn DataLink>> {
+    fn data(&self, server: DataServer, hello: Hello) -> Answer<'_, Dialled<dyn DataLink>> {
         Box::pin(async move {
             let world = &self.world;
             world.travel(&self.peer).await;
             if lock(&world.data).fenced.contains(&hello.session) {
                 return Err(DialError::SessionOver("it is fenced".into()));
             }
-            let link = self.link(hello);
-            let instance = lock(&world.data).instance.0;
-            Ok((world.hello_reply(instance, None), link as Arc<dyn DataLink>))
+            world.heard_of(server.id).await;
+            if lock(&world.data).disk(server.id).mood == Mood::Dead {
+                return Err(DialError::Unreachable("it is dead".into()));
+            }
+            let link = self.link(hello, server.id);
+            Ok((world.hello_reply(100, None), link as Arc<dyn DataLink>))
         })
     }
 }
@@ -365,6 +404,7 @@ struct Link {
     peer: Arc<Peer>,
     cut: Arc<Cut>,
     session: SessionId,
+    server: ServerId,
 }
 
 impl Link {
@@ -430,14 +470,26 @@ impl DataLink for Link {
         request: data::Request,
         payload: Bytes,
     ) -> Answer<'_, Result<(data::Reply, Bytes), LinkError>> {
-        let session = self.session;
-        Box::pin(self.through(async move |world| {
-            let mut data = lock(&world.data);
-            if data.fenced.contains(&session) {
-                return (data::Reply::SessionOver, Bytes::new());
+        let (session, server) = (self.session, self.server);
+        let answered = self.through(async move |world| {
+            let served = {
+                let mut data = lock(&world.data);
+                if data.fenced.contains(&session) {
+                    return (data::Reply::SessionOver, Bytes::new());
+                }
+                data.serve(server, request, &payload)
+            };
+            match served {
+                Some(answer) => answer,
+                None => std::future::pending().await,
             }
-            data.call(request.op, &payload)
-        }))
+        });
+        Box::pin(async move {
+            tokio::select! {
+                answered = answered => answered,
+                () = self.world.dead(server) => Err(LinkError::Lost),
+            }
+        })
     }
 
     fn close(&self) {}
