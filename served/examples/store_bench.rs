@@ -6,7 +6,7 @@
 use std::io::Write;
 use std::time::Instant;
 
-use netfs_served::data::store::{ChunkKey, SegmentStore, StoreConfig};
+use netfs_served::data::store::{ChunkKey, ChunkVersion, SegmentStore, StoreConfig};
 
 fn key(ino: u64, index: u64) -> ChunkKey {
     ChunkKey { ino, generation: 1, index }
@@ -45,7 +45,7 @@ fn main() {
         let (store, _) = SegmentStore::open(&dir.path().join("s"), config.clone()).unwrap();
         let start = Instant::now();
         for n in 0..TOTAL_MIB {
-            store.write(key(1, n / 4), n % 4 * MIB, &[&data]).unwrap();
+            store.write(key(1, n / 4), n % 4 * MIB, &[&data], ChunkVersion(n)).unwrap();
         }
         report("store write", start);
         store.flush().unwrap();
@@ -72,7 +72,7 @@ fn main() {
         );
         let start = Instant::now();
         for n in 0..200 {
-            store.write(key(2, 0), n * 4096, &[&data[..4096]]).unwrap();
+            store.write(key(2, 0), n * 4096, &[&data[..4096]], ChunkVersion(n)).unwrap();
             store.flush().unwrap();
         }
         println!("write of 4 KiB and flush: {:.0} us", start.elapsed().as_secs_f64() * 1e6 / 200.0);
