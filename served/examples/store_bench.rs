@@ -1,85 +1,297 @@
-//! Figures of the segment store beside raw writes, on the disk of the source tree:
-//! `cargo run --release -p netfs-served --example store_bench`.
+//! Figures of the segment store beside raw files in the same directory, as one table: medians of several rounds, in which
+//! the two take turns.
+//!
+//! `cargo run --release -p netfs-served --example store_bench -- [--rounds N] [--mib N] [DIR]`, or `scripts/bench-store`.
+//! Uses up to eight times `--mib` (512) of disk in a folder of its own below DIR, which it removes.
 
 #![allow(clippy::unwrap_used, reason = "a failure ends a measurement")]
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::fs::File;
 use std::io::Write;
-use std::time::Instant;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
-use netfs_served::data::store::{ChunkKey, SegmentStore, StoreConfig};
+use netfs_served::data::store::{ChunkKey, ChunkVersion, SegmentStore, StoreConfig};
 
-fn key(ino: u64, index: u64) -> ChunkKey {
-    ChunkKey { ino, generation: 1, index }
+/// Bytes that are allocated.
+static NOW: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: everything is passed on to the system's allocator as it is.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        NOW.fetch_add(layout.size(), Relaxed);
+        // SAFETY: as the caller promised.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        NOW.fetch_add(layout.size(), Relaxed);
+        // SAFETY: as the caller promised.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        NOW.fetch_add(new_size, Relaxed);
+        NOW.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: as the caller promised.
+        unsafe { System.realloc(ptr, layout, new_size) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Relaxed);
+        // SAFETY: as the caller promised.
+        unsafe { System.dealloc(ptr, layout) }
+    }
 }
 
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
-const TOTAL_MIB: u64 = 1024;
+const CHUNK: u64 = 4 * MIB;
+/// What the load on a full store writes at a time.
+const OVERWRITE: u64 = 64 * KIB;
+const THREADS: u64 = 16;
+
+/// A place in the store's address space, as chunk and offset.
+fn place(ino: u64, at: u64) -> (ChunkKey, u64) {
+    (ChunkKey { ino, generation: 1, index: at / CHUNK }, at % CHUNK)
+}
+
+/// A small source of numbers, the same in each run.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % n
+    }
+}
+
+struct Options {
+    dir: PathBuf,
+    rounds: usize,
+    mib: u64,
+}
+
+fn options() -> Options {
+    let mut out = Options { dir: "/var/tmp".into(), rounds: 5, mib: 512 };
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        match arg.as_str() {
+            "--rounds" => out.rounds = args.next().unwrap().parse().unwrap(),
+            "--mib" => out.mib = args.next().unwrap().parse().unwrap(),
+            _ => out.dir = arg.into(),
+        }
+    }
+    out
+}
+
+/// Rates of two kinds of work, round by round.
+#[derive(Default)]
+struct Pair {
+    base: Vec<f64>,
+    own: Vec<f64>,
+}
+
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted[sorted.len() / 2]
+}
+
+impl Pair {
+    fn show(&self, what: &str, unit: &str, aim: f64) {
+        let (base, own) = (median(&self.base), median(&self.own));
+        let ratios: Vec<f64> =
+            self.own.iter().zip(&self.base).map(|(own, base)| own / base).collect();
+        let ratio = median(&ratios);
+        let met = if ratio >= aim { "met" } else { "MISSED" };
+        println!("| {what} | {unit} | {base:.0} | {own:.0} | {ratio:.2} | {aim} | {met} |");
+    }
+}
+
+fn per_second(count: u64, work: impl FnOnce()) -> f64 {
+    let start = Instant::now();
+    work();
+    count as f64 / start.elapsed().as_secs_f64()
+}
 
 fn main() {
-    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let options = options();
+    let dir =
+        tempfile::Builder::new().prefix("netfs-store-bench.").tempdir_in(&options.dir).unwrap();
+    println!("| | unit | base | store | ratio | aim | |\n|---|---|---:|---:|---:|---:|---|");
+    sequential_and_random(dir.path(), &options);
+    durable(dir.path(), &options);
+    overwrites(dir.path(), &options);
+}
+
+fn open(dir: &Path, config: StoreConfig) -> SegmentStore {
+    SegmentStore::open(dir, config).unwrap().0
+}
+
+/// Sequential writes, memory of the index, and random reads of what was written.
+fn sequential_and_random(dir: &Path, options: &Options) {
     let data: Vec<u8> = (0..MIB).map(|i| (i * 7 % 253) as u8).collect();
-    let report = |what: &str, start: Instant| {
-        let seconds = start.elapsed().as_secs_f64();
-        println!("{what}: {:.0} MiB/s", TOTAL_MIB as f64 / seconds);
-    };
-    for _ in 0..2 {
-        let mut raw = std::fs::File::create(dir.path().join("raw")).unwrap();
-        let start = Instant::now();
-        (0..TOTAL_MIB).for_each(|_| raw.write_all(&data).unwrap());
-        report("raw write", start);
-        raw.sync_data().unwrap();
-        report("raw write and fdatasync", start);
-        let start = Instant::now();
-        for _ in 0..200 {
-            raw.write_all(&data[..4096]).unwrap();
+    let raw_path = dir.join("raw");
+    let store = open(&dir.join("sequential"), StoreConfig::default());
+    let (mut append, mut read) = (Pair::default(), Pair::default());
+    let (mut first_memory, mut memory) = (0, 0);
+    for round in 0..options.rounds as u64 {
+        let _ = std::fs::remove_file(&raw_path);
+        append.base.push(per_second(options.mib, || {
+            let mut raw = File::create(&raw_path).unwrap();
+            (0..options.mib).for_each(|_| raw.write_all(&data).unwrap());
             raw.sync_data().unwrap();
-        }
-        println!(
-            "raw append of 4 KiB and fdatasync: {:.0} us",
-            start.elapsed().as_secs_f64() * 1e6 / 200.0
-        );
-        drop(raw);
-        std::fs::remove_file(dir.path().join("raw")).unwrap();
-
-        let config = StoreConfig { max_unflushed_segments: 1000, ..StoreConfig::default() };
-        let (store, _) = SegmentStore::open(&dir.path().join("s"), config.clone()).unwrap();
-        let start = Instant::now();
-        for n in 0..TOTAL_MIB {
-            store.write(key(1, n / 4), n % 4 * MIB, &[&data]).unwrap();
-        }
-        report("store write", start);
-        store.flush().unwrap();
-        report("store write and flush", start);
-
-        let start = Instant::now();
-        (0..TOTAL_MIB).for_each(|n| {
-            assert_eq!(store.read(key(1, n / 4), n % 4 * MIB, MIB).unwrap().len(), MIB as usize)
-        });
-        report("store read of 1 MiB, cached", start);
-        // A multiplicative congruential generator: any sequence without a pattern will do.
-        let mut state = 1u64;
-        let mut below = |n: u64| {
-            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (state >> 33) % n
-        };
-        let start = Instant::now();
-        for _ in 0..100_000 {
-            store.read(key(1, below(TOTAL_MIB / 4)), below(1024) * 4096, 4096).unwrap();
-        }
-        println!(
-            "store read of 4 KiB at random, cached: {:.2} us",
-            start.elapsed().as_secs_f64() * 10.0
-        );
-        let start = Instant::now();
-        for n in 0..200 {
-            store.write(key(2, 0), n * 4096, &[&data[..4096]]).unwrap();
+        }));
+        append.own.push(per_second(options.mib, || {
+            for n in 0..options.mib {
+                let (key, offset) = place(1 + round, n * MIB);
+                store.write(key, offset, &[&data], ChunkVersion(n + 1)).unwrap();
+            }
             store.flush().unwrap();
+        }));
+        memory = NOW.load(Relaxed);
+        if round == 0 {
+            first_memory = memory;
         }
-        println!("write of 4 KiB and flush: {:.0} us", start.elapsed().as_secs_f64() * 1e6 / 200.0);
-        drop(store);
-        let start = Instant::now();
-        drop(SegmentStore::open(&dir.path().join("s"), config).unwrap());
-        println!("open with a GiB to replay: {:.0} ms", start.elapsed().as_secs_f64() * 1e3);
-        std::fs::remove_dir_all(dir.path().join("s")).unwrap();
+        random_reads(&raw_path, &store, 1 + round, options.mib * MIB, &mut read);
     }
+    append.show("sequential writes of 1 MiB, flushed at the end, beside a file", "MiB/s", 0.8);
+    read.show("random reads of 4 KiB, in memory, beside a file", "1/s", 0.7);
+    let written = (options.rounds as u64 - 1) * options.mib;
+    if let Some(grown) = memory.checked_sub(first_memory).filter(|_| written > 0) {
+        let each = grown as f64 / written as f64;
+        let met = if each < 64.0 { "met" } else { "MISSED" };
+        println!(
+            "| memory of the index, per MiB written sequentially | bytes | | {each:.1} | | 64 | {met} |"
+        );
+    }
+    drop(store);
+    std::fs::remove_file(&raw_path).unwrap();
+    std::fs::remove_dir_all(dir.join("sequential")).unwrap();
+}
+
+fn random_reads(raw: &Path, store: &SegmentStore, ino: u64, bytes: u64, pair: &mut Pair) {
+    const READS: u64 = 100_000;
+    let raw = File::open(raw).unwrap();
+    let mut buf = vec![0; 4096];
+    // Once over both, so that both are in memory.
+    let mut whole = vec![0; MIB as usize];
+    for at in (0..bytes).step_by(MIB as usize) {
+        raw.read_exact_at(&mut whole, at).unwrap();
+        let (key, offset) = place(ino, at);
+        assert_eq!(store.read(key, offset, MIB).unwrap(), whole);
+    }
+    let mut dice = Dice(88172645463325252);
+    pair.base.push(per_second(READS, || {
+        for _ in 0..READS {
+            let at = dice.below(bytes / 4096) * 4096;
+            raw.read_exact_at(&mut buf, at).unwrap();
+            std::hint::black_box(&buf);
+        }
+    }));
+    pair.own.push(per_second(READS, || {
+        for _ in 0..READS {
+            let (key, offset) = place(ino, dice.below(bytes / 4096) * 4096);
+            std::hint::black_box(store.read(key, offset, 4096).unwrap());
+        }
+    }));
+}
+
+/// Small writes, each flushed before the next: one thread, then many, which share flushes.
+fn durable(dir: &Path, options: &Options) {
+    const EACH: u64 = 400;
+    let store = open(&dir.join("durable"), StoreConfig::default());
+    let data = vec![5; 4096];
+    let mut pair = Pair::default();
+    for _ in 0..options.rounds {
+        for (threads, rates) in [(1, &mut pair.base), (THREADS, &mut pair.own)] {
+            let barrier = Barrier::new(threads as usize);
+            rates.push(per_second(threads * EACH, || {
+                std::thread::scope(|scope| {
+                    for thread in 0..threads {
+                        let (store, data, barrier) = (&store, &data, &barrier);
+                        scope.spawn(move || {
+                            barrier.wait();
+                            for n in 0..EACH {
+                                let (key, offset) = place(1 + thread, n * 4096);
+                                store.write(key, offset, &[data], ChunkVersion(n + 1)).unwrap();
+                                store.flush().unwrap();
+                            }
+                        });
+                    }
+                });
+            }));
+        }
+    }
+    pair.show("durable writes of 4 KiB, 16 threads beside 1", "1/s", 8.0);
+    drop(store);
+    std::fs::remove_dir_all(dir.join("durable")).unwrap();
+}
+
+/// Random overwrites in a store of which four fifths hold data, beside the same in an empty one.
+fn overwrites(dir: &Path, options: &Options) {
+    let capacity = 2 * options.mib * MIB;
+    let region = capacity / 5 * 4 / OVERWRITE;
+    let load = options.mib * MIB / OVERWRITE;
+    let reserve = StoreConfig::default().reserve_bytes;
+    let config =
+        StoreConfig { capacity_limit_bytes: Some(capacity + reserve), ..StoreConfig::default() };
+    let data: Vec<u8> = (0..OVERWRITE).map(|i| (i * 11 % 251) as u8).collect();
+    let write = |store: &SegmentStore, block: u64| {
+        let (key, offset) = place(1, block * OVERWRITE);
+        store.write(key, offset, &[&data], ChunkVersion(1)).unwrap();
+    };
+    let mut dice = Dice(1234567);
+    let mut run = |store: &SegmentStore| {
+        with_upkeep(store, || {
+            (0..load).for_each(|_| write(store, dice.below(region)));
+            store.flush().unwrap();
+        });
+    };
+    let full = open(&dir.join("full"), config.clone());
+    (0..region).for_each(|block| write(&full, block));
+    // Until what is free has been used once, nothing needs to be reclaimed.
+    run(&full);
+    let mut pair = Pair::default();
+    for _ in 0..options.rounds {
+        let path = dir.join("empty");
+        let empty = open(&path, config.clone());
+        pair.base.push(per_second(load * OVERWRITE / MIB, || run(&empty)));
+        drop(empty);
+        std::fs::remove_dir_all(path).unwrap();
+        pair.own.push(per_second(load * OVERWRITE / MIB, || run(&full)));
+    }
+    let usage = full.usage().unwrap();
+    let fill = usage.live_bytes as f64 / usage.capacity_bytes as f64 * 100.0;
+    let what = format!("random overwrites of 64 KiB at {fill:.0} % fill, beside an empty store");
+    pair.show(&what, "MiB/s", 0.5);
+}
+
+/// Does something while the store is reclaimed in the background, as the server does it: one part of work, three of rest.
+fn with_upkeep(store: &SegmentStore, work: impl FnOnce()) {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                let start = Instant::now();
+                let idle = store.reclaim_step().unwrap().idle;
+                let rest = (start.elapsed() * 3).max(Duration::from_millis(5));
+                std::thread::sleep(if idle { Duration::from_millis(50) } else { rest });
+            }
+        });
+        work();
+        over.store(true, Relaxed);
+    });
 }

@@ -55,7 +55,6 @@ fn the_format_is_pinned() {
     make(&disk);
     for (name, expected) in FILES_V2 {
         let bytes = disk.tamper(name, |b| b.clone());
-        std::fs::write(format!("/tmp/h1_fixture_{name}"), to_hex(&bytes)).unwrap();
         assert_eq!(to_hex(&bytes), expected, "{name}");
     }
 }
