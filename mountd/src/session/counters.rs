@@ -185,7 +185,8 @@ impl Counters {
             data::Op::Flush { .. }
             | data::Op::FlushHere
             | data::Op::Usage
-            | data::Op::Fence { .. } => 29,
+            | data::Op::Fence { .. }
+            | data::Op::Peer(_) => 29,
         };
         self.counts[index].fetch_add(1, Ordering::Relaxed);
         self.written.fetch_add(payload as u64, Ordering::Relaxed);
