@@ -136,6 +136,15 @@ pub enum PeerOp {
         /// The first.
         from: ChunkId,
     },
+    /// Part of a chunk, to mend a damaged copy. Answered by [`super::data::Reply::Fetched`] with the payload.
+    Fetch {
+        /// The chunk.
+        chunk: ChunkId,
+        /// First byte.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
     /// Bring everything acknowledged in these groups, in these epochs, to stable storage, here. Answered by
     /// [`super::data::Reply::FlushedHere`].
     FlushGroups(Vec<(GroupId, Epoch)>),

@@ -203,6 +203,8 @@ pub enum Reply {
         /// One of them has hardly any room left: nothing but punches should come.
         full: bool,
     },
+    /// The payload follows; it is that of this version of the chunk.
+    Fetched(Version),
     /// Chunks in order, with their versions, and where to go on if there are more.
     Listed {
         /// The chunks.

@@ -14,6 +14,7 @@ mod flushing;
 mod forwarding;
 mod handler;
 mod lease;
+mod mending;
 mod metrics;
 pub(crate) mod peers;
 mod replicas;
@@ -214,21 +215,19 @@ async fn begin(
         options.net_metrics.clone(),
     )?;
     let addr = server.local_addr()?;
-    let upkeep = Upkeep::start(store.clone(), options.upkeep.clone(), options.metrics.clone())?;
     let (watched, metrics) = (Arc::downgrade(&store), options.metrics.clone());
     let health = Health::new(move || match metrics.trouble() {
         Some(why) => Err(format!("data store: {why}")),
         None if watched.strong_count() == 0 => Err("the data server has ended".into()),
         None => Ok(()),
     });
-    let work = async move { serve(server, (store, fences), upkeep, options, instance, stop).await };
+    let work = async move { serve(server, (store, fences), options, instance, stop).await };
     Ok(((addr, instance, health), work))
 }
 
 async fn serve(
     server: Server,
     (store, fences): (Arc<SegmentStore>, Fences),
-    upkeep: Upkeep,
     options: DataOptions,
     instance: InstanceId,
     mut stop: StopSignal,
@@ -265,6 +264,18 @@ async fn serve(
         domain,
         repair_rate: options.repair_rate,
     }));
+    tokio::spawn(mending::attend(Arc::downgrade(&replicas)));
+    let found = Arc::downgrade(&replicas);
+    let upkeep = Upkeep::start(
+        store.clone(),
+        options.upkeep.clone(),
+        options.metrics.clone(),
+        move |bad| {
+            if let Some(replicas) = found.upgrade() {
+                replicas.damage.note(chunks::id(&bad.key), bad.offset, bad.len);
+            }
+        },
+    )?;
     let handler = Arc::new(Handler {
         turns,
         fences: Arc::new(fences),

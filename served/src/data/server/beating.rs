@@ -129,7 +129,7 @@ impl Replicas {
                 pushed_chunks: self.taught.chunks.load(Ordering::Relaxed),
                 pushed_bytes: self.taught.bytes.load(Ordering::Relaxed),
                 damaged: self.metrics.scrub_faults.get(),
-                mended: 0,
+                mended: self.damage.mended.load(Ordering::Relaxed),
             },
         })
     }

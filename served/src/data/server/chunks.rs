@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use netfs_common::id::{ChunkId, Ino, Version};
 use netfs_common::wire::data::Span;
 
-use crate::data::store::{ChunkKey, ChunkVersion, SegmentStore, StoreError, Usage};
+use crate::data::store::{ChunkKey, ChunkVersion, Patch, SegmentStore, StoreError, Usage};
 
 /// Chunks looked at in one go. It bounds for how long the index is held.
 const STEP: usize = 256;
@@ -125,6 +125,33 @@ impl Chunks {
         (Version(version.0), ranges.into_iter().map(wide).collect())
     }
 
+    /// What a range consists of, if part of it cannot be read.
+    pub(super) fn damaged(
+        &self,
+        chunk: ChunkId,
+        offset: u64,
+        len: u64,
+    ) -> Result<Option<Patch>, StoreError> {
+        let patch = self.store.patch(key(chunk), offset, len)?;
+        match self.store.read(key(chunk), offset, len) {
+            Ok(_) => Ok(None),
+            Err(StoreError::Corrupt { .. }) => Ok(Some(patch)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A range with the version that it is of; `None` if it was changed meanwhile.
+    pub(super) fn read_version(
+        &self,
+        chunk: ChunkId,
+        offset: u64,
+        len: u64,
+    ) -> Result<Option<(Version, Vec<u8>)>, StoreError> {
+        let before = self.store.version(key(chunk));
+        let data = self.store.read(key(chunk), offset, len)?;
+        Ok((self.store.version(key(chunk)) == before).then_some((Version(before.0), data)))
+    }
+
     /// Chunks from one on with their versions, and where to go on.
     pub(super) fn list(
         &self,
@@ -229,7 +256,7 @@ impl Range {
     }
 }
 
-fn id(key: &ChunkKey) -> ChunkId {
+pub(super) fn id(key: &ChunkKey) -> ChunkId {
     ChunkId { ino: Ino(key.ino), generation: key.generation, index: key.index }
 }
 

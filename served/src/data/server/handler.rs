@@ -257,6 +257,19 @@ impl Handler {
                 let (chunks, next) = replicas.list(group, from).await.ok_or(Reply::Busy)?;
                 Reply::Listed { chunks, next }
             }
+            (PeerOp::Fetch { chunk, offset, len }, At::Group { group, epoch }) => {
+                self.fits(offset, len)?;
+                self.belongs(chunk, group)?;
+                if len > MAX_PAYLOAD {
+                    return Err(Reply::Failed(Errno::EINVAL));
+                }
+                replicas.show(group, epoch, chunk).await.map_err(refused)?;
+                let chunks = self.chunks.clone();
+                let read = move || chunks.read_version(chunk, offset, len);
+                let (version, data) = self.stored(client, read).await?.ok_or(Reply::Busy)?;
+                replicas.still(group, epoch).map_err(refused)?;
+                return Ok((Reply::Fetched(version), data.into()));
+            }
             (PeerOp::FlushGroups(groups), _) => {
                 replicas.flush_here(&groups).await?;
                 Reply::FlushedHere { instance: self.instance }
@@ -618,6 +631,7 @@ impl Handler {
     }
 
     fn failed(&self, error: &StoreError) -> Reply {
+        self.replicas.damage.note_error(error);
         self.metrics.store_failed(error);
         Reply::Failed(fault::errno(error))
     }

@@ -19,6 +19,7 @@ use super::chunks::Chunks;
 use super::fault;
 use super::forwarding::Hops;
 use super::lease::Lease;
+use super::mending::Damage;
 use super::metrics::DataMetrics;
 use super::peers::Peers;
 use super::room::Room;
@@ -81,6 +82,7 @@ pub(super) struct Replicas {
     /// How fast chunks are copied to learners.
     pub(super) pace: Pace,
     pub(super) taught: Taught,
+    pub(super) damage: Damage,
     pub(super) domain: String,
 }
 
@@ -133,6 +135,7 @@ impl Replicas {
             room: Room::default(),
             pace: Pace::new(parts.repair_rate),
             taught: Taught::default(),
+            damage: Damage::default(),
             domain: parts.domain,
         }
     }

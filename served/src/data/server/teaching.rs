@@ -190,6 +190,7 @@ impl Replicas {
             let data = match data {
                 Ok(data) => data,
                 Err(error) => {
+                    self.damage.note_error(&error);
                     self.metrics.store_failed(&error);
                     return None;
                 }

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::metrics::DataMetrics;
-use crate::data::store::{ScrubCursor, SegmentStore, StoreError};
+use crate::data::store::{BadRange, ScrubCursor, SegmentStore, StoreError};
 
 /// How often to look whether there is something to do.
 const LOOK: Duration = Duration::from_millis(500);
@@ -45,9 +45,11 @@ impl Upkeep {
         store: Arc<SegmentStore>,
         config: UpkeepConfig,
         metrics: DataMetrics,
+        damaged: impl Fn(&BadRange) + Send + 'static,
     ) -> io::Result<Upkeep> {
         let (stop, stopped) = mpsc::channel();
-        let mut work = Work { store, scrub: Scrub::new(config), metrics };
+        let damaged = Box::new(damaged);
+        let mut work = Work { store, scrub: Scrub::new(config), metrics, damaged };
         let thread = std::thread::Builder::new()
             .name("netfs-upkeep".into())
             .spawn(move || work.run(&stopped))?;
@@ -67,6 +69,8 @@ struct Work {
     store: Arc<SegmentStore>,
     scrub: Scrub,
     metrics: DataMetrics,
+    /// Told of every damaged range.
+    damaged: Box<dyn Fn(&BadRange) + Send>,
 }
 
 struct Scrub {
@@ -141,7 +145,8 @@ impl Work {
         self.metrics.scrubbed.inc_by(step.bytes);
         for bad in &step.bad {
             self.metrics.scrub_faults.inc();
-            tracing::error!(chunk = %bad.key, offset = bad.offset, len = bad.len, "the scrub found damaged data; there is no replica to repair it from");
+            tracing::error!(chunk = %bad.key, offset = bad.offset, len = bad.len, "the scrub found damaged data");
+            (self.damaged)(bad);
         }
         for damage in &step.damage {
             self.metrics.scrub_faults.inc();

@@ -1,0 +1,63 @@
+//! Putting good bytes in place of damaged ones, without changing what the chunk says.
+
+use super::error::StoreError;
+use super::extent::Extent;
+use super::format::Kind;
+use super::key::{ChunkKey, ChunkVersion};
+use super::log::{Draft, Space};
+use super::payload::Payload;
+use super::segment_store::SegmentStore;
+use super::sync::read;
+
+/// A range of a chunk as it was at one moment: who knows the bytes that it had in this version can put them there.
+#[derive(Clone, Debug)]
+pub struct Patch {
+    key: ChunkKey,
+    version: ChunkVersion,
+    pieces: Vec<Extent>,
+}
+
+impl Patch {
+    /// The chunk's version at that moment.
+    pub fn version(&self) -> ChunkVersion {
+        self.version
+    }
+
+    /// The ranges with data, as offset and length.
+    pub fn ranges(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
+        self.pieces.iter().map(|e| (u64::from(e.offset), u64::from(e.len)))
+    }
+}
+
+impl SegmentStore {
+    /// What a range consists of now.
+    ///
+    /// # Errors
+    /// The range cannot be.
+    pub fn patch(&self, key: ChunkKey, offset: u64, len: u64) -> Result<Patch, StoreError> {
+        let (offset, len) = self.check_range(offset, len)?;
+        let state = read(&self.state);
+        let pieces = state.lookup(&key, offset, offset + len);
+        Ok(Patch { key, version: state.version(&key), pieces })
+    }
+
+    /// Stores the bytes of one of a patch's ranges anew, unless that range has changed since: then `false`. The chunk's version
+    /// stays what it is, for these are the bytes that it stands for.
+    ///
+    /// # Errors
+    /// Those of a write.
+    pub fn mend(&self, patch: &Patch, range: (u64, u64), data: &[u8]) -> Result<bool, StoreError> {
+        let same = |e: &&Extent| (u64::from(e.offset), u64::from(e.len)) == range;
+        let Some(piece) = patch.pieces.iter().find(same) else { return Ok(false) };
+        if data.len() != piece.len as usize {
+            let (offset, len) = (range.0, data.len() as u64);
+            return Err(StoreError::OutOfRange { offset, len, max: range.1 });
+        }
+        let payload = Payload::new(&patch.key, piece.offset, piece.len, std::iter::once(data));
+        let draft = Draft::range(Kind::Write, patch.key, piece.offset, piece.len);
+        let pieces = [*piece];
+        let done =
+            self.with_room(|| self.commit(&draft, &payload.slices(), Space::Keep, Some(&pieces)))?;
+        Ok(done.is_some())
+    }
+}
