@@ -62,15 +62,16 @@ struct Asked {
     at: Instant,
 }
 
-/// What an answer, or its lack, says of the replicas.
+/// What a good answer says of the replicas.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Result {
+pub(super) struct Won {
     /// How long the one that answered took, if it was asked alone.
     pub(super) took: Option<Duration>,
     /// Those that were asked earlier and have not answered, and for how long they were waited for.
     pub(super) late: Vec<(ServerId, Duration)>,
-    /// Somebody had been asked before and was too slow, or had failed.
+    /// A second one was asked because the first was late.
     pub(super) hedged: bool,
+    /// Another one had failed before.
     pub(super) failed_over: bool,
 }
 
@@ -127,7 +128,7 @@ impl Race {
     }
 
     /// A replica has answered.
-    pub(super) fn won(&self, server: ServerId, now: Instant) -> Result {
+    pub(super) fn won(&self, server: ServerId, now: Instant) -> Won {
         let waited = |asked: &Asked| now.saturating_duration_since(asked.at);
         // To connect takes its time.
         let counts = |asked: &Asked| asked.runner.connected || waited(asked) >= asked.runner.delay;
@@ -139,7 +140,7 @@ impl Race {
             }
             None => Vec::new(),
         };
-        Result {
+        Won {
             took: winner.filter(|w| !self.hedged && w.runner.connected).map(waited),
             late: late.iter().map(|asked| (asked.runner.server, waited(asked))).collect(),
             hedged: self.hedged,
@@ -186,7 +187,7 @@ mod tests {
         assert_eq!(race.step(t), Step::Ask(ONE));
         assert_eq!(race.step(t), Step::Wait(Some(t + ms(80))));
         let result = race.won(ONE, t + ms(20));
-        assert_eq!(result, Result { took: Some(ms(20)), ..Result::default() });
+        assert_eq!(result, Won { took: Some(ms(20)), ..Won::default() });
     }
 
     #[test]

@@ -10,7 +10,7 @@ use netfs_common::wire::data::{MAX_PAYLOAD, Op, Reply, Span};
 use tokio::time::Instant;
 
 use super::calls::{Attempt, Basis, Call, Outcome};
-use super::race::{Failure, Race, Runner, Step, Verdict};
+use super::race::{Failure, Race, Runner, Step, Verdict, Won};
 use super::together::Together;
 use super::{Bulk, PAUSE, heads};
 use crate::insight::{Wait, waiting};
@@ -156,14 +156,14 @@ impl Bulk {
         delays.into_iter().map(runner).collect()
     }
 
-    fn note(&self, result: &super::race::Result, winner: ServerId, now: Instant) {
+    fn note(&self, won: &Won, winner: ServerId, now: Instant) {
         let mut health = lock(&self.health);
-        health.answered(winner, result.took);
-        for (server, waited) in &result.late {
+        health.answered(winner, won.took);
+        for (server, waited) in &won.late {
             health.was_late(*server, *waited, now);
         }
         drop(health);
-        self.counters.read_answered(result.hedged, result.failed_over);
+        self.counters.read_answered(won.hedged, won.failed_over);
     }
 
     /// Where a file has data: ascending, not touching, and up to where that is all. About `limit` ranges.
