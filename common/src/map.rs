@@ -14,6 +14,9 @@ pub const INODE_BITS: u32 = 48;
 /// The most replicas of a chunk.
 pub const MAX_REPLICAS: usize = 5;
 
+/// The most groups of a volume. A map of so many, with the most replicas, fits into a message.
+pub const MAX_GROUPS: u32 = 8192;
+
 /// The number of the volume to which an inode belongs.
 pub fn volume_of(ino: Ino) -> u64 {
     ino.0 >> INODE_BITS

@@ -117,7 +117,8 @@ pub fn start(dir: &Path, options: &EmbeddedOptions) -> Result<Embedded, Embedded
         other => other?,
     };
 
-    let at = DataServers::At(vec![data.addr().to_string()]);
+    // It may have another port than at the start before.
+    let at = DataServers::Local(data.addr().port());
     let mut meta = MetaOptions::new(dir.join("meta"), free, at, server);
     meta.volumes = vec![DEV_VOLUME.into()];
     meta.listen = before.map_or(free, |(meta, _)| meta);

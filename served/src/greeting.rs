@@ -85,10 +85,10 @@ pub fn open(
     if ClusterId(peer.cluster) != cluster {
         return Err(Refusal::NotEntitled("it is of another cluster".into()));
     }
-    // Metadata servers call data servers, with their own certificates.
+    // Metadata servers call data servers, and operators servers, with servers' certificates.
     let entitled = match hello.role {
-        Role::Meta | Role::Admin => peer.role == tls::Role::Client,
-        Role::Data => matches!(peer.role, tls::Role::Client | tls::Role::Server),
+        Role::Meta => peer.role == tls::Role::Client,
+        Role::Admin | Role::Data => matches!(peer.role, tls::Role::Client | tls::Role::Server),
     };
     if !entitled {
         let text = format!("{:?} calls with a certificate for: {}", hello.role, peer.role);

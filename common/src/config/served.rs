@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::settings;
 use super::{ByteSize, Config, LogConfig, NetConfig, TlsConfig};
+use crate::map::{MAX_GROUPS, MAX_REPLICAS};
 
 /// When a change of metadata is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,8 +42,15 @@ settings! {
         /// Space left free on the file system; below it whatever adds names or attributes fails with ENOSPC and only
         /// removal goes on.
         pub reserve_bytes: ByteSize = ByteSize::mib(128);
-        /// Addresses of the data servers, as clients reach them. Empty: the data server in this process.
+        /// The data servers, as clients and all servers reach them: one entry for each, host:port, several addresses of one server
+        /// separated by commas. Those that are not known yet are added at the start. Empty: the data server in this process.
         pub data_servers: Vec<String> = Vec::new();
+        /// A data server that is silent for so long is replaced, in milliseconds. Shorter resumes writes sooner after a
+        /// failure, and takes a busy machine for a dead one sooner.
+        pub data_deadline_ms: u32 = 5_000;
+        /// What a data server had gets another replica elsewhere when it has been away for so long, in milliseconds. Shorter
+        /// restores redundancy sooner, and copies more when a machine was only restarted.
+        pub repair_after_ms: u32 = 300_000;
     }
 }
 
@@ -51,6 +59,9 @@ settings! {
     pub struct DataConfig {
         /// Address and UDP port to listen on.
         pub listen: SocketAddr = (Ipv6Addr::UNSPECIFIED, 7401).into();
+        /// What fails together with this server, any name: a machine, a rack. Replicas are kept in different ones if there
+        /// are enough. Empty: the server fails by itself.
+        pub domain: String = String::new();
         /// Directory of the segments. On one file system; it may fill that up to reserve_bytes.
         pub dir: PathBuf = "/var/lib/netfs/data".into();
         /// Size at which a segment is closed and a new one begun. Smaller ones give space back sooner, larger
@@ -82,6 +93,12 @@ settings! {
     pub struct VolumeConfig {
         /// Its name, as in SERVER/NAME of a mount. It is made at the first start with it, and never removed.
         pub name: String = "main".into(), e.g. "\"main\"";
+        /// Copies of its data, each on another data server, 1 to 5. Looked at when the volume is made; afterwards it is changed
+        /// with `netfs data replicas`.
+        pub replicas: u8 = 1, e.g. "1";
+        /// Parts into which its data is divided among the servers, 1 to 8192. Never changes afterwards. At least some tens for each server
+        /// that there will ever be.
+        pub groups: u32 = 256, e.g. "256";
     }
 }
 
@@ -132,6 +149,27 @@ impl Config for ServedConfig {
         if !(2_000..=600_000).contains(&meta.term_ms) {
             return Err(format!("meta.term_ms = {} is not between 2000 and 600000", meta.term_ms));
         }
+        // Below it a short pause of a machine is taken for its death.
+        if !(1_000..=600_000).contains(&meta.data_deadline_ms) {
+            return Err(format!(
+                "meta.data_deadline_ms = {} is not between 1000 and 600000",
+                meta.data_deadline_ms
+            ));
+        }
+        if meta.repair_after_ms < meta.data_deadline_ms {
+            return Err(format!(
+                "meta.repair_after_ms = {} is less than meta.data_deadline_ms = {}",
+                meta.repair_after_ms, meta.data_deadline_ms
+            ));
+        }
+        for entry in &meta.data_servers {
+            if entry.split(',').any(|addr| !is_address(addr.trim())) {
+                return Err(format!(
+                    "meta.data_servers has \"{entry}\", which is not host:port, or several of one server separated by \
+                     commas"
+                ));
+            }
+        }
         let (min, max) = (ByteSize::mib(16), ByteSize::gib(16));
         if !(min..=max).contains(&data.segment_bytes) {
             return Err(format!(
@@ -156,11 +194,17 @@ impl Config for ServedConfig {
     }
 }
 
+/// Whether it is host:port.
+fn is_address(text: &str) -> bool {
+    let parts = text.rsplit_once(':');
+    parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|p| p > 0))
+}
+
 fn validate_volumes(volumes: &[VolumeConfig]) -> Result<(), String> {
     if volumes.is_empty() {
         return Err("there must be at least one volume".into());
     }
-    for (index, VolumeConfig { name }) in volumes.iter().enumerate() {
+    for (index, VolumeConfig { name, replicas, groups }) in volumes.iter().enumerate() {
         let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         if name.is_empty() || name.len() > 64 || !name.bytes().all(ok) || name.starts_with('.') {
             return Err(format!(
@@ -170,6 +214,14 @@ fn validate_volumes(volumes: &[VolumeConfig]) -> Result<(), String> {
         }
         if volumes[..index].iter().any(|other| other.name == *name) {
             return Err(format!("volume.name = \"{name}\" is there twice"));
+        }
+        if !(1..=MAX_REPLICAS).contains(&usize::from(*replicas)) {
+            return Err(format!(
+                "volume.replicas = {replicas} is not between 1 and {MAX_REPLICAS}"
+            ));
+        }
+        if !(1..=MAX_GROUPS).contains(groups) {
+            return Err(format!("volume.groups = {groups} is not between 1 and {MAX_GROUPS}"));
         }
     }
     Ok(())

@@ -29,7 +29,7 @@ pub struct Limits {
     pub max_handshakes: u32,
     /// Time from the first packet of a connection to the end of its greeting.
     pub hello_timeout: Duration,
-    /// Longest greeting.
+    /// Longest greeting. A server's has the cluster map of a volume in it.
     pub max_hello_bytes: u32,
     /// How often an idle connection shows that it is alive.
     pub keep_alive: Duration,
@@ -62,7 +62,7 @@ impl Default for Limits {
             max_connections: 4096,
             max_handshakes: 128,
             hello_timeout: Duration::from_secs(5),
-            max_hello_bytes: 64 << 10,
+            max_hello_bytes: 1 << 20,
             keep_alive: Duration::from_secs(4),
             idle_timeout: Duration::from_secs(15),
             max_mtu: 8900,

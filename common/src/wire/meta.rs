@@ -4,6 +4,7 @@ use bincode::{Decode, Encode};
 
 use super::insight::{About, Inspection, VolumeLeases};
 use super::lease::{Grant, Lease, Recall};
+use super::operator::{Operation, Outcome, Redundancy};
 use crate::attr::{Attr, FileKind, SetAttr, Timestamp};
 use crate::errno::Errno;
 use crate::id::{Ino, LogIndex, OpSeq, SessionId};
@@ -110,6 +111,8 @@ pub enum Request {
         /// These were all.
         done: bool,
     },
+    /// About data servers; answered by [`Response::Operated`]. Only of an administrator's connection.
+    Operate(Operation),
 }
 
 /// A change that was answered before the server failed.
@@ -422,6 +425,8 @@ pub enum Response {
         /// The positions of the caller's changes that could not be.
         lost: Vec<LogIndex>,
     },
+    /// What came of an operator's wish.
+    Operated(Outcome),
 }
 
 /// An entry of a listing.
@@ -461,6 +466,8 @@ pub struct Status {
     pub uptime_secs: u64,
     /// Every volume.
     pub volumes: Vec<VolumeStatus>,
+    /// What an operator should know, a line each.
+    pub alarms: Vec<String>,
 }
 
 /// The condition of a volume.
@@ -482,6 +489,8 @@ pub struct VolumeStatus {
     pub log_durable: u64,
     /// Sessions: identifier, the client's description, connected now.
     pub sessions: Vec<(SessionId, String, bool)>,
+    /// How its data is replicated.
+    pub redundancy: Redundancy,
 }
 
 /// A call of the server to a client.

@@ -11,6 +11,7 @@ pub mod insight;
 pub mod lease;
 pub mod lock;
 pub mod meta;
+pub mod operator;
 
 pub use hello::{Claim, Hello, HelloReply, Role};
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use netfs_common::config::{DataConfig, MetaConfig, ServedConfig, SyncPolicy};
+use netfs_common::config::{DataConfig, MetaConfig, ServedConfig, SyncPolicy, VolumeConfig};
 use netfs_common::net::NetMetrics;
 use netfs_common::telemetry::{self, Metrics};
 use netfs_common::tls::Identity;
@@ -18,7 +18,7 @@ use crate::data::server::{DataOptions, DataServer, UpkeepConfig};
 use crate::data::store::StoreConfig;
 use crate::http::Http;
 use crate::meta::engine::EngineConfig;
-use crate::meta::server::{DataServers, MetaOptions, MetaServer};
+use crate::meta::server::{DataServers, MetaOptions, MetaServer, PoolOptions};
 use crate::thread::Ending;
 
 #[derive(Debug, Args)]
@@ -138,7 +138,7 @@ fn end_early() -> ! {
     std::process::exit(0)
 }
 
-/// Where the data server is; `local`: the address of the one in this process.
+/// Where the data servers are; `local`: the address of the one in this process.
 fn data_servers(config: &MetaConfig, local: Option<SocketAddr>) -> Result<DataServers, Failure> {
     match (config.data_servers.as_slice(), local) {
         ([], Some(addr)) if addr.ip().is_unspecified() || addr.ip().is_loopback() => {
@@ -147,14 +147,12 @@ fn data_servers(config: &MetaConfig, local: Option<SocketAddr>) -> Result<DataSe
         // It answers at this address alone.
         ([], Some(addr)) => Ok(DataServers::At(vec![addr.to_string()])),
         ([], None) => {
-            Err("meta.data_servers is empty: set it to the data server's host:port, or run `netfs-served all`".into())
+            Err("meta.data_servers is empty: set it to the data servers' host:port, or run `netfs-served all`".into())
         }
-        ([one], _) => Ok(DataServers::At(vec![one.clone()])),
-        (more, _) => Err(format!(
-            "meta.data_servers has {} entries; this version works with one data server",
-            more.len()
-        )
-        .into()),
+        (entries, _) => {
+            let addrs = |entry: &String| entry.split(',').map(|a| a.trim().to_owned()).collect();
+            Ok(DataServers::Cluster(entries.iter().map(addrs).collect()))
+        }
     }
 }
 
@@ -184,6 +182,13 @@ fn meta_options(config: &ServedConfig, identity: Arc<Identity>, data: DataServer
     let meta = &config.meta;
     let mut options = MetaOptions::new(meta.dir.clone(), meta.listen, data, identity);
     options.volumes = config.volume.iter().map(|volume| volume.name.clone()).collect();
+    let pool = |volume: &VolumeConfig| {
+        let VolumeConfig { name, replicas, groups } = volume;
+        (name.clone(), PoolOptions { replicas: *replicas, groups: *groups })
+    };
+    options.pools = config.volume.iter().map(pool).collect();
+    options.cluster.deadline = Duration::from_millis(u64::from(meta.data_deadline_ms));
+    options.cluster.repair_after = Duration::from_millis(u64::from(meta.repair_after_ms));
     let mut engine =
         EngineConfig { reserve_bytes: meta.reserve_bytes.0, ..EngineConfig::default() };
     engine.store.cache_bytes = meta.cache_bytes.0;

@@ -20,6 +20,14 @@ pub struct MetaMetrics {
     pub waiting: Gauge,
     /// Sessions.
     pub sessions: Gauge,
+    /// Placement groups with fewer replicas than wanted.
+    pub degraded_groups: Gauge,
+    /// Placement groups without any replica that answers.
+    pub unavailable_groups: Gauge,
+    /// Data servers that are taken for dead.
+    pub dead_servers: Gauge,
+    /// Placement groups in which a server is getting what it lacks.
+    pub learners: Gauge,
     /// Messages with recalls that were sent, repetitions over new connections not counted.
     pub recalls: Counter,
     /// Those that were answered.
@@ -39,6 +47,10 @@ impl Default for MetaMetrics {
             leases: Gauge::default(),
             waiting: Gauge::default(),
             sessions: Gauge::default(),
+            degraded_groups: Gauge::default(),
+            unavailable_groups: Gauge::default(),
+            dead_servers: Gauge::default(),
+            learners: Gauge::default(),
             recalls: Counter::default(),
             recalls_answered: Counter::default(),
             recalls_failed: Counter::default(),
@@ -62,6 +74,14 @@ impl MetaMetrics {
         let help = "Requests that wait for leases of others";
         registry.register("waiting_requests", help, self.waiting.clone());
         registry.register("sessions", "Sessions", self.sessions.clone());
+        let help = "Placement groups with fewer replicas than wanted";
+        registry.register("degraded_groups", help, self.degraded_groups.clone());
+        let help = "Placement groups without any replica that answers";
+        registry.register("unavailable_groups", help, self.unavailable_groups.clone());
+        let help = "Data servers that are taken for dead";
+        registry.register("dead_data_servers", help, self.dead_servers.clone());
+        let help = "Placement groups in which a server is getting what it lacks";
+        registry.register("learners", help, self.learners.clone());
         registry.register("recalls", "Messages with recalls sent", self.recalls.clone());
         let help = "Messages with recalls answered";
         registry.register("recalls_answered", help, self.recalls_answered.clone());
@@ -94,6 +114,25 @@ impl MetaMetrics {
         self.waiting.inc_by(now.waiting - before.waiting);
         self.sessions.inc_by(now.sessions - before.sessions);
         *before = now;
+    }
+}
+
+/// The cluster's part of the gauges.
+#[derive(Debug, Default)]
+pub(super) struct ClusterShare {
+    pub(super) degraded: i64,
+    pub(super) unavailable: i64,
+    pub(super) dead: i64,
+    pub(super) learners: i64,
+}
+
+impl MetaMetrics {
+    /// Says how the cluster is.
+    pub(super) fn cluster(&self, share: &ClusterShare) {
+        self.degraded_groups.set(share.degraded);
+        self.unavailable_groups.set(share.unavailable);
+        self.dead_servers.set(share.dead);
+        self.learners.set(share.learners);
     }
 }
 

@@ -10,6 +10,8 @@
 //!
 //! ```text
 //! DIR/NEXT_VOLUME   the number of the next volume
+//! DIR/cluster       the data servers, and which of them has what, see `cluster`
+//! DIR/TERM          the longest deadline of data servers that may still count, in the form of that of a volume
 //! DIR/NAME/         a volume, see `engine`
 //! DIR/NAME/CLEAN    it was left in order
 //! DIR/NAME/BOOT     the life of the machine in which it is served
@@ -18,6 +20,7 @@
 
 mod client;
 mod clock;
+mod cluster;
 mod company;
 mod cuts;
 mod data_link;
@@ -47,25 +50,27 @@ use std::time::{Duration, Instant};
 
 use netfs_common::codec;
 use netfs_common::id::{ClusterId, InstanceId};
-use netfs_common::map::ClusterMap;
 use netfs_common::net::{Dialer, EndpointError, Incoming, Limits, NetMetrics, Server};
 use netfs_common::telemetry::CallMetrics;
-use netfs_common::tls::{Identity, TlsError};
+use netfs_common::tls::{self, Identity, TlsError};
 use netfs_common::wire::hello::VolumeInfo;
 use netfs_common::wire::meta::{Reply, Response, Status};
+use netfs_common::wire::operator::{Operation, Outcome};
 use netfs_common::wire::{Hello, HelloReply, Role};
 
-use crate::cluster;
 use crate::greeting::{self, Refusal};
 use crate::health::Health;
+use crate::meta::cluster::Config;
 use crate::meta::engine::EngineConfig;
 use crate::meta::metrics::MetaMetrics;
 use crate::thread::{Ending, ServerThread, StopSignal};
 
 use client::{Admin, Client, Member};
+pub use cluster::FileError;
+use cluster::{Caller, Cluster, tell};
 use data_link::DataLink;
 use volume::Volume;
-use volumes::VolumeError;
+use volumes::{Opened, VolumeError};
 
 /// Threads for flushes and checkpoints.
 const BLOCKING_THREADS: usize = 4;
@@ -74,13 +79,30 @@ const DRAIN: Duration = Duration::from_secs(10);
 /// How long the goodbye to the data servers may take.
 const FAREWELL: Duration = Duration::from_millis(500);
 
-/// Where the data server is.
+/// Where the data servers are. Those that are not known yet are added at the start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DataServers {
-    /// On this machine, at this port: clients find it at the address where they found this server.
+    /// On this machine, at this port: clients find it at the address where they found this server. There is no other.
     Local(u16),
     /// At these addresses of one server, `host:port`.
     At(Vec<String>),
+    /// At these addresses of each server.
+    Cluster(Vec<Vec<String>>),
+}
+
+/// What a volume's placement groups are like when they are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PoolOptions {
+    /// Replicas of each.
+    pub replicas: u8,
+    /// How many there are.
+    pub groups: u32,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        PoolOptions { replicas: 1, groups: 256 }
+    }
 }
 
 /// What a metadata server needs to know.
@@ -94,6 +116,10 @@ pub struct MetaOptions {
     pub listen: SocketAddr,
     /// Where the data is.
     pub data: DataServers,
+    /// How data servers are watched.
+    pub cluster: Config,
+    /// Volumes whose placement groups are to be made in another way than by default.
+    pub pools: BTreeMap<String, PoolOptions>,
     /// The server's certificate, and whom it trusts.
     pub identity: Arc<Identity>,
     /// How volumes are kept.
@@ -130,6 +156,8 @@ impl MetaOptions {
             volumes: Vec::new(),
             listen,
             data,
+            cluster: Config::default(),
+            pools: BTreeMap::new(),
             identity,
             engine: EngineConfig::default(),
             flush_interval: Duration::from_secs(1),
@@ -159,6 +187,35 @@ pub enum MetaError {
     /// A message.
     #[error("metadata server: {0}")]
     Codec(#[from] codec::CodecError),
+    /// What is kept of the cluster.
+    #[error("metadata server: {0}")]
+    Cluster(#[from] FileError),
+    /// The data server of this process is not the only one.
+    #[error(
+        "metadata server: meta.data_servers is empty, and there are {0} data servers: name at least the one of this process there, \
+         by an address that all can reach"
+    )]
+    SeveralServers(usize),
+    /// Data of a time when there was one data server only.
+    #[error(
+        "metadata server: volume \"{volume}\" has data on one data server: name only this one in meta.data_servers for the first \
+         start, and add the others when it runs"
+    )]
+    OldVolume {
+        /// The volume.
+        volume: String,
+    },
+    /// Too many placement groups.
+    #[error(
+        "metadata server: the cluster map would take up to {bytes} bytes, and {limit} fit into a message: use fewer volumes, \
+         placement groups (volume.groups) or replicas"
+    )]
+    MapTooLarge {
+        /// So many.
+        bytes: u64,
+        /// Not more than this.
+        limit: u64,
+    },
     /// Threads, random numbers.
     #[error("metadata server: {0}")]
     System(#[from] std::io::Error),
@@ -210,7 +267,9 @@ pub(crate) struct Shared {
     volumes: BTreeMap<String, Arc<Volume>>,
     /// Volumes that cannot be opened, and why.
     broken: BTreeMap<String, String>,
-    data: DataServers,
+    data: Arc<Cluster>,
+    /// The volumes' names by their numbers.
+    names: BTreeMap<u64, String>,
     calls: CallMetrics,
 }
 
@@ -234,16 +293,23 @@ async fn begin(
         options.limits.clone(),
         options.net_metrics.clone(),
     )?;
-    let own_map = cluster::single_server_map(match &options.data {
-        DataServers::Local(port) => vec![format!("localhost:{port}")],
-        DataServers::At(addresses) => addresses.clone(),
-    });
-    let data = Arc::new(DataLink::new(&dialer, Arc::new(own_map), cluster, instance)?);
     let (mut served, mut broken) = (BTreeMap::new(), BTreeMap::new());
     let mut first = None;
-    for (name, opened) in volumes::open_all(&options.dir, &options.volumes, options.engine)? {
+    // The directory is there when this returns.
+    let opened = volumes::open_all(&options.dir, &options.volumes, options.engine)?;
+    let told = terms::raise(&options.dir, options.cluster.deadline)?;
+    let data = Cluster::open(&options.dir, &options.data, options.cluster, told)?;
+    let names = pools(&options, &data, &opened)?;
+    let own_life = greeting::draw_instance().map_err(std::io::Error::from)?;
+    let caller = Caller::new(dialer.clone(), cluster, [instance, own_life])?;
+    data.run(&options.dir, caller, options.metrics.clone());
+    if told > options.cluster.deadline {
+        tokio::spawn(terms::forget_longer(options.dir.clone(), told, options.cluster.deadline));
+    }
+    let link = Arc::new(DataLink::new(data.clone()));
+    for (name, opened) in opened {
         let started =
-            opened.and_then(|engine| Volume::start(name.clone(), engine, data.clone(), &options));
+            opened.and_then(|engine| Volume::start(name.clone(), engine, link.clone(), &options));
         match started {
             Ok(volume) => drop(served.insert(name, volume)),
             Err(error) => {
@@ -262,7 +328,8 @@ async fn begin(
         started: Instant::now(),
         volumes: served,
         broken,
-        data: options.data,
+        data,
+        names,
         calls: options.calls,
     });
     let watched = Arc::downgrade(&shared);
@@ -271,6 +338,31 @@ async fn begin(
         None => Err("the metadata server has ended".into()),
     });
     Ok(((addr, health), serve(server, shared, dialer, stop)))
+}
+
+/// Sees to it that all volumes have their placement groups. Returns their names by their numbers.
+fn pools(
+    options: &MetaOptions,
+    data: &Cluster,
+    opened: &[Opened],
+) -> Result<BTreeMap<u64, String>, MetaError> {
+    let mut names = BTreeMap::new();
+    for (name, opened) in opened {
+        let Ok(engine) = opened else { continue };
+        let failed = |errno| VolumeError::Unreadable { name: name.clone(), errno };
+        let number = volume::number_of(&engine.volume().map_err(failed)?.settings);
+        if !data.has_pool(number) {
+            // Only while there is one data server is it certain that its data is found again.
+            let used = engine.counters().map_err(failed)?.inodes > 1;
+            if used && data.published().map.servers.len() > 1 {
+                return Err(MetaError::OldVolume { volume: name.clone() });
+            }
+            let pool = options.pools.get(name).copied().unwrap_or_default();
+            data.ensure_pool(&options.dir, number, pool)?;
+        }
+        names.insert(number, name.clone());
+    }
+    Ok(names)
 }
 
 async fn serve(
@@ -304,6 +396,7 @@ async fn serve(
             result = Err(error.into());
         }
     }
+    shared.data.close();
     if ending == Ending::Drain {
         // Otherwise a data server that stops next would wait for this one to read and close.
         dialer.close();
@@ -331,7 +424,8 @@ async fn welcome(incoming: Incoming, shared: Arc<Shared>) {
 
 async fn admin(incoming: Incoming, shared: Arc<Shared>) -> Result<(), Lost> {
     let words = codec::encode(&greeting::reply(shared.cluster, shared.instance))?;
-    incoming.welcome_link(&words, Arc::new(Admin::new(shared))).await?;
+    let operator = incoming.peer().role == tls::Role::Server;
+    incoming.welcome_link(&words, Arc::new(Admin::new(shared, operator))).await?;
     Ok(())
 }
 
@@ -364,10 +458,13 @@ async fn member(incoming: Incoming, hello: Hello, shared: Arc<Shared>) -> Result
             return Ok(());
         }
     };
+    let here = incoming.local_ip();
+    let mut maps = shared.data.maps();
+    let map = shared.data.map_for(&maps.borrow_and_update(), volume.number(), here);
     let info = VolumeInfo {
         id: volume.id(),
         inline_limit: volume.inline_limit(),
-        map: shared.map_for(&incoming),
+        map,
         resumed: joined.resumed,
         others: volume.has_company(),
         time: std::time::SystemTime::now().into(),
@@ -383,29 +480,21 @@ async fn member(incoming: Incoming, hello: Hello, shared: Arc<Shared>) -> Result
         %address, %certificate, client = %hello.client, volume = %hello.volume, %session,
         resumed = joined.resumed, "client connected"
     );
+    let cluster = shared.data.clone();
     let client = Client::new(shared, volume.clone(), (session, joined.entry), hello.client);
     let link = incoming.welcome_link(&words, Arc::new(Member(client))).await?;
     let Some(connection) = volume.connected(session, joined.entry, link.clone()) else {
         return Ok(());
     };
+    let news = tokio::spawn(tell(cluster, maps, volume.number(), here, link.clone()));
     let reason = link.closed().await;
+    news.abort();
     volume.disconnected(session, connection);
     tracing::info!(%address, %session, %reason, "client gone");
     Ok(())
 }
 
 impl Shared {
-    /// The map, as it looks from where this client is.
-    fn map_for(&self, incoming: &Incoming) -> ClusterMap {
-        cluster::single_server_map(match &self.data {
-            DataServers::At(addresses) => addresses.clone(),
-            DataServers::Local(port) => {
-                let here = incoming.local_ip().map(|ip| SocketAddr::new(ip.to_canonical(), *port));
-                vec![here.map_or_else(|| format!("localhost:{port}"), |addr| addr.to_string())]
-            }
-        })
-    }
-
     fn health(&self) -> Result<(), String> {
         for volume in self.volumes.values() {
             if let Some(why) = volume.failure() {
@@ -415,7 +504,18 @@ impl Shared {
         if let Some((name, why)) = self.broken.first_key_value() {
             return Err(format!("volume {name} is not served: {why}"));
         }
-        Ok(())
+        self.data.failure(&self.names).map_or(Ok(()), Err)
+    }
+
+    /// Does what an operator wants.
+    async fn operate(&self, operation: Operation) -> Outcome {
+        let number = match &operation {
+            Operation::Replicas { volume, .. } => {
+                self.names.iter().find(|(_, name)| *name == volume).map(|(number, _)| *number)
+            }
+            _ => None,
+        };
+        self.data.operate(operation, number).await
     }
 
     async fn status(&self) -> Reply {
@@ -427,6 +527,7 @@ impl Shared {
             version: env!("CARGO_PKG_VERSION").into(),
             uptime_secs: self.started.elapsed().as_secs(),
             volumes,
+            alarms: self.data.alarms(&self.names),
         }))
     }
 }

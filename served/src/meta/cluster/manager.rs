@@ -31,6 +31,12 @@ impl Default for Config {
 }
 
 impl Config {
+    /// After a start, servers that have not answered yet are given so long before groups get their first replicas
+    /// without them.
+    pub fn patience(&self) -> Duration {
+        self.deadline / 5
+    }
+
     /// For how long a server may answer reads after it has asked.
     pub fn lease(&self) -> Duration {
         self.deadline.mul_f64(0.75)
@@ -189,6 +195,12 @@ impl Manager {
     pub fn heard(&mut self, heard: Duration, server: ServerId, report: Report) -> bool {
         let Some(known) = self.state.servers.get(&server) else { return false };
         let before = self.state.clone();
+        if known.store.is_none()
+            && let Some(old) = self.with_store(report.store)
+        {
+            self.has_moved(heard, old, server);
+            return self.changed(before);
+        }
         let foreign = known.store.is_some_and(|store| store != report.store);
         if known.weight == 0 {
             let weight = self.state.weight_of(report.capacity);
@@ -218,6 +230,56 @@ impl Manager {
         (seen.at, seen.report, seen.foreign) = (Some(heard), Some(report), foreign);
         self.plan(heard);
         self.changed(before)
+    }
+
+    /// A server with this store.
+    fn with_store(&self, store: StoreId) -> Option<ServerId> {
+        let mut servers = self.state.servers.iter();
+        servers.find(|(_, server)| server.store == Some(store)).map(|(id, _)| *id)
+    }
+
+    /// The store of a known server answers at the address of another one, which has nothing yet: it is the same server, unless
+    /// it answers at its old address too.
+    fn has_moved(&mut self, now: Duration, old: ServerId, found: ServerId) {
+        let silent = match self.seen.get(&old).and_then(|seen| seen.at) {
+            Some(_) => self.verdict(old, now) == Verdict::Dead,
+            None => now.saturating_sub(self.start) >= self.config.patience(),
+        };
+        if silent
+            && let Some(found) = self.state.servers.remove(&found)
+            && let Some(old) = self.state.servers.get_mut(&old)
+        {
+            old.addrs = found.addrs;
+        }
+    }
+
+    /// The server that has one of these addresses has all of them now. If there is none, another one is added.
+    pub fn meet(&mut self, now: Duration, addrs: Vec<String>) -> bool {
+        let before = self.state.clone();
+        let same = |addr: &String| addrs.contains(addr);
+        let known = self.state.servers.iter().find(|(_, s)| s.addrs.iter().any(same));
+        match known.map(|(id, _)| *id) {
+            Some(id) => self.set_addrs(id, addrs),
+            None if addrs.is_empty() => {}
+            None => drop(self.state.add_server(addrs)),
+        }
+        self.plan(now);
+        self.changed(before)
+    }
+
+    /// As [`Manager::meet`], but if there is one server only, that is the one, wherever it was before.
+    pub fn meet_only(&mut self, now: Duration, addrs: Vec<String>) -> bool {
+        let mut ids = self.state.servers.keys().copied();
+        let (Some(id), None) = (ids.next(), ids.next()) else { return self.meet(now, addrs) };
+        let before = self.state.clone();
+        self.set_addrs(id, addrs);
+        self.changed(before)
+    }
+
+    fn set_addrs(&mut self, id: ServerId, addrs: Vec<String>) {
+        if let Some(server) = self.state.servers.get_mut(&id) {
+            server.addrs = addrs;
+        }
     }
 
     /// A server that has failed in one chain is not given another at once.
@@ -541,6 +603,13 @@ impl Manager {
         }
     }
 
+    /// All servers have answered, or have had time to.
+    fn is_settled(&self, now: Duration) -> bool {
+        let known = self.state.servers.values();
+        known.filter(|s| s.duty == Duty::In).all(|s| s.weight > 0)
+            || now.saturating_sub(self.start) >= self.config.patience()
+    }
+
     /// Lets a server learn that is to have the group and has not.
     fn grow(
         &self,
@@ -552,6 +621,10 @@ impl Manager {
     ) {
         let Some(wanted) = self.wanted.groups.get(&group) else { return };
         if chain.replicas.is_empty() && chain.epoch == Epoch(0) {
+            // Else the first server that answers after a start would get all, only to give it away again.
+            if !self.is_settled(now) {
+                return;
+            }
             // Nobody has anything yet.
             let ready = wanted.iter().filter(|id| self.is_ready(**id, now));
             chain.replicas = ready.filter_map(|id| self.returned(*id, now)).collect();
@@ -590,16 +663,16 @@ impl Manager {
     }
 
     /// Servers at which nothing of an ended session may happen any more before others get what it had: all, but for those
-    /// that are dead and will not be answered before they have learned of it.
+    /// that are dead and have left all chains, so that nobody counts on them before they have learned of it. One that is dead
+    /// and in a chain may come back there in the same life.
     pub fn must_fence(&self, now: Duration) -> BTreeSet<ServerId> {
-        let mut sole = BTreeSet::new();
+        let mut counted_on = BTreeSet::new();
         for (_, _, chain) in self.state.groups() {
-            if let [only] = chain.replicas.as_slice() {
-                sole.insert(only.server);
-            }
+            counted_on.extend(chain.replicas.iter().map(|replica| replica.server));
         }
         let dead = |id: &ServerId| self.verdict(*id, now) == Verdict::Dead;
-        self.state.servers.keys().copied().filter(|id| !dead(id) || sole.contains(id)).collect()
+        let servers = self.state.servers.keys().copied();
+        servers.filter(|id| !dead(id) || counted_on.contains(id)).collect()
     }
 
     /// The version of the map that a server goes by.

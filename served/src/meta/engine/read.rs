@@ -231,6 +231,7 @@ impl Engine {
             | Request::Lock(_)
             | Request::Status
             | Request::Inspect(_)
+            | Request::Operate(_)
             | Request::Reclaim { .. }
             | Request::Replay { .. } => return None,
         })

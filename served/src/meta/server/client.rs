@@ -10,6 +10,7 @@ use netfs_common::id::SessionId;
 use netfs_common::net::{Handler, Link, ReplyFuture};
 use netfs_common::wire::lock::LockCall;
 use netfs_common::wire::meta::{Answer, Request, Response};
+use netfs_common::wire::operator::{Operation, Outcome};
 
 use super::Shared;
 use super::clock::ClientClock;
@@ -39,6 +40,10 @@ impl Client {
         Arc::new(Client { shared, volume, session, entry, description, clock: ClientClock::new() })
     }
 }
+
+/// What somebody is told who may look and not change.
+const NO_OPERATOR: &str = "the certificate is one of a client, and may only list; changes need one of a server of the cluster: \
+                           give its directory with --identity, on a server usually /etc/netfs/tls";
 
 /// The handler that a connection has; the client is shared with the calls under way.
 pub(super) struct Member(pub(super) Arc<Client>);
@@ -74,21 +79,27 @@ fn without_sessions(mut response: Response) -> Response {
 /// An administrator's connection.
 pub(super) struct Admin {
     shared: Arc<Shared>,
+    /// Its certificate is one of a server.
+    operator: bool,
 }
 
 impl Admin {
-    pub(super) fn new(shared: Arc<Shared>) -> Admin {
-        Admin { shared }
+    pub(super) fn new(shared: Arc<Shared>, operator: bool) -> Admin {
+        Admin { shared, operator }
     }
 }
 
 impl Handler for Admin {
     fn call(&self, link: &Link, request: Bytes) -> ReplyFuture {
         let Some(request) = understood(link, &request) else { return refused() };
-        let shared = self.shared.clone();
+        let (shared, operator) = (self.shared.clone(), self.operator);
         Box::pin(async move {
             bytes_of(Answer::bare(match request {
                 Request::Status => shared.status().await,
+                Request::Operate(operation) if operator || operation == Operation::List => {
+                    Ok(Response::Operated(shared.operate(operation).await))
+                }
+                Request::Operate(_) => Ok(Response::Operated(Outcome::Refused(NO_OPERATOR.into()))),
                 _ => Err(Errno::EPERM),
             }))
         })
@@ -157,6 +168,7 @@ fn name(request: &Request) -> &'static str {
         Request::Lock(_) => "lock",
         Request::Inspect(_) => "inspect",
         Request::Replay { .. } => "replay",
+        Request::Operate(_) => "operate",
     }
 }
 

@@ -9,7 +9,7 @@ use netfs_common::id::ChunkId;
 use netfs_common::net::Backoff;
 use netfs_common::warn_rarely;
 
-use super::data_link::{Attempt, DataCallError};
+use super::data_link::DataCallError;
 use super::volume::{Volume, now};
 use crate::meta::command::{Action, Command};
 use crate::meta::record::Trim;
@@ -47,7 +47,9 @@ impl Volume {
         loop {
             match self.try_trim(id, &trim, file, &mut freed).await {
                 Ok(()) => break,
-                Err(TrimError::Data(error @ DataCallError::Restarted { .. })) => {
+                Err(TrimError::Data(
+                    error @ (DataCallError::Restarted { .. } | DataCallError::Lost { .. }),
+                )) => {
                     // It may have what it freed before once more.
                     freed = 0;
                     tracing::info!(ino = %trim.ino, %error, "a file is cut once more");
@@ -81,9 +83,9 @@ impl Volume {
         freed: &mut u64,
     ) -> Result<(), TrimError> {
         self.flush_to(self.engine.last()).await.map_err(TrimError::Engine)?;
-        let attempt = Attempt::default();
+        let attempt = self.data.begin().await?;
         let cut = self.data.cut(&attempt, file, trim.chunk_bits, trim.from).await;
-        *freed = freed.saturating_add(attempt.freed());
+        *freed = freed.saturating_add(self.data.freed(&attempt, file));
         cut?;
         let action = Action::TrimDone { id, freed: *freed };
         let (_, reply) = self.execute(Command { time: now(), action }).await;

@@ -62,7 +62,7 @@ async fn batch(volume: &Arc<Volume>, next: &mut u64) -> Result<usize, DeletionEr
     let (Some((last, _)), count) = (queue.last().cloned(), queue.len()) else { return Ok(0) };
     volume.flush_to(volume.engine.last()).await?;
     let ids = queue.iter().map(|(id, _)| *id).collect();
-    let attempt = Arc::new(Attempt::default());
+    let attempt = Arc::new(volume.data.begin().await?);
     let mut calls = JoinSet::new();
     for (_, deletion) in queue {
         if calls.len() >= AT_ONCE {

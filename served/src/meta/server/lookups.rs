@@ -81,6 +81,7 @@ impl Lookups {
             // Shown to people: the client learns nothing from it.
             | Response::Inspected(_)
             | Response::InspectedVolume(_)
+            | Response::Operated(_)
             | Response::Replayed { .. } => {}
         }
     }

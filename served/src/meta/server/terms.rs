@@ -4,7 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::volumes::VolumeError;
@@ -45,6 +45,17 @@ pub(super) fn record(dir: &Path, term: Duration) -> Result<(), VolumeError> {
         File::open(dir)?.sync_all()
     };
     write().map_err(|source| VolumeError::Io { path: path.clone(), source })
+}
+
+/// When nobody can count any more on what is longer than it is now, the next start need not wait for it.
+pub(super) async fn forget_longer(dir: PathBuf, told: Duration, now: Duration) {
+    tokio::time::sleep(told).await;
+    match tokio::task::spawn_blocking(move || record(&dir, now)).await {
+        Ok(Ok(())) => {}
+        // The next start waits longer than it need.
+        Ok(Err(error)) => tracing::warn!(%error, "a longer term of before is not forgotten"),
+        Err(error) => tracing::error!(%error, "a write has panicked"),
+    }
 }
 
 #[cfg(test)]

@@ -76,6 +76,7 @@ impl Trims {
             | Response::Status(_)
             | Response::Inspected(_)
             | Response::InspectedVolume(_)
+            | Response::Operated(_)
             | Response::Replayed { .. } => Vec::new(),
         }
     }

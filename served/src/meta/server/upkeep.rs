@@ -68,14 +68,7 @@ impl Volume {
 
     /// When nobody counts any more on a term that was longer than it is now, the next start need not wait for it.
     pub(super) async fn forget_longer_term(self: Arc<Self>) {
-        tokio::time::sleep(self.told).await;
-        let (dir, term) = (self.engine.dir().to_owned(), self.term());
-        match tokio::task::spawn_blocking(move || terms::record(&dir, term)).await {
-            Ok(Ok(())) => {}
-            // The next start waits longer than it need.
-            Ok(Err(error)) => tracing::warn!(%error, "a longer term of before is not forgotten"),
-            Err(error) => tracing::error!(%error, "a write has panicked"),
-        }
+        terms::forget_longer(self.engine.dir().to_owned(), self.told, self.term()).await;
     }
 
     /// Cuts the log whenever it has become too long.

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 use netfs_common::attr::{Attr, FileKind, Timestamp};
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, SessionId};
+use netfs_common::map::INODE_BITS;
 use netfs_common::net::Link;
 use netfs_common::warn_rarely;
 use netfs_common::wire::hello::Lost;
@@ -181,6 +182,11 @@ impl Volume {
 
     pub(super) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Its number: that of its inodes and placement groups.
+    pub(super) fn number(&self) -> u64 {
+        number_of(&self.settings)
     }
 
     pub(super) fn name(&self) -> &str {
@@ -370,7 +376,7 @@ impl Volume {
             Request::Lock(call) => self.locks.answer(client.session, call).await,
             Request::Inspect(about) => self.inspect(client.session, &about),
             // Answered by whoever knows all volumes.
-            Request::Status => Err(Errno::EINVAL),
+            Request::Status | Request::Operate(_) => Err(Errno::EINVAL),
             read => self.read(client, &read, &mut grants).await,
         };
         Answer { reply, grants, at, durable: self.engine.durable() }
@@ -646,7 +652,7 @@ impl Volume {
     }
 
     async fn statfs(&self) -> Reply {
-        let usage = self.data.usage().await?;
+        let usage = self.data.usage(self.number()).await?;
         let state = self.engine.counters()?;
         Ok(Response::StatFs(StatFs {
             // What others keep on the same disks is neither used nor free here.
@@ -664,13 +670,19 @@ impl Volume {
             inodes: status.state.inodes,
             bytes: status.state.bytes,
             // Unknown while the data server does not answer; the rest is worth knowing all the more.
-            capacity: self.data.usage().await.map_or(0, |usage| usage.capacity),
+            capacity: self.data.usage(self.number()).await.map_or(0, |usage| usage.capacity),
             orphans: status.state.orphans,
             log_index: status.last.0,
             log_durable: status.durable.0,
             sessions: self.members.list(),
+            redundancy: self.data.redundancy(self.number()),
         })
     }
+}
+
+/// The number of a volume with these settings.
+pub(super) fn number_of(settings: &Settings) -> u64 {
+    settings.first_ino >> INODE_BITS
 }
 
 /// The latest change that an answer shows.

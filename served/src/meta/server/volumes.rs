@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use netfs_common::errno::Errno;
+use netfs_common::map::INODE_BITS;
 
 use super::volume::now;
-use crate::cluster::INODE_BITS;
 use crate::meta::command::Settings;
 use crate::meta::engine::{Engine, EngineConfig, EngineError, NUMBER, NewVolume};
 use crate::private::{self, Claim};

@@ -55,6 +55,7 @@ pub fn of_question(request: &Request, reply: &Reply) -> Vec<Want> {
         | Request::Status
         | Request::Lock(_)
         | Request::Inspect(_)
+        | Request::Operate(_)
         | Request::Reclaim { .. }
         | Request::Replay { .. } => Vec::new(),
     }

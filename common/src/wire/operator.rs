@@ -1,0 +1,114 @@
+//! What operators ask of a metadata server about data servers. Asking is allowed to every certificate of the cluster; changes need
+//! one of a server.
+
+use bincode::{Decode, Encode};
+
+use crate::id::{Epoch, ServerId};
+
+/// What an operator wants.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Operation {
+    /// All data servers: [`Outcome::Servers`].
+    List,
+    /// Another data server, at these addresses; or one that is drained shall get data again.
+    Add(Vec<String>),
+    /// What a data server has shall go to others.
+    Drain(ServerId),
+    /// A data server that has nothing any more is forgotten.
+    Remove(ServerId),
+    /// The shares of data servers shall be those of what they can hold now.
+    Rebalance,
+    /// How many replicas a volume's data is to have.
+    Replicas {
+        /// The volume's name.
+        volume: String,
+        /// So many.
+        replicas: u8,
+        /// Writes wait while there are fewer than this. As before if absent, but at most all.
+        min: Option<u8>,
+    },
+}
+
+/// What came of an [`Operation`].
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Outcome {
+    /// The data servers, by number.
+    Servers(Vec<ServerLine>),
+    /// It is done, and what that means.
+    Done(String),
+    /// It is not done, and why.
+    Refused(String),
+}
+
+/// Whether a data server answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Condition {
+    /// It does.
+    Alive,
+    /// Not for a moment, or not yet since the metadata server's start.
+    Suspect,
+    /// Not for so long that it is replaced.
+    Dead,
+}
+
+/// A data server, for people.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ServerLine {
+    /// Its number.
+    pub id: ServerId,
+    /// `host:port`.
+    pub addrs: Vec<String>,
+    /// Whether it answers.
+    pub condition: Condition,
+    /// For how long it has not answered, in milliseconds; `None`: it never has since the metadata server's start.
+    pub silent_ms: Option<u64>,
+    /// What it has is to go to others.
+    pub draining: bool,
+    /// It takes no more data.
+    pub full: bool,
+    /// What fails together with it.
+    pub domain: String,
+    /// What it can hold, in bytes; 0 while that is unknown.
+    pub capacity: u64,
+    /// Data that it has.
+    pub live: u64,
+    /// What it can still take.
+    pub free: u64,
+    /// Groups in which changes go to it first.
+    pub head: u32,
+    /// Groups in which it is another replica.
+    pub replica: u32,
+    /// Groups of which it is getting what it lacks.
+    pub learner: u32,
+    /// The version of the map by which it goes.
+    pub version: Epoch,
+    /// Damaged ranges that it has found since its start.
+    pub damaged: u64,
+    /// Those of them that were replaced from another replica.
+    pub mended: u64,
+}
+
+/// How a volume's data is replicated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Redundancy {
+    /// How many replicas each group is to have.
+    pub replicas: u8,
+    /// Writes wait while there are fewer.
+    pub min_replicas: u8,
+    /// Groups.
+    pub groups: u32,
+    /// Those with all their replicas.
+    pub full: u32,
+    /// Those with at least one replica that answers, and not all.
+    pub degraded: u32,
+    /// Replicas that these lack.
+    pub missing: u32,
+    /// Those of them in which writes wait for more replicas.
+    pub waiting: u32,
+    /// Those of which no replica answers.
+    pub unavailable: u32,
+    /// Those with a server that is getting what it lacks.
+    pub repairing: u32,
+    /// Chunks that such servers are known to lack still.
+    pub lacking: u64,
+}

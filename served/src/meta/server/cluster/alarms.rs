@@ -1,0 +1,140 @@
+//! What an operator should know, in plain words. `docs/operations.md` says what to do about each.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use netfs_common::id::ServerId;
+
+use super::redundancy::Condition;
+use super::{Cluster, Core};
+use crate::meta::cluster::{Duty, Verdict};
+
+impl Cluster {
+    /// A line for each. `names`: of the volumes, by number.
+    pub(in crate::meta::server) fn alarms(&self, names: &BTreeMap<u64, String>) -> Vec<String> {
+        let mut core = self.lock();
+        let now = self.now(&mut core);
+        let mut lines = Vec::new();
+        if let Some(why) = &core.trouble {
+            lines.push(format!(
+                "changes of the cluster map cannot be stored, and nobody is told of them: {why}"
+            ));
+        }
+        if core.manager.state().servers.is_empty() {
+            lines.push("there is no data server; add one with `netfs data add`".into());
+        }
+        core.of_servers(now, &mut lines);
+        for (volume, condition) in core.conditions(now) {
+            let name = names.get(&volume).map_or_else(|| format!("number {volume}"), Clone::clone);
+            core.of_volume(&name, &condition, now, &mut lines);
+        }
+        lines
+    }
+}
+
+impl Core {
+    fn name_of(&self, id: ServerId) -> String {
+        let known = self.manager.state().servers.get(&id);
+        let addr = known.and_then(|server| server.addrs.first());
+        addr.map_or_else(|| format!("{id}"), |addr| format!("{id} ({addr})"))
+    }
+
+    fn of_servers(&self, now: Duration, lines: &mut Vec<String>) {
+        let state = self.manager.state();
+        let config = self.manager.config();
+        let takers = self.takers(now);
+        let most = state.pools.iter().map(|pool| usize::from(pool.replicas)).max().unwrap_or(1);
+        for (id, server) in &state.servers {
+            let (name, health) = (self.name_of(*id), self.manager.health(*id, now));
+            let has = state.groups().filter(|(_, _, chain)| chain.has(*id)).count();
+            if health.verdict == Verdict::Dead {
+                let silent = match health.silent {
+                    Some(silent) => format!("has not answered for {}", span(silent)),
+                    None => "has not answered since the start of the metadata server".into(),
+                };
+                let silence = health.silent.unwrap_or(now);
+                let next = match config.repair_after.checked_sub(silence) {
+                    _ if server.duty == Duty::Draining => "it was being drained".into(),
+                    Some(left) if !left.is_zero() => {
+                        format!("what it has gets other replicas in {}", span(left))
+                    }
+                    _ => "what it has gets other replicas, where there is one left".into(),
+                };
+                lines.push(format!("data server {name} {silent}; {next}"));
+            }
+            let Some(report) = health.report else { continue };
+            if server.store.is_some_and(|store| store != report.store) {
+                lines.push(format!(
+                    "data server {name} answers with another store than before, without the data that it had; it gets \
+                     none while groups count on the old one"
+                ));
+            }
+            let twin = state.servers.iter().find(|(other, known)| {
+                *other != id && server.store.is_none() && known.store == Some(report.store)
+            });
+            if let Some((other, _)) = twin {
+                lines.push(format!(
+                    "data server {name} has the store of data server {other}: it is the same, or a copy"
+                ));
+            }
+            if report.full && server.duty == Duty::In {
+                lines.push(format!("data server {name} is full and takes no more data"));
+            }
+            if server.duty == Duty::Draining && has > 0 && takers < most {
+                lines.push(format!(
+                    "data server {name} cannot be drained: {most} replicas are wanted, and only {takers} other data \
+                     servers take data"
+                ));
+            }
+        }
+    }
+
+    fn of_volume(&self, name: &str, condition: &Condition, now: Duration, lines: &mut Vec<String>) {
+        let of = &condition.redundancy;
+        if of.unavailable > 0 {
+            let servers: Vec<String> =
+                condition.missed.iter().map(|id| self.name_of(*id)).collect();
+            let why = match servers.as_slice() {
+                [] => "no data server was ever ready to take them".into(),
+                [one] => format!("what they hold is on data server {one}, which is not there"),
+                more => format!(
+                    "what they hold is on data servers {}, none of which is there with it",
+                    more.join(", ")
+                ),
+            };
+            let (unavailable, groups) = (of.unavailable, of.groups);
+            lines.push(format!(
+                "volume {name}: {unavailable} of {groups} placement groups are unavailable: {why}"
+            ));
+        }
+        if of.waiting > 0 {
+            lines.push(format!(
+                "volume {name}: writes to {} placement groups wait: fewer than {} replicas are there",
+                of.waiting, of.min_replicas
+            ));
+        }
+        if of.degraded > 0 {
+            lines.push(format!(
+                "volume {name}: {} of {} placement groups lack {} replicas; {} of them are being repaired",
+                of.degraded, of.groups, of.missing, of.repairing.min(of.degraded)
+            ));
+        }
+        let takers = self.takers(now);
+        if usize::from(of.replicas) > takers {
+            lines.push(format!(
+                "volume {name} wants {} replicas, and only {takers} data servers take data",
+                of.replicas
+            ));
+        }
+    }
+}
+
+/// A time, for people.
+pub(super) fn span(time: Duration) -> String {
+    match time.as_secs() {
+        secs @ 0..120 => format!("{secs} s"),
+        secs @ 120..7200 => format!("{} min", secs / 60),
+        secs @ 7200..172_800 => format!("{} h", secs / 3600),
+        secs => format!("{} days", secs / 86_400),
+    }
+}

@@ -1,0 +1,161 @@
+//! Signs of life: one conversation with each data server, all the time.
+//!
+//! A server holds its answer back while it has nothing to say. What it must know at once (a newer map, reads that it has to refuse) goes to it in a
+//! second call beside the one that is held back.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use netfs_common::codec;
+use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId};
+use netfs_common::net::{Bulk, CallError, Channel, Payload};
+use netfs_common::warn_rarely;
+use netfs_common::wire::cluster::{Beat, BeatReply, PeerOp};
+use netfs_common::wire::data::{At, Op, Reply, Request};
+use tokio::task::JoinSet;
+
+use super::{Cluster, TICK, WARN_INTERVAL};
+use crate::meta::cluster::Config;
+
+/// Calls to one server under way at a time.
+const CALLS: usize = 2;
+/// The least time from one call to the next, whatever a server says.
+const PACE: Duration = Duration::from_millis(20);
+/// Refusals of reads in one call; the rest follows when these are done.
+const MAX_REVOKED: usize = 2048;
+
+/// What a server has said last.
+#[derive(Debug, Default)]
+struct Pulse {
+    /// Which of the channel's connections it was; answers of older ones come too late.
+    connection: u64,
+    last: Option<Last>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Last {
+    instance: InstanceId,
+    token: u64,
+    version: Epoch,
+}
+
+impl Pulse {
+    /// A call goes out over a connection: the token to echo, and whether the server has the map of this version.
+    fn call(&mut self, connection: u64, version: Epoch) -> (Option<u64>, bool) {
+        if connection > self.connection {
+            // Another life of the server may be at its end, which has no map and never gave the token.
+            self.last = None;
+            self.connection = connection;
+        }
+        let has = self.last.is_some_and(|last| last.version >= version && version > Epoch(0));
+        (self.last.map(|last| last.token), has)
+    }
+
+    /// An answer has come; `false` if it is of a connection that has been replaced.
+    fn answer(&mut self, connection: u64, reply: &BeatReply) -> bool {
+        if connection < self.connection {
+            return false;
+        }
+        let known = self.last.filter(|last| last.instance == reply.instance);
+        let token = known.map_or(reply.token, |last| last.token.max(reply.token));
+        self.last = Some(Last { instance: reply.instance, token, version: reply.version });
+        true
+    }
+}
+
+/// Why a server was not heard.
+#[derive(Debug, thiserror::Error)]
+enum Silence {
+    #[error(transparent)]
+    Call(#[from] CallError),
+    #[error("{0}")]
+    Codec(#[from] codec::CodecError),
+    #[error("it answers {0}")]
+    Nonsense(String),
+}
+
+/// Talks to a server, for ever.
+pub(super) async fn beat(cluster: Arc<Cluster>, server: ServerId, channel: Channel<Bulk>) {
+    let config = cluster.lock().manager.config();
+    let pulse = Arc::new(Mutex::new(Pulse::default()));
+    let mut maps = cluster.maps();
+    let mut calls = JoinSet::new();
+    let mut sent: (Epoch, Vec<(GroupId, Epoch)>) = (Epoch(0), Vec::new());
+    let mut last = Instant::now();
+    loop {
+        let mut revoke = cluster.revocations(server);
+        revoke.truncate(MAX_REVOKED);
+        let says = (maps.borrow_and_update().map.version, revoke);
+        if calls.is_empty() || (calls.len() < CALLS && says != sent) {
+            tokio::time::sleep(PACE.saturating_sub(last.elapsed())).await;
+            last = Instant::now();
+            sent.clone_from(&says);
+            let words = Words { server, config, map: cluster.published(), revoke: says.1 };
+            calls.spawn(one(channel.clone(), pulse.clone(), words));
+        }
+        tokio::select! {
+            Some(done) = calls.join_next() => match done {
+                Ok(Ok(reply)) => cluster.heard(server, *reply),
+                Ok(Err(error)) => {
+                    tracing::debug!(%server, %error, "a data server was not heard");
+                    if let Silence::Nonsense(_) | Silence::Codec(_) = error {
+                        warn_rarely!(WARN_INTERVAL, %server, %error, "a data server gives no sign of life");
+                    }
+                }
+                Err(error) => tracing::error!(%server, %error, "a sign of life has panicked"),
+            },
+            _ = maps.changed() => {}
+            () = tokio::time::sleep(TICK / 2) => {}
+        }
+    }
+}
+
+/// What a server is told.
+struct Words {
+    server: ServerId,
+    config: Config,
+    map: Arc<super::Published>,
+    revoke: Vec<(GroupId, Epoch)>,
+}
+
+/// One call. A late answer of an older connection counts for nothing.
+async fn one(
+    channel: Channel<Bulk>,
+    pulse: Arc<Mutex<Pulse>>,
+    words: Words,
+) -> Result<Box<BeatReply>, Silence> {
+    let Words { server, config, map, revoke } = words;
+    let hold = config.deadline / 10;
+    let until = Instant::now() + config.deadline / 5 + hold;
+    let (connection, bulk) = channel.peer(until).await?;
+    let version = map.map.version;
+    let (echo, has) = lock(&pulse).call(connection, version);
+    let payload = if has { Payload::default() } else { map.bytes.clone().into() };
+    let beat = Beat {
+        server,
+        echo,
+        lease_ms: millis(config.lease()),
+        version,
+        revoke,
+        hold_ms: millis(hold),
+        stall_ms: millis(config.deadline),
+    };
+    let request = Request { at: At::Server, op: Op::Peer(PeerOp::Beat(beat)) };
+    let header: Bytes = codec::encode(&request)?.into();
+    let answer = bulk.call(header, payload, until).await?;
+    match codec::decode(&answer.header)? {
+        Reply::Beat(reply) if lock(&pulse).answer(connection, &reply) => Ok(reply),
+        Reply::Beat(_) => Err(Silence::Call(CallError::Closed)),
+        Reply::Failed(errno) => Err(Silence::Nonsense(errno.to_string())),
+        _ => Err(Silence::Nonsense("what was not asked".into())),
+    }
+}
+
+fn lock(pulse: &Mutex<Pulse>) -> MutexGuard<'_, Pulse> {
+    pulse.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,439 @@
+//! The shell around the [`Manager`](crate::meta::cluster::Manager): keeps what it decides, tells everybody, and listens to the data
+//! servers.
+//!
+//! ```text
+//! data servers -> beats -> manager -> file -> published map -> beats -> data servers
+//!                             ^                             -> news  -> clients
+//!         ticks, operators ---'                             -> data link (cuts, removals, fences)
+//! ```
+//!
+//! Nobody hears of a change before it is on stable storage in the file `cluster`: otherwise a crash would take back what
+//! others rely on already. That is true for decisions too ([`Cluster::everybody`]).
+
+mod alarms;
+mod beats;
+mod file;
+mod news;
+mod operations;
+mod redundancy;
+mod roster;
+mod space;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use netfs_common::codec::{self, CodecError};
+use netfs_common::id::{Epoch, GroupId, ServerId};
+use netfs_common::map::ClusterMap;
+use netfs_common::net::{Bulk, Channel};
+use netfs_common::warn_rarely;
+use netfs_common::wire::cluster::{BeatReply, Counts};
+use netfs_common::wire::data::MAX_PAYLOAD;
+use tokio::sync::{Notify, watch};
+
+use super::{DataServers, MetaError, PoolOptions};
+use crate::meta::cluster::{Config, Manager, Report, State, StoreId};
+use crate::meta::metrics::MetaMetrics;
+pub use file::FileError;
+use file::StateFile;
+pub(super) use news::tell;
+pub(super) use roster::Caller;
+use roster::Roster;
+
+/// How often it is looked at the clock.
+const TICK: Duration = Duration::from_millis(100);
+/// How often the gauges are set.
+const GAUGE: Duration = Duration::from_secs(1);
+/// After this long a change that could not be stored is tried again.
+const STORE_AGAIN: Duration = Duration::from_secs(1);
+/// The same trouble is logged this often.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The cluster, as this server knows it.
+pub(super) struct Cluster {
+    start: Instant,
+    /// The data server in this process, by its port.
+    local: Option<u16>,
+    core: Mutex<Core>,
+    roster: Mutex<Roster>,
+    published: watch::Sender<Arc<Published>>,
+    /// Told when the state has changed and has to be stored.
+    changed: Notify,
+    /// Told whenever a server was heard, a map was published, or time has passed.
+    events: watch::Sender<()>,
+}
+
+struct Core {
+    manager: Manager,
+    /// When it was last looked at the clock.
+    last: Duration,
+    /// Leases that an earlier life of this server has given are over.
+    patience: Duration,
+    figures: BTreeMap<ServerId, Figures>,
+    /// Why the last change is not stored.
+    trouble: Option<String>,
+}
+
+/// What a data server says of itself for people.
+#[derive(Clone, Debug, Default)]
+struct Figures {
+    live: u64,
+    chunks: u64,
+    lacking: BTreeMap<GroupId, Option<u64>>,
+    counts: Counts,
+}
+
+/// What everybody may know: it is stored.
+#[derive(Debug)]
+pub(super) struct Published {
+    /// All volumes' groups.
+    pub(super) map: ClusterMap,
+    /// The same, as it goes to data servers.
+    bytes: Bytes,
+}
+
+impl Published {
+    fn new(map: ClusterMap) -> Result<Published, CodecError> {
+        let bytes = codec::encode(&map)?.into();
+        Ok(Published { map, bytes })
+    }
+}
+
+impl Cluster {
+    /// Reads what is kept in a directory, or begins a new cluster.
+    pub(super) fn open(
+        dir: &Path,
+        data: &DataServers,
+        config: Config,
+        told: Duration,
+    ) -> Result<Arc<Cluster>, MetaError> {
+        let file = StateFile::of(dir);
+        let state = file.read()?;
+        let found = state.is_some();
+        let mut state = state.unwrap_or_default();
+        // A lease that was given with a longer deadline may still run.
+        let patience = told.saturating_sub(config.deadline);
+        let mut manager = Manager::new(state.clone(), config, patience);
+        let local = match data {
+            DataServers::Local(port) => {
+                if state.servers.len() > 1 {
+                    return Err(MetaError::SeveralServers(state.servers.len()));
+                }
+                manager.meet_only(Duration::ZERO, local_addrs(*port));
+                Some(*port)
+            }
+            DataServers::At(addrs) => {
+                manager.meet(Duration::ZERO, addrs.clone());
+                None
+            }
+            DataServers::Cluster(servers) => {
+                for addrs in servers {
+                    manager.meet(Duration::ZERO, addrs.clone());
+                }
+                None
+            }
+        };
+        if manager.state() != &state || !found {
+            state = manager.state().clone();
+            file.write(&state)?;
+        }
+        let published = Arc::new(Published::new(state.map())?);
+        let core = Core {
+            manager,
+            last: Duration::ZERO,
+            patience,
+            figures: BTreeMap::new(),
+            trouble: None,
+        };
+        Ok(Arc::new(Cluster {
+            start: Instant::now(),
+            local,
+            core: Mutex::new(core),
+            roster: Mutex::default(),
+            published: watch::Sender::new(published),
+            changed: Notify::new(),
+            events: watch::Sender::new(()),
+        }))
+    }
+
+    /// Whether a volume has its groups.
+    pub(super) fn has_pool(&self, volume: u64) -> bool {
+        self.published.borrow().map.pools.iter().any(|pool| pool.volume == volume)
+    }
+
+    /// Makes sure that a volume has its groups; stored when it returns.
+    pub(super) fn ensure_pool(
+        &self,
+        dir: &Path,
+        volume: u64,
+        options: PoolOptions,
+    ) -> Result<(), MetaError> {
+        let PoolOptions { replicas, groups } = options;
+        let before = self.lock().manager.state().clone();
+        if before.pools.iter().any(|pool| pool.pool.volume == volume) {
+            return Ok(());
+        }
+        let mut with = before;
+        with.add_pool(volume, groups, replicas, 1);
+        check_size(&with)?;
+        self.with(|manager, now| manager.ensure_pool(now, volume, groups, replicas));
+        let state = self.lock().manager.state().clone();
+        StateFile::of(dir).write(&state)?;
+        self.publish(&state)?;
+        Ok(())
+    }
+
+    /// Puts it to work: beats, ticks, storing. Must be called within a runtime.
+    pub(super) fn run(self: &Arc<Self>, dir: &Path, caller: Caller, metrics: MetaMetrics) {
+        self.roster().begin(caller);
+        self.follow_roster();
+        let tasks = [
+            tokio::spawn(self.clone().keep(StateFile::of(dir))),
+            tokio::spawn(self.clone().tick(metrics)),
+        ];
+        tasks.into_iter().for_each(|task| self.roster().add_task(task.abort_handle()));
+    }
+
+    /// Ends all that goes on in the background.
+    pub(super) fn close(&self) {
+        self.roster().close();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn roster(&self) -> MutexGuard<'_, Roster> {
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the manager something, or asks it, at the present time.
+    fn with<T>(&self, act: impl FnOnce(&mut Manager, Duration) -> T) -> T {
+        let mut core = self.lock();
+        let now = self.now(&mut core);
+        let before = core.manager.state().version;
+        let out = act(&mut core.manager, now);
+        if core.manager.state().version != before {
+            self.changed.notify_one();
+        }
+        out
+    }
+
+    /// The time. If nobody has looked at the clock for too long this process was stopped, and nobody could be heard.
+    fn now(&self, core: &mut Core) -> Duration {
+        let now = self.start.elapsed();
+        let late = TICK + core.manager.config().deadline / 4;
+        if now.saturating_sub(core.last) > late && now >= core.patience {
+            let gap = now.saturating_sub(core.last);
+            tracing::warn!(
+                ?gap,
+                "this server stood still; no data server is blamed for its silence"
+            );
+            core.manager.everybody_heard(now);
+        }
+        core.last = now;
+        now
+    }
+
+    async fn tick(self: Arc<Self>, metrics: MetaMetrics) {
+        let mut gauged = Instant::now();
+        loop {
+            tokio::time::sleep(TICK).await;
+            self.with(|manager, now| manager.tick(now));
+            self.events.send_replace(());
+            if gauged.elapsed() >= GAUGE {
+                gauged = Instant::now();
+                metrics.cluster(&self.share());
+            }
+        }
+    }
+
+    /// Stores every change and publishes it then. One write may hold several changes.
+    async fn keep(self: Arc<Self>, file: StateFile) {
+        let file = Arc::new(file);
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let Some(state) = self.unpublished() else {
+                changed.await;
+                continue;
+            };
+            let (writer, written) = (file.clone(), state.clone());
+            let stored = match tokio::task::spawn_blocking(move || writer.write(&written)).await {
+                Ok(Ok(())) => self.publish(&state).map_err(|e| e.to_string()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(error) => Err(format!("writing it has panicked: {error}")),
+            };
+            let trouble = stored.err();
+            let failed = trouble.is_some();
+            if let Some(error) = &trouble {
+                warn_rarely!(WARN_INTERVAL, %error, "a change of the cluster map cannot be stored, and is told to nobody");
+            }
+            self.lock().trouble = trouble;
+            if failed {
+                tokio::time::sleep(STORE_AGAIN).await;
+            }
+        }
+    }
+
+    /// The state, if it is not published yet.
+    fn unpublished(&self) -> Option<State> {
+        let published = self.published.borrow().map.version;
+        let core = self.lock();
+        let state = core.manager.state();
+        (state.version != published).then(|| state.clone())
+    }
+
+    fn publish(self: &Cluster, state: &State) -> Result<(), CodecError> {
+        let published = Arc::new(Published::new(state.map())?);
+        tracing::debug!(version = %state.version, "cluster map");
+        self.published.send_replace(published);
+        self.events.send_replace(());
+        Ok(())
+    }
+
+    /// What everybody may know.
+    pub(super) fn published(&self) -> Arc<Published> {
+        self.published.borrow().clone()
+    }
+
+    /// Tells of every newer map.
+    pub(super) fn maps(&self) -> watch::Receiver<Arc<Published>> {
+        self.published.subscribe()
+    }
+
+    /// Tells when it is worth looking again at what was not so a moment ago; at every tick at the latest.
+    pub(super) fn events(&self) -> watch::Receiver<()> {
+        self.events.subscribe()
+    }
+
+    /// The map of a volume, as it looks to a client that has reached this server at `here`.
+    pub(super) fn map_for(
+        &self,
+        published: &Published,
+        volume: u64,
+        here: Option<IpAddr>,
+    ) -> ClusterMap {
+        let mut map = published.map.of_volume(volume);
+        if let (Some(port), Some(ip)) = (self.local, here) {
+            let own = local_addrs(port);
+            let found = std::net::SocketAddr::new(ip.to_canonical(), port).to_string();
+            let local = map.servers.iter_mut().filter(|server| server.addrs == own);
+            local.for_each(|server| server.addrs = vec![found.clone()]);
+        }
+        map
+    }
+
+    /// The way to a server.
+    pub(super) fn channel(&self, server: ServerId) -> Option<Channel<Bulk>> {
+        self.roster().channel(server)
+    }
+
+    /// The servers at which something must be done that must not be missed by anybody who may count, and the version of the
+    /// map by which the others have left. Both are on stable storage. See [`Manager::must_fence`].
+    pub(super) async fn everybody(&self) -> (BTreeSet<ServerId>, Epoch) {
+        let mut events = self.events();
+        loop {
+            events.borrow_and_update();
+            if let Some(found) = self.everybody_now() {
+                return found;
+            }
+            // The sender lives as long as this.
+            if events.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// As [`Cluster::everybody`]; `None` while a change is not stored.
+    pub(super) fn everybody_now(&self) -> Option<(BTreeSet<ServerId>, Epoch)> {
+        let published = self.published.borrow().map.version;
+        self.with(|manager, now| {
+            // Who is dead by now leaves first.
+            manager.tick(now);
+            let version = manager.state().version;
+            (version == published).then(|| (manager.must_fence(now), version))
+        })
+    }
+
+    /// Whether a server has said that it goes by this version of the map, or a later one.
+    pub(super) fn goes_by(&self, server: ServerId, version: Epoch) -> bool {
+        self.lock().manager.version_at(server).is_some_and(|has| has >= version)
+    }
+
+    /// How many replicas a volume's groups are to have.
+    pub(super) fn replicas(&self, volume: u64) -> u64 {
+        let core = self.lock();
+        let mut pools = core.manager.state().pools.iter();
+        pools.find(|p| p.pool.volume == volume).map_or(1, |p| u64::from(p.replicas.max(1)))
+    }
+
+    /// A server has answered.
+    fn heard(&self, server: ServerId, reply: BeatReply) {
+        let BeatReply { live, chunks, lacking, counts, .. } = reply;
+        let report = Report {
+            instance: reply.instance,
+            store: StoreId(reply.store),
+            domain: reply.domain,
+            capacity: reply.capacity,
+            free: reply.free,
+            full: reply.full,
+            version: reply.version,
+            revoked: reply.revoked,
+            synced: reply.synced,
+            broken: reply.broken,
+            stalled: reply.stalled,
+        };
+        let lacking = lacking.into_iter().collect();
+        self.with(|manager, now| manager.heard(now, server, report));
+        let mut core = self.lock();
+        if core.manager.state().servers.contains_key(&server) {
+            core.figures.insert(server, Figures { live, chunks, lacking, counts });
+        }
+        let Core { manager, figures, .. } = &mut *core;
+        figures.retain(|id, _| manager.state().servers.contains_key(id));
+        drop(core);
+        self.events.send_replace(());
+    }
+
+    /// What a server has to refuse, as far as it has been told of the chains.
+    fn revocations(&self, server: ServerId) -> Vec<(GroupId, Epoch)> {
+        let mut all = self.lock().manager.revocations(server);
+        let published = self.published.borrow();
+        all.retain(|(group, epoch)| {
+            published.map.chain(*group).is_some_and(|chain| chain.epoch == *epoch)
+        });
+        all
+    }
+}
+
+/// Where the data server in this process is, for this server.
+fn local_addrs(port: u16) -> Vec<String> {
+    vec![format!("127.0.0.1:{port}"), format!("[::1]:{port}")]
+}
+
+/// Whether the map of a state fits into a message whatever happens to the chains.
+fn check_size(state: &State) -> Result<(), MetaError> {
+    /// At most, of a replica and of a chain, as they are encoded.
+    const REPLICA: u64 = 3 + 9;
+    const CHAIN: u64 = 9 + 9 + 3;
+    let of_pool = |replicas: u8, groups: usize| {
+        // The learner, and one more while a replica is replaced.
+        (CHAIN + REPLICA * (u64::from(replicas) + 2)) * groups as u64 + 32
+    };
+    let pools = state.pools.iter().map(|pool| of_pool(pool.replicas, pool.pool.chains.len()));
+    let servers = state
+        .servers
+        .values()
+        .map(|s| 16 + s.addrs.iter().map(|a| a.len() as u64 + 4).sum::<u64>());
+    let bytes = pools.sum::<u64>() + servers.sum::<u64>();
+    if bytes > MAX_PAYLOAD {
+        return Err(MetaError::MapTooLarge { bytes, limit: MAX_PAYLOAD });
+    }
+    Ok(())
+}

@@ -1,0 +1,167 @@
+//! What operators do to the cluster.
+
+use std::time::Duration;
+
+use netfs_common::id::ServerId;
+use netfs_common::wire::operator::{Condition, Operation, Outcome, ServerLine};
+
+use super::{Cluster, Core, check_size};
+use crate::meta::cluster::{Command, CommandError, Duty, Verdict};
+
+/// An operator's change must be on stable storage within this time.
+const PATIENCE: Duration = Duration::from_secs(8);
+/// The most data servers.
+const MAX_SERVERS: usize = 1024;
+/// The most addresses of one, and bytes of each.
+const MAX_ADDRS: (usize, usize) = (16, 256);
+
+impl Cluster {
+    /// Does what an operator wants. `number`: of the volume that is named, if there is one.
+    pub(in crate::meta::server) async fn operate(
+        &self,
+        operation: Operation,
+        number: Option<u64>,
+    ) -> Outcome {
+        let (command, done) = match self.understood(operation, number) {
+            Ok(understood) => understood,
+            Err(outcome) => return outcome,
+        };
+        let before = self.lock().manager.state().servers.clone();
+        if let Err(error) = self.with(|manager, now| manager.command(now, command)) {
+            return Outcome::Refused(error.to_string());
+        }
+        let after = self.lock().manager.state().clone();
+        // Nobody is told that it is done before it is stored.
+        let mut maps = self.maps();
+        let stored = maps.wait_for(|published| published.map.version >= after.version);
+        if tokio::time::timeout(PATIENCE, stored).await.is_err() {
+            let why = self.lock().trouble.clone().unwrap_or_else(|| "it takes too long".into());
+            return Outcome::Refused(format!("it is not stored yet, and is tried again: {why}"));
+        }
+        let new = after.servers.keys().find(|id| !before.contains_key(id));
+        Outcome::Done(match new {
+            Some(id) => format!("data server {id} is added; {done}"),
+            None => done,
+        })
+    }
+
+    /// The command, and what to say when it is done.
+    fn understood(
+        &self,
+        operation: Operation,
+        number: Option<u64>,
+    ) -> Result<(Command, String), Outcome> {
+        let refused = |text: String| Err(Outcome::Refused(text));
+        match operation {
+            Operation::List => Err(Outcome::Servers(self.list())),
+            Operation::Add(addrs) => {
+                if addrs.len() > MAX_ADDRS.0 || addrs.iter().any(|a| a.len() > MAX_ADDRS.1) {
+                    return refused("these are too many addresses, or too long ones".into());
+                }
+                let mut with = self.lock().manager.state().clone();
+                if self.local.is_some()
+                    && !with.servers.values().any(|s| s.addrs.iter().any(|a| addrs.contains(a)))
+                {
+                    return refused(
+                        "other servers cannot reach the data server in the metadata server's process: set \
+                         meta.data_servers to an address that all can reach, restart it, and add the others then"
+                            .into(),
+                    );
+                }
+                if with.servers.len() >= MAX_SERVERS {
+                    return refused(format!("there are {MAX_SERVERS} data servers already"));
+                }
+                with.add_server(addrs.clone());
+                check_size(&with).map_err(|error| Outcome::Refused(error.to_string()))?;
+                Ok((Command::Add(addrs), "it gets its share of the data when it answers".into()))
+            }
+            Operation::Drain(id) => {
+                let done = format!(
+                    "data server {id} is being drained; `netfs data list` shows what is left, and `netfs data remove {id}` ends it"
+                );
+                Ok((Command::Drain(id), done))
+            }
+            Operation::Remove(id) => {
+                let draining = match self.lock().manager.state().servers.get(&id) {
+                    None => return refused(CommandError::NoServer(id).to_string()),
+                    Some(server) => server.duty == Duty::Draining,
+                };
+                let done = match draining {
+                    true => format!("data server {id} is forgotten"),
+                    false => format!("data server {id}, which had nothing, is forgotten"),
+                };
+                let done = format!(
+                    "{done}; if meta.data_servers names it, it would come back at the next start"
+                );
+                Ok((Command::Remove(id), done))
+            }
+            Operation::Rebalance => {
+                Ok((Command::Rebalance, "shares are those of the capacities now".into()))
+            }
+            Operation::Replicas { volume, replicas, min } => {
+                let Some(number) = number else {
+                    return refused(format!("there is no volume {volume:?}"));
+                };
+                let mut with = self.lock().manager.state().clone();
+                let Some(pool) = with.pools.iter_mut().find(|p| p.pool.volume == number) else {
+                    return refused(CommandError::NoVolume.to_string());
+                };
+                let min = min.unwrap_or(pool.pool.min_replicas.min(replicas.max(1)));
+                pool.replicas = replicas;
+                check_size(&with).map_err(|error| Outcome::Refused(error.to_string()))?;
+                let done = format!(
+                    "volume {volume} gets {replicas} replicas; writes wait while there are fewer than {min}"
+                );
+                Ok((Command::Replicas(number, replicas, min), done))
+            }
+        }
+    }
+
+    fn list(&self) -> Vec<ServerLine> {
+        let mut core = self.lock();
+        let now = self.now(&mut core);
+        let ids: Vec<_> = core.manager.state().servers.keys().copied().collect();
+        ids.into_iter().filter_map(|id| core.line(id, now)).collect()
+    }
+}
+
+impl Core {
+    fn line(&self, id: ServerId, now: Duration) -> Option<ServerLine> {
+        let server = self.manager.state().servers.get(&id)?;
+        let health = self.manager.health(id, now);
+        let figures = self.figures.get(&id).cloned().unwrap_or_default();
+        let (mut head, mut replica, mut learner) = (0, 0, 0);
+        for (_, _, chain) in self.manager.state().groups() {
+            if chain.head().is_some_and(|r| r.server == id) {
+                head += 1;
+            } else if chain.replicas.iter().any(|r| r.server == id) {
+                replica += 1;
+            } else if chain.learner.is_some_and(|r| r.server == id) {
+                learner += 1;
+            }
+        }
+        let report = health.report.as_ref();
+        Some(ServerLine {
+            id,
+            addrs: server.addrs.clone(),
+            condition: match health.verdict {
+                Verdict::Alive => Condition::Alive,
+                Verdict::Suspect => Condition::Suspect,
+                Verdict::Dead => Condition::Dead,
+            },
+            silent_ms: health.silent.map(|t| u64::try_from(t.as_millis()).unwrap_or(u64::MAX)),
+            draining: server.duty == Duty::Draining,
+            full: report.is_some_and(|report| report.full),
+            domain: server.domain.clone(),
+            capacity: report.map_or(0, |report| report.capacity),
+            live: figures.live,
+            free: report.map_or(0, |report| report.free),
+            head,
+            replica,
+            learner,
+            version: report.map_or_else(Default::default, |report| report.version),
+            damaged: figures.counts.damaged,
+            mended: figures.counts.mended,
+        })
+    }
+}
