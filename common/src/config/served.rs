@@ -77,6 +77,8 @@ settings! {
         pub scrub_days: u32 = 14;
         /// Most that scrubbing reads in a second.
         pub scrub_bytes_per_s: ByteSize = ByteSize::mib(32);
+        /// Most that is copied in a second to servers that lack it; "0" for as fast as it goes.
+        pub repair_bytes_per_s: ByteSize = ByteSize::mib(128);
     }
 }
 

@@ -174,6 +174,8 @@ fn data_options(config: &ServedConfig, identity: Arc<Identity>) -> DataOptions {
         scrub_interval: Duration::from_secs(u64::from(data.scrub_days) * 24 * 3600),
         scrub_rate: data.scrub_bytes_per_s.0,
     };
+    options.domain.clone_from(&data.domain);
+    options.repair_rate = data.repair_bytes_per_s.0;
     options.limits = config.net.limits();
     options
 }

@@ -53,11 +53,6 @@ impl Damage {
             self.note(super::chunks::id(key), *offset, *len);
         }
     }
-
-    /// How many places are known and not mended.
-    pub(super) fn count(&self) -> usize {
-        lock(&self.places).len()
-    }
 }
 
 /// Mends what is found, for as long as the replicas are there.
