@@ -173,7 +173,8 @@ async fn what_was_synced_is_there_after_kill_9() {
         let (name, content) = (format!("file {round}"), vec![round + 1; 70_000]);
         let file = meta.create(Ino::ROOT, &name, NewInode::File).await.unwrap();
         write_file(&meta, &data, file, std::slice::from_ref(&content)).await;
-        data.flush().await;
+        let generation = meta.get(file).await.unwrap().generation;
+        data.flush(&[ChunkId { ino: file, generation, index: 0 }]).await;
         meta.sync().await;
         synced.push((name, content));
         // Not synced, and killed while more of it is under way.
@@ -230,7 +231,7 @@ async fn chunks_of_files_that_are_gone_are_noted_and_removed_on_request() {
     let chunk = |ino, index| ChunkId { ino, generation: 0, index };
     data.write(chunk(gone, 3), 0, &[2; 5000]).await;
     data.write(chunk(kept, 7), 0, &[3; 100]).await;
-    data.flush().await;
+    data.flush(&[chunk(kept, 0), chunk(kept, 7), chunk(gone, 3)]).await;
     let code = tokio::task::spawn_blocking(move || terminate(&mut server)).await.unwrap();
     assert_eq!(code, Some(0));
 

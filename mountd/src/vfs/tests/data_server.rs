@@ -336,7 +336,11 @@ impl DataStore {
                 }
                 bare(Reply::Flushed { verifiers })
             }
-            Op::Delete { .. } | Op::Usage | Op::Fence { .. } | Op::FlushHere => {
+            Op::Delete { .. }
+            | Op::Usage
+            | Op::Fence { .. }
+            | Op::FlushHere
+            | Op::Peer(_) => {
                 bare(Reply::Failed(Errno::ENOSYS))
             }
         }
