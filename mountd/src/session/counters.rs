@@ -98,7 +98,7 @@ impl Counters {
             Request::StatFs => 6,
             Request::Sync => 7,
             Request::Renew => 8,
-            Request::Status => 9,
+            Request::Status | Request::Operate(_) => 9,
             Request::Acquire { .. } => 30,
             Request::Reclaim { .. } => 31,
             Request::Lock(_) => 32,
