@@ -8,6 +8,7 @@ use netfs_common::codec;
 use netfs_common::id::{InstanceId, SessionId};
 use netfs_common::net::{Dialer, Limits, Link, NetMetrics};
 use netfs_common::wire::meta::{Answer, Request, Response, Status};
+use netfs_common::wire::operator::Redundancy;
 use netfs_common::wire::{Claim, Hello, PROTOCOL, Role};
 
 use super::args::IdentityArgs;
@@ -20,24 +21,44 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Prints how a server does.
 pub(super) fn status(server: &ServerAddr, identity: &IdentityArgs) -> Result<(), CliError> {
+    match ask(server, identity, &Request::Status)? {
+        Response::Status(status) => {
+            print(server, &status);
+            Ok(())
+        }
+        _ => Err(CliError::Ask {
+            server: server.to_string(),
+            why: "it answered another question".into(),
+        }),
+    }
+}
+
+/// Asks a server something.
+pub(super) fn ask(
+    server: &ServerAddr,
+    identity: &IdentityArgs,
+    request: &Request,
+) -> Result<Response, CliError> {
     let tls = identity.load()?.client_config()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(CliError::system("starting the runtime"))?;
     let failed = |why: String| CliError::Ask { server: server.to_string(), why };
-    let status = runtime.block_on(async {
+    runtime.block_on(async {
         let dialer = Dialer::new(tls, Limits::default(), NetMetrics::default())
             .map_err(|e| failed(e.to_string()))?;
-        let status = ask(&dialer, server).await.map_err(failed)?;
+        let response = connect(&dialer, server, request).await.map_err(failed)?;
         dialer.wait_idle().await;
-        Ok::<_, CliError>(status)
-    })?;
-    print(server, &status);
-    Ok(())
+        Ok(response)
+    })
 }
 
-async fn ask(dialer: &Dialer, server: &ServerAddr) -> Result<Status, String> {
+async fn connect(
+    dialer: &Dialer,
+    server: &ServerAddr,
+    request: &Request,
+) -> Result<Response, String> {
     let hello = Hello {
         protocol: (PROTOCOL, PROTOCOL),
         features: 0,
@@ -46,7 +67,7 @@ async fn ask(dialer: &Dialer, server: &ServerAddr) -> Result<Status, String> {
         session: SessionId(0),
         claim: Claim::Begin,
         instance: InstanceId(0),
-        client: format!("netfs status, process {}", std::process::id()),
+        client: format!("netfs, process {}", std::process::id()),
     };
     let hello = codec::encode(&hello).map_err(|e| e.to_string())?;
     let addresses = tokio::net::lookup_host(server.to_string())
@@ -58,7 +79,7 @@ async fn ask(dialer: &Dialer, server: &ServerAddr) -> Result<Status, String> {
     for address in addresses {
         match dialer.link(address, &hello, handler.clone()).await {
             Ok((link, _)) => {
-                let answer = question(&link, &address.to_string()).await;
+                let answer = question(&link, &address.to_string(), request).await;
                 link.close();
                 return answer;
             }
@@ -68,17 +89,14 @@ async fn ask(dialer: &Dialer, server: &ServerAddr) -> Result<Status, String> {
     Err(last)
 }
 
-async fn question(link: &Link, address: &str) -> Result<Status, String> {
-    let request = codec::encode(&Request::Status).map_err(|e| e.to_string())?;
+async fn question(link: &Link, address: &str, request: &Request) -> Result<Response, String> {
+    let request = codec::encode(request).map_err(|e| e.to_string())?;
     let answer = link
         .call(request.into(), Instant::now() + PATIENCE)
         .await
         .map_err(|e| explain(address, &e))?;
-    match codec::decode::<Answer>(&answer).map_err(|e| e.to_string())?.reply {
-        Ok(Response::Status(status)) => Ok(status),
-        Ok(_) => Err("it answered another question".into()),
-        Err(e) => Err(format!("it refused to answer ({e})")),
-    }
+    let answer = codec::decode::<Answer>(&answer).map_err(|e| e.to_string())?;
+    answer.reply.map_err(|e| format!("it refused to answer ({e})"))
 }
 
 fn print(server: &ServerAddr, s: &Status) {
@@ -90,9 +108,32 @@ fn print(server: &ServerAddr, s: &Status) {
         say!("    inodes:   {} ({} without a name)", v.inodes, v.orphans);
         say!("    bytes:    {} of {}", v.bytes, v.capacity);
         say!("    log:      {} ({} on stable storage)", v.log_index, v.log_durable);
+        redundancy(&v.redundancy);
         for (id, client, connected) in &v.sessions {
             let how = if *connected { "connected" } else { "away" };
             say!("    session:  {id} {how}: {client}");
         }
+    }
+    for alarm in &s.alarms {
+        say!("  ALARM: {alarm}");
+    }
+}
+
+fn redundancy(r: &Redundancy) {
+    let min = match r.min_replicas {
+        0 | 1 => String::new(),
+        min => format!(", at least {min} to write"),
+    };
+    say!("    replicas: {} wanted{min}", r.replicas);
+    let mut groups = format!("{} full", r.full);
+    if r.degraded > 0 {
+        groups.push_str(&format!(", {} degraded ({} replicas missing)", r.degraded, r.missing));
+    }
+    if r.unavailable > 0 {
+        groups.push_str(&format!(", {} unavailable", r.unavailable));
+    }
+    say!("    groups:   {groups}, of {}", r.groups);
+    if r.repairing > 0 {
+        say!("    repair:   {} groups, {} chunks left as far as known", r.repairing, r.lacking);
     }
 }

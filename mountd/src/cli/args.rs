@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use netfs_common::id::ServerId;
 
 /// netfs: a network file system that ordinary programs use like a local disk.
 #[derive(Debug, Parser)]
@@ -43,6 +44,9 @@ pub(super) enum Command {
     Why(InsightArgs),
     /// Print every setting of the client, with what it means and its default, as a configuration file for --config
     Config,
+    /// List, add, drain and remove the data servers of a cluster.
+    #[command(subcommand)]
+    Data(DataCommand),
     /// Make and show the certificates by which servers and clients know each other.
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -164,6 +168,70 @@ pub(super) struct InsightArgs {
     /// An inode of that mount, in place of the path
     #[arg(long, value_name = "NUMBER")]
     pub(super) inode: Option<u64>,
+}
+
+/// Which cluster, and who asks.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct ClusterArgs {
+    /// The metadata server
+    #[arg(long, value_name = "SERVER[:PORT]", default_value = "localhost")]
+    pub(super) server: String,
+    #[command(flatten)]
+    pub(super) identity: IdentityArgs,
+}
+
+/// The data servers of a cluster.
+///
+/// Everybody may list them. Changes need a certificate of a server: `--identity /etc/netfs/tls` on a server.
+#[derive(Clone, Debug, Subcommand)]
+pub(super) enum DataCommand {
+    /// Show all data servers, what they have and how they do
+    List {
+        #[command(flatten)]
+        of: ClusterArgs,
+    },
+    /// Add a data server, which then gets its share of the data; or take one back that is being drained
+    Add {
+        /// Where clients and servers reach it; several addresses of the same server are separated by commas
+        #[arg(value_name = "HOST:PORT[,HOST:PORT]")]
+        addresses: String,
+        #[command(flatten)]
+        of: ClusterArgs,
+    },
+    /// Move what a data server has to the others
+    Drain {
+        /// Its number in the list
+        #[arg(value_parser = super::data::parse_id)]
+        id: ServerId,
+        #[command(flatten)]
+        of: ClusterArgs,
+    },
+    /// Forget a data server that has nothing any more
+    Remove {
+        /// Its number in the list
+        #[arg(value_parser = super::data::parse_id)]
+        id: ServerId,
+        #[command(flatten)]
+        of: ClusterArgs,
+    },
+    /// Divide the data by what the servers can hold now
+    Rebalance {
+        #[command(flatten)]
+        of: ClusterArgs,
+    },
+    /// Change how many replicas the data of a volume has
+    Replicas {
+        /// The volume's name
+        volume: String,
+        /// How many, 1 to 5
+        #[arg(value_name = "N")]
+        replicas: u8,
+        /// Writes wait while there are fewer than this [default: as before]
+        #[arg(long, value_name = "M")]
+        min: Option<u8>,
+        #[command(flatten)]
+        of: ClusterArgs,
+    },
 }
 
 #[derive(Clone, Debug, Subcommand)]

@@ -24,6 +24,7 @@ mod config;
 mod connect;
 mod control;
 mod daemon;
+mod data;
 mod dev;
 mod dirs;
 mod error;
@@ -62,6 +63,7 @@ pub fn run() -> ExitCode {
         Command::Leases(i) => insight::leases(&i),
         Command::Why(i) => insight::why(&i),
         Command::Config => config::run(),
+        Command::Data(d) => data::run(d),
         Command::Pki(p) => pki::run(&p),
     };
     match result {

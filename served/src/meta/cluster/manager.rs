@@ -198,7 +198,10 @@ impl Manager {
         if known.store.is_none()
             && let Some(old) = self.with_store(report.store)
         {
-            self.has_moved(heard, old, server);
+            if !self.has_moved(heard, old, server, report.instance) {
+                let seen = self.seen.entry(server).or_default();
+                (seen.at, seen.report) = (Some(heard), Some(report));
+            }
             return self.changed(before);
         }
         let foreign = known.store.is_some_and(|store| store != report.store);
@@ -239,18 +242,27 @@ impl Manager {
     }
 
     /// The store of a known server answers at the address of another one, which has nothing yet: it is the same server, unless
-    /// it answers at its old address too.
-    fn has_moved(&mut self, now: Duration, old: ServerId, found: ServerId) {
+    /// there is another one with that store at the old address.
+    fn has_moved(
+        &mut self,
+        now: Duration,
+        old: ServerId,
+        found: ServerId,
+        instance: InstanceId,
+    ) -> bool {
+        let same = self.instance(old) == Some(instance);
         let silent = match self.seen.get(&old).and_then(|seen| seen.at) {
             Some(_) => self.verdict(old, now) == Verdict::Dead,
             None => now.saturating_sub(self.start) >= self.config.patience(),
         };
-        if silent
-            && let Some(found) = self.state.servers.remove(&found)
-            && let Some(old) = self.state.servers.get_mut(&old)
-        {
-            old.addrs = found.addrs;
+        if !same && !silent {
+            return false;
         }
+        self.seen.remove(&found);
+        if let Some(found) = self.state.servers.remove(&found) {
+            self.set_addrs(old, found.addrs);
+        }
+        true
     }
 
     /// The server that has one of these addresses has all of them now. If there is none, another one is added.

@@ -273,16 +273,17 @@ impl DataLink {
         let mut events = self.cluster.events();
         let mut calls = JoinSet::new();
         let (mut asked, mut fenced) = (BTreeSet::new(), BTreeSet::new());
+        let mut before = BTreeSet::new();
         let mut left_by = None;
         loop {
             events.borrow_and_update();
             let (servers, version) = self.cluster.everybody().await;
             // In this version at the latest those have left that are not among them any more.
-            let gone = asked.difference(&fenced).any(|server| !servers.contains(server));
+            let gone = before.difference(&servers).any(|server| !fenced.contains(server));
             if left_by.is_none() || gone {
                 left_by = Some(version);
             }
-            asked.retain(|server| servers.contains(server) || fenced.contains(server));
+            before.clone_from(&servers);
             for server in &servers {
                 if asked.insert(*server) {
                     let (link, server) = (self.clone(), *server);
@@ -328,13 +329,12 @@ impl DataLink {
         let gone = async {
             let mut events = self.cluster.events();
             loop {
-                events.borrow_and_update();
+                if events.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
                 let counted = self.cluster.everybody_now();
                 if counted.is_some_and(|(servers, _)| !servers.contains(&server)) {
                     return;
-                }
-                if events.changed().await.is_err() {
-                    std::future::pending::<()>().await;
                 }
             }
         };

@@ -18,6 +18,8 @@ mod operations;
 mod redundancy;
 mod roster;
 mod space;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
