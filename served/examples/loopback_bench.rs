@@ -12,10 +12,9 @@ use netfs_common::id::{ChunkId, Ino, InstanceId, OpSeq, SessionId};
 use netfs_common::map::ClusterMap;
 use netfs_common::name::Name;
 use netfs_common::net::{Bulk, Dialer, Handler, Limits, Link, NetMetrics, ReplyFuture};
-use netfs_common::wire::data::{Op as DataOp, Reply as DataReply, Request as DataRequest};
+use netfs_common::wire::data::{At, Op as DataOp, Reply as DataReply, Request as DataRequest};
 use netfs_common::wire::meta::{Answer, Mutation, NewInode, Op, Request};
-use netfs_common::wire::{Claim, Hello, PROTOCOL, Role};
-use netfs_served::cluster;
+use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
 use netfs_served::embedded::{self, EmbeddedOptions};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -49,8 +48,18 @@ fn main() -> Outcome<()> {
             })
         };
         let (bulk, _) = dialer.bulk(servers.data_addr(), &hello(Role::Data)?).await?;
-        let link = dialer.link(servers.meta_addr(), &hello(Role::Meta)?, Arc::new(Alone)).await?.0;
-        let map = Arc::new(cluster::single_server_map(Vec::new()));
+        // Until the data server has been given the groups.
+        let (link, map) = loop {
+            let meta = dialer.link(servers.meta_addr(), &hello(Role::Meta)?, Arc::new(Alone));
+            let (link, welcome) = meta.await?;
+            let welcome: HelloReply = codec::decode(&welcome)?;
+            let map = welcome.volume.ok_or("the metadata server did not describe the volume")?.map;
+            if map.groups().all(|(_, chain)| chain.head().is_some()) {
+                break (link, Arc::new(map));
+            }
+            link.close();
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        };
         data(&bulk, &map).await?;
         metadata(&link).await
     })?;
@@ -93,7 +102,7 @@ async fn data(bulk: &Bulk, map: &Arc<ClusterMap>) -> Outcome<()> {
                 let chunk = ChunkId { ino: Ino(4), generation: 0, index: n };
                 let op = DataOp::Write { chunk, offset: 0 };
                 call(bulk.clone(), map.clone(), chunk, op, small).await?;
-                call(bulk, map, chunk, DataOp::Flush, Bytes::new()).await
+                call(bulk, map, chunk, DataOp::Flush { groups: Vec::new() }, Bytes::new()).await
             }
         })
         .await?;
@@ -108,13 +117,20 @@ async fn call(
     op: DataOp,
     payload: Bytes,
 ) -> Result<(), String> {
-    let (group, chain) = map.chain_of(chunk);
-    let request = DataRequest { group, epoch: chain.epoch, op };
+    let (group, chain) = map.chain_of(chunk).ok_or("the map does not have the chunk")?;
+    let at = At::Group { group, epoch: chain.epoch };
+    let request = match op {
+        DataOp::Flush { .. } => {
+            let groups = vec![(group, chain.epoch)];
+            DataRequest { at: At::Server, op: DataOp::Flush { groups } }
+        }
+        op => DataRequest { at, op },
+    };
     let header = codec::encode(&request).map_err(|e| e.to_string())?;
     let answer = bulk.call(header.into(), payload, None).await.map_err(|e| e.to_string())?;
     match codec::decode(&answer.header).map_err(|e| e.to_string())? {
-        DataReply::Failed(errno) => Err(errno.to_string()),
-        _ => Ok(()),
+        DataReply::Read | DataReply::Written { .. } | DataReply::Flushed { .. } => Ok(()),
+        other => Err(format!("{other:?}")),
     }
 }
 

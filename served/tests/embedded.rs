@@ -60,6 +60,10 @@ async fn chunks_held(data: &DataClient) -> u64 {
     }
 }
 
+async fn first_chunk(meta: &MetaClient, ino: Ino) -> ChunkId {
+    ChunkId { ino, generation: meta.get(ino).await.unwrap().generation, index: 0 }
+}
+
 async fn until_no_chunks(data: &DataClient) {
     let deadline = Instant::now() + PATIENCE;
     while chunks_held(data).await > 0 {
@@ -78,7 +82,7 @@ async fn files_survive_restarts_and_their_chunks_go_with_them() {
     let file = meta.create(sub, "file", NewInode::File).await.unwrap();
     let chunks = [vec![1u8; 4 << 20], vec![2u8; 1000]];
     write_file(&meta, &data, file, &chunks).await;
-    data.flush().await;
+    data.flush(&[first_chunk(&meta, file).await]).await;
     meta.sync().await;
     let before = meta.lookup(sub, "file").await.unwrap();
     assert_eq!((before.size, before.allocated), ((4 << 20) + 1000, (4 << 20) + 1000));
@@ -366,7 +370,7 @@ async fn cuts_and_removals_that_a_crash_interrupted_are_completed() {
         for file in [cut, gone] {
             write_file(&meta, &data, file, &[vec![7u8; 50_000], vec![8u8; 10]]).await;
         }
-        data.flush().await;
+        data.flush(&[first_chunk(&meta, cut).await, first_chunk(&meta, gone).await]).await;
         // Sent together, and the servers die while the data server is at work on them.
         let name = Name::new("gone").unwrap();
         let changes = [

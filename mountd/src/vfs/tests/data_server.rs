@@ -336,11 +336,7 @@ impl DataStore {
                 }
                 bare(Reply::Flushed { verifiers })
             }
-            Op::Delete { .. }
-            | Op::Usage
-            | Op::Fence { .. }
-            | Op::FlushHere
-            | Op::Peer(_) => {
+            Op::Delete { .. } | Op::Usage | Op::Fence { .. } | Op::FlushHere | Op::Peer(_) => {
                 bare(Reply::Failed(Errno::ENOSYS))
             }
         }
