@@ -50,8 +50,8 @@ fn main() -> Outcome<()> {
         let (bulk, _) = dialer.bulk(servers.data_addr(), &hello(Role::Data)?).await?;
         // Until the data server has been given the groups.
         let (link, map) = loop {
-            let meta = dialer.link(servers.meta_addr(), &hello(Role::Meta)?, Arc::new(Alone));
-            let (link, welcome) = meta.await?;
+            let hello = hello(Role::Meta)?;
+            let (link, welcome) = dialer.link(servers.meta_addr(), &hello, Arc::new(Alone)).await?;
             let welcome: HelloReply = codec::decode(&welcome)?;
             let map = welcome.volume.ok_or("the metadata server did not describe the volume")?.map;
             if map.groups().all(|(_, chain)| chain.head().is_some()) {
