@@ -180,10 +180,13 @@ impl DataClient {
             }
             match self.raw(&Request { at, op }, payload.clone()).await.unwrap() {
                 // This client has no map: it learns from the server what is true.
-                (Reply::StaleEpoch(now), _) if now != epoch && Instant::now() < deadline => {
+                (Reply::StaleEpoch(now), _)
+                    if now != epoch && now != Epoch(0) && Instant::now() < deadline =>
+                {
                     epoch = now;
                 }
-                (Reply::Busy, _) if Instant::now() < deadline => {
+                // Before it has a map it knows no epoch.
+                (Reply::Busy | Reply::StaleEpoch(_), _) if Instant::now() < deadline => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 answer => return answer,
