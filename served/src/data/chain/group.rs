@@ -249,6 +249,9 @@ impl<D: Clone> Group<D> {
             self.done.clear();
             self.floor = Version::NONE;
         }
+        if self.is_head() {
+            self.drop_loose();
+        }
         for op in self.ops.values_mut() {
             (op.sent, op.acked) = (false, false);
         }
@@ -279,6 +282,20 @@ impl<D: Clone> Group<D> {
         }
         self.advance(&mut out);
         out
+    }
+
+    /// What comes after a change that has not come will not be stored: whoever could have passed that one on is gone. It has not
+    /// been passed on either. Were it stored, its version would name other contents than where the other change was noted.
+    fn drop_loose(&mut self) {
+        let mut loose = BTreeSet::new();
+        for (id, op) in &self.ops {
+            if !self.is_known(op.after) {
+                loose.insert((op.change.chunk, *id));
+            }
+        }
+        for (chunk, first) in loose {
+            self.ops.retain(|id, op| op.change.chunk != chunk || *id < first);
+        }
     }
 
     /// Reads are refused in this epoch and before: the replica is about to leave the chain.
@@ -372,6 +389,8 @@ impl<D: Clone> Group<D> {
             if let Some(first) = op.caller.replace(call) {
                 out.push(Action::Refuse(first, Refusal::Busy));
             }
+            // In another epoch the replica before may know better.
+            op.after = step.after;
         } else {
             self.note(step.change, step.after, Some(call));
         }
@@ -564,12 +583,19 @@ impl<D: Clone> Group<D> {
             None => Version::NONE,
         };
         let mut unstored = BTreeSet::new();
+        // What comes after something that has not come yet is not passed on before.
+        let mut loose = BTreeSet::new();
         let mut unacked: BTreeMap<ChunkId, Version> = BTreeMap::new();
         let ids: Vec<_> = self.ops.keys().copied().collect();
         for id in ids {
             let follows = self.follows(id);
+            let known = self.ops.get(&id).is_some_and(|op| self.is_known(op.after));
             let Some(op) = self.ops.get_mut(&id) else { continue };
             let chunk = op.change.chunk;
+            if !op.sent && (!known || loose.contains(&chunk)) {
+                loose.insert(chunk);
+                continue;
+            }
             // What has been begun goes on: the copy waits for it.
             let held = !op.sent && self.sync.as_ref().is_some_and(|sync| sync.holds(chunk));
             if !held && !op.sent {
@@ -616,6 +642,14 @@ impl<D: Clone> Group<D> {
             || after == Version::NONE
             || self.done.contains(&after)
             || self.ops.get(&after).is_some_and(|op| op.stage == Stage::Applied)
+    }
+
+    /// Whether a change is noted here, or stored here and below.
+    fn is_known(&self, id: Version) -> bool {
+        id < self.floor
+            || id == Version::NONE
+            || self.done.contains(&id)
+            || self.ops.contains_key(&id)
     }
 
     /// Answers what is stored here and below; whether there was any.
