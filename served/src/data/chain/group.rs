@@ -463,7 +463,10 @@ impl<D: Clone> Group<D> {
 
     /// Somebody waits until all that is noted now is stored, here and below, or forgotten.
     pub fn settle(&mut self, call: CallId) -> Vec<Action<D>> {
-        let upto = self.ops.last_key_value().map_or(Version::NONE, |(id, _)| *id);
+        let noted = self.ops.last_key_value().map(|(id, _)| *id);
+        // What is being stored may be forgotten already, and be stored none the less.
+        let running = self.running.last_key_value().map(|(id, _)| *id);
+        let upto = noted.max(running).unwrap_or(Version::NONE);
         self.settles.push((call, upto));
         let mut out = Vec::new();
         self.answer_settles(&mut out);
