@@ -130,6 +130,8 @@ pub struct Group<D> {
     sync: Option<Sync>,
     /// The successor was this replica's learner.
     tutored: Option<Replica>,
+    /// The learner was said to have everything, in this epoch.
+    told: bool,
 }
 
 impl<D: Clone> Group<D> {
@@ -152,6 +154,7 @@ impl<D: Clone> Group<D> {
             installs: Vec::new(),
             sync: None,
             tutored: None,
+            told: false,
         }
     }
 
@@ -191,9 +194,10 @@ impl<D: Clone> Group<D> {
         self.place().is_some_and(|place| place + 1 == self.replicas().len())
     }
 
-    /// Whether no other replica has everything: then nobody can take over without this one's help.
+    /// Whether no other replica has everything: then nobody can take over without this one's help. Once the learner is said to
+    /// have everything, it can.
     pub fn is_sole(&self) -> bool {
-        self.replicas() == [self.me]
+        self.replicas() == [self.me] && !self.told
     }
 
     /// The next replica that has everything.
@@ -233,6 +237,7 @@ impl<D: Clone> Group<D> {
         let stale = Refusal::Stale(chain.epoch);
         self.chain = Some(chain);
         self.broken = false;
+        self.told = false;
         self.last = 0;
         let refused = self.reads.drain(..).chain(self.installs.drain(..)).map(|(call, _)| call);
         out.extend(refused.map(|call| Action::Refuse(call, stale)));
@@ -277,6 +282,7 @@ impl<D: Clone> Group<D> {
                 out.push(Action::Compare(learner));
             }
             if self.sync.as_ref().is_some_and(|sync| sync.sealed) {
+                self.told = true;
                 out.push(Action::Synced(learner));
             }
         }
@@ -539,6 +545,7 @@ impl<D: Clone> Group<D> {
         if let Some(sync) = self.sync.as_mut().filter(|s| current && s.learner == learner) {
             sync.flushed(done);
             if sync.sealed {
+                self.told = true;
                 out.push(Action::Synced(learner));
             }
         }
