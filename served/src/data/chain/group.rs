@@ -99,6 +99,8 @@ struct Op<D> {
     acked: bool,
     /// Another replica has heard of it, in whichever epoch.
     shared: bool,
+    /// It is from before this epoch, and may have been passed on before.
+    repeated: bool,
     caller: Option<CallId>,
 }
 
@@ -117,7 +119,7 @@ pub struct Group<D> {
     /// Noted, in their order: not stored here, or not answered by the next replica.
     ops: BTreeMap<Version, Op<D>>,
     /// Stored here and below; the replica before may ask for them again.
-    done: BTreeSet<Version>,
+    done: BTreeMap<Version, ChunkId>,
     /// What the replica before has said.
     floor: Version,
     /// What is being stored, also from before a change of the chain.
@@ -130,6 +132,8 @@ pub struct Group<D> {
     sync: Option<Sync>,
     /// The successor was this replica's learner.
     tutored: Option<Replica>,
+    /// In which epoch this replica had everything at last, and from whom.
+    joined: Option<(Epoch, Replica)>,
     /// The learner was said to have everything, in this epoch.
     told: bool,
 }
@@ -145,7 +149,7 @@ impl<D: Clone> Group<D> {
             broken: false,
             last: 0,
             ops: BTreeMap::new(),
-            done: BTreeSet::new(),
+            done: BTreeMap::new(),
             floor: Version::NONE,
             running: BTreeMap::new(),
             backlog: Vec::new(),
@@ -154,6 +158,7 @@ impl<D: Clone> Group<D> {
             installs: Vec::new(),
             sync: None,
             tutored: None,
+            joined: None,
             told: false,
         }
     }
@@ -198,6 +203,11 @@ impl<D: Clone> Group<D> {
     /// have everything, it can.
     pub fn is_sole(&self) -> bool {
         self.replicas() == [self.me] && !self.told
+    }
+
+    /// The replica before this one.
+    fn predecessor(&self) -> Option<Replica> {
+        self.replicas().get(self.place()?.checked_sub(1)?).copied()
     }
 
     /// The next replica that has everything.
@@ -251,14 +261,17 @@ impl<D: Clone> Group<D> {
         let promoted = was_learner && self.place().is_some();
         if self.place().is_none() || (old_place.is_none() && !promoted) {
             self.ops.clear();
-            self.done.clear();
-            self.floor = Version::NONE;
+        }
+        if self.place().is_none() {
+            self.joined = None;
+        } else if promoted {
+            self.joined = old_tail.map(|tutor| (self.epoch(), tutor));
         }
         if self.is_head() {
             self.drop_loose();
         }
         for op in self.ops.values_mut() {
-            (op.sent, op.acked) = (false, false);
+            (op.sent, op.acked, op.repeated) = (false, false, true);
         }
         let before = self.sync.take();
         let learner = self.learner();
@@ -280,10 +293,6 @@ impl<D: Clone> Group<D> {
             });
             if self.sync.as_ref().is_some_and(|sync| !sync.is_compared()) {
                 out.push(Action::Compare(learner));
-            }
-            if self.sync.as_ref().is_some_and(|sync| sync.sealed) {
-                self.told = true;
-                out.push(Action::Synced(learner));
             }
         }
         self.advance(&mut out);
@@ -367,6 +376,7 @@ impl<D: Clone> Group<D> {
             sent: false,
             acked: false,
             shared: false,
+            repeated: false,
             caller,
             change,
         };
@@ -388,7 +398,7 @@ impl<D: Clone> Group<D> {
             self.done = self.done.split_off(&step.floor);
         }
         let id = step.change.id;
-        if self.done.contains(&id) || id < self.floor {
+        if self.done.contains_key(&id) || id < self.floor {
             out.push(Action::Done(call, 0));
         } else if let Some(op) = self.ops.get_mut(&id) {
             // It was repeated over another connection; nobody reads the answer to the first.
@@ -397,11 +407,22 @@ impl<D: Clone> Group<D> {
             }
             // In another epoch the replica before may know better.
             op.after = step.after;
+        } else if self.may_have(id) {
+            out.push(Action::Refuse(call, Refusal::Busy));
+            self.fail(Errno::ESTALE, &mut out);
         } else {
             self.note(step.change, step.after, Some(call));
         }
         self.advance(&mut out);
         out
+    }
+
+    /// Whether it cannot be known if this replica has stored a change: it may have been in what was copied to it, and were it stored
+    /// again, what came after it would be undone. The tutor would know, but is gone. Then the replica has to learn anew.
+    fn may_have(&self, id: Version) -> bool {
+        self.joined.is_some_and(|(joined, tutor)| {
+            id.0 >> 32 < joined.0 && self.predecessor().is_some_and(|before| before != tutor)
+        })
     }
 
     /// A change has been stored, or not.
@@ -428,6 +449,11 @@ impl<D: Clone> Group<D> {
             out.extend(op.caller.map(|call| Action::Refuse(call, Refusal::Failed(errno))));
             return;
         }
+        self.fail(errno, out);
+    }
+
+    /// This replica must leave the chain.
+    fn fail(&mut self, errno: Errno, out: &mut Vec<Action<D>>) {
         if std::mem::replace(&mut self.broken, true) {
             return;
         }
@@ -544,10 +570,6 @@ impl<D: Clone> Group<D> {
         let current = epoch == self.epoch();
         if let Some(sync) = self.sync.as_mut().filter(|s| current && s.learner == learner) {
             sync.flushed(done);
-            if sync.sealed {
-                self.told = true;
-                out.push(Action::Synced(learner));
-            }
         }
         self.advance(&mut out);
         out
@@ -650,7 +672,7 @@ impl<D: Clone> Group<D> {
         let Some(after) = self.ops.get(&id).map(|op| op.after) else { return false };
         after < self.floor
             || after == Version::NONE
-            || self.done.contains(&after)
+            || self.done.contains_key(&after)
             || self.ops.get(&after).is_some_and(|op| op.stage == Stage::Applied)
     }
 
@@ -658,7 +680,7 @@ impl<D: Clone> Group<D> {
     fn is_known(&self, id: Version) -> bool {
         id < self.floor
             || id == Version::NONE
-            || self.done.contains(&id)
+            || self.done.contains_key(&id)
             || self.ops.contains_key(&id)
     }
 
@@ -669,7 +691,7 @@ impl<D: Clone> Group<D> {
         for id in &ids {
             if let Some(op) = self.ops.remove(id) {
                 if !self.is_head() {
-                    self.done.insert(*id);
+                    self.done.insert(*id, op.change.chunk);
                 }
                 out.extend(op.caller.map(|call| Action::Done(call, op.grown)));
             }
@@ -696,6 +718,7 @@ impl<D: Clone> Group<D> {
         for (call, chunk) in go {
             // What comes in place of the chunk has all of them, or they were never made.
             self.ops.retain(|_, op| op.change.chunk != chunk);
+            self.done.retain(|_, of| *of != chunk);
             out.push(Action::Serve(call));
         }
     }
@@ -710,6 +733,11 @@ impl<D: Clone> Group<D> {
         out.extend(next.into_iter().map(|chunk| Action::Push(learner, chunk)));
         if sync.seal() {
             out.push(Action::Seal(learner));
+        }
+        // What is passed on once more may be undone at the learner meanwhile: not all of it has arrived.
+        let repeating = self.ops.values().any(|op| op.repeated && !op.acked);
+        if sync.sealed && !repeating && !std::mem::replace(&mut self.told, true) {
+            out.push(Action::Synced(learner));
         }
     }
 }
