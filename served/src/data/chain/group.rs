@@ -272,6 +272,8 @@ impl<D: Clone> Group<D> {
         }
         for op in self.ops.values_mut() {
             (op.sent, op.acked, op.repeated) = (false, false, true);
+            // The replica before, whoever that was, has heard of it.
+            op.shared |= !was_head;
         }
         let before = self.sync.take();
         let learner = self.learner();
