@@ -608,16 +608,17 @@ impl Manager {
     }
 
     /// Servers at which nothing of an ended session may happen any more before others get what it had: all, but for those
-    /// that are dead and will not be answered before they have learned of it.
+    /// that are dead and in no chain. Such a one learns everything anew. One that is in a chain though it is dead is there because
+    /// nobody else has everything, and will go on with what it had.
     pub fn must_fence(&self, now: Duration) -> BTreeSet<ServerId> {
-        let mut sole = BTreeSet::new();
-        for (_, _, chain) in self.state.groups() {
-            if let [only] = chain.replicas.as_slice() {
-                sole.insert(only.server);
-            }
-        }
-        let dead = |id: &ServerId| self.verdict(*id, now) == Verdict::Dead;
-        self.state.servers.keys().copied().filter(|id| !dead(id) || sole.contains(id)).collect()
+        let groups = self.state.groups();
+        let mut needed: BTreeSet<ServerId> = groups
+            .flat_map(|(_, _, chain)| chain.members())
+            .map(|replica| replica.server)
+            .collect();
+        let alive = |id: &ServerId| self.verdict(*id, now) != Verdict::Dead;
+        needed.extend(self.state.servers.keys().copied().filter(alive));
+        needed
     }
 
     /// The version of the map that a server goes by.
