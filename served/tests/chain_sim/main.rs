@@ -23,7 +23,7 @@ use model::Mutant;
 use world::{Failure, World};
 
 /// Histories of an ordinary run.
-const SEEDS: u64 = if cfg!(debug_assertions) { 400 } else { 10_000 };
+const SEEDS: u64 = if cfg!(debug_assertions) { 2_000 } else { 10_000 };
 /// A broken rule must show within so many.
 const SEEDS_FOR_MUTANT: u64 = 500;
 /// How much of a history is printed.

@@ -732,6 +732,8 @@ impl Server {
             (Purpose::Forward { group, step, .. }, Some(Reply::Done)) => {
                 self.with(ctx, group, |g| g.acked(step.epoch, step.change.id));
             }
+            (Purpose::Forward { step, .. }, Some(Reply::Refused(Refusal::Stale(epoch))))
+                if epoch > step.epoch => {}
             (Purpose::Forward { group, to, step, since }, _) => {
                 if self.epoch(group) == step.epoch {
                     let after = ctx.rng.time(MS, MS * 10);
