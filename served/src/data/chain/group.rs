@@ -99,6 +99,8 @@ struct Op<D> {
     acked: bool,
     /// Another replica has heard of it, in whichever epoch.
     shared: bool,
+    /// It is from before this epoch, and may have been passed on before.
+    repeated: bool,
     caller: Option<CallId>,
 }
 
@@ -117,7 +119,7 @@ pub struct Group<D> {
     /// Noted, in their order: not stored here, or not answered by the next replica.
     ops: BTreeMap<Version, Op<D>>,
     /// Stored here and below; the replica before may ask for them again.
-    done: BTreeSet<Version>,
+    done: BTreeMap<Version, ChunkId>,
     /// What the replica before has said.
     floor: Version,
     /// What is being stored, also from before a change of the chain.
@@ -130,6 +132,10 @@ pub struct Group<D> {
     sync: Option<Sync>,
     /// The successor was this replica's learner.
     tutored: Option<Replica>,
+    /// In which epoch this replica had everything at last, and from whom.
+    joined: Option<(Epoch, Replica)>,
+    /// The learner was said to have everything, in this epoch.
+    told: bool,
 }
 
 impl<D: Clone> Group<D> {
@@ -143,7 +149,7 @@ impl<D: Clone> Group<D> {
             broken: false,
             last: 0,
             ops: BTreeMap::new(),
-            done: BTreeSet::new(),
+            done: BTreeMap::new(),
             floor: Version::NONE,
             running: BTreeMap::new(),
             backlog: Vec::new(),
@@ -152,6 +158,8 @@ impl<D: Clone> Group<D> {
             installs: Vec::new(),
             sync: None,
             tutored: None,
+            joined: None,
+            told: false,
         }
     }
 
@@ -196,9 +204,15 @@ impl<D: Clone> Group<D> {
         self.place().is_some_and(|place| place + 1 == self.replicas().len())
     }
 
-    /// Whether no other replica has everything: then nobody can take over without this one's help.
+    /// Whether no other replica has everything: then nobody can take over without this one's help. Once the learner is said to
+    /// have everything, it can.
     pub fn is_sole(&self) -> bool {
-        self.replicas() == [self.me]
+        self.replicas() == [self.me] && !self.told
+    }
+
+    /// The replica before this one.
+    fn predecessor(&self) -> Option<Replica> {
+        self.replicas().get(self.place()?.checked_sub(1)?).copied()
     }
 
     /// The next replica that has everything.
@@ -238,6 +252,7 @@ impl<D: Clone> Group<D> {
         let stale = Refusal::Stale(chain.epoch);
         self.chain = Some(chain);
         self.broken = false;
+        self.told = false;
         self.last = 0;
         let refused = self.reads.drain(..).chain(self.installs.drain(..)).map(|(call, _)| call);
         out.extend(refused.map(|call| Action::Refuse(call, stale)));
@@ -251,11 +266,19 @@ impl<D: Clone> Group<D> {
         let promoted = was_learner && self.place().is_some();
         if self.place().is_none() || (old_place.is_none() && !promoted) {
             self.ops.clear();
-            self.done.clear();
-            self.floor = Version::NONE;
+        }
+        if self.place().is_none() {
+            self.joined = None;
+        } else if promoted {
+            self.joined = old_tail.map(|tutor| (self.epoch(), tutor));
+        }
+        if self.is_head() {
+            self.drop_loose();
         }
         for op in self.ops.values_mut() {
-            (op.sent, op.acked) = (false, false);
+            (op.sent, op.acked, op.repeated) = (false, false, true);
+            // The replica before, whoever that was, has heard of it.
+            op.shared |= !was_head;
         }
         let before = self.sync.take();
         let learner = self.learner();
@@ -278,12 +301,23 @@ impl<D: Clone> Group<D> {
             if self.sync.as_ref().is_some_and(|sync| !sync.is_compared()) {
                 out.push(Action::Compare(learner));
             }
-            if self.sync.as_ref().is_some_and(|sync| sync.sealed) {
-                out.push(Action::Synced(learner));
-            }
         }
         self.advance(&mut out);
         out
+    }
+
+    /// What comes after a change that has not come will not be stored: whoever could have passed that one on is gone. It has not
+    /// been passed on either. Were it stored, its version would name other contents than where the other change was noted.
+    fn drop_loose(&mut self) {
+        let mut loose = BTreeSet::new();
+        for (id, op) in &self.ops {
+            if !self.is_known(op.after) {
+                loose.insert((op.change.chunk, *id));
+            }
+        }
+        for (chunk, first) in loose {
+            self.ops.retain(|id, op| op.change.chunk != chunk || *id < first);
+        }
     }
 
     /// Reads are refused in this epoch and before: the replica is about to leave the chain.
@@ -349,6 +383,7 @@ impl<D: Clone> Group<D> {
             sent: false,
             acked: false,
             shared: false,
+            repeated: false,
             caller,
             change,
         };
@@ -370,18 +405,31 @@ impl<D: Clone> Group<D> {
             self.done = self.done.split_off(&step.floor);
         }
         let id = step.change.id;
-        if self.done.contains(&id) || id < self.floor {
+        if self.done.contains_key(&id) || id < self.floor {
             out.push(Action::Done(call, 0));
         } else if let Some(op) = self.ops.get_mut(&id) {
             // It was repeated over another connection; nobody reads the answer to the first.
             if let Some(first) = op.caller.replace(call) {
                 out.push(Action::Refuse(first, Refusal::Busy));
             }
+            // In another epoch the replica before may know better.
+            op.after = step.after;
+        } else if self.may_have(id) {
+            out.push(Action::Refuse(call, Refusal::Busy));
+            self.fail(Errno::ESTALE, &mut out);
         } else {
             self.note(step.change, step.after, Some(call));
         }
         self.advance(&mut out);
         out
+    }
+
+    /// Whether it cannot be known if this replica has stored a change: it may have been in what was copied to it, and were it stored
+    /// again, what came after it would be undone. The tutor would know, but is gone. Then the replica has to learn anew.
+    fn may_have(&self, id: Version) -> bool {
+        self.joined.is_some_and(|(joined, tutor)| {
+            id.0 >> 32 < joined.0 && self.predecessor().is_some_and(|before| before != tutor)
+        })
     }
 
     /// A change has been stored, or not.
@@ -408,6 +456,11 @@ impl<D: Clone> Group<D> {
             out.extend(op.caller.map(|call| Action::Refuse(call, Refusal::Failed(errno))));
             return;
         }
+        self.fail(errno, out);
+    }
+
+    /// This replica must leave the chain.
+    fn fail(&mut self, errno: Errno, out: &mut Vec<Action<D>>) {
         if std::mem::replace(&mut self.broken, true) {
             return;
         }
@@ -460,7 +513,10 @@ impl<D: Clone> Group<D> {
 
     /// Somebody waits until all that is noted now is stored, here and below, or forgotten.
     pub fn settle(&mut self, call: CallId) -> Vec<Action<D>> {
-        let upto = self.ops.last_key_value().map_or(Version::NONE, |(id, _)| *id);
+        let noted = self.ops.last_key_value().map(|(id, _)| *id);
+        // What is being stored may be forgotten already, and be stored none the less.
+        let running = self.running.last_key_value().map(|(id, _)| *id);
+        let upto = noted.max(running).unwrap_or(Version::NONE);
         self.settles.push((call, upto));
         let mut out = Vec::new();
         self.answer_settles(&mut out);
@@ -532,9 +588,6 @@ impl<D: Clone> Group<D> {
         let current = epoch == self.epoch();
         if let Some(sync) = self.sync.as_mut().filter(|s| current && s.learner == learner) {
             sync.flushed(done);
-            if sync.sealed {
-                out.push(Action::Synced(learner));
-            }
         }
         self.advance(&mut out);
         out
@@ -580,12 +633,19 @@ impl<D: Clone> Group<D> {
             None => Version::NONE,
         };
         let mut unstored = BTreeSet::new();
+        // What comes after something that has not come yet is not passed on before.
+        let mut loose = BTreeSet::new();
         let mut unacked: BTreeMap<ChunkId, Version> = BTreeMap::new();
         let ids: Vec<_> = self.ops.keys().copied().collect();
         for id in ids {
             let follows = self.follows(id);
+            let known = self.ops.get(&id).is_some_and(|op| self.is_known(op.after));
             let Some(op) = self.ops.get_mut(&id) else { continue };
             let chunk = op.change.chunk;
+            if !op.sent && (!known || loose.contains(&chunk)) {
+                loose.insert(chunk);
+                continue;
+            }
             // What has been begun goes on: the copy waits for it.
             let held = !op.sent && self.sync.as_ref().is_some_and(|sync| sync.holds(chunk));
             if !held && !op.sent {
@@ -630,8 +690,16 @@ impl<D: Clone> Group<D> {
         let Some(after) = self.ops.get(&id).map(|op| op.after) else { return false };
         after < self.floor
             || after == Version::NONE
-            || self.done.contains(&after)
+            || self.done.contains_key(&after)
             || self.ops.get(&after).is_some_and(|op| op.stage == Stage::Applied)
+    }
+
+    /// Whether a change is noted here, or stored here and below.
+    fn is_known(&self, id: Version) -> bool {
+        id < self.floor
+            || id == Version::NONE
+            || self.done.contains_key(&id)
+            || self.ops.contains_key(&id)
     }
 
     /// Answers what is stored here and below; whether there was any.
@@ -641,7 +709,7 @@ impl<D: Clone> Group<D> {
         for id in &ids {
             if let Some(op) = self.ops.remove(id) {
                 if !self.is_head() {
-                    self.done.insert(*id);
+                    self.done.insert(*id, op.change.chunk);
                 }
                 out.extend(op.caller.map(|call| Action::Done(call, op.grown)));
             }
@@ -668,6 +736,7 @@ impl<D: Clone> Group<D> {
         for (call, chunk) in go {
             // What comes in place of the chunk has all of them, or they were never made.
             self.ops.retain(|_, op| op.change.chunk != chunk);
+            self.done.retain(|_, of| *of != chunk);
             out.push(Action::Serve(call));
         }
     }
@@ -682,6 +751,11 @@ impl<D: Clone> Group<D> {
         out.extend(next.into_iter().map(|chunk| Action::Push(learner, chunk)));
         if sync.seal() {
             out.push(Action::Seal(learner));
+        }
+        // What is passed on once more may be undone at the learner meanwhile: not all of it has arrived.
+        let repeating = self.ops.values().any(|op| op.repeated && !op.acked);
+        if sync.sealed && !repeating && !std::mem::replace(&mut self.told, true) {
+            out.push(Action::Synced(learner));
         }
     }
 }

@@ -39,6 +39,14 @@
 //!
 //! A call that was made over a connection which has been replaced is never carried out after a call over the new one
 //! (`server/turns.rs`). The order of calls over one connection is arbitrary. Answers may be lost, and then calls are repeated.
+//!
+//! # What the shell must do
+//!
+//! - What is shown is read when [`Action::Serve`] says so, at once: later a change may have begun that can still be lost.
+//! - The learner's chunks are listed in its present epoch and after [`Group::settle`]: what it has forgotten may be being stored.
+//! - A copy reads all of a chunk in one epoch, and ends when that is over or the chunk was removed: it is not held any more.
+//! - A removal is told by [`Group::removed`], and waited for at [`Group::heir`]. It begins anew if the map has changed meanwhile.
+//! - Flushes reach all members, the learner too, and count if the epoch is still the same.
 
 mod group;
 mod sync;

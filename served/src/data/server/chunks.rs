@@ -118,6 +118,11 @@ impl Chunks {
         self.store.delete_chunks(first.ino.0, first.generation, first.index)
     }
 
+    /// A chunk's version.
+    pub(super) fn version(&self, chunk: ChunkId) -> Version {
+        Version(self.store.version(key(chunk)).0)
+    }
+
     /// A chunk's version and where it has data, of one moment.
     pub(super) fn outline(&self, chunk: ChunkId) -> (Version, Vec<(u64, u64)>) {
         let (version, ranges) = self.store.outline(key(chunk));

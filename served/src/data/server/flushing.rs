@@ -40,8 +40,9 @@ impl Replicas {
                 return Err(Reply::StaleEpoch(chain.epoch));
             }
             verifiers.push(chain.verifier);
-            for member in chain.replicas.iter().skip(1) {
-                others.entry(*member).or_default().push((*id, *epoch));
+            // The learner too: it may be a replica by the time this is answered.
+            for member in chain.members().filter(|member| member.instance != self.instance) {
+                others.entry(member).or_default().push((*id, *epoch));
             }
         }
         let mut calls = JoinSet::new();

@@ -254,7 +254,12 @@ impl Handler {
                 if replicas.epoch(group) != Some(epoch) {
                     return Err(Reply::Busy);
                 }
+                // What it has forgotten may be being stored.
+                replicas.call(group, |g, call| g.settle(call)).await.map_err(refused)?;
                 let (chunks, next) = replicas.list(group, from).await.ok_or(Reply::Busy)?;
+                if replicas.epoch(group) != Some(epoch) {
+                    return Err(Reply::Busy);
+                }
                 Reply::Listed { chunks, next }
             }
             (PeerOp::Fetch { chunk, offset, len }, At::Group { group, epoch }) => {
@@ -369,18 +374,24 @@ impl Handler {
         offset: u64,
         len: u64,
     ) -> Result<Bytes, Reply> {
-        self.replicas.show(group, epoch, chunk).await.map_err(refused)?;
-        let chunks = self.chunks.clone();
-        let cached = match len <= INLINE_BYTES {
-            true => chunks.read_now(chunk, offset, len).map_err(|e| self.failed(&e))?,
-            false => None,
-        };
-        let data = match cached {
-            Some(data) => data,
-            None => self.stored(client, move || chunks.read(chunk, offset, len)).await?,
-        };
-        self.replicas.still(group, epoch).map_err(refused)?;
-        Ok(data.into())
+        loop {
+            // In this order: what has this version when nothing is noted of the chunk is stored by all.
+            let version = self.chunks.version(chunk);
+            self.replicas.show(group, epoch, chunk).await.map_err(refused)?;
+            let chunks = self.chunks.clone();
+            let cached = match len <= INLINE_BYTES {
+                true => chunks.read_now(chunk, offset, len).map_err(|e| self.failed(&e))?,
+                false => None,
+            };
+            let data = match cached {
+                Some(data) => data,
+                None => self.stored(client, move || chunks.read(chunk, offset, len)).await?,
+            };
+            self.replicas.still(group, epoch).map_err(refused)?;
+            if self.chunks.version(chunk) == version {
+                return Ok(data.into());
+            }
+        }
     }
 
     /// Copies piece by piece, holes as holes.
@@ -511,6 +522,7 @@ impl Handler {
 
     /// Removes chunks here, apart from the chains. Whoever has got them from here meanwhile removes them too.
     async fn delete(self: &Arc<Self>, first: ChunkId) -> Answer {
+        let version = self.replicas.view().map.version;
         let mut gone = Vec::new();
         if self.replicas.teaches() {
             let mut from = Some(first);
@@ -545,6 +557,10 @@ impl Handler {
                     return Err(Reply::Busy);
                 }
             }
+        }
+        if self.replicas.view().map.version != version {
+            // Others may have begun to learn from here meanwhile.
+            return Err(Reply::Busy);
         }
         Ok((Reply::Deleted { instance: self.instance, freed }, Bytes::new()))
     }

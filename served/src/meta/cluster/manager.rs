@@ -216,13 +216,13 @@ impl Manager {
             known.store.get_or_insert(report.store);
         }
         for (group, epoch) in &report.revoked {
-            self.left(*group, *epoch, server);
+            self.left(*group, *epoch, server, heard);
         }
         for (group, epoch, learner) in &report.synced {
             self.promote(*group, *epoch, server, *learner);
         }
         for (group, epoch) in &report.broken {
-            self.drop_broken(*group, *epoch, replica(server, report.instance));
+            self.drop_broken(*group, *epoch, replica(server, report.instance), heard);
             self.shun(server, heard);
         }
         for (group, epoch, stalled) in &report.stalled {
@@ -465,12 +465,27 @@ impl Manager {
         }
     }
 
-    /// A replica cannot go on. It answers nobody in this epoch.
-    fn drop_broken(&mut self, group: GroupId, epoch: Epoch, broken: Replica) {
+    /// A replica cannot go on. It answers nobody in this epoch. If nobody else is there with everything, it tries again in the next.
+    fn drop_broken(&mut self, group: GroupId, epoch: Epoch, broken: Replica, now: Duration) {
+        let spare = self.is_spare(group, broken, now);
         let Some(chain) = self.chain(group) else { return };
-        if chain.epoch == epoch {
-            without(chain, broken);
+        if chain.epoch != epoch {
+            return;
         }
+        if spare {
+            without(chain, broken);
+        } else if chain.replicas.contains(&broken) {
+            chain.epoch.0 += 1;
+        }
+    }
+
+    /// Whether a group goes on without a replica: it is the learner, or another one is there with everything.
+    fn is_spare(&self, group: GroupId, replica: Replica, now: Duration) -> bool {
+        let chain = self.state.groups().find(|(of, ..)| *of == group);
+        chain.is_some_and(|(_, _, chain)| {
+            let others = || chain.replicas.iter().filter(|other| **other != replica);
+            chain.learner == Some(replica) || others().any(|other| self.is_there(*other, now))
+        })
     }
 
     /// A replica is to leave while it may answer reads.
@@ -487,10 +502,13 @@ impl Manager {
         }
     }
 
-    /// A replica refuses reads now.
-    fn left(&mut self, group: GroupId, epoch: Epoch, server: ServerId) {
+    /// A replica refuses reads now. It leaves if another one is there with everything.
+    fn left(&mut self, group: GroupId, epoch: Epoch, server: ServerId, now: Duration) {
         match self.revoking.get(&group).copied() {
             Some((revoked, replica)) if replica.server == server && epoch >= revoked => {
+                if !self.is_spare(group, replica, now) {
+                    return;
+                }
                 self.revoking.remove(&group);
                 if let Some(chain) = self.chain(group).filter(|chain| chain.epoch == revoked) {
                     without(chain, replica);
@@ -675,16 +693,17 @@ impl Manager {
     }
 
     /// Servers at which nothing of an ended session may happen any more before others get what it had: all, but for those
-    /// that are dead and have left all chains, so that nobody counts on them before they have learned of it. One that is dead
-    /// and in a chain may come back there in the same life.
+    /// that are dead and in no chain. Such a one learns everything anew. One that is in a chain though it is dead is there because
+    /// nobody else has everything, and will go on with what it had.
     pub fn must_fence(&self, now: Duration) -> BTreeSet<ServerId> {
-        let mut counted_on = BTreeSet::new();
-        for (_, _, chain) in self.state.groups() {
-            counted_on.extend(chain.replicas.iter().map(|replica| replica.server));
-        }
-        let dead = |id: &ServerId| self.verdict(*id, now) == Verdict::Dead;
-        let servers = self.state.servers.keys().copied();
-        servers.filter(|id| !dead(id) || counted_on.contains(id)).collect()
+        let groups = self.state.groups();
+        let mut needed: BTreeSet<ServerId> = groups
+            .flat_map(|(_, _, chain)| chain.members())
+            .map(|replica| replica.server)
+            .collect();
+        let alive = |id: &ServerId| self.verdict(*id, now) != Verdict::Dead;
+        needed.extend(self.state.servers.keys().copied().filter(alive));
+        needed
     }
 
     /// The version of the map that a server goes by.
