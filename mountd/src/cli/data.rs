@@ -7,6 +7,7 @@ use netfs_common::wire::operator::{Condition, Operation, Outcome, ServerLine};
 use super::admin;
 use super::args::{ClusterArgs, DataCommand};
 use super::error::CliError;
+use super::source::ServerAddr;
 
 /// Asks for a change, or for the list.
 pub(super) fn run(command: DataCommand) -> Result<(), CliError> {
@@ -24,7 +25,7 @@ pub(super) fn run(command: DataCommand) -> Result<(), CliError> {
         }
     };
     let ClusterArgs { server, identity } = of;
-    let server = server.parse()?;
+    let server: ServerAddr = server.parse()?;
     let refused = |why: String| CliError::Ask { server: server.to_string(), why };
     match admin::ask(&server, &identity, &Request::Operate(operation))? {
         Response::Operated(Outcome::Servers(servers)) => print(&servers),
