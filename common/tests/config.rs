@@ -131,6 +131,14 @@ fn settings_that_cannot_both_be_are_both_named() {
         ),
         ("[[volume]]\nname = \"a\"\n[[volume]]\nname = \"a\"\n", &["\"a\" is there twice"]),
         ("[[volume]]\nname = \"a/b\"\n", &["volume.name = \"a/b\""]),
+        ("[[volume]]\nreplicas = 6\n", &["volume.replicas = 6"]),
+        ("[[volume]]\ngroups = 0\n", &["volume.groups = 0"]),
+        ("[meta]\ndata_servers = [\"a:1,b\"]\n", &["\"a:1,b\"", "host:port"]),
+        ("[meta]\ndata_deadline_ms = 10\n", &["meta.data_deadline_ms = 10"]),
+        (
+            "[meta]\nrepair_after_ms = 10\n",
+            &["meta.repair_after_ms = 10", "data_deadline_ms = 5000"],
+        ),
     ] {
         let message = message::<ServedConfig>(text);
         for part in parts {

@@ -220,5 +220,11 @@ mod tests {
             assert_eq!(found(everywhere), DataServers::Local(5));
         }
         assert_eq!(found("10.0.0.7:5"), DataServers::At(vec!["10.0.0.7:5".into()]));
+        let meta = MetaConfig {
+            data_servers: vec!["a:1".into(), "b:1, b:2".into()],
+            ..ServedConfig::default().meta
+        };
+        let entries = vec![vec!["a:1".to_string()], vec!["b:1".into(), "b:2".into()]];
+        assert_eq!(data_servers(&meta, None).unwrap(), DataServers::Cluster(entries));
     }
 }

@@ -40,6 +40,8 @@ pub(super) enum DataCallError {
     Call { server: ServerId, source: CallError },
     #[error("data server {server}: {errno}")]
     Refused { server: ServerId, errno: Errno },
+    #[error("data server {server} cannot do it now")]
+    Busy { server: ServerId },
     #[error("data server {server} gave an answer that makes no sense")]
     Nonsense { server: ServerId },
     #[error("data server {server} has restarted, and may have lost what it did before")]
@@ -340,7 +342,10 @@ impl DataLink {
         };
         tokio::select! {
             biased;
-            answer = self.call(server, At::Server, op.clone()) => answer,
+            answer = self.call(server, At::Server, op.clone()) => match answer? {
+                Reply::Busy => Err(DataCallError::Busy { server }),
+                reply => Ok(reply),
+            },
             () = gone => Err(DataCallError::Others { server }),
         }
     }
