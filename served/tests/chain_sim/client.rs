@@ -136,7 +136,7 @@ impl Client {
 
     fn tick(&mut self, ctx: &mut Context<'_>) {
         ctx.out.push(Out::Wake { after: ctx.rng.time(MS * 5, MS * 20), timer: Timer::Tick });
-        if !self.asking && ctx.rng.chance(120) {
+        if !self.asking && ctx.rng.chance(80) {
             self.asking = true;
             self.call(ctx, MANAGER, Call::Map, Purpose::Map);
         }

@@ -175,13 +175,17 @@ pub(crate) struct Failure {
 impl World {
     pub(crate) fn new(seed: u64, mutant: Option<Mutant>, noting: bool) -> World {
         let mut rng = Rng::new(seed.wrapping_mul(0x2545_f491_4f6c_dd1d) ^ 0x0c4a_1175);
-        let temper = Temper {
-            loss: [0, 2, 10, 30][rng.below(4)],
-            late: [0, 5, 20][rng.below(3)],
-            stale: [0, 100, 300][rng.below(3)],
+        let mut temper = Temper {
+            loss: [0, 2, 10, 40][rng.below(4)],
+            late: [0, 10, 50][rng.below(3)],
+            stale: [0, 200, 500][rng.below(3)],
             pause: MS * [30, 80, 200][rng.below(3)],
             weights: std::array::from_fn(|_| [0, 1, 1, 4][rng.below(4)]),
         };
+        // In many histories one kind of trouble is much more frequent than the others.
+        if rng.chance(600) {
+            temper.weights[rng.below(KINDS)] += 12;
+        }
         let servers = 3 + rng.below(3);
         let mut world = World {
             now: Duration::ZERO,
@@ -342,7 +346,7 @@ impl World {
     /// Tells clients of a new map; some do not hear it.
     fn spread(&mut self) {
         if !self.calm && self.rng.chance(self.temper.stale) {
-            let until = self.now + self.rng.time(MS * 10, MS * 250);
+            let until = self.now + self.rng.time(MS * 10, MS * 450);
             for to in self.seats.keys().copied().filter(|node| *node != MANAGER).collect::<Vec<_>>()
             {
                 if self.rng.chance(500) {
