@@ -3,7 +3,8 @@
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, OnceLock};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
 
 use super::config::StoreConfig;
 use super::disk::{Disk, DiskFile, write_all};
@@ -13,10 +14,17 @@ use super::format::{
     RecordHeader, SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId, segment_name,
 };
 use super::key::{ChunkKey, ChunkVersion};
-use super::sync::{lock, wait};
+use super::sync::{lock, wait, wait_at_most};
 
 /// How often the file system is asked for its free space, in bytes appended.
 const SPACE_REFRESH_BYTES: u64 = 16 << 20;
+
+/// For which share of the time of a flush the next one waits for callers that are expected, and the most.
+const GATHER_SHARE: u32 = 2;
+const GATHER_MAX: Duration = Duration::from_millis(2);
+
+/// The disk begins with records when there are so many bytes of them.
+const START_BYTES: u64 = 8 << 20;
 
 /// Who appends: only new data has to leave the reserve alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -81,6 +89,13 @@ struct OpenSegment {
     len: u64,
 }
 
+/// A part of a segment that is to be brought to the disk.
+pub(super) struct Started {
+    segment: OpenSegment,
+    from: u64,
+    len: u64,
+}
+
 /// The end of the log. Guarded by [`Log::tail`]; appending is the one thing that happens under that lock.
 pub(super) struct Tail {
     current: OpenSegment,
@@ -90,6 +105,10 @@ pub(super) struct Tail {
     last_wanted: u64,
     /// Closed segments that no flush has covered yet.
     unflushed: Vec<OpenSegment>,
+    /// Up to here the current segment is on its way to the disk.
+    started: u64,
+    /// What is to be sent on its way next, by whoever has let go of the lock.
+    to_start: Vec<Started>,
     /// A segment file was created since the directory was flushed.
     dir_dirty: bool,
     /// Bytes of all segment files.
@@ -113,6 +132,18 @@ impl Tail {
         self.next_segment
     }
 
+    /// What should be brought to the disk already, see [`Log::start_sync`].
+    pub(super) fn take_started(&mut self) -> Vec<Started> {
+        std::mem::take(&mut self.to_start)
+    }
+
+    fn start_up_to(&mut self, len: u64) {
+        let from = std::mem::replace(&mut self.started, len);
+        if from < len {
+            self.to_start.push(Started { segment: self.current.clone(), from, len: len - from });
+        }
+    }
+
     pub(super) fn unflushed_segments(&self) -> usize {
         self.unflushed.len()
     }
@@ -128,9 +159,16 @@ impl Tail {
     }
 }
 
+/// The flush under way, and who shares it.
 #[derive(Default)]
 struct Round {
     running: bool,
+    /// Callers that wait for the next one.
+    waiting: usize,
+    /// Callers that it is worth waiting for before the next one begins: as many as took part in the last one or came during it.
+    expected: usize,
+    /// How long the last one took.
+    took: Duration,
 }
 
 /// The log. Locks in order: `round`, `tail`; the state's lock comes after both.
@@ -141,6 +179,8 @@ pub(super) struct Log {
     pub(super) tail: Mutex<Tail>,
     round: Mutex<Round>,
     round_over: Condvar,
+    /// All callers that were expected are there.
+    gathered: Condvar,
     /// All records up to this one are on stable storage.
     durable: AtomicU64,
     /// The first storage failure. After a failed `fsync` nobody knows what the disk holds, so nothing is written again.
@@ -179,10 +219,12 @@ impl Log {
             }
         };
         let tail = Tail {
-            current,
             next_segment,
             next_seq,
             last_wanted: next_seq - 1,
+            started: current.len,
+            to_start: Vec::new(),
+            current,
             unflushed: Vec::new(),
             dir_dirty: true,
             total_bytes,
@@ -197,6 +239,7 @@ impl Log {
             tail: Mutex::new(tail),
             round: Mutex::new(Round::default()),
             round_over: Condvar::new(),
+            gathered: Condvar::new(),
             durable: AtomicU64::new(next_seq - 1),
             poison: OnceLock::new(),
         })
@@ -247,6 +290,9 @@ impl Log {
             return Err(self.failed_append(tail, e, footprint));
         }
         tail.current.len += footprint;
+        if tail.current.len - tail.started >= START_BYTES {
+            tail.start_up_to(tail.current.len);
+        }
         tail.total_bytes += footprint;
         tail.budget = tail.budget.saturating_sub(footprint);
         tail.appended_since_look += footprint;
@@ -324,8 +370,19 @@ impl Log {
         tail.next_segment += 1;
         tail.dir_dirty = true;
         tail.total_bytes += FIRST_RECORD;
+        tail.start_up_to(tail.current.len);
         let closed = std::mem::replace(&mut tail.current, fresh);
+        tail.started = FIRST_RECORD;
         tail.unflushed.push(closed);
+        Ok(())
+    }
+
+    /// Sends records on their way to the disk, so that it is busy while more are written, and a flush has less to wait for.
+    pub(super) fn start_sync(&self, started: &[Started]) -> Result<(), StoreError> {
+        for s in started {
+            let failed = |e| self.poison(StoreError::io("flush", segment_name(s.segment.id))(e));
+            s.segment.file.start_sync(s.from, s.len).map_err(failed)?;
+        }
         Ok(())
     }
 
@@ -349,6 +406,10 @@ impl Log {
             }
             let mut round = lock(&self.round);
             if round.running {
+                round.waiting += 1;
+                if round.waiting + 1 >= round.expected {
+                    self.gathered.notify_one();
+                }
                 drop(wait(&self.round_over, round));
                 continue;
             }
@@ -356,12 +417,33 @@ impl Log {
                 return Ok(());
             }
             round.running = true;
-            drop(round);
+            let taking_part = self.gather(round);
+            let begun = Instant::now();
             let result = self.flush_round(applied);
-            lock(&self.round).running = false;
+            let mut round = lock(&self.round);
+            round.running = false;
+            round.took = begun.elapsed();
+            // All of them are awake now, and count anew if they come again.
+            round.expected = taking_part + std::mem::take(&mut round.waiting);
+            drop(round);
             self.round_over.notify_all();
             result?;
         }
+    }
+
+    /// Gives those that flushed with the last caller, and write again now, a moment to come along: without it the first one
+    /// that is back would begin alone, and all others wait for two flushes. How many there are then.
+    fn gather(&self, mut round: MutexGuard<'_, Round>) -> usize {
+        let patience = (round.took / GATHER_SHARE).min(GATHER_MAX);
+        let begun = Instant::now();
+        while round.waiting + 1 < round.expected {
+            let Some(rest) = patience.checked_sub(begun.elapsed()).filter(|rest| !rest.is_zero())
+            else {
+                break;
+            };
+            round = wait_at_most(&self.gathered, round, rest);
+        }
+        1 + std::mem::take(&mut round.waiting)
     }
 
     fn flush_round(&self, applied: &dyn Fn(LogPos, &RecordHeader)) -> Result<(), StoreError> {

@@ -12,8 +12,9 @@
 //! The store is synchronous and may be called from any number of threads. After a failed write or flush of the disk
 //! it refuses every further change: nobody knows then what the disk holds, and only a restart finds out.
 //!
-//! Memory: an extent of 24 bytes per record that lives, and 30 to 100 bytes per chunk. For data that was written
-//! sequentially in records of a MiB that is about 45 bytes per MiB; in records of 64 KiB about 400.
+//! Memory: an extent of 24 bytes per record that lives, and 50 to 120 bytes per chunk, its version included. For data that was
+//! written sequentially in records of a MiB to chunks of 4 MiB that is 50 bytes per MiB (`scripts/bench-store` counts
+//! them); in records of 64 KiB about 400.
 
 mod check;
 mod chunk;

@@ -1,11 +1,13 @@
 //! Reading, which always verifies.
 
-use std::io;
+use std::io::{self, IoSliceMut};
 
-use super::disk::{read_full, read_full_now};
+use super::disk::{DiskFile, read_full, read_full_now, read_vectored_full};
 use super::error::StoreError;
 use super::extent::Extent;
-use super::format::{BLOCK, CRC_LEN, ChunkSeed, block_at, get_u32, segment_name};
+use super::format::{
+    BLOCK, Block, CRC_LEN, ChunkSeed, block_at, block_count, get_u32, segment_name,
+};
 use super::key::ChunkKey;
 use super::scan::is_medium_error;
 use super::segment_store::SegmentStore;
@@ -143,51 +145,127 @@ impl SegmentStore {
         let mut from = e.offset;
         while from < e.end() {
             let to = (from / BLOCK * BLOCK + STEP_BLOCKS * BLOCK).min(e.end());
-            let first = block_at(e.record_offset, e.record_len, from);
-            let last = block_at(e.record_offset, e.record_len, to - 1);
-            buf.resize((last.at + last.len + CRC_LEN - first.at) as usize, 0);
-            let at = u64::from(e.at.at) + u64::from(first.at);
-            let got = match patience {
-                Patience::Wait => read_full(file.as_ref(), buf, at),
-                Patience::Now => read_full_now(file.as_ref(), buf, at),
+            let step = Step::new(e, from, to);
+            let part = &mut out[(from - e.offset) as usize..(to - e.offset) as usize];
+            let unsound = match step.is_whole() {
+                true => step.read_whole(file.as_ref(), seed, part, patience),
+                false => step.read_parts(file.as_ref(), seed, part, buf, patience),
             };
-            let got = match got {
-                Ok(n) => n,
+            match unsound {
+                Ok(None) => {}
+                Ok(Some(block)) => {
+                    let end = (block.offset + block.len).min(to);
+                    let (x, at) =
+                        (block.offset.max(from), u64::from(e.at.at) + u64::from(block.at));
+                    let why = format!("checksum mismatch in {} at {at}", name());
+                    return Err(corrupt(key, x, end - x, why).into());
+                }
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                     return Err(ReadFault::WouldWait);
                 }
                 Err(err) if is_medium_error(&err) => {
-                    return Err(corrupt(
-                        key,
-                        from,
-                        to - from,
-                        format!("{} cannot be read: {err}", name()),
-                    )
-                    .into());
+                    let why = format!("{} cannot be read: {err}", name());
+                    return Err(corrupt(key, from, to - from, why).into());
                 }
                 Err(err) => return Err(StoreError::io("read", name())(err).into()),
-            };
-            let mut x = from;
-            while x < to {
-                let block = block_at(e.record_offset, e.record_len, x);
-                let at = (block.at - first.at) as usize;
-                let crc_at = at + block.len as usize;
-                let sound = crc_at + CRC_LEN as usize <= got
-                    && seed.crc(block.offset, &buf[at..crc_at]) == get_u32(buf, crc_at);
-                let end = (block.offset + block.len).min(to);
-                if !sound {
-                    let place = u64::from(e.at.at) + u64::from(block.at);
-                    let why = format!("checksum mismatch in {} at {place}", name());
-                    return Err(corrupt(key, x, end - x, why).into());
-                }
-                let skip = at + (x - block.offset) as usize;
-                let part = (end - x) as usize;
-                let target = (x - e.offset) as usize;
-                out[target..target + part].copy_from_slice(&buf[skip..skip + part]);
-                x = end;
             }
             from = to;
         }
         Ok(())
+    }
+}
+
+/// A range of an extent that is read at a time.
+struct Step<'a> {
+    e: &'a Extent,
+    from: u32,
+    to: u32,
+    /// The blocks that hold its first and its last byte.
+    first: Block,
+    last: Block,
+}
+
+impl<'a> Step<'a> {
+    fn new(e: &'a Extent, from: u32, to: u32) -> Self {
+        let first = block_at(e.record_offset, e.record_len, from);
+        let last = block_at(e.record_offset, e.record_len, to - 1);
+        Self { e, from, to, first, last }
+    }
+
+    /// Whether all of its blocks are wanted from end to end.
+    fn is_whole(&self) -> bool {
+        self.first.offset == self.from && self.last.offset + self.last.len == self.to
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = Block> {
+        let next = |block: &Block| {
+            let x = block.offset + block.len;
+            (x < self.to).then(|| block_at(self.e.record_offset, self.e.record_len, x))
+        };
+        std::iter::successors(Some(self.first), next)
+    }
+
+    fn position(&self) -> u64 {
+        u64::from(self.e.at.at) + u64::from(self.first.at)
+    }
+
+    /// Reads whole blocks straight into their places. The first block that is not what was written, if there is one.
+    fn read_whole(
+        &self,
+        file: &dyn DiskFile,
+        seed: ChunkSeed,
+        out: &mut [u8],
+        patience: Patience,
+    ) -> io::Result<Option<Block>> {
+        let mut crcs = [[0; CRC_LEN as usize]; STEP_BLOCKS as usize];
+        let mut parts =
+            Vec::with_capacity(2 * block_count(self.from, self.to - self.from) as usize);
+        let mut rest = &mut *out;
+        for (block, crc) in self.blocks().zip(&mut crcs) {
+            let (piece, behind) = rest.split_at_mut(block.len as usize);
+            parts.extend([IoSliceMut::new(piece), IoSliceMut::new(crc)]);
+            rest = behind;
+        }
+        let got =
+            read_vectored_full(file, &mut parts, self.position(), patience == Patience::Wait)?;
+        let mut blocks = self.blocks().zip(&crcs);
+        let unsound = blocks.find(|(block, crc)| {
+            let start = (block.offset - self.from) as usize;
+            let stored_end = (block.at + block.len + CRC_LEN - self.first.at) as usize;
+            stored_end > got
+                || seed.crc(block.offset, &out[start..start + block.len as usize])
+                    != u32::from_le_bytes(**crc)
+        });
+        Ok(unsound.map(|(block, _)| block))
+    }
+
+    /// Reads blocks of which the first or the last is wanted in part only.
+    fn read_parts(
+        &self,
+        file: &dyn DiskFile,
+        seed: ChunkSeed,
+        out: &mut [u8],
+        buf: &mut Vec<u8>,
+        patience: Patience,
+    ) -> io::Result<Option<Block>> {
+        buf.resize((self.last.at + self.last.len + CRC_LEN - self.first.at) as usize, 0);
+        let got = match patience {
+            Patience::Wait => read_full(file, buf, self.position()),
+            Patience::Now => read_full_now(file, buf, self.position()),
+        }?;
+        for block in self.blocks() {
+            let at = (block.at - self.first.at) as usize;
+            let crc_at = at + block.len as usize;
+            let sound = crc_at + CRC_LEN as usize <= got
+                && seed.crc(block.offset, &buf[at..crc_at]) == get_u32(buf, crc_at);
+            if !sound {
+                return Ok(Some(block));
+            }
+            let (x, end) = (block.offset.max(self.from), (block.offset + block.len).min(self.to));
+            let (skip, part) = (at + (x - block.offset) as usize, (end - x) as usize);
+            let target = (x - self.from) as usize;
+            out[target..target + part].copy_from_slice(&buf[skip..skip + part]);
+        }
+        Ok(None)
     }
 }

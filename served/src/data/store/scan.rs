@@ -30,6 +30,8 @@ pub(super) struct Scanner<'a> {
     end: u64,
     window: Vec<u8>,
     window_at: u64,
+    /// The last record was so long that the next header is all that is worth reading.
+    sparse: bool,
     /// A read failed since the last item: what is in the window is not what is on disk.
     unreadable: bool,
 }
@@ -51,6 +53,7 @@ impl<'a> Scanner<'a> {
             end,
             window: Vec::new(),
             window_at: 0,
+            sparse: false,
             unreadable: false,
         }
     }
@@ -69,8 +72,10 @@ impl<'a> Scanner<'a> {
         if let Some(header) = self.header_at(self.at)? {
             let at = self.at;
             self.at += header.footprint();
+            self.sparse = header.footprint() >= WINDOW as u64 / 4;
             return Ok(Some(Item::Record { at, header }));
         }
+        self.sparse = false;
         let from = self.at;
         self.at = (from + 1).next_multiple_of(RECORD_ALIGN);
         while self.at < self.end && self.header_at(self.at)?.is_none() {
@@ -98,7 +103,8 @@ impl<'a> Scanner<'a> {
     }
 
     fn fill(&mut self, at: u64) -> Result<(), StoreError> {
-        let want = WINDOW.min((self.end - at) as usize);
+        let window = if self.sparse { RECORD_HEADER_LEN } else { WINDOW };
+        let want = window.min((self.end - at) as usize);
         self.window.clear();
         self.window.resize(want, 0);
         self.window_at = at;

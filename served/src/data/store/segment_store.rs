@@ -404,7 +404,9 @@ impl SegmentStore {
         let draft = draft.with_version(version);
         let (at, header) = self.log.append(&mut tail, &draft, payload, space)?;
         let applied = write(&self.state).apply(at, &header);
+        let started = tail.take_started();
         drop(tail);
+        self.log.start_sync(&started)?;
         let Some(gone) = applied.gone else { return Ok(Some(applied.grown)) };
         let freed = tally(&gone);
         write(&self.state).account(&freed);

@@ -6,7 +6,7 @@ mod real;
 #[cfg_attr(not(test), allow(dead_code, reason = "fuzzing cuts no power"))]
 pub(super) mod sim;
 
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
 
 pub(super) use real::{Access, RealDisk};
@@ -36,8 +36,23 @@ pub(super) trait DiskFile: Send + Sync {
     fn read_now(&self, out: &mut [u8], position: u64) -> io::Result<usize> {
         self.read_at(out, position)
     }
+    /// Reads into several places, one after the other: at least into the first that has room. With `wait` as `read_at`,
+    /// otherwise as `read_now`.
+    fn read_vectored_at(
+        &self,
+        parts: &mut [IoSliceMut<'_>],
+        position: u64,
+        wait: bool,
+    ) -> io::Result<usize> {
+        let Some(first) = parts.iter_mut().find(|part| !part.is_empty()) else { return Ok(0) };
+        if wait { self.read_at(first, position) } else { self.read_now(first, position) }
+    }
     fn len(&self) -> io::Result<u64>;
     fn set_len(&self, len: u64) -> io::Result<()>;
+    /// Begins to bring a range to the disk, so that a later `sync` has less to wait for. Promises nothing.
+    fn start_sync(&self, _from: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
     /// `fdatasync`: the data and the length are on stable storage when it returns.
     fn sync(&self) -> io::Result<()>;
 }
@@ -82,6 +97,29 @@ pub(super) fn read_full_now(
     position: u64,
 ) -> io::Result<usize> {
     fill(out, |part, done| file.read_now(part, position + done))
+}
+
+/// As [`read_full`] with `wait`, or else as [`read_full_now`], into several places.
+pub(super) fn read_vectored_full(
+    file: &dyn DiskFile,
+    mut parts: &mut [IoSliceMut<'_>],
+    position: u64,
+    wait: bool,
+) -> io::Result<usize> {
+    let mut done = 0;
+    IoSliceMut::advance_slices(&mut parts, 0);
+    while !parts.is_empty() {
+        match file.read_vectored_at(parts, position + done as u64, wait) {
+            Ok(0) => break,
+            Ok(n) => {
+                done += n;
+                IoSliceMut::advance_slices(&mut parts, n);
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
 }
 
 fn fill(

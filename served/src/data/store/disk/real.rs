@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -144,11 +144,24 @@ impl DiskFile for RealFile {
     }
 
     fn read_now(&self, out: &mut [u8], position: u64) -> io::Result<usize> {
+        self.read_vectored_at(&mut [IoSliceMut::new(out)], position, false)
+    }
+
+    fn read_vectored_at(
+        &self,
+        parts: &mut [IoSliceMut<'_>],
+        position: u64,
+        wait: bool,
+    ) -> io::Result<usize> {
         let position = i64::try_from(position).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let part = libc::iovec { iov_base: out.as_mut_ptr().cast(), iov_len: out.len() };
-        // SAFETY: `part` describes `out`, which is borrowed for the duration of the call.
-        let done =
-            unsafe { libc::preadv2(self.0.as_raw_fd(), &part, 1, position, libc::RWF_NOWAIT) };
+        let count = parts.len().min(IOV_MAX) as libc::c_int;
+        let (fd, flags) = (self.0.as_raw_fd(), if wait { 0 } else { libc::RWF_NOWAIT });
+        // SAFETY: IoSliceMut is guaranteed to have the layout of iovec, and the first `count` of them are borrowed
+        // for the duration of the call.
+        let done = unsafe { libc::preadv2(fd, parts.as_mut_ptr().cast(), count, position, flags) };
+        if wait {
+            return usize::try_from(done).map_err(|_| io::Error::last_os_error());
+        }
         usize::try_from(done).map_err(|_| match io::Error::last_os_error() {
             // Some file systems cannot tell, and kernels do not know it for all of them.
             e if matches!(
@@ -168,6 +181,27 @@ impl DiskFile for RealFile {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.0.set_len(len)
+    }
+
+    fn start_sync(&self, from: u64, len: u64) -> io::Result<()> {
+        let range = |v: u64| i64::try_from(v).map_err(|_| io::ErrorKind::InvalidInput);
+        let (fd, from, len) = (self.0.as_raw_fd(), range(from)?, range(len)?);
+        // It does not wait, so it takes no error away that the next `sync` has to report.
+        // SAFETY: the call has no conditions.
+        if unsafe { libc::sync_file_range(fd, from, len, libc::SYNC_FILE_RANGE_WRITE) } == 0 {
+            return Ok(());
+        }
+        match io::Error::last_os_error() {
+            // Not every file system can.
+            e if matches!(
+                e.raw_os_error(),
+                Some(libc::EINVAL | libc::ENOSYS | libc::ESPIPE | libc::EOPNOTSUPP)
+            ) =>
+            {
+                Ok(())
+            }
+            e => Err(e),
+        }
     }
 
     fn sync(&self) -> io::Result<()> {
