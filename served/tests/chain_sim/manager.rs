@@ -276,7 +276,7 @@ impl Brain {
         let Some(life) = &self.life else { return Some("no metadata server".to_owned()) };
         let servers = life.manager.state().servers.values();
         let there = servers.filter(|s| s.duty == netfs_served::meta::cluster::Duty::In).count();
-        for (id, _) in &life.manager.state().servers {
+        for id in life.manager.state().servers.keys() {
             if life.manager.verdict(*id, now) != Verdict::Alive {
                 return Some(format!("server {id} is not heard"));
             }

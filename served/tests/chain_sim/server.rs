@@ -14,6 +14,8 @@ use super::model::*;
 use super::store::{Entry, Shot, Store};
 use super::world::Context;
 
+mod teaching;
+
 /// One that has not answered for so long is reported.
 const STALLED: Duration = Duration::from_millis(300);
 const PAGE: usize = 2;
@@ -586,54 +588,6 @@ impl Server {
         let grown = |cells: Cells| cells.iter().filter(|cell| **cell != 0).count() as i64;
         let grown = grown(cells) - before.map_or(0, |entry| grown(entry.cells));
         self.with(ctx, group, |g| g.applied(id, Ok(grown)));
-    }
-
-    fn install(&mut self, ctx: &mut Context<'_>, group: GroupId, chunk: ChunkId, piece: Piece) {
-        if self.applying.values().any(|other| other.change.chunk == chunk) {
-            ctx.oracle.fail(format!("{}: a chunk is replaced while it is changed", self.id));
-        }
-        if let Some(part) = self.parts.get_mut(&group) {
-            part.order.remove(&chunk);
-        }
-        if let Some((version, cells)) = self.store.install(chunk, piece) {
-            ctx.oracle.stored(chunk, version, cells, &format!("server {} (copy)", self.id));
-        }
-    }
-
-    fn list(&mut self, ctx: &mut Context<'_>, of: Lesson, so_far: BTreeMap<ChunkId, Version>) {
-        let after = so_far.last_key_value().map(|(chunk, _)| *chunk);
-        let call = Call::List { of, after };
-        self.call(ctx, of.learner.server, call, Purpose::List(of, so_far));
-    }
-
-    fn compare(&mut self, ctx: &mut Context<'_>, of: Lesson, theirs: &BTreeMap<ChunkId, Version>) {
-        let own = self.store.list().filter(|(chunk, _)| ctx.group_of(*chunk) == of.group);
-        let own: BTreeMap<_, _> = own.map(|(chunk, entry)| (chunk, entry.version)).collect();
-        let all: BTreeSet<ChunkId> = own.keys().chain(theirs.keys()).copied().collect();
-        let differ = all.into_iter().filter(|chunk| own.get(chunk) != theirs.get(chunk)).collect();
-        self.with(ctx, of.group, |g| g.compared(of.learner, differ));
-    }
-
-    fn push(&mut self, ctx: &mut Context<'_>, of: Lesson, chunk: ChunkId) {
-        let (version, last, piece) = match self.store.get(chunk) {
-            None => (Version::NONE, true, Piece::Gone),
-            Some(entry) => (entry.version, false, Piece::First(entry.cells[0])),
-        };
-        let purpose = Purpose::Push { of, chunk, version, last };
-        self.call(ctx, of.learner.server, Call::Install { of, chunk, piece }, purpose);
-    }
-
-    /// The rest of a copy, if the chunk is still as it was.
-    fn push_on(&mut self, ctx: &mut Context<'_>, of: Lesson, chunk: ChunkId, version: Version) {
-        let same = |entry: &Entry| entry.version == version || self.is(Mutant::CopiesOn);
-        let entry = self.store.get(chunk).filter(same);
-        let goes_on = self.epoch(of.group) == of.epoch || self.is(Mutant::CopiesOn);
-        let Some(entry) = entry.filter(|_| goes_on) else {
-            return self.with(ctx, of.group, |g| g.pushed(of.learner, of.epoch, chunk, false));
-        };
-        let piece = Piece::Last(entry.cells[1], version);
-        let purpose = Purpose::Push { of, chunk, version, last: true };
-        self.call(ctx, of.learner.server, Call::Install { of, chunk, piece }, purpose);
     }
 
     /// Makes what is there of some groups durable.

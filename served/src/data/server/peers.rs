@@ -31,8 +31,11 @@ pub(crate) struct Peers {
     dialer: Dialer,
     hello: Bytes,
     cluster: ClusterId,
-    channels: Mutex<HashMap<ServerId, (Vec<String>, Channel<Bulk>)>>,
+    channels: Mutex<HashMap<ServerId, At>>,
 }
+
+/// A server's addresses, and the connection to it.
+type At = (Vec<String>, Channel<Bulk>);
 
 struct Greeting {
     hello: Bytes,
