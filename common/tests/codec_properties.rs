@@ -5,7 +5,6 @@
 use netfs_common::attr::Timestamp;
 use netfs_common::codec;
 use netfs_common::id::{Ino, OpSeq};
-use netfs_common::map::{Chain, ClusterMap, MapError};
 use netfs_common::name::Name;
 use netfs_common::wire::{Hello, HelloReply, data, meta};
 use proptest::prelude::*;
@@ -74,16 +73,4 @@ proptest! {
         let t = Timestamp { secs, nanos };
         prop_assert_eq!(Timestamp::from(std::time::SystemTime::from(t)), t);
     }
-}
-
-#[test]
-fn a_map_without_groups_or_with_unknown_servers_is_refused() {
-    use netfs_common::id::{Epoch, ServerId};
-    let empty = ClusterMap { version: Epoch(1), servers: vec![], chains: vec![] };
-    assert_eq!(empty.validate(), Err(MapError::Empty));
-    let unknown = ClusterMap {
-        chains: vec![Chain { epoch: Epoch(1), replicas: vec![ServerId(4)] }],
-        ..empty
-    };
-    assert_eq!(unknown.validate(), Err(MapError::UnknownServer(ServerId(4))));
 }

@@ -9,11 +9,11 @@ use netfs_common::attr::{Attr, FileKind, SetAttr, SetTime, Timestamp};
 use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::*;
-use netfs_common::map::{Chain, ClusterMap, DataServer};
+use netfs_common::map::{Chain, ClusterMap, DataServer, Pool, Replica};
 use netfs_common::name::Name;
 use netfs_common::wire::lease::{Grant, Lease, Names, Recall, Scope};
 use netfs_common::wire::{
-    Claim, Hello, HelloReply, Role, data,
+    Claim, Hello, HelloReply, Role, cluster, data,
     hello::{Lost, VolumeInfo},
     meta,
 };
@@ -85,7 +85,17 @@ fn hello_is_pinned() {
             map: ClusterMap {
                 version: Epoch(1),
                 servers: vec![DataServer { id: ServerId(1), addrs: vec!["a:1".into()] }],
-                chains: vec![Chain { epoch: Epoch(1), replicas: vec![ServerId(1)] }],
+                pools: vec![Pool {
+                    volume: 0,
+                    first: GroupId(0),
+                    min_replicas: 1,
+                    chains: vec![Chain {
+                        epoch: Epoch(2),
+                        verifier: Verifier(3),
+                        replicas: vec![Replica { server: ServerId(1), instance: InstanceId(9) }],
+                        learner: None,
+                    }],
+                }],
             },
             resumed: false,
             others: true,
@@ -97,8 +107,10 @@ fn hello_is_pinned() {
     let ones = "01".repeat(16);
     pin(
         &reply,
-        &format!("0200{ones}090105fb0040010101 0103613a31 01010101000106 04fb3075010409")
-            .replace(' ', ""),
+        &format!(
+            "0200{ones}090105fb0040010101 0103613a31 010000010102030101090000010604fb3075010409"
+        )
+        .replace(' ', ""),
     );
 }
 
@@ -213,22 +225,58 @@ fn what_is_told_of_leases_is_pinned() {
 fn data_messages_are_pinned() {
     let chunk = ChunkId { ino: Ino(42), generation: 1, index: 3 };
     let write = data::Request {
-        group: GroupId(0),
-        epoch: Epoch(1),
+        at: data::At::Group { group: GroupId(0), epoch: Epoch(1) },
         op: data::Op::Write { chunk, offset: 4096 },
     };
-    pin(&write, "0001002a0103fb0010");
-    pin(&data::Reply::Written { verifier: InstanceId(9), allocated: -1 }, "000901");
-    pin(&data::Reply::Failed(Errno::ENOSPC), "0638");
+    pin(&write, "010001002a0103fb0010");
+    pin(&data::Reply::Written { verifier: Verifier(9), allocated: -1 }, "000901");
+    pin(&data::Reply::Failed(Errno::ENOSPC), "0838");
     let span = data::Span { ino: Ino(42), generation: 1, chunk_bits: 22, from: 5, to: 1 << 44 };
     pin(&data::Op::Extents { span, limit: 16 }, "052a011605fd000000000010000010");
     pin(&data::Op::PunchSpan { span }, "082a011605fd0000000000100000");
     let extents = data::Reply::Extents { extents: vec![(0, 1), (300, 302)], upto: 1 << 44 };
     pin(&extents, "02020001fb2c01fb2e01fd0000000000100000");
     pin(&data::Op::Fence { session: SessionId(7) }, "0907");
-    pin(&data::Reply::Fenced, "08");
-    pin(&data::Reply::SessionOver, "09");
-    pin(&data::Reply::Punched { verifier: InstanceId(9), allocated: -1, upto: 6 }, "07090106");
+    pin(&data::Reply::Fenced, "0a");
+    pin(&data::Reply::SessionOver, "0b");
+    pin(&data::Reply::Punched { allocated: -1, upto: 6 }, "090106");
+    pin(&data::Op::Flush { groups: vec![(GroupId(7), Epoch(2))] }, "06010702");
+    pin(&data::Reply::Flushed { verifiers: vec![Verifier(9)] }, "030109");
+    pin(&data::Reply::Busy, "06");
+    pin(&data::Op::Delete { first: chunk }, "032a0103");
+    pin(&data::Reply::Deleted { instance: InstanceId(9), freed: 5 }, "0c0905");
+    pin(&data::Reply::FlushedHere { instance: InstanceId(9) }, "0d09");
+}
+
+#[test]
+fn messages_of_chains_are_pinned() {
+    let chunk = ChunkId { ino: Ino(42), generation: 1, index: 3 };
+    let forward = cluster::Forward {
+        floor: Version(1),
+        after: Version(2),
+        id: Version(3),
+        chunk,
+        deed: cluster::Deed::Write { offset: 5 },
+    };
+    pin(&cluster::PeerOp::Forward(forward), "010102032a01030005");
+    let install = cluster::Install { chunk, first: true, version: Version(4), offset: 9 };
+    pin(&cluster::PeerOp::Install(install), "022a0103010409");
+    pin(&cluster::PeerOp::List { from: chunk }, "032a0103");
+    pin(&cluster::PeerOp::Fetch { chunk, offset: 1, len: 2 }, "042a01030102");
+    pin(&cluster::PeerOp::FlushGroups(vec![(GroupId(7), Epoch(2))]), "05010702");
+    pin(&data::Reply::Stored { full: true }, "0f01");
+    let listed = data::Reply::Listed { chunks: vec![(chunk, Version(3))], next: None };
+    pin(&listed, "11012a01030300");
+    let beat = cluster::Beat {
+        server: ServerId(1),
+        echo: Some(2),
+        lease_ms: 3,
+        version: Epoch(4),
+        revoke: vec![(GroupId(5), Epoch(6))],
+        hold_ms: 7,
+        stall_ms: 8,
+    };
+    pin(&cluster::PeerOp::Beat(beat), "00010102030401050607 08".replace(' ', "").as_str());
 }
 
 #[test]
