@@ -163,6 +163,11 @@ impl<D: Clone> Group<D> {
         }
     }
 
+    /// The server has got another number. Under the one before it has no part in any chain any more.
+    pub fn renumber(&mut self, me: Replica) {
+        self.me = me;
+    }
+
     /// The epoch that is known.
     pub fn epoch(&self) -> Epoch {
         self.chain.as_ref().map_or(Epoch(0), |chain| chain.epoch)

@@ -81,6 +81,11 @@ impl Replicas {
             if slot.broken == Some(epoch) {
                 broken.push((id, epoch));
             }
+            if let Some(learner) = slot.group.chain().and_then(|chain| chain.learner)
+                && slot.refused.is_some_and(|since| since.elapsed() > stall)
+            {
+                stalled.push((id, epoch, learner));
+            }
             if let Some(chain) = slot.group.chain()
                 && let Some(since) = slot.passed_on.values().min()
             {

@@ -56,6 +56,8 @@ pub(super) struct Slot {
     pub(super) synced: Option<(Epoch, Replica)>,
     /// It could not store something in this epoch.
     pub(super) broken: Option<Epoch>,
+    /// Since when the learner takes nothing.
+    pub(super) refused: Option<Instant>,
 }
 
 /// The replicas of this server.
@@ -179,7 +181,8 @@ impl Replicas {
                 self.run(id, |slot| {
                     if chain.epoch > slot.group.epoch() {
                         slot.passed_on.clear();
-                        (slot.synced, slot.broken) = (None, None);
+                        (slot.synced, slot.broken, slot.refused) = (None, None, None);
+                        slot.group.renumber(myself);
                     }
                     slot.group.set_chain(chain, fewest)
                 });
@@ -437,6 +440,15 @@ impl Slot {
             passed_on: BTreeMap::new(),
             synced: None,
             broken: None,
+            refused: None,
+        }
+    }
+
+    /// Whether the learner takes what it is taught.
+    pub(super) fn note_lesson(&mut self, taken: bool) {
+        match taken {
+            true => self.refused = None,
+            false => drop(self.refused.get_or_insert_with(Instant::now)),
         }
     }
 

@@ -67,7 +67,9 @@ impl Replicas {
     pub(super) async fn compare(self: Arc<Self>, id: GroupId, epoch: Epoch, learner: Replica) {
         let compared = async {
             loop {
-                match self.differences(id, epoch, learner).await {
+                let differ = self.differences(id, epoch, learner).await;
+                self.note_lesson(id, epoch, differ.is_some());
+                match differ {
                     Some(differ) => return differ,
                     None => tokio::time::sleep(PAUSE).await,
                 }
@@ -79,6 +81,16 @@ impl Replicas {
         };
         tracing::info!(group = %id, server = %learner.server, chunks = differ.len(), "a replica learns what it lacks");
         self.run(id, |slot| slot.group.compared(learner, differ));
+    }
+
+    /// A learner that takes nothing for too long is reported like a replica that does not answer.
+    fn note_lesson(&self, id: GroupId, epoch: Epoch, taken: bool) {
+        if let Some(slot) = self.slot(id) {
+            let mut slot = lock(&slot);
+            if slot.group.epoch() == epoch {
+                slot.note_lesson(taken);
+            }
+        }
     }
 
     /// Chunks that only one has, or both in different versions. `None`: it could not be found out.
@@ -162,6 +174,7 @@ impl Replicas {
             done = self.try_push(id, epoch, learner, chunk) => done.is_some(),
             () = self.epoch_over(id, epoch) => return,
         };
+        self.note_lesson(id, epoch, done);
         if done {
             self.taught.chunks.fetch_add(1, Ordering::Relaxed);
         } else {
@@ -219,6 +232,7 @@ impl Replicas {
             }
             () = self.epoch_over(id, epoch) => return,
         };
+        self.note_lesson(id, epoch, done);
         if !done {
             tokio::time::sleep(PAUSE).await;
         }
