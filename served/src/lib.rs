@@ -2,7 +2,6 @@
 
 pub mod check;
 pub mod cli;
-pub mod cluster;
 pub mod data;
 pub mod embedded;
 mod flusher;

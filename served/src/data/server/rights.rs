@@ -8,9 +8,9 @@ use std::sync::OnceLock;
 
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
+use netfs_common::map::volume_of;
 use netfs_common::wire::data::Op;
 
-use crate::cluster;
 
 /// The rights of one connection.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ impl Rights {
         }
         for ino in inodes(op).into_iter().flatten() {
             let (asked, own) =
-                (cluster::volume_of(ino), volume.get_or_init(|| cluster::volume_of(ino)));
+                (volume_of(ino), volume.get_or_init(|| volume_of(ino)));
             if asked != *own {
                 tracing::warn!(%ino, asked, own, "a client named an inode of another volume than its own");
                 return Err(Errno::EPERM);
