@@ -11,7 +11,6 @@ use netfs_common::id::Ino;
 use netfs_common::map::volume_of;
 use netfs_common::wire::data::Op;
 
-
 /// The rights of one connection.
 #[derive(Debug)]
 pub(super) enum Rights {
@@ -41,8 +40,7 @@ impl Rights {
             return Err(Errno::EPERM);
         }
         for ino in inodes(op).into_iter().flatten() {
-            let (asked, own) =
-                (volume_of(ino), volume.get_or_init(|| volume_of(ino)));
+            let (asked, own) = (volume_of(ino), volume.get_or_init(|| volume_of(ino)));
             if asked != *own {
                 tracing::warn!(%ino, asked, own, "a client named an inode of another volume than its own");
                 return Err(Errno::EPERM);
