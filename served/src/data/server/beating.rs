@@ -12,11 +12,16 @@ use netfs_common::wire::data::Reply;
 
 use super::lease;
 use super::replicas::{Replicas, lock};
+use crate::data::store::Usage;
 
 /// An answer is never held back longer.
 const MAX_HOLD: Duration = Duration::from_secs(10);
 /// While it is held back it is looked whether a replica has stalled.
 const LOOK: Duration = Duration::from_millis(200);
+/// The store's figures are looked at again after this time.
+const USAGE_AGE: Duration = Duration::from_millis(500);
+/// Groups of which one answer tells, for each kind of news: it has to fit into a message's header.
+const MAX_TOLD: usize = 512;
 /// A replica that waits for one after it gets this much longer, for each of them: the last one is to blame first.
 const PER_HOP: Duration = Duration::from_secs(1);
 
@@ -69,7 +74,7 @@ impl Replicas {
         }
     }
 
-    async fn report(&self, beat: &Beat, stall: Duration) -> Result<BeatReply, Reply> {
+    async fn report(self: &Arc<Self>, beat: &Beat, stall: Duration) -> Result<BeatReply, Reply> {
         let (mut synced, mut broken) = (Vec::new(), Vec::new());
         let (mut stalled, mut lacking) = (Vec::new(), Vec::new());
         for (id, slot) in self.slots() {
@@ -107,12 +112,12 @@ impl Replicas {
                 lacking.push((id, slot.group.left().map(|left| left as u64)));
             }
         }
-        let chunks = self.chunks.clone();
-        let usage = self.blocking(move || chunks.usage()).await;
-        let usage = usage.ok_or(Reply::Busy)?.map_err(|error| {
-            self.metrics.store_failed(&error);
-            Reply::Failed(super::fault::errno(&error))
-        })?;
+        // What does not fit is said when this is dealt with.
+        synced.truncate(MAX_TOLD);
+        broken.truncate(MAX_TOLD);
+        stalled.truncate(MAX_TOLD);
+        lacking.truncate(MAX_TOLD);
+        let usage = self.usage().await?;
         let free = usage.free_bytes.saturating_add(usage.reclaimable_bytes);
         Ok(BeatReply {
             token: lease::now(),
@@ -137,5 +142,34 @@ impl Replicas {
                 mended: self.damage.mended.load(Ordering::Relaxed),
             },
         })
+    }
+
+    /// The store's figures of a moment ago. They are looked at beside: a sign of life must not wait behind changes for a thread, or a
+    /// server with much to do is taken for a dead one.
+    async fn usage(self: &Arc<Self>) -> Result<Usage, Reply> {
+        let known = *lock(&self.usage);
+        match known {
+            Some((at, usage)) if at.elapsed() < USAGE_AGE => return Ok(usage),
+            Some((_, usage)) => {
+                // The next look is by then.
+                *lock(&self.usage) = Some((Instant::now(), usage));
+                let this = self.clone();
+                tokio::spawn(async move { this.look_at_usage().await });
+                return Ok(usage);
+            }
+            None => {}
+        }
+        self.look_at_usage().await
+    }
+
+    async fn look_at_usage(&self) -> Result<Usage, Reply> {
+        let chunks = self.chunks.clone();
+        let usage = self.blocking(move || chunks.usage()).await;
+        let usage = usage.ok_or(Reply::Busy)?.map_err(|error| {
+            self.metrics.store_failed(&error);
+            Reply::Failed(super::fault::errno(&error))
+        })?;
+        *lock(&self.usage) = Some((Instant::now(), usage));
+        Ok(usage)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use netfs_common::id::{Epoch, GroupId, ServerId};
+use netfs_common::id::{Epoch, GroupId, ServerId, Version};
 use netfs_common::map::Replica;
 use netfs_common::net::Payload;
 use netfs_common::wire::cluster::{Deed, Forward, PeerOp};
@@ -43,12 +43,6 @@ impl Replicas {
     /// Passes a change on until it is answered or the epoch is over.
     pub(super) async fn forward(self: Arc<Self>, id: GroupId, to: Replica, step: Step<Work>) {
         let (epoch, version) = (step.epoch, step.change.id);
-        if let Some(slot) = self.slot(id) {
-            let mut slot = lock(&slot);
-            if slot.group.epoch() == epoch {
-                slot.passed_on.insert(version, Instant::now());
-            }
-        }
         let (deed, payload) = match step.change.deed {
             Work::Write { offset, data } => (Deed::Write { offset }, data),
             Work::Punch { offset, len } => (Deed::Punch { offset, len }, Arc::default()),
@@ -60,13 +54,16 @@ impl Replicas {
         let answered = async {
             let mut pause = PAUSE.0;
             loop {
-                let view = self.view();
-                let hop = view
-                    .map
-                    .chain(id)
-                    .and_then(|chain| chain.members().position(|member| member == to));
+                let hop = {
+                    let view = self.view();
+                    let chain = view.map.chain(id);
+                    chain.and_then(|chain| chain.members().position(|member| member == to))
+                };
                 let payload: Payload = payload.as_ref().clone().into();
                 let turn = self.hops.enter(to.server, hop.unwrap_or_default()).await;
+                // Only now: it waited for its turn here and not for the other, who may have moved meanwhile.
+                self.note_passed_on(id, epoch, version);
+                let view = self.view();
                 match self.peers.call(&view.map, to.server, &request, payload, None).await {
                     Ok((Reply::Stored { full }, _)) => return full,
                     Ok((reply, _)) => {
@@ -90,6 +87,15 @@ impl Replicas {
             slot.passed_on.remove(&version);
             slot.group.acked(epoch, version)
         });
+    }
+
+    fn note_passed_on(&self, id: GroupId, epoch: Epoch, version: Version) {
+        if let Some(slot) = self.slot(id) {
+            let mut slot = lock(&slot);
+            if slot.group.epoch() == epoch {
+                slot.passed_on.entry(version).or_insert_with(Instant::now);
+            }
+        }
     }
 
     /// Takes a change of the replica before.

@@ -254,7 +254,8 @@ impl Handler {
                 if replicas.epoch(group) != Some(epoch) {
                     return Err(Reply::Busy);
                 }
-                // What it has forgotten may be being stored.
+                // What it has forgotten, or another tail has sent, may be being stored.
+                let _alone = replicas.no_install(group).await;
                 replicas.call(group, |g, call| g.settle(call)).await.map_err(refused)?;
                 let (chunks, next) = replicas.list(group, from).await.ok_or(Reply::Busy)?;
                 if replicas.epoch(group) != Some(epoch) {
@@ -412,8 +413,12 @@ impl Handler {
             return Err(Reply::Apart);
         }
         let from = (from_group, chain.epoch);
+        let before = self.chunks.version(source);
         self.replicas.show(from.0, from.1, source).await.map_err(refused)?;
-        let (_, ranges) = self.chunks.outline(source);
+        let (version, ranges) = self.chunks.outline(source);
+        if version != before {
+            return Err(Reply::Busy);
+        }
         let at_work = self.begin(client).await?;
         let (this, client) = (self.clone(), client.clone());
         let task = async move {
@@ -574,6 +579,8 @@ impl Handler {
         payload: Payload,
     ) -> Answer {
         let chunk = install.chunk;
+        // In the order in which they come, each to its end: the first piece of a new attempt takes away what an old one has left.
+        let _alone = self.replicas.no_install(group).await;
         let wait = self.replicas.call(group, |g, call| g.install(call, epoch, chunk));
         wait.await.map_err(refused)?;
         let chunks = self.chunks.clone();

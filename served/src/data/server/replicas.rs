@@ -25,6 +25,7 @@ use super::peers::Peers;
 use super::room::Room;
 use super::teaching::{Pace, Taught};
 use crate::data::chain::{Action, CallId, Change, Group, Refusal};
+use crate::data::store::Usage;
 use crate::flusher::Flusher;
 
 /// What is done to a chunk, with its bytes.
@@ -58,6 +59,9 @@ pub(super) struct Slot {
     pub(super) broken: Option<Epoch>,
     /// Since when the learner takes nothing.
     pub(super) refused: Option<Instant>,
+    /// Held while a piece of a chunk takes its place here, as a learner. A piece that is being stored goes on when its caller has given it
+    /// up; whatever comes after it waits for it, and looks again whether it may.
+    pub(super) installing: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The replicas of this server.
@@ -85,6 +89,8 @@ pub(super) struct Replicas {
     pub(super) pace: Pace,
     pub(super) taught: Taught,
     pub(super) damage: Damage,
+    /// The store's figures, and when they were looked at.
+    pub(super) usage: Mutex<Option<(Instant, Usage)>>,
     pub(super) domain: String,
 }
 
@@ -138,6 +144,7 @@ impl Replicas {
             pace: Pace::new(parts.repair_rate),
             taught: Taught::default(),
             damage: Damage::default(),
+            usage: Mutex::default(),
             domain: parts.domain,
         }
     }
@@ -239,6 +246,12 @@ impl Replicas {
         let outcome = answered.await;
         withdrawn.armed = false;
         outcome.unwrap_or(Err(Refusal::Busy))
+    }
+
+    /// Waits until no piece of a chunk of a group is taking its place here, and keeps others from it.
+    pub(super) async fn no_install(&self, id: GroupId) -> Option<tokio::sync::OwnedMutexGuard<()>> {
+        let installing = lock(&*self.slot(id)?).installing.clone();
+        Some(installing.lock_owned().await)
     }
 
     /// A change that a client wants, at the head.
@@ -441,6 +454,7 @@ impl Slot {
             synced: None,
             broken: None,
             refused: None,
+            installing: Arc::default(),
         }
     }
 

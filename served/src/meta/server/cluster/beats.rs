@@ -92,7 +92,7 @@ pub(super) async fn beat(cluster: Arc<Cluster>, server: ServerId, channel: Chann
             last = Instant::now();
             sent.clone_from(&says);
             let words = Words { server, config, map: cluster.published(), revoke: says.1 };
-            calls.spawn(one(channel.clone(), pulse.clone(), words));
+            calls.spawn(one(cluster.clone(), channel.clone(), pulse.clone(), words));
         }
         tokio::select! {
             Some(done) = calls.join_next() => match done {
@@ -121,6 +121,7 @@ struct Words {
 
 /// One call. A late answer of an older connection counts for nothing.
 async fn one(
+    cluster: Arc<Cluster>,
     channel: Channel<Bulk>,
     pulse: Arc<Mutex<Pulse>>,
     words: Words,
@@ -131,6 +132,7 @@ async fn one(
     let (connection, bulk) = channel.peer(until).await?;
     let version = map.map.version;
     let (echo, has) = lock(&pulse).call(connection, version);
+    let echo = echo.filter(|_| cluster.is_settled() && cluster.published().map.version == version);
     let payload = if has { Payload::default() } else { map.bytes.clone().into() };
     let beat = Beat {
         server,

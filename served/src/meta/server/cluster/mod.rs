@@ -291,6 +291,13 @@ impl Cluster {
         (state.version != published).then(|| state.clone())
     }
 
+    /// Whether everybody may know all that has been decided. Before, nobody's right to answer reads is prolonged: it may be that of a
+    /// server which has just been taken out of its chains.
+    fn is_settled(&self) -> bool {
+        let published = self.published.borrow().map.version;
+        self.lock().manager.state().version == published
+    }
+
     fn publish(self: &Cluster, state: &State) -> Result<(), CodecError> {
         let published = Arc::new(Published::new(state.map())?);
         tracing::debug!(version = %state.version, "cluster map");
