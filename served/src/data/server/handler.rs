@@ -473,6 +473,15 @@ impl Handler {
                 false => Reply::Busy,
             });
         }
+        // Whoever asks goes by the server. Groups of which an earlier life of it is the head it must not leave out.
+        let earlier = view
+            .map
+            .groups()
+            .filter_map(|(_, chain)| chain.head())
+            .any(|head| Some(head.server) == view.me && head.instance != self.instance);
+        if earlier || view.me.is_none() {
+            return Err(Reply::Busy);
+        }
         let mut headed = HashSet::new();
         for (id, slot) in self.replicas.slots() {
             let slot = lock(&slot);

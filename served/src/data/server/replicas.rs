@@ -98,6 +98,8 @@ pub(super) struct Replicas {
 #[derive(Debug)]
 pub(super) struct View {
     pub(super) map: ClusterMap,
+    /// This server's number; it learns it with the first map.
+    pub(super) me: Option<ServerId>,
 }
 
 impl View {
@@ -132,7 +134,7 @@ impl Replicas {
             peers: parts.peers,
             lease: Lease::default(),
             metrics: parts.metrics,
-            view: RwLock::new(Arc::new(View { map })),
+            view: RwLock::new(Arc::new(View { map, me: None })),
             version: watch::Sender::new(Epoch(0)),
             slots: RwLock::default(),
             next_call: AtomicU64::new(1),
@@ -170,7 +172,7 @@ impl Replicas {
             if map.version <= view.map.version {
                 return;
             }
-            *view = Arc::new(View { map });
+            *view = Arc::new(View { map, me: Some(me) });
             view.clone()
         };
         self.peers.follow(&view.map);
