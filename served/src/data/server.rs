@@ -46,7 +46,7 @@ pub use upkeep::UpkeepConfig;
 use chunks::Chunks;
 use fences::Fences;
 use handler::{Handler, Peer};
-use peers::Peers;
+use peers::{Greeting, Peers};
 use replicas::{Parts, Replicas};
 use rights::Rights;
 use turns::Turns;
@@ -258,7 +258,7 @@ async fn serve(
         instance,
         chunks: chunks.clone(),
         flusher: flusher.clone(),
-        peers: Peers::new(dialer, cluster, instance, "data server")?,
+        peers: Peers::new(dialer, Greeting::new(cluster, instance, "data server")?),
         metrics: options.metrics.clone(),
         threads: turns.slots(),
         domain,

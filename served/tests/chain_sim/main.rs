@@ -131,18 +131,3 @@ fn a_seed_determines_its_history() {
     };
     assert!((0..5).all(|seed| history(seed) == history(seed)));
 }
-
-#[test]
-#[ignore = "lists what goes wrong, for whoever works on it"]
-fn survey() {
-    let seeds = number("NETFS_SIM_SEEDS").unwrap_or(SEEDS);
-    let (mut failed, started) = (0, Instant::now());
-    for seed in 0..seeds {
-        if let Err(failure) = World::new(seed, None, false).run() {
-            failed += 1;
-            let what: String = failure.what.split_whitespace().collect::<Vec<_>>().join(" ");
-            println!("{seed}: {}", what.chars().take(230).collect::<String>());
-        }
-    }
-    println!("{failed} of {seeds}, {:.1} s", started.elapsed().as_secs_f64());
-}

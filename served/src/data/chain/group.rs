@@ -235,9 +235,9 @@ impl<D: Clone> Group<D> {
         self.ops.is_empty() && self.backlog.is_empty()
     }
 
-    /// The changes that are noted, in order, with whether they are stored here.
-    pub fn noted(&self) -> impl Iterator<Item = (&Change<D>, bool)> {
-        self.ops.values().map(|op| (&op.change, op.stage == Stage::Applied))
+    /// Whether a learner is getting from this replica what it lacks.
+    pub fn is_teaching(&self) -> bool {
+        self.sync.is_some()
     }
 
     /// Chunks that are still to be copied to the learner; `None` while the versions are being compared.

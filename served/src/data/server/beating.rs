@@ -104,11 +104,7 @@ impl Replicas {
                     }
                 }
             }
-            if slot
-                .group
-                .heir()
-                .is_some_and(|heir| slot.group.chain().is_some_and(|c| c.learner == Some(heir)))
-            {
+            if slot.group.is_teaching() {
                 lacking.push((id, slot.group.left().map(|left| left as u64)));
             }
         }

@@ -61,11 +61,8 @@ pub(super) async fn attend(replicas: Weak<Replicas>) {
         let Some(this) = replicas.upgrade() else { return };
         let next: Vec<_> = lock(&this.damage.places).iter().map(|(at, len)| (*at, *len)).collect();
         if next.is_empty() {
-            let damage = this.clone();
-            drop(this);
-            let found = async move { damage.damage.found.notified().await };
-            // Not for ever: it would keep the replicas alive.
-            let _ = tokio::time::timeout(PAUSE, found).await;
+            // Not for ever: it would keep the replicas alive. Either way it is looked again.
+            let _ = tokio::time::timeout(PAUSE, this.damage.found.notified()).await;
             continue;
         }
         let mut left = false;

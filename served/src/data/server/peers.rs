@@ -29,17 +29,39 @@ pub(crate) enum PeerError {
 #[derive(Debug)]
 pub(crate) struct Peers {
     dialer: Dialer,
-    hello: Bytes,
-    cluster: ClusterId,
+    greeting: Greeting,
     channels: Mutex<HashMap<ServerId, At>>,
 }
 
 /// A server's addresses, and the connection to it.
 type At = (Vec<String>, Channel<Bulk>);
 
-struct Greeting {
+/// What one server says to a data server, and whom it takes for one.
+#[derive(Clone, Debug)]
+pub(crate) struct Greeting {
     hello: Bytes,
     cluster: ClusterId,
+}
+
+impl Greeting {
+    /// `what` says who calls, for people.
+    pub(crate) fn new(
+        cluster: ClusterId,
+        instance: InstanceId,
+        what: &str,
+    ) -> Result<Greeting, codec::CodecError> {
+        let hello = Hello {
+            protocol: (PROTOCOL, PROTOCOL),
+            features: 0,
+            role: Role::Data,
+            volume: String::new(),
+            session: SessionId(0),
+            claim: Claim::Begin,
+            instance,
+            client: what.into(),
+        };
+        Ok(Greeting { hello: codec::encode(&hello)?.into(), cluster })
+    }
 }
 
 impl Greeter<Bulk> for Greeting {
@@ -58,25 +80,9 @@ impl Greeter<Bulk> for Greeting {
 }
 
 impl Peers {
-    /// Nobody yet. `what` says who calls, for people.
-    pub(crate) fn new(
-        dialer: Dialer,
-        cluster: ClusterId,
-        instance: InstanceId,
-        what: &str,
-    ) -> Result<Peers, codec::CodecError> {
-        let hello = Hello {
-            protocol: (PROTOCOL, PROTOCOL),
-            features: 0,
-            role: Role::Data,
-            volume: String::new(),
-            session: SessionId(0),
-            claim: Claim::Begin,
-            instance,
-            client: what.into(),
-        };
-        let hello = codec::encode(&hello)?.into();
-        Ok(Peers { dialer, hello, cluster, channels: Mutex::default() })
+    /// Nobody yet.
+    pub(crate) fn new(dialer: Dialer, greeting: Greeting) -> Peers {
+        Peers { dialer, greeting, channels: Mutex::default() }
     }
 
     /// Lets go of servers that are not in the map any more, or elsewhere.
@@ -99,8 +105,7 @@ impl Peers {
             let backoff =
                 Backoff { first: Duration::from_millis(20), max: Duration::from_millis(500) };
             let config = ChannelConfig { addresses: server.addrs.clone(), backoff };
-            let greeting = Greeting { hello: self.hello.clone(), cluster: self.cluster };
-            let channel = Channel::bulk(self.dialer.clone(), config, greeting);
+            let channel = Channel::bulk(self.dialer.clone(), config, self.greeting.clone());
             (server.addrs.clone(), channel)
         });
         Some(channel.clone())

@@ -4,16 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use netfs_common::codec;
-use netfs_common::id::{ClusterId, InstanceId, ServerId, SessionId};
-use netfs_common::net::{
-    Backoff, Bulk, CallError, Channel, ChannelConfig, Dialer, EstablishedFuture, Greeter,
-};
-use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
+use netfs_common::id::{ClusterId, InstanceId, ServerId};
+use netfs_common::net::{Backoff, Bulk, Channel, ChannelConfig, Dialer};
 use tokio::task::AbortHandle;
 
 use super::{Cluster, beats};
+use crate::data::server::peers::Greeting;
 
 /// The longest pause between two attempts to connect. Much less than the deadline of a server.
 const CONNECT_AGAIN: Duration = Duration::from_millis(500);
@@ -27,27 +24,6 @@ pub(in crate::meta::server) struct Caller {
     beats: Greeting,
 }
 
-#[derive(Clone)]
-struct Greeting {
-    hello: Bytes,
-    cluster: ClusterId,
-}
-
-impl Greeter<Bulk> for Greeting {
-    fn hello(&self) -> Bytes {
-        self.hello.clone()
-    }
-
-    fn established(&self, _peer: Bulk, welcome: Bytes) -> EstablishedFuture {
-        let checked = match codec::decode::<HelloReply>(&welcome) {
-            Ok(reply) if reply.cluster == self.cluster => Ok(()),
-            Ok(_) => Err(CallError::Untrusted("a data server of another cluster".into())),
-            Err(error) => Err(CallError::Protocol(error.to_string().into())),
-        };
-        Box::pin(std::future::ready(checked))
-    }
-}
-
 impl Caller {
     /// `lives`: this life of the server, for calls and for signs of life.
     pub(in crate::meta::server) fn new(
@@ -55,19 +31,7 @@ impl Caller {
         cluster: ClusterId,
         lives: [InstanceId; 2],
     ) -> Result<Caller, codec::CodecError> {
-        let greeting = |instance| {
-            let hello = Hello {
-                protocol: (PROTOCOL, PROTOCOL),
-                features: 0,
-                role: Role::Data,
-                volume: String::new(),
-                session: SessionId(0),
-                claim: Claim::Begin,
-                instance,
-                client: "metadata server".into(),
-            };
-            Ok(Greeting { hello: codec::encode(&hello)?.into(), cluster })
-        };
+        let greeting = |instance| Greeting::new(cluster, instance, "metadata server");
         Ok(Caller { dialer, calls: greeting(lives[0])?, beats: greeting(lives[1])? })
     }
 
