@@ -106,8 +106,8 @@ pub enum CliError {
         /// What happened and what to do.
         why: String,
     },
-    /// An administrator's question to a server failed.
-    #[error("{server} does not answer: {why}")]
+    /// An administrator's question to a server failed, or was refused.
+    #[error("{server}: {why}")]
     Ask {
         /// The server as given.
         server: String,
