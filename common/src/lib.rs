@@ -12,6 +12,8 @@ pub mod locks;
 pub mod map;
 pub mod name;
 pub mod net;
+#[cfg(feature = "simulation")]
+pub mod simulation;
 pub mod telemetry;
 pub mod tls;
 pub mod wire;

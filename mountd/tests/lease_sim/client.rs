@@ -11,7 +11,7 @@ use netfs_served::meta::leases::RecallId;
 
 use super::model::*;
 use super::oracle::Oracle;
-use super::rng::Rng;
+use netfs_common::simulation::Rng;
 
 /// Calls of programs that are under way at once.
 const MAX_OPS: usize = 3;

@@ -2,78 +2,45 @@
 //! terms as it is: messages are delayed, reordered, doubled and lost, nodes sleep and die, clocks
 //! drift. After every step nobody may believe what is not so.
 //!
-//! `NETFS_SIM_SEEDS=n` runs so many histories, `NETFS_SIM_SEED=n` one of them, and prints it.
+//! `NETFS_SIM_SEEDS` and `NETFS_SIM_SEED`: see `netfs_common::simulation`.
 
 #![allow(clippy::unwrap_used)]
 
 mod client;
 mod model;
 mod oracle;
-mod rng;
 mod server;
 mod world;
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use netfs_common::simulation::{self, Failure};
 
 use model::Mutant;
-use world::{Failure, World};
+use world::World;
 
 /// Histories of an ordinary run.
 const SEEDS: u64 = 10_000;
 /// A broken rule must show within so many.
 const SEEDS_FOR_MUTANT: u64 = 500;
-/// How much of a history is printed.
-const LAST_EVENTS: usize = 400;
 
-fn number(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
-}
+impl simulation::World for World {
+    type Mutant = Mutant;
 
-fn failure(seed: u64, failure: &Failure) -> String {
-    let from = failure.history.len().saturating_sub(LAST_EVENTS);
-    let history = failure.history[from..].join("\n");
-    format!("{history}\nseed {seed}: {}", failure.what)
-}
+    fn new(seed: u64, mutant: Option<Mutant>, noting: bool) -> World {
+        World::new(seed, mutant, noting)
+    }
 
-/// The first of some seeds with which something goes wrong.
-fn first_failure(seeds: u64, mutant: Option<Mutant>) -> Option<(u64, Failure)> {
-    (0..seeds).find_map(|seed| Some((seed, World::new(seed, mutant, false).run().err()?)))
+    fn run(&mut self) -> Result<(), Failure> {
+        World::run(self)
+    }
+
+    fn steps(&self) -> u64 {
+        self.steps
+    }
 }
 
 #[test]
 fn nobody_believes_what_is_not_so() {
-    if let Some(seed) = number("NETFS_SIM_SEED") {
-        let mut world = World::new(seed, None, true);
-        if let Err(failed) = world.run() {
-            panic!("{}", failure(seed, &failed));
-        }
-        println!("seed {seed}: {} steps, nothing wrong", world.steps);
-        return;
-    }
-    let seeds = number("NETFS_SIM_SEEDS").unwrap_or(SEEDS);
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    let (started, steps) = (Instant::now(), AtomicU64::new(0));
-    let failed = std::thread::scope(|scope| {
-        let share = |t: u64| {
-            let steps = &steps;
-            scope.spawn(move || {
-                (0..seeds).filter(|seed| seed % threads == t).find_map(|seed| {
-                    let mut world = World::new(seed, None, false);
-                    let result = world.run();
-                    steps.fetch_add(world.steps, Ordering::Relaxed);
-                    result.err().map(|failed| (seed, failed.what))
-                })
-            })
-        };
-        let threads: Vec<_> = (0..threads).map(share).collect();
-        threads.into_iter().filter_map(|t| t.join().unwrap()).min_by_key(|(seed, _)| *seed)
-    });
-    if let Some((seed, what)) = failed {
-        panic!("NETFS_SIM_SEED={seed} shows it: {what}");
-    }
-    let (steps, secs) = (steps.into_inner(), started.elapsed().as_secs_f64());
-    println!("{seeds} histories, {steps} steps, {secs:.1} s");
+    simulation::explore::<World>(SEEDS);
 }
 
 #[test]
@@ -91,25 +58,11 @@ fn every_broken_rule_is_noticed() {
         Mutant::ExpiresEarly,
         Mutant::KeepsWithoutGrant,
     ];
-    let missed: Vec<_> = mutants
-        .into_iter()
-        .filter(|mutant| match first_failure(SEEDS_FOR_MUTANT, Some(*mutant)) {
-            Some((seed, failed)) => {
-                let what = failed.what.lines().next().unwrap_or_default();
-                println!("{mutant:?}: seed {seed}: {what}");
-                false
-            }
-            None => true,
-        })
-        .collect();
+    let missed = simulation::unnoticed::<World>(mutants, |_| SEEDS_FOR_MUTANT);
     assert!(missed.is_empty(), "{missed:?}");
 }
 
 #[test]
 fn a_seed_determines_its_history() {
-    let history = |seed| {
-        let mut world = World::new(seed, Some(Mutant::ExecutesWithoutWaiting), true);
-        world.run().err().map(|f| (f.what, f.history))
-    };
-    assert!((0..5).all(|seed| history(seed) == history(seed)));
+    assert!(simulation::is_determined::<World>(Mutant::ExecutesWithoutWaiting));
 }

@@ -10,8 +10,8 @@ use netfs_common::wire::lease::Lease;
 use super::client::Client;
 use super::model::*;
 use super::oracle::Oracle;
-use super::rng::Rng;
 use super::server::Server;
+use netfs_common::simulation::{Failure, Rng};
 
 /// For so long things break.
 const TROUBLE: Duration = Duration::from_millis(4500);
@@ -77,12 +77,6 @@ pub(crate) struct World {
     oracle: Oracle,
     history: Option<Vec<String>>,
     pub(crate) steps: u64,
-}
-
-/// The first thing that went wrong, and how it came to that if it was noted.
-pub(crate) struct Failure {
-    pub(crate) what: String,
-    pub(crate) history: Vec<String>,
 }
 
 impl World {

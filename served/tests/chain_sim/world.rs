@@ -12,8 +12,8 @@ use super::manager::Brain;
 use super::model::*;
 use super::net::Net;
 use super::oracle::Oracle;
-use super::rng::Rng;
 use super::server::Server;
+use netfs_common::simulation::{Failure, Rng};
 
 /// For so long things break.
 const TROUBLE: Duration = Duration::from_millis(2500);
@@ -164,12 +164,6 @@ pub(crate) struct World {
     calm: bool,
     history: Option<Vec<String>>,
     pub(crate) steps: u64,
-}
-
-/// The first thing that went wrong, and how it came to that if it was noted.
-pub(crate) struct Failure {
-    pub(crate) what: String,
-    pub(crate) history: Vec<String>,
 }
 
 impl World {
