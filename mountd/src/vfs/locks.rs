@@ -23,7 +23,7 @@ use netfs_common::wire::meta::{Request, Response};
 use super::Vfs;
 use super::delivery::Outcome;
 pub(super) use book::LockBook;
-use book::Noted;
+use book::{Noted, Unwanted};
 pub(super) use reclaim::attend;
 
 /// A server that waits for others to reclaim their locks is asked again after this.
@@ -55,10 +55,14 @@ impl Outcome for Taken {
     fn give_back(self, vfs: &Arc<Vfs>) {
         if vfs.locks.take_back(&self.lock, &self.noted) {
             let (this, lock) = (Arc::clone(vfs), self.lock);
+            let unwanted = Unwanted::begin(&vfs.locks, &lock.on);
+            let used = Use::begin(vfs, lock.on.ino);
             vfs.runtime.spawn(async move {
-                let used = Use::begin(&this, lock.on.ino);
-                let _gate = used.gate.lock().await;
-                this.align(&lock).await;
+                {
+                    let _gate = used.gate.lock().await;
+                    this.align(&lock).await;
+                }
+                drop(unwanted);
             });
         }
     }
@@ -141,7 +145,7 @@ impl Vfs {
                 Ok(())
             })
             .await?;
-            match self.ask_lock(LockCall::Test { lock }).await? {
+            match self.patiently(self.ask_lock(LockCall::Test { lock })).await? {
                 LockReply::Granted => return Ok(None),
                 LockReply::Conflict(conflict) => return Ok(Some(conflict)),
                 LockReply::Grace => tokio::time::sleep(GRACE_PAUSE).await,
@@ -160,6 +164,7 @@ impl Vfs {
         let used = Use { vfs: Arc::clone(self), ino, gate };
         let this = Arc::clone(self);
         self.run(async move {
+            this.locks.given_back(&LockOn { ino, kind: LockKind::Posix, owner }).await;
             {
                 // What is under way may be a lock of this owner.
                 let _gate = used.gate.lock().await;
@@ -209,6 +214,7 @@ impl Vfs {
 
     async fn take_lock(self: &Arc<Self>, wanted: WantedLock) -> Result<Taken, Errno> {
         let lock = wanted.lock;
+        self.locks.given_back(&lock.on).await;
         let used = Use::begin(self, lock.on.ino);
         let _gate = used.gate.lock().await;
         self.locks.ready().await;
@@ -241,6 +247,7 @@ impl Vfs {
     }
 
     async fn clear_lock(self: &Arc<Self>, on: LockOn, range: LockRange) -> Result<(), Errno> {
+        self.locks.given_back(&on).await;
         let used = Use::begin(self, on.ino);
         let _gate = used.gate.lock().await;
         self.locks.ready().await;
@@ -249,6 +256,8 @@ impl Vfs {
         if before.is_empty() {
             return Ok(());
         }
+        // If that has begun just before, it is being reclaimed, and must not come after this.
+        self.locks.ready().await;
         let life = self.locks.life();
         match self.ask_lock(LockCall::Clear { on, range }).await {
             Ok(LockReply::Granted) => Ok(()),
@@ -267,6 +276,7 @@ impl Vfs {
     /// that nobody wants. The caller holds the gate.
     async fn align(&self, lock: &LockHeld) {
         let LockHeld { on, range, .. } = *lock;
+        let life = self.locks.life();
         let (held, gaps) = self.locks.within(&on, range);
         for range in gaps {
             if let Err(e) = self.ask_lock(LockCall::Clear { on, range }).await
@@ -277,18 +287,38 @@ impl Vfs {
         }
         for (range, mode) in held {
             let before = LockHeld { on, range, mode, pid: lock.pid };
-            let again = self.ask_lock(LockCall::Set { lock: before, wait: None }).await;
-            if again != Ok(LockReply::Granted) && mode == LockMode::Write {
-                // It had become a read lock for a moment, and another reader was faster.
-                tracing::warn!(ino = %on.ino, "a write lock has become a read lock");
-                let weaker = LockHeld { mode: LockMode::Read, ..before };
-                let _ = self.locks.granted(self.locks.life(), &weaker);
+            loop {
+                match self.ask_lock(LockCall::Set { lock: before, wait: None }).await {
+                    // A server that was restarted meanwhile is told what is noted here.
+                    Ok(_) if self.locks.life() != life => return,
+                    Ok(LockReply::Grace) => {
+                        tokio::time::sleep(GRACE_PAUSE).await;
+                        continue;
+                    }
+                    Ok(LockReply::Conflict(_)) if on.kind == LockKind::Flock => {
+                        // It was given up, to get another mode, and somebody else was faster.
+                        self.locks.cleared(&on, range);
+                    }
+                    Ok(LockReply::Conflict(_)) if mode == LockMode::Write => {
+                        // It had become a read lock for a moment, and another reader was faster.
+                        tracing::warn!(ino = %on.ino, "a write lock has become a read lock");
+                        let weaker = LockHeld { mode: LockMode::Read, ..before };
+                        let _ = self.locks.granted(life, &weaker);
+                    }
+                    Err(e) if !self.is_down() => {
+                        tracing::warn!(ino = %on.ino, error = %e, "a lock was not put back to what it was");
+                    }
+                    _ => {}
+                }
+                break;
             }
         }
     }
 
+    /// Makes a call to its end, under the gate of its file.
     async fn ask_lock(&self, call: LockCall) -> Result<LockReply, Errno> {
-        match self.patiently(async { self.session.ask(Request::Lock(call)).await.reply }).await? {
+        self.locks.about_to(&call);
+        match self.session.ask(Request::Lock(call)).await.reply? {
             Response::Lock(reply) => Ok(reply),
             _ => Err(Errno::EPROTO),
         }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use lru::LruCache;
 use netfs_common::id::Ino;
 use netfs_common::locks::{LockKind, LockMode, LockRange, LockedRanges};
-use netfs_common::wire::lock::{LockHeld, LockOn, WaitId};
+use netfs_common::wire::lock::{LockCall, LockHeld, LockOn, WaitId};
 use tokio::sync::{Notify, watch};
 
 use super::WantedLock;
@@ -27,15 +27,6 @@ const MAX_NOTES: usize = 256;
 /// An owner within a file.
 pub(super) type Key = (LockKind, u64);
 
-/// What a waiting request is told.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct News {
-    /// It was granted, in this life of the server.
-    pub(super) granted: Option<u64>,
-    /// Raised when it is to ask again.
-    pub(super) rounds: u64,
-}
-
 /// All locks of this client.
 #[derive(Debug)]
 pub(in crate::vfs) struct LockBook {
@@ -47,6 +38,8 @@ pub(in crate::vfs) struct LockBook {
     pub(super) reclaim: Notify,
     /// Told when something waits at the server.
     pub(super) queued: Notify,
+    /// Told when something was given back that nobody wanted.
+    given_back: Notify,
     next_wait: AtomicU64,
 }
 
@@ -54,7 +47,9 @@ pub(in crate::vfs) struct LockBook {
 struct Inner {
     /// Bounded by what the server lets a session lock and wait for.
     files: HashMap<Ino, FileLocks>,
-    waits: HashMap<WaitId, watch::Sender<News>>,
+    waits: HashMap<WaitId, Wait>,
+    /// Owners who may have, at the server, what nobody here wants any more, and how often.
+    unwanted: HashMap<Key, usize>,
     /// A task brings news of what waits.
     awaiting: bool,
     /// There may be a grant that was not taken note of by the task that brings news.
@@ -63,6 +58,54 @@ struct Inner {
     life: u64,
     stamp: u64,
     flushed: LruCache<Ino, ()>,
+}
+
+/// A request that waits.
+#[derive(Debug)]
+struct Wait {
+    on: LockOn,
+    /// Changed when there is something to do for it.
+    news: watch::Sender<u64>,
+    /// It was granted, in this life of the server, and nothing was asked for of its owner since.
+    granted: Option<u64>,
+    asked: bool,
+    /// That it was granted counts only if the call that brings it was begun after this stamp: an earlier one may tell what was so before
+    /// the request was made again. [`NEVER`] when something else was asked for of its owner, which may have undone a
+    /// grant: then it must be made again.
+    after: u64,
+}
+
+const NEVER: u64 = u64::MAX;
+
+/// While it lives, the server may have locks of an owner that nobody wants.
+#[derive(Debug)]
+pub(super) struct Unwanted {
+    book: Arc<LockBook>,
+    key: Key,
+}
+
+impl Unwanted {
+    pub(super) fn begin(book: &Arc<LockBook>, on: &LockOn) -> Unwanted {
+        let key = (on.kind, on.owner);
+        *lock(&book.inner).unwanted.entry(key).or_default() += 1;
+        Unwanted { book: Arc::clone(book), key }
+    }
+}
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        {
+            let mut inner = lock(&self.book.inner);
+            let count = inner.unwanted.get_mut(&self.key);
+            if count.is_none_or(|count| {
+                *count = count.saturating_sub(1);
+                *count == 0
+            }) {
+                inner.unwanted.remove(&self.key);
+            }
+        }
+        self.book.given_back.notify_waiters();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -106,6 +149,7 @@ impl LockBook {
             inner: Mutex::new(Inner {
                 files: HashMap::new(),
                 waits: HashMap::new(),
+                unwanted: HashMap::new(),
                 awaiting: false,
                 unheard: false,
                 life: 0,
@@ -115,6 +159,7 @@ impl LockBook {
             ready: watch::Sender::new(true),
             reclaim: Notify::new(),
             queued: Notify::new(),
+            given_back: Notify::new(),
             next_wait: AtomicU64::new(1),
         }
     }
@@ -123,6 +168,55 @@ impl LockBook {
     pub(super) async fn ready(&self) {
         // The sender is in `self`.
         let _ = self.ready.subscribe().wait_for(|ready| *ready).await;
+    }
+
+    /// Waits until the server has nothing of an owner that nobody wants: what is asked next, of whatever file, must not meet what the
+    /// owner has given up before, nor close a circle with it.
+    pub(super) async fn given_back(&self, on: &LockOn) {
+        loop {
+            let told = self.given_back.notified();
+            tokio::pin!(told);
+            told.as_mut().enable();
+            if !lock(&self.inner).unwanted.contains_key(&(on.kind, on.owner)) {
+                return;
+            }
+            told.await;
+        }
+    }
+
+    /// A call is about to be made, under the gate of its file. Grants of before of the same owner, of which no note was taken yet, may
+    /// be undone by it.
+    pub(super) fn about_to(&self, call: &LockCall) {
+        let (on, asks) = match call {
+            LockCall::Set { lock, wait } => (lock.on, *wait),
+            LockCall::Clear { on, .. } => (*on, None),
+            _ => return,
+        };
+        let mut inner = lock(&self.inner);
+        inner.disturb(&on);
+        if let Some(wait) = asks.and_then(|wait| inner.waits.get_mut(&wait))
+            && !std::mem::replace(&mut wait.asked, true)
+        {
+            // No news of this number can be older.
+            wait.after = 0;
+        }
+    }
+
+    /// The call of which [`LockBook::about_to`] was told has been answered, and the request waits on.
+    pub(super) fn answered(&self, wait: WaitId) {
+        let mut inner = lock(&self.inner);
+        inner.stamp += 1;
+        let stamp = inner.stamp;
+        if let Some(wait) = inner.waits.get_mut(&wait)
+            && wait.after == NEVER
+        {
+            wait.after = stamp;
+        }
+    }
+
+    /// In which life of the server a request was granted, if that was told and counts.
+    pub(super) fn told(&self, wait: WaitId) -> Option<u64> {
+        lock(&self.inner).waits.get(&wait)?.granted
     }
 
     pub(super) fn life(&self) -> u64 {
@@ -235,6 +329,8 @@ impl LockBook {
         if inner.life != life {
             return None;
         }
+        // In which order the server has granted them is not known here.
+        inner.disturb(&on);
         inner.stamp += 1;
         let stamp = inner.stamp;
         let mine = inner.files.entry(on.ino).or_default().held.entry((on.kind, on.owner));
@@ -340,10 +436,11 @@ impl LockBook {
     }
 
     /// A place for a request that waits.
-    pub(super) fn begin_wait(&self) -> (WaitId, watch::Receiver<News>) {
+    pub(super) fn begin_wait(&self, on: LockOn) -> (WaitId, watch::Receiver<u64>) {
         let wait = WaitId(self.next_wait.fetch_add(1, Ordering::Relaxed));
-        let (sender, receiver) = watch::channel(News::default());
-        lock(&self.inner).waits.insert(wait, sender);
+        let (news, receiver) = watch::channel(0);
+        let new = Wait { on, news, granted: None, asked: false, after: NEVER };
+        lock(&self.inner).waits.insert(wait, new);
         (wait, receiver)
     }
 
@@ -371,18 +468,29 @@ impl LockBook {
         lock(&self.inner).unheard = true;
     }
 
-    /// Tells waiting requests that they were granted.
-    pub(super) fn tell_granted(&self, life: u64, waits: &[WaitId]) {
-        let inner = lock(&self.inner);
-        for sender in waits.iter().filter_map(|wait| inner.waits.get(wait)) {
-            sender.send_modify(|news| news.granted = Some(life));
+    /// A call for news begins: in which life of the server, and when.
+    pub(super) fn begin_news(&self) -> (u64, u64) {
+        let mut inner = lock(&self.inner);
+        inner.stamp += 1;
+        (inner.life, inner.stamp)
+    }
+
+    /// Tells waiting requests that they were granted, as a call says that has begun then. If that does not count, they ask again.
+    pub(super) fn tell_granted(&self, (life, begun): (u64, u64), waits: &[WaitId]) {
+        let mut inner = lock(&self.inner);
+        for wait in waits {
+            let Some(wait) = inner.waits.get_mut(wait) else { continue };
+            if wait.after < begun {
+                wait.granted = Some(life);
+            }
+            wait.news.send_modify(|news| *news += 1);
         }
     }
 
     /// Tells all waiting requests to ask again; whether there are any.
     pub(super) fn tell_again(&self) -> bool {
         let inner = lock(&self.inner);
-        inner.waits.values().for_each(|sender| sender.send_modify(|news| news.rounds += 1));
+        inner.waits.values().for_each(|wait| wait.news.send_modify(|news| *news += 1));
         !inner.waits.is_empty()
     }
 
@@ -406,6 +514,13 @@ impl Inner {
         all
     }
 
+    /// What has been granted to requests of an owner may have changed.
+    fn disturb(&mut self, on: &LockOn) {
+        for wait in self.waits.values_mut().filter(|wait| wait.on == *on) {
+            (wait.granted, wait.after) = (None, NEVER);
+        }
+    }
+
     fn tidy(&mut self, ino: Ino) {
         if self.files.get(&ino).is_some_and(FileLocks::is_unused) {
             self.files.remove(&ino);
@@ -420,5 +535,43 @@ impl Inner {
 impl FileLocks {
     fn is_unused(&self) -> bool {
         self.users == 0 && self.held.is_empty() && self.notes.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn news_counts_only_of_what_was_asked_for_last() {
+        let book = LockBook::new();
+        let on = LockOn { ino: Ino(7), kind: LockKind::Posix, owner: 1 };
+        let (range, mode) = (LockRange { start: 0, end: 9 }, LockMode::Write);
+        let (wait, _news) = book.begin_wait(on);
+        let set = LockCall::Set { lock: LockHeld { on, range, mode, pid: 1 }, wait: Some(wait) };
+        let told = |begun: (u64, u64)| {
+            book.tell_granted(begun, &[wait]);
+            book.told(wait).is_some()
+        };
+        let first = book.begin_news();
+        book.about_to(&set);
+        book.answered(wait);
+        assert!(told(first), "the call was under way before anything waited");
+        // Another thread of the process gives the same bytes up.
+        book.about_to(&LockCall::Clear { on, range });
+        assert_eq!(book.told(wait), None);
+        assert!(!told(book.begin_news()), "the server still tells what it had granted");
+        let late = book.begin_news();
+        book.about_to(&set);
+        assert!(!told(book.begin_news()), "it may be overtaken by the answer");
+        book.answered(wait);
+        assert!(!told(late), "it tells what was before");
+        assert!(told(book.begin_news()));
+        // Somebody else's calls, and those of the owner for another file, change nothing.
+        for (ino, owner) in [(7, 2), (8, 1)] {
+            let on = LockOn { ino: Ino(ino), owner, ..on };
+            book.about_to(&LockCall::Clear { on, range });
+        }
+        assert!(book.told(wait).is_some());
     }
 }

@@ -3,7 +3,11 @@
 //! A request gets its place in the queue of the server under a number, and one task for all of
 //! them asks for news. Who asks again, after a reconnect or because nothing was heard for long, does so under the same
 //! number and keeps its place. A request that is given up, because its caller got a signal, is
-//! withdrawn; and if it was granted at that very moment, what is held is put back to what it was.
+//! withdrawn; and if it was granted at that very moment, what is held is put back to what it was. Its owner's next requests wait for that.
+//!
+//! What one thread of an owner gives up or changes may be what another was granted and has not heard of yet. So news of a grant counts
+//! only if nothing was asked for of its owner after the request that was granted; else the request is made again, and the
+//! server says what there is.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -13,7 +17,7 @@ use netfs_common::locks::LockKind;
 use netfs_common::wire::lock::{LockCall, LockHeld, LockReply, WaitId};
 use netfs_common::wire::meta::{Request, Response};
 
-use super::book::LockBook;
+use super::book::{LockBook, Unwanted};
 use super::{GRACE_PAUSE, Use, WantedLock};
 use crate::session::Session;
 use crate::vfs::Vfs;
@@ -36,7 +40,13 @@ impl Drop for Waiting {
             return;
         }
         let (vfs, lock, wait) = (Arc::clone(&self.vfs), self.lock, self.wait);
-        self.vfs.runtime.spawn(async move { vfs.withdraw(lock, wait).await });
+        // From now on: what the owner does next waits for it.
+        let (unwanted, used) =
+            (Unwanted::begin(&vfs.locks, &lock.on), Use::begin(&vfs, lock.on.ino));
+        self.vfs.runtime.spawn(async move {
+            vfs.withdraw(used, lock, wait).await;
+            drop(unwanted);
+        });
     }
 }
 
@@ -44,21 +54,27 @@ impl Vfs {
     /// Waits for a lock until it is granted or the future is dropped.
     pub(super) async fn wait_for_lock(self: &Arc<Self>, wanted: WantedLock) -> Result<(), Errno> {
         let (lock, book) = (wanted.lock, &self.locks);
+        self.patiently(async {
+            book.given_back(&lock.on).await;
+            Ok(())
+        })
+        .await?;
         let used = Use::begin(self, lock.on.ino);
         self.note_lock(&wanted);
-        let (wait, mut news) = book.begin_wait();
+        let (wait, mut news) = book.begin_wait(lock.on);
         let mut first = true;
         let mut waiting = Waiting { vfs: Arc::clone(self), lock, wait, over: false };
         loop {
             let reply = {
                 let _gate = used.gate.lock().await;
                 book.ready().await;
-                let granted = news.borrow_and_update().granted;
-                if granted.is_some_and(|life| book.granted(life, &lock).is_some()) {
+                news.mark_unchanged();
+                if book.told(wait).is_some_and(|life| book.granted(life, &lock).is_some()) {
                     break;
                 }
                 let life = book.life();
-                let reply = self.ask_lock(LockCall::Set { lock, wait: Some(wait) }).await;
+                let call = LockCall::Set { lock, wait: Some(wait) };
+                let reply = self.patiently(self.ask_lock(call)).await;
                 if reply == Ok(LockReply::Granted) {
                     if !first {
                         book.granted_unheard();
@@ -72,6 +88,7 @@ impl Vfs {
                     // Given up first, to get another mode.
                     book.cleared(&lock.on, lock.range);
                 }
+                book.answered(wait);
                 reply
             };
             match reply {
@@ -93,12 +110,12 @@ impl Vfs {
         Ok(())
     }
 
-    async fn withdraw(self: Arc<Self>, lock: LockHeld, wait: WaitId) {
-        let used = Use::begin(&self, lock.on.ino);
+    async fn withdraw(self: Arc<Self>, used: Use, lock: LockHeld, wait: WaitId) {
         let _gate = used.gate.lock().await;
         self.locks.ready().await;
         match self.ask_lock(LockCall::Withdraw { wait }).await {
-            Ok(LockReply::Withdrawn { waiting: true }) => {}
+            // A `flock` was given up to wait for another mode.
+            Ok(LockReply::Withdrawn { waiting: true }) if lock.on.kind != LockKind::Flock => {}
             // It may have been granted.
             Ok(_) => self.align(&lock).await,
             Err(e) if self.is_down() => tracing::debug!(error = %e, "gone with the session"),
@@ -129,12 +146,12 @@ async fn bring_news(session: Weak<Session>, book: Arc<LockBook>) {
             book.end_awaiting(true);
             return;
         };
-        let life = book.life();
+        let begun = book.begin_news();
         let asked = !received.is_empty();
         let call = LockCall::Await { received: received.clone() };
         match session.ask(Request::Lock(call)).await.reply {
             Ok(Response::Lock(LockReply::Grants(granted))) => {
-                book.tell_granted(life, &granted);
+                book.tell_granted(begun, &granted);
                 received = granted;
                 if received.is_empty() && !asked {
                     // Long silence, or a server that knows of nothing: it may be another one.

@@ -187,6 +187,117 @@ async fn a_waiter_that_is_given_up_leaves_nothing_behind() {
     until(|| held(&world, f.0) == [(2, 20, 29, LockMode::Read)]).await;
 }
 
+/// Two threads of one process wait for a byte, and one gets a signal just when both have been granted it. `delivered`: the other has
+/// heard of its grant before what is given back is given back, and is to be told by then; else it asks again after that.
+async fn one_of_two_threads_gives_up(delivered: bool) {
+    let world = World::new(12, 16);
+    let (a, b) = (world.mount().await, world.mount().await);
+    let f = file(&a, "f").await;
+    let want = posix(f, 1, (0, 0), LockMode::Write);
+    let theirs = posix(f, 7, (0, 0), LockMode::Write);
+    a.try_lock(theirs).await.unwrap();
+    let wait = |b: &Arc<Vfs>| {
+        let b = Arc::clone(b);
+        tokio::spawn(async move { b.lock(want).await })
+    };
+    let gives_up = wait(&b);
+    until(|| lock(&world.meta).locks.queued(f.0).len() == 1).await;
+    let mut goes_on = wait(&b);
+    until(|| lock(&world.meta).locks.queued(f.0).len() == 2).await;
+    let hold = Hold {
+        which: |r| match r {
+            Request::Lock(LockCall::Await { .. }) => true,
+            Request::Lock(LockCall::Clear { on, .. }) => on.owner == 1,
+            _ => false,
+        },
+        caught: Arc::new(Notify::new()),
+        release: Arc::new(Notify::new()),
+    };
+    *lock(&world.held) = Some(hold.clone());
+    // No news of what comes now.
+    hold.caught.notified().await;
+    a.unlock((f.0, 7), None, LockRange::ALL).await.unwrap();
+    assert_eq!(held(&world, f.0), [(1, 0, 0, LockMode::Write)]);
+    gives_up.abort();
+    // It is given back, and the answer is on its way.
+    hold.caught.notified().await;
+    *lock(&world.held) = None;
+    a.try_lock(theirs).await.unwrap();
+    // First the call for news, then that.
+    hold.release.notify_one();
+    if delivered {
+        until(|| lock(&world.meta).locks.granted(session(&b), 9).is_empty()).await;
+    }
+    hold.release.notify_one();
+    let early = timeout(Duration::from_millis(700), &mut goes_on).await;
+    assert!(early.is_err(), "both have it: {early:?}");
+    a.unlock((f.0, 7), None, LockRange::ALL).await.unwrap();
+    assert_eq!(timeout(LONG, goes_on).await.unwrap().unwrap(), Ok(()));
+    assert_eq!(held(&world, f.0), [(1, 0, 0, LockMode::Write)]);
+    b.closed_by(f.0, 1).await.unwrap();
+    assert_eq!(held(&world, f.0), []);
+}
+
+#[tokio::test]
+async fn what_one_thread_gives_back_its_sister_has_to_be_granted_again() {
+    one_of_two_threads_gives_up(true).await;
+}
+
+#[tokio::test]
+async fn a_grant_that_was_undone_is_not_told_to_who_asks_again() {
+    one_of_two_threads_gives_up(false).await;
+}
+
+#[tokio::test]
+async fn who_does_not_wait_any_more_is_in_no_circle() {
+    let world = World::new(13, 16);
+    let (a, b) = (world.mount().await, world.mount().await);
+    let (f, g) = (file(&a, "f").await, file(&a, "g").await);
+    a.try_lock(posix(f, 7, (1, 1), LockMode::Write)).await.unwrap();
+    let gives_up = tokio::spawn({
+        let b = Arc::clone(&b);
+        async move { b.lock(posix(f, 1, (1, 1), LockMode::Write)).await }
+    });
+    until(|| lock(&world.meta).locks.is_waiting(session(&b))).await;
+    let hold = Hold {
+        which: |r| matches!(r, Request::Lock(LockCall::Set { lock, .. }) if lock.on.owner == 3),
+        caught: Arc::new(Notify::new()),
+        release: Arc::new(Notify::new()),
+    };
+    *lock(&world.held) = Some(hold.clone());
+    // So that it takes a while until the server hears that nobody waits.
+    let other = tokio::spawn({
+        let b = Arc::clone(&b);
+        async move { b.try_lock(posix(f, 3, (9, 9), LockMode::Write)).await }
+    });
+    hold.caught.notified().await;
+    gives_up.abort();
+    assert!(gives_up.await.unwrap_err().is_cancelled());
+    // The process that got the signal goes on with something else.
+    let next = tokio::spawn({
+        let b = Arc::clone(&b);
+        async move { b.lock(posix(g, 1, (0, 0), LockMode::Write)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let before = held(&world, g.0);
+    let theirs = tokio::spawn({
+        let a = Arc::clone(&a);
+        async move { a.lock(posix(g, 7, (0, 0), LockMode::Write)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    hold.release.notify_one();
+    assert_eq!(other.await.unwrap(), Ok(()));
+    if before.is_empty() {
+        assert_eq!(timeout(LONG, theirs).await.unwrap().unwrap(), Ok(()));
+        a.closed_by(g.0, 7).await.unwrap();
+        assert_eq!(timeout(LONG, next).await.unwrap().unwrap(), Ok(()));
+    } else {
+        assert_eq!(timeout(LONG, next).await.unwrap().unwrap(), Ok(()));
+        b.closed_by(g.0, 1).await.unwrap();
+        assert_eq!(timeout(LONG, theirs).await.unwrap().unwrap(), Ok(()));
+    }
+}
+
 #[tokio::test]
 async fn a_lock_that_was_taken_for_a_caller_who_has_gone_is_given_back() {
     let world = World::new(7, 16);
@@ -263,7 +374,17 @@ async fn locks_that_are_lost_with_the_session_are_told() {
 
 #[tokio::test]
 async fn over_a_network_that_loses_calls_no_two_clients_have_a_lock() {
-    let world = World::new(10, 16);
+    exclude_each_other(10, 4, 4).await;
+}
+
+#[tokio::test]
+async fn over_a_network_that_loses_calls_signals_do_no_harm() {
+    exclude_each_other(14, 2, 2).await;
+}
+
+/// Owners lock bytes for a moment, and nobody else has them meanwhile. One request in `signals` is given up after a moment.
+async fn exclude_each_other(seed: u64, bytes: u64, signals: u64) {
+    let world = World::new(seed, 16);
     let clients = [world.mount().await, world.mount().await];
     let f = file(&clients[0], "f").await;
     world.weather(Weather { delay_ms: 1, loss: 15 });
@@ -275,10 +396,10 @@ async fn over_a_network_that_loses_calls_no_two_clients_have_a_lock() {
         tasks.push(tokio::spawn(async move {
             let mut random = Random(n);
             for _ in 0..25 {
-                let byte = random.below(4);
+                let byte = random.below(bytes);
                 let at = (byte, byte);
                 let want = posix(f, n, at, LockMode::Write);
-                if random.below(4) == 0 {
+                if random.below(signals) == 0 {
                     // Somebody who gets a signal.
                     let patience = Duration::from_micros(random.below(3000));
                     if timeout(patience, vfs.lock(want)).await.is_err() {

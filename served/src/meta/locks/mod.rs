@@ -145,12 +145,15 @@ impl Locks {
         let at = place(&lock.on);
         let account = self.sessions.entry(session).or_default();
         if let Some(wait) = wait {
-            if account.granted.contains(&wait) {
-                return Ok(Outcome::Granted);
-            }
             if account.waiting.contains_key(&wait) {
                 return Ok(Outcome::Queued);
             }
+            // Unless the owner has changed it since: then it is asked for anew.
+            let has = |file: &File| file.covers(owner, lock.range, lock.mode);
+            if account.granted.contains(&wait) && self.files.get(&at).is_some_and(has) {
+                return Ok(Outcome::Granted);
+            }
+            account.granted.remove(&wait);
         }
         let file = self.files.entry(at).or_default();
         let growth = file.growth(owner, lock.range, Some(lock.mode));
@@ -246,7 +249,10 @@ impl Locks {
     pub fn withdraw(&mut self, session: SessionId, wait: WaitId) -> bool {
         let Some(account) = self.sessions.get_mut(&session) else { return false };
         account.granted.remove(&wait);
-        let Some(at) = account.waiting.remove(&wait) else { return false };
+        let Some(at) = account.waiting.remove(&wait) else {
+            self.close_account(session);
+            return false;
+        };
         if let Some(file) = self.files.get_mut(&at)
             && let Some(waiter) = file.leave(session, wait)
         {

@@ -40,17 +40,32 @@ impl LockTable {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Answers a call. All but [`LockCall::Await`] are done at once.
-    pub(super) async fn answer(&self, session: SessionId, call: LockCall) -> Reply {
+    /// Answers a call. All but [`LockCall::Await`] are done at once. `goes_on`: whether the session does, over the connection that
+    /// the call came on. That is asked when nothing can come between: what a call of before does after it was made again, or after
+    /// the session has ended, might take a lock from whoever has it by then, or leave one that nobody ever gives back.
+    pub(super) async fn answer(
+        &self,
+        session: SessionId,
+        call: LockCall,
+        goes_on: impl Fn() -> bool,
+    ) -> Reply {
         let reply = match call {
             LockCall::Await { received } => self.news(session, &received).await?,
-            call => self.at_once(session, &call)?,
+            call => self.at_once(session, &call, goes_on)?,
         };
         Ok(Response::Lock(reply))
     }
 
-    fn at_once(&self, session: SessionId, call: &LockCall) -> Result<LockReply, Errno> {
+    fn at_once(
+        &self,
+        session: SessionId,
+        call: &LockCall,
+        goes_on: impl Fn() -> bool,
+    ) -> Result<LockReply, Errno> {
         let mut inner = self.lock();
+        if !goes_on() {
+            return Err(Errno::ESHUTDOWN);
+        }
         let reply = inner.locks.answer(session, call);
         inner.ring();
         reply
@@ -153,4 +168,29 @@ fn shown(asks: SessionId, blocker: &Blocker) -> LockConflict {
     let pid = if blocker.owner.session == asks { blocker.pid } else { 0 };
     let Blocker { owner, range, mode, .. } = *blocker;
     LockConflict { kind: owner.kind, range, mode, pid }
+}
+
+#[cfg(test)]
+mod tests {
+    use netfs_common::locks::{LockKind, LockMode, LockRange};
+    use netfs_common::wire::lock::{LockHeld, LockOn};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_call_of_a_connection_that_was_replaced_does_nothing() {
+        let table = LockTable::new([]);
+        let (a, b) = (SessionId(1), SessionId(2));
+        let on = LockOn { ino: Ino(7), kind: LockKind::Posix, owner: 1 };
+        let lock = LockHeld { on, range: LockRange::ALL, mode: LockMode::Write, pid: 1 };
+        let set = || LockCall::Set { lock, wait: None };
+        let clear = || LockCall::Clear { on, range: LockRange::ALL };
+        let granted = Ok(Response::Lock(LockReply::Granted));
+        assert_eq!(table.answer(a, set(), || true).await, granted);
+        assert_eq!(table.answer(a, clear(), || false).await, Err(Errno::ESHUTDOWN));
+        assert_eq!(table.look(Ino(7)).0.len(), 1);
+        assert_eq!(table.answer(a, clear(), || true).await, granted);
+        assert_eq!(table.answer(a, set(), || false).await, Err(Errno::ESHUTDOWN));
+        assert_eq!(table.answer(b, set(), || true).await, granted);
+    }
 }

@@ -373,7 +373,10 @@ impl Volume {
                 self.reclaim_leases(client.session, &leases, done, &mut grants)
             }
             Request::Replay { changes, done } => self.replay(client.session, changes, done).await,
-            Request::Lock(call) => self.locks.answer(client.session, call).await,
+            Request::Lock(call) => {
+                let goes_on = || self.members.goes_on(client.session, client.entry);
+                self.locks.answer(client.session, call, goes_on).await
+            }
             Request::Inspect(about) => self.inspect(client.session, &about),
             // Answered by whoever knows all volumes.
             Request::Status | Request::Operate(_) => Err(Errno::EINVAL),

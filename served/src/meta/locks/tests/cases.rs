@@ -180,6 +180,31 @@ fn a_request_that_is_made_again_keeps_its_place_and_its_grant() {
 }
 
 #[test]
+fn a_grant_that_its_owner_has_undone_is_asked_for_anew() {
+    let mut locks = new();
+    let (a, b) = (session(1), session(2));
+    let (mine, theirs) = (posix(1, (0, 9), Write), posix(2, (0, 9), Write));
+    assert_eq!(locks.set(b, &theirs, None), GRANTED);
+    assert_eq!(locks.set(a, &mine, at(1)), QUEUED);
+    locks.clear(b, &theirs.on, LockRange::ALL).unwrap();
+    assert_eq!(locks.granted(a, 9), [WaitId(1)]);
+    // Another thread of the same process.
+    locks.clear(a, &mine.on, LockRange { start: 3, end: 3 }).unwrap();
+    assert_eq!(locks.set(b, &posix(2, (3, 3), Read), None), GRANTED);
+    assert_eq!(locks.set(a, &mine, at(1)), QUEUED);
+    assert!(locks.granted(a, 9).is_empty());
+    locks.clear(b, &theirs.on, LockRange::ALL).unwrap();
+    assert_eq!(locks.granted(a, 9), [WaitId(1)]);
+    // Or it has another mode by now.
+    assert_eq!(locks.set(a, &posix(1, (0, 9), Read), None), GRANTED);
+    assert_eq!(locks.set(a, &mine, at(1)), GRANTED);
+    assert_eq!(of(&locks, 1), [(0, 9, Write)]);
+    locks.clear(a, &mine.on, LockRange::ALL).unwrap();
+    assert!(!locks.withdraw(a, WaitId(1)));
+    assert!(locks.files.is_empty() && locks.sessions.is_empty() && locks.blocked.is_empty());
+}
+
+#[test]
 fn a_withdrawn_request_leaves_nothing_behind() {
     let mut locks = new();
     let a = session(1);
