@@ -5,7 +5,9 @@
 use netfs_common::codec;
 use netfs_common::id::{Epoch, ServerId};
 use netfs_common::wire::meta::{Request, Response};
-use netfs_common::wire::operator::{Condition, Operation, Outcome, Redundancy, ServerLine};
+use netfs_common::wire::operator::{
+    AuditKind, AuditReport, AuditStep, Condition, Operation, Outcome, Redundancy, ServerLine,
+};
 
 fn pin<T>(value: &T, pinned: &str)
 where
@@ -26,6 +28,26 @@ fn operators() {
     pin(&Request::Operate(Operation::Rebalance), "1004");
     let replicas = Operation::Replicas { volume: "v".into(), replicas: 3, min: Some(2) };
     pin(&Request::Operate(replicas), "10050176030102");
+    let give_up =
+        Operation::GiveUp { server: ServerId(2), with: Some(ServerId(3)), lose_data: true };
+    pin(&Request::Operate(give_up), "100602010301");
+    pin(&Request::Operate(Operation::Audit(AuditStep::Begin { dry_run: true })), "10070001");
+    pin(&Request::Operate(Operation::Audit(AuditStep::Look)), "100701");
+    let kind = AuditKind { what: "k".into(), found: 5, mended: 6, names: vec!["n".into()] };
+    let report = AuditReport {
+        number: 1,
+        running: true,
+        dry_run: false,
+        stage: "s".into(),
+        servers: 2,
+        chunks: 3,
+        files: 4,
+        kinds: vec![kind],
+        unfinished: vec!["u".into()],
+        notes: vec!["o".into()],
+    };
+    let pinned = "0c03010100017302030401016b050601016e01017501016f";
+    pin(&Response::Operated(Outcome::Audit(report)), pinned);
     pin(&Response::Operated(Outcome::Done("ok".into())), "0c01026f6b");
     pin(&Response::Operated(Outcome::Refused("no".into())), "0c02026e6f");
     let line = ServerLine {

@@ -13,7 +13,7 @@ use netfs_common::map::{Chain, ClusterMap, DataServer, Pool, Replica};
 use netfs_common::name::Name;
 use netfs_common::wire::lease::{Grant, Lease, Names, Recall, Scope};
 use netfs_common::wire::{
-    Claim, Hello, HelloReply, Role, cluster, data,
+    Claim, Hello, HelloReply, Role, audit, cluster, data,
     hello::{Lost, VolumeInfo},
     meta,
 };
@@ -264,6 +264,17 @@ fn messages_of_chains_are_pinned() {
     pin(&cluster::PeerOp::List { from: chunk }, "032a0103");
     pin(&cluster::PeerOp::Fetch { chunk, offset: 1, len: 2 }, "042a01030102");
     pin(&cluster::PeerOp::FlushGroups(vec![(GroupId(7), Epoch(2))]), "05010702");
+    let inventory = audit::AuditOp::Inventory { from: chunk, limit: 5 };
+    pin(&cluster::PeerOp::Audit(inventory), "06002a010305");
+    let holdings = audit::AuditOp::Holdings { from: GroupId(7) };
+    pin(&cluster::PeerOp::Audit(holdings), "060107");
+    let sweep = audit::AuditOp::Sweep { groups: vec![(GroupId(7), Epoch(2))], from: chunk };
+    pin(&cluster::PeerOp::Audit(sweep), "0602010702 2a0103".replace(' ', "").as_str());
+    let holding = audit::Holding { group: GroupId(7), chunks: 3, newest: Version(4) };
+    let held = audit::AuditReply::Holdings { groups: vec![holding], next: None };
+    pin(&data::Reply::Audited(held), "12000107030400");
+    let swept = audit::AuditReply::Swept { chunks: 1, bytes: 2, next: Some(chunk) };
+    pin(&data::Reply::Audited(swept), "12010102012a0103");
     pin(&data::Reply::Stored { full: true }, "0f01");
     let listed = data::Reply::Listed { chunks: vec![(chunk, Version(3))], next: None };
     pin(&listed, "11012a01030300");

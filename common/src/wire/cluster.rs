@@ -4,6 +4,7 @@ use bincode::{Decode, Encode};
 
 use crate::id::{ChunkId, Epoch, GroupId, InstanceId, ServerId, Version};
 use crate::map::Replica;
+use crate::wire::audit::AuditOp;
 
 /// The most chunks in one [`super::data::Reply::Listed`].
 pub const MAX_LISTED: u32 = 4096;
@@ -148,4 +149,6 @@ pub enum PeerOp {
     /// Bring everything acknowledged in these groups, in these epochs, to stable storage, here. Answered by
     /// [`super::data::Reply::FlushedHere`].
     FlushGroups(Vec<(GroupId, Epoch)>),
+    /// From the metadata server: what the server has, whoever it belongs to.
+    Audit(AuditOp),
 }

@@ -4,6 +4,7 @@ use bincode::{Decode, Encode};
 
 use crate::errno::Errno;
 use crate::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, SessionId, Verifier, Version};
+use crate::wire::audit::AuditReply;
 use crate::wire::cluster::{BeatReply, PeerOp};
 
 /// The most payload of one call, in bytes.
@@ -212,6 +213,8 @@ pub enum Reply {
         /// The first that is not told; `None`: there are no more.
         next: Option<ChunkId>,
     },
+    /// To an audit.
+    Audited(AuditReply),
 }
 
 /// Space of a data server in bytes.

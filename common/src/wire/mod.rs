@@ -4,6 +4,7 @@
 //! and [`meta::Answer`] one way and [`meta::Push`] and [`meta::PushReply`] the other; on a bulk connection
 //! each stream carries a [`data::Request`] with payload and a [`data::Reply`] with payload.
 
+pub mod audit;
 pub mod cluster;
 pub mod data;
 pub mod hello;

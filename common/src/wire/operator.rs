@@ -27,6 +27,68 @@ pub enum Operation {
         /// Writes wait while there are fewer than this. As before if absent, but at most all.
         min: Option<u8>,
     },
+    /// A data server is lost for good, with what it has. Groups of which nobody else has everything go on with what another one has,
+    /// older or nothing.
+    GiveUp {
+        /// The server.
+        server: ServerId,
+        /// Who goes on in such groups; the one that has most of each if absent.
+        with: Option<ServerId>,
+        /// That data is lost is meant so. Otherwise it is only told what would be.
+        lose_data: bool,
+    },
+    /// About the comparison of the metadata with what the data servers have: [`Outcome::Audit`].
+    Audit(AuditStep),
+}
+
+/// About an audit. There is one at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum AuditStep {
+    /// It begins, unless one is under way.
+    Begin {
+        /// Nothing is mended.
+        dry_run: bool,
+    },
+    /// How far it is, and what it has found.
+    Look,
+}
+
+/// What an audit has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct AuditReport {
+    /// Which one it is, of those since the server's start. 0: there was none.
+    pub number: u64,
+    /// It is under way: the rest is as far as it is known.
+    pub running: bool,
+    /// Nothing is mended.
+    pub dry_run: bool,
+    /// What it is doing.
+    pub stage: String,
+    /// Data servers that were asked.
+    pub servers: u32,
+    /// Chunks that were looked at; each counts once, however many copies there are.
+    pub chunks: u64,
+    /// Files with data that were looked at.
+    pub files: u64,
+    /// What was found, by kind.
+    pub kinds: Vec<AuditKind>,
+    /// What could not be compared or mended, and why.
+    pub unfinished: Vec<String>,
+    /// What was seen and is not wrong.
+    pub notes: Vec<String>,
+}
+
+/// What an audit has found of one kind.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct AuditKind {
+    /// What it is.
+    pub what: String,
+    /// How many.
+    pub found: u64,
+    /// How many of them are mended.
+    pub mended: u64,
+    /// The first of them.
+    pub names: Vec<String>,
 }
 
 /// What came of an [`Operation`].
@@ -38,6 +100,8 @@ pub enum Outcome {
     Done(String),
     /// It is not done, and why.
     Refused(String),
+    /// How an audit stands.
+    Audit(AuditReport),
 }
 
 /// Whether a data server answers.

@@ -8,7 +8,7 @@ use netfs_common::codec;
 use netfs_common::id::{InstanceId, SessionId};
 use netfs_common::net::{Dialer, Limits, Link, NetMetrics};
 use netfs_common::wire::meta::{Answer, Request, Response, Status};
-use netfs_common::wire::operator::Redundancy;
+use netfs_common::wire::operator::{Operation, Outcome, Redundancy, ServerLine};
 use netfs_common::wire::{Claim, Hello, PROTOCOL, Role};
 
 use super::args::IdentityArgs;
@@ -24,6 +24,13 @@ pub(super) fn status(server: &ServerAddr, identity: &IdentityArgs) -> Result<(),
     match ask(server, identity, &Request::Status)? {
         Response::Status(status) => {
             print(server, &status);
+            match ask(server, identity, &Request::Operate(Operation::List))? {
+                Response::Operated(Outcome::Servers(servers)) => servers.iter().for_each(damage),
+                _ => complain!("netfs: {server} does not list its data servers"),
+            }
+            for alarm in &status.alarms {
+                say!("  ALARM: {alarm}");
+            }
             Ok(())
         }
         _ => Err(CliError::Ask {
@@ -114,9 +121,13 @@ fn print(server: &ServerAddr, s: &Status) {
             say!("    session:  {id} {how}: {client}");
         }
     }
-    for alarm in &s.alarms {
-        say!("  ALARM: {alarm}");
-    }
+}
+
+/// What a data server has found damaged, and replaced from others, since its start.
+fn damage(s: &ServerLine) {
+    say!("  data server {} ({})", s.id, s.addrs.join(","));
+    say!("    damaged:  {}", s.damaged);
+    say!("    mended:   {}", s.mended);
 }
 
 fn redundancy(r: &Redundancy) {

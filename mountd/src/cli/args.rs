@@ -47,6 +47,7 @@ pub(super) enum Command {
     /// List, add, drain and remove the data servers of a cluster.
     #[command(subcommand)]
     Data(DataCommand),
+    Check(CheckArgs),
     /// Make and show the certificates by which servers and clients know each other.
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -180,6 +181,22 @@ pub(super) struct ClusterArgs {
     pub(super) identity: IdentityArgs,
 }
 
+/// Compare the metadata of a cluster with what its data servers have, and mend differences, while everybody goes on working.
+///
+/// Exit status 0: nothing is wrong; 1: something was found, and all of it is mended (or would be, with --dry-run); 2: something could not
+/// be compared or mended. Needs a certificate of a server: `--identity /etc/netfs/tls` on a server.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct CheckArgs {
+    /// Compare with the data servers; there is nothing else to choose yet
+    #[arg(long, required = true)]
+    pub(super) data: bool,
+    /// Only say what is found
+    #[arg(long)]
+    pub(super) dry_run: bool,
+    #[command(flatten)]
+    pub(super) of: ClusterArgs,
+}
+
 /// The data servers of a cluster.
 ///
 /// Everybody may list them. Changes need a certificate of a server: `--identity /etc/netfs/tls` on a server.
@@ -211,6 +228,20 @@ pub(super) enum DataCommand {
         /// Its number in the list
         #[arg(value_parser = super::data::parse_id)]
         id: ServerId,
+        #[command(flatten)]
+        of: ClusterArgs,
+    },
+    /// Wait no more for a data server that is lost for good. What nobody else has is lost
+    GiveUp {
+        /// Its number in the list
+        #[arg(value_parser = super::data::parse_id)]
+        id: ServerId,
+        /// The data server that goes on where nobody has everything [default: for each part of the data the one that has most of it]
+        #[arg(long, value_name = "ID", value_parser = super::data::parse_id)]
+        with: Option<ServerId>,
+        /// That data is lost is meant so; without this it is only said how much
+        #[arg(long)]
+        yes_lose_data: bool,
         #[command(flatten)]
         of: ClusterArgs,
     },

@@ -19,6 +19,9 @@ pub(super) fn run(command: DataCommand) -> Result<(), CliError> {
         }
         DataCommand::Drain { id, of } => (of, Operation::Drain(id)),
         DataCommand::Remove { id, of } => (of, Operation::Remove(id)),
+        DataCommand::GiveUp { id, with, yes_lose_data, of } => {
+            (of, Operation::GiveUp { server: id, with, lose_data: yes_lose_data })
+        }
         DataCommand::Rebalance { of } => (of, Operation::Rebalance),
         DataCommand::Replicas { volume, replicas, min, of } => {
             (of, Operation::Replicas { volume, replicas, min })

@@ -20,6 +20,7 @@ macro_rules! complain {
 mod admin;
 mod args;
 mod burial;
+mod check;
 mod config;
 mod connect;
 mod control;
@@ -55,6 +56,9 @@ use args::{Args, Command};
 /// on standard error and exit code 1.
 pub fn run() -> ExitCode {
     let args = Args::parse();
+    if let Command::Check(args) = args.command {
+        return check::run(&args);
+    }
     let result = match args.command {
         Command::Mount(m) => mount::run(m),
         Command::Dev(d) => dev::run(d),
@@ -64,6 +68,8 @@ pub fn run() -> ExitCode {
         Command::Why(i) => insight::why(&i),
         Command::Config => config::run(),
         Command::Data(d) => data::run(d),
+        // Above: it has exit codes of its own.
+        Command::Check(_) => Ok(()),
         Command::Pki(p) => pki::run(&p),
     };
     match result {

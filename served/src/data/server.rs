@@ -20,6 +20,7 @@ pub(crate) mod peers;
 mod replicas;
 mod rights;
 mod room;
+mod sweeping;
 mod teaching;
 mod turns;
 mod upkeep;
@@ -119,7 +120,7 @@ pub enum DataError {
         source: StoreError,
     },
     /// The list of sessions that must be kept out.
-    #[error("data server: the list of ended sessions {} cannot be used: {source}; it may be removed when no client is left that was cut off for longer than the term of its session", path.display())]
+    #[error("data server: the list of ended sessions {} cannot be used: {source}", path.display())]
     Fences {
         /// Where it is.
         path: PathBuf,
@@ -196,6 +197,9 @@ async fn begin(
     let store_error = |source| DataError::Store { dir: dir.clone(), source };
     let (store, report) =
         SegmentStore::open(&options.dir, options.store.clone()).map_err(store_error)?;
+    if report.identity_restored {
+        tracing::warn!(dir = %dir.display(), "the file `store` was damaged; it is made anew from what all segments say");
+    }
     if report.created {
         tracing::info!(dir = %dir.display(), "data store made");
     } else if report.is_clean() {
@@ -204,8 +208,12 @@ async fn begin(
         tracing::error!(dir = %dir.display(), ?report, "data store opened; the disk has lost data");
     }
     let store = Arc::new(store);
-    let fences = Fences::open(&options.dir)
+    let (fences, damaged) = Fences::open(&options.dir)
         .map_err(|source| DataError::Fences { path: Fences::file(&options.dir), source })?;
+    if let Some(what) = damaged {
+        let kept = Fences::file_of_damage(&options.dir);
+        tracing::warn!(%what, kept = %kept.display(), "the list of ended sessions was damaged; it begins anew, which is safe in a new life of the server");
+    }
     let instance = greeting::draw_instance().map_err(std::io::Error::from)?;
     let server = Server::bind_with_secret(
         options.listen,

@@ -94,6 +94,13 @@ pub enum Action {
         /// The change.
         op: Op,
     },
+    /// Has the data servers remove chunks that belong to nobody. Nothing is removed of what can still be asked for.
+    Sweep {
+        /// Contents of inodes that are gone, or that files do not have any more.
+        gone: Vec<(Ino, u32)>,
+        /// Files of which nobody is writing anything: what there is beyond their end.
+        tails: Vec<Ino>,
+    },
 }
 
 /// What is fixed when a volume is made.

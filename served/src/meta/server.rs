@@ -18,6 +18,7 @@
 //! DIR/NAME/TERM     the longest term that its clients may count on, see `terms`
 //! ```
 
+mod audit;
 mod client;
 mod clock;
 mod cluster;
@@ -55,7 +56,7 @@ use netfs_common::telemetry::CallMetrics;
 use netfs_common::tls::{self, Identity, TlsError};
 use netfs_common::wire::hello::VolumeInfo;
 use netfs_common::wire::meta::{Reply, Response, Status};
-use netfs_common::wire::operator::{Operation, Outcome};
+use netfs_common::wire::operator::{AuditStep, Operation, Outcome};
 use netfs_common::wire::{Hello, HelloReply, Role};
 
 use crate::greeting::{self, Refusal};
@@ -65,6 +66,7 @@ use crate::meta::engine::EngineConfig;
 use crate::meta::metrics::MetaMetrics;
 use crate::thread::{Ending, ServerThread, StopSignal};
 
+use audit::{Audits, Parts};
 use client::{Admin, Client, Member};
 pub use cluster::FileError;
 use cluster::{Caller, Cluster, tell};
@@ -270,6 +272,7 @@ pub(crate) struct Shared {
     data: Arc<Cluster>,
     /// The volumes' names by their numbers.
     names: BTreeMap<u64, String>,
+    audits: Audits,
     calls: CallMetrics,
 }
 
@@ -330,6 +333,7 @@ async fn begin(
         broken,
         data,
         names,
+        audits: Audits::default(),
         calls: options.calls,
     });
     let watched = Arc::downgrade(&shared);
@@ -515,7 +519,18 @@ impl Shared {
             }
             _ => None,
         };
-        self.data.operate(operation, number).await
+        match operation {
+            Operation::Audit(AuditStep::Look) => Outcome::Audit(self.audits.look()),
+            Operation::Audit(AuditStep::Begin { dry_run }) => {
+                let parts = Parts {
+                    cluster: self.data.clone(),
+                    volumes: self.volumes.values().cloned().collect(),
+                    broken: self.broken.keys().cloned().collect(),
+                };
+                Outcome::Audit(self.audits.begin(dry_run, parts))
+            }
+            operation => self.data.operate(operation, number).await,
+        }
     }
 
     async fn status(&self) -> Reply {

@@ -134,8 +134,8 @@ impl Replicas {
             counts: Counts {
                 pushed_chunks: self.taught.chunks.load(Ordering::Relaxed),
                 pushed_bytes: self.taught.bytes.load(Ordering::Relaxed),
-                damaged: self.metrics.scrub_faults.get(),
-                mended: self.damage.mended.load(Ordering::Relaxed),
+                damaged: self.metrics.damaged.get(),
+                mended: self.metrics.mended.get(),
             },
         })
     }

@@ -174,6 +174,28 @@ impl Chunks {
         (out, next.map(|key| id(&key)))
     }
 
+    /// Chunks from one on with their versions, not more than some, and where to go on.
+    pub(super) fn page(
+        &self,
+        from: ChunkId,
+        limit: usize,
+    ) -> (Vec<(ChunkId, Version)>, Option<ChunkId>) {
+        let (found, next) = self.store.list_where(key(from), limit.clamp(1, LISTED), |_| true);
+        let named = found.iter().map(|info| (id(&info.key), Version(info.version.0)));
+        (named.collect(), next.map(|key| id(&key)))
+    }
+
+    /// As [`Chunks::list`], of a few chunks only.
+    pub(super) fn step(
+        &self,
+        from: ChunkId,
+        keep: impl Fn(ChunkId) -> bool,
+    ) -> (Vec<(ChunkId, Version)>, Option<ChunkId>) {
+        let (found, next) = self.store.list_where(key(from), LISTED, |key| keep(id(key)));
+        let named = found.iter().map(|info| (id(&info.key), Version(info.version.0)));
+        (named.collect(), next.map(|key| id(&key)))
+    }
+
     /// The chunks of a range of a file that have data, in order, from one on.
     pub(super) fn of_span(&self, span: Span, from: Option<ChunkId>) -> Result<Page, StoreError> {
         let range = Range::of(span)?;

@@ -8,6 +8,18 @@
 //! Identifiers are drawn at random and never used again, so an entry may stay for ever; it leaves the list when
 //! [`MAX_FENCED`] later ones have come. A client that sleeps through all of these is not kept out here.
 //!
+//! # A list that is damaged
+//!
+//! It is set aside, as `fenced.damaged`, and the list begins anew. That is safe because it can only be found damaged at the start of a
+//! new life of the server. All sessions on the list were ended before that. Their clients know maps of then at the latest: the metadata
+//! server closes their connections with the end of the session, tells an ended session no map, and lets none of them take it up again;
+//! and under its next session a client never sends what was made up in the one before. This life of the server has no place in any chain of such
+//! a map, only in later epochs, because a chain names the life of each replica. And every call of a client that does or shows anything names an epoch, or the
+//! version of the map, and is refused if it is not that of now. Sessions that end from now on are fenced here as ever, also those
+//! whose fence was under way: the metadata server repeats it until it is answered.
+//!
+//! What the list is kept in a file for all the same: a second line of defence that does not depend on what clients are told.
+//!
 //! The file: `NFSFENCE`, the version 1, the number of sessions, the sessions with the latest first, and a CRC-32 of all that;
 //! numbers are little-endian, of 4 and, the sessions, 8 bytes. Another layout gets another version.
 
@@ -25,6 +37,8 @@ use crate::private;
 const MAX_FENCED: usize = 4096;
 const FILE: &str = "fenced";
 const NEW_FILE: &str = "fenced.new";
+/// Where a list that is damaged is put.
+const DAMAGED_FILE: &str = "fenced.damaged";
 const MAGIC: &[u8; 8] = b"NFSFENCE";
 const VERSION: u32 = 1;
 const HEADER: usize = 16;
@@ -62,20 +76,38 @@ impl List {
 }
 
 impl Fences {
-    /// The list in the store's directory; an empty one if there is none.
+    /// The list in the store's directory; an empty one if there is none, or if it is damaged: then also what is wrong with it.
+    /// See the [module](self) for why that is safe.
     ///
     /// # Errors
-    /// When it cannot be read, or is damaged: then nobody knows whom to keep out.
-    pub(super) fn open(dir: &Path) -> io::Result<Fences> {
-        let mut list = match fs::read(dir.join(FILE)) {
-            Ok(bytes) => {
-                decode(&bytes).map_err(|what| io::Error::new(io::ErrorKind::InvalidData, what))?
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => List::default(),
+    /// When it cannot be read or set aside, or a later version of the program has made it.
+    pub(super) fn open(dir: &Path) -> io::Result<(Fences, Option<&'static str>)> {
+        let (mut list, mut damage) = (List::default(), None);
+        match fs::read(dir.join(FILE)) {
+            Ok(bytes) => match decode(&bytes) {
+                Ok(known) => list = known,
+                Err(Unreadable::Newer) => {
+                    let what = "a later version of this program has made it";
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, what));
+                }
+                Err(Unreadable::Damaged(what)) => {
+                    fs::rename(dir.join(FILE), dir.join(DAMAGED_FILE))?;
+                    File::open(dir)?.sync_all()?;
+                    damage = Some(what);
+                }
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
-        };
+        }
         list.stored = true;
-        Ok(Fences { dir: dir.to_owned(), list: Mutex::new(list), writing: Mutex::new(()) })
+        let fences =
+            Fences { dir: dir.to_owned(), list: Mutex::new(list), writing: Mutex::new(()) };
+        Ok((fences, damage))
+    }
+
+    /// Where a damaged list is.
+    pub(super) fn file_of_damage(dir: &Path) -> PathBuf {
+        dir.join(DAMAGED_FILE)
     }
 
     /// Where the list is.
@@ -133,26 +165,35 @@ fn encode(list: &List) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Result<List, &'static str> {
-    let (body, sum) = bytes.split_last_chunk::<4>().ok_or("it is too short")?;
-    let (magic, rest) = body.split_first_chunk::<8>().ok_or("it is too short")?;
+/// Why bytes are no list.
+#[derive(Debug, PartialEq, Eq)]
+enum Unreadable {
+    Damaged(&'static str),
+    /// They are sound, and of a later program.
+    Newer,
+}
+
+fn decode(bytes: &[u8]) -> Result<List, Unreadable> {
+    let short = || Unreadable::Damaged("it is too short");
+    let (body, sum) = bytes.split_last_chunk::<4>().ok_or_else(short)?;
+    let (magic, rest) = body.split_first_chunk::<8>().ok_or_else(short)?;
     if magic != MAGIC {
-        return Err("it is no list of sessions");
+        return Err(Unreadable::Damaged("it is no list of sessions"));
     }
     if crc32fast::hash(body) != u32::from_le_bytes(*sum) {
-        return Err("its checksum does not match");
+        return Err(Unreadable::Damaged("its checksum does not match"));
     }
-    let (version, rest) = rest.split_first_chunk::<4>().ok_or("it is too short")?;
+    let (version, rest) = rest.split_first_chunk::<4>().ok_or_else(short)?;
     if u32::from_le_bytes(*version) != VERSION {
-        return Err("a later version of this program has made it");
+        return Err(Unreadable::Newer);
     }
-    let (count, rest) = rest.split_first_chunk::<4>().ok_or("it is too short")?;
+    let (count, rest) = rest.split_first_chunk::<4>().ok_or_else(short)?;
     let (sessions, odd) = rest.as_chunks::<8>();
     if !odd.is_empty()
         || sessions.len() > MAX_FENCED
         || u32::try_from(sessions.len()) != Ok(u32::from_le_bytes(*count))
     {
-        return Err("its length is wrong");
+        return Err(Unreadable::Damaged("its length is wrong"));
     }
     let mut list = List::default();
     for bytes in sessions.iter().rev() {
@@ -165,19 +206,49 @@ fn decode(bytes: &[u8]) -> Result<List, &'static str> {
 mod tests {
     use super::*;
 
+    /// The list of a directory, which is sound.
+    fn open(dir: &Path) -> Fences {
+        let (fences, damage) = Fences::open(dir).unwrap();
+        assert_eq!(damage, None);
+        fences
+    }
+
+    #[test]
+    fn a_damaged_list_is_set_aside_and_one_of_a_later_program_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        open(dir.path()).add(SessionId(1)).unwrap();
+        let path = dir.path().join(FILE);
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[9] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        let (fences, damage) = Fences::open(dir.path()).unwrap();
+        assert!(damage.is_some() && !fences.contains(SessionId(1)));
+        assert_eq!(fs::read(Fences::file_of_damage(dir.path())).unwrap(), bytes);
+        fences.add(SessionId(2)).unwrap();
+        assert!(open(dir.path()).contains(SessionId(2)));
+        let mut later = encode(&List::default());
+        later[8] = 2;
+        let end = later.len() - 4;
+        let sum = crc32fast::hash(&later[..end]);
+        later[end..].copy_from_slice(&sum.to_le_bytes());
+        fs::write(&path, &later).unwrap();
+        assert!(Fences::open(dir.path()).is_err());
+        assert_eq!(fs::read(&path).unwrap(), later);
+    }
+
     #[test]
     fn the_list_outlives_the_server_and_forgets_the_oldest() {
         let dir = tempfile::tempdir().unwrap();
-        let fences = Fences::open(dir.path()).unwrap();
+        let fences = open(dir.path());
         assert!(!fences.contains(SessionId(1)));
         fences.list().order = (2..=MAX_FENCED as u64).rev().map(SessionId).collect();
         fences.list().all = (2..=MAX_FENCED as u64).map(SessionId).collect();
         fences.add(SessionId(1)).unwrap();
-        let again = Fences::open(dir.path()).unwrap();
+        let again = open(dir.path());
         assert!(again.contains(SessionId(1)) && again.contains(SessionId(2)));
         again.add(SessionId(1)).unwrap();
         again.add(SessionId(u64::MAX)).unwrap();
-        let third = Fences::open(dir.path()).unwrap();
+        let third = open(dir.path());
         assert!(!third.contains(SessionId(2)), "the oldest makes room");
         assert!(third.contains(SessionId(1)) && third.contains(SessionId(u64::MAX)));
         assert_eq!(third.list().order.len(), MAX_FENCED);
@@ -186,13 +257,13 @@ mod tests {
     #[test]
     fn what_cannot_be_stored_counts_and_is_stored_with_the_next_attempt() {
         let dir = tempfile::tempdir().unwrap();
-        let fences = Fences::open(dir.path()).unwrap();
+        let fences = open(dir.path());
         fs::create_dir(dir.path().join(NEW_FILE)).unwrap();
         assert!(fences.add(SessionId(5)).is_err());
         assert!(fences.contains(SessionId(5)));
         fs::remove_dir(dir.path().join(NEW_FILE)).unwrap();
         fences.add(SessionId(5)).unwrap();
-        assert!(Fences::open(dir.path()).unwrap().contains(SessionId(5)));
+        assert!(open(dir.path()).contains(SessionId(5)));
     }
 
     #[test]

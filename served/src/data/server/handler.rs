@@ -254,6 +254,8 @@ impl Handler {
                 if replicas.epoch(group) != Some(epoch) {
                     return Err(Reply::Busy);
                 }
+                // A copy may be being removed of which nobody knew yet that it is wanted.
+                drop(replicas.sweeping.lock().await);
                 // What it has forgotten, or another tail has sent, may be being stored.
                 let _alone = replicas.no_install(group).await;
                 replicas.call(group, |g, call| g.settle(call)).await.map_err(refused)?;
@@ -275,6 +277,12 @@ impl Handler {
                 let (version, data) = self.stored(client, read).await?.ok_or(Reply::Busy)?;
                 replicas.still(group, epoch).map_err(refused)?;
                 return Ok((Reply::Fetched(version), data.into()));
+            }
+            (PeerOp::Audit(op), At::Server) => {
+                let work = self.begin(client).await?;
+                let replicas = replicas.clone();
+                let task = async move { Ok((replicas.audit(op).await?, Bytes::new())) };
+                return self.to_its_end(work, task).await;
             }
             (PeerOp::FlushGroups(groups), _) => {
                 replicas.flush_here(&groups).await?;

@@ -5,7 +5,6 @@
 //! looked at. Where versions differ something is under way, and it is tried again.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -17,6 +16,7 @@ use netfs_common::wire::cluster::PeerOp;
 use netfs_common::wire::data::{At, MAX_PAYLOAD, Op, Reply, Request};
 use tokio::sync::Notify;
 
+use super::metrics::DataMetrics;
 use super::replicas::{Replicas, lock};
 use crate::data::store::StoreError;
 
@@ -28,19 +28,26 @@ const PAUSE: Duration = Duration::from_secs(1);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Damaged places that are to be mended.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Damage {
     places: Mutex<BTreeMap<(ChunkId, u64), u64>>,
     found: Notify,
-    pub(super) mended: AtomicU64,
+    metrics: DataMetrics,
 }
 
 impl Damage {
+    pub(super) fn new(metrics: DataMetrics) -> Damage {
+        Damage { places: Mutex::default(), found: Notify::new(), metrics }
+    }
+
     /// A place was found damaged.
     pub(super) fn note(&self, chunk: ChunkId, offset: u64, len: u64) {
         let mut places = lock(&self.places);
         if places.len() < MAX_PLACES {
             let known = places.entry((chunk, offset)).or_default();
+            if *known == 0 {
+                self.metrics.damaged.inc();
+            }
             *known = len.max(*known);
         }
         drop(places);
@@ -120,7 +127,7 @@ impl Replicas {
             let put = move || chunks.store().mend(&patch, range, &data);
             match self.blocking(put).await {
                 Some(Ok(true)) => {
-                    self.damage.mended.fetch_add(1, Ordering::Relaxed);
+                    self.metrics.mended.inc();
                     tracing::warn!(
                         ?chunk,
                         offset = range.0,

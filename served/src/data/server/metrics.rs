@@ -34,6 +34,9 @@ pub struct DataMetrics {
     pub(super) reclaimed: Counter,
     pub(super) scrubbed: Counter,
     pub(super) scrub_faults: Counter,
+    pub(super) damaged: Counter,
+    pub(super) mended: Counter,
+    pub(super) swept: Counter,
     pub(super) live: Gauge,
     pub(super) dead: Gauge,
     pub(super) free: Gauge,
@@ -57,6 +60,9 @@ impl Default for DataMetrics {
             reclaimed: Counter::default(),
             scrubbed: Counter::default(),
             scrub_faults: Counter::default(),
+            damaged: Counter::default(),
+            mended: Counter::default(),
+            swept: Counter::default(),
             live: Gauge::default(),
             dead: Gauge::default(),
             free: Gauge::default(),
@@ -89,6 +95,17 @@ impl DataMetrics {
             "scrub_faults",
             "Damaged ranges that the scrub found",
             self.scrub_faults.clone(),
+        );
+        r.register(
+            "damaged",
+            "Damaged ranges of chunks found, by reads or the scrub",
+            self.damaged.clone(),
+        );
+        r.register("mended", "Damaged ranges replaced from another replica", self.mended.clone());
+        r.register(
+            "swept_chunks",
+            "Copies removed of groups in which the server has no place",
+            self.swept.clone(),
         );
         r.register("live_bytes", "Bytes of chunks", self.live.clone());
         r.register("dead_bytes", "Bytes that reclamation could win", self.dead.clone());

@@ -89,6 +89,8 @@ pub(super) struct Replicas {
     pub(super) pace: Pace,
     pub(super) taught: Taught,
     pub(super) damage: Damage,
+    /// Held while a copy is removed of a group in which this server has no place, and by who asks what it has.
+    pub(super) sweeping: tokio::sync::Mutex<()>,
     /// The store's figures, and when they were looked at.
     pub(super) usage: Mutex<Option<(Instant, Usage)>>,
     pub(super) domain: String,
@@ -133,7 +135,7 @@ impl Replicas {
             flusher: parts.flusher,
             peers: parts.peers,
             lease: Lease::default(),
-            metrics: parts.metrics,
+            metrics: parts.metrics.clone(),
             view: RwLock::new(Arc::new(View { map, me: None })),
             version: watch::Sender::new(Epoch(0)),
             slots: RwLock::default(),
@@ -145,7 +147,8 @@ impl Replicas {
             room: Room::default(),
             pace: Pace::new(parts.repair_rate),
             taught: Taught::default(),
-            damage: Damage::default(),
+            damage: Damage::new(parts.metrics.clone()),
+            sweeping: tokio::sync::Mutex::default(),
             usage: Mutex::default(),
             domain: parts.domain,
         }

@@ -38,6 +38,8 @@ use super::state::{SegmentInfo, State, tally};
 pub struct RecoveryReport {
     /// The store was made by this opening.
     pub created: bool,
+    /// The file that names the store was damaged, and is made anew from what the segments say.
+    pub identity_restored: bool,
     /// The index snapshot was used.
     pub snapshot_used: bool,
     /// Why there was a snapshot that could not be used.

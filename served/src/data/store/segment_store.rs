@@ -14,13 +14,14 @@ use super::disk::{Access, Disk, DiskFile, RealDisk, read_full, write_all};
 use super::error::StoreError;
 use super::extent::Extent;
 use super::format::{
-    FIRST_RECORD, FORMAT_VERSION, HEADER_BLOCK_LEN, HeaderBlock, Kind, LOCK_FILE, STORE_FILE,
-    STORE_MAGIC, STORE_TEMP, SegmentId, StoreId, segment_name,
+    FIRST_RECORD, FORMAT_VERSION, HEADER_BLOCK_LEN, HeaderBlock, Kind, LOCK_FILE, SEGMENT_MAGIC,
+    STORE_FILE, STORE_MAGIC, STORE_TEMP, SegmentId, StoreId, segment_name,
 };
 use super::key::{ChunkKey, ChunkVersion};
 use super::log::{self, Draft, Log, Resume, Space};
 use super::reclaim::Reclaimer;
 use super::recover::{self, Recovered, RecoveryReport};
+use super::scan::is_medium_error;
 use super::snapshot::{self, SNAPSHOT_FILE, SNAPSHOT_TEMP, SnapshotPoint};
 use super::state::{State, tally};
 use super::sync::{lock, read, try_lock, write};
@@ -97,6 +98,7 @@ pub(super) fn list(state: &State, from: ChunkKey, limit: usize) -> Vec<ChunkInfo
     state.index.iter_from(from).take(limit).map(|(key, chunk)| ChunkInfo::of(key, chunk)).collect()
 }
 
+/// The store's identity, as `store` says it. `Ok(None)`: there is no such file.
 pub(super) fn read_store_id(disk: &dyn Disk) -> Result<Option<StoreId>, StoreError> {
     let file = match disk.open(STORE_FILE) {
         Ok(file) => file,
@@ -122,6 +124,33 @@ pub(super) fn read_store_id(disk: &dyn Disk) -> Result<Option<StoreId>, StoreErr
     Ok(Some(header.store))
 }
 
+/// What `store` said before it was damaged. Every segment names its store, in a header with a checksum of its own. One that all readable
+/// headers name is the right one. Where two disagree somebody has mixed files of several stores; then nothing is known, as without
+/// any segment.
+fn store_id_of_segments(disk: &dyn Disk) -> Result<Option<StoreId>, StoreError> {
+    let mut found = None;
+    for segment in recover::segment_ids(disk)? {
+        let name = segment_name(segment);
+        let file = disk.open(&name).map_err(StoreError::io("open", &name))?;
+        let mut block = [0; HEADER_BLOCK_LEN];
+        match read_full(file.as_ref(), &mut block, 0) {
+            Ok(got) if got == block.len() => {}
+            // It is as good as damaged.
+            Ok(_) => continue,
+            Err(e) if is_medium_error(&e) => continue,
+            Err(e) => return Err(StoreError::io("read", &name)(e)),
+        }
+        let header = HeaderBlock::decode(&block, SEGMENT_MAGIC, &name)?;
+        match (header.filter(|header| header.segment == segment), found) {
+            (None, _) => {}
+            (Some(header), None) => found = Some(header.store),
+            (Some(header), Some(known)) if header.store == known => {}
+            (Some(_), Some(_)) => return Ok(None),
+        }
+    }
+    Ok(found)
+}
+
 fn create_store(disk: &dyn Disk, shown_dir: &Path, id: StoreId) -> Result<(), StoreError> {
     let names = disk.list().map_err(StoreError::io("list", shown_dir.display().to_string()))?;
     if let Some(found) =
@@ -129,6 +158,11 @@ fn create_store(disk: &dyn Disk, shown_dir: &Path, id: StoreId) -> Result<(), St
     {
         return Err(StoreError::NotAStore { dir: shown_dir.to_owned(), found });
     }
+    write_store_id(disk, shown_dir, id)
+}
+
+/// Makes `store`, in place of one that is there.
+fn write_store_id(disk: &dyn Disk, shown_dir: &Path, id: StoreId) -> Result<(), StoreError> {
     let file = disk.create(STORE_TEMP).map_err(StoreError::io("create", STORE_TEMP))?;
     let (magic, format) = (STORE_MAGIC, FORMAT_VERSION);
     let block = HeaderBlock { magic, format, store: id, segment: 0, first_seq: 0 }.encode();
@@ -159,7 +193,15 @@ impl SegmentStore {
         fresh: StoreId,
     ) -> Result<(Self, RecoveryReport), StoreError> {
         config.validate()?;
-        let found = read_store_id(disk.as_ref())?;
+        let (found, restored) = match read_store_id(disk.as_ref()) {
+            Ok(found) => (found, false),
+            Err(damaged @ StoreError::BadFile { .. }) => {
+                let id = store_id_of_segments(disk.as_ref())?.ok_or(damaged)?;
+                write_store_id(disk.as_ref(), shown_dir, id)?;
+                (Some(id), true)
+            }
+            Err(error) => return Err(error),
+        };
         let id = match found {
             Some(id) => id,
             None => {
@@ -171,6 +213,7 @@ impl SegmentStore {
             recover::recover(disk.as_ref(), id)?;
         log::check_numbers(next_segment, next_seq)?;
         report.created = found.is_none();
+        report.identity_restored = restored;
         recover::carry_out(disk.as_ref(), &mut state, &plan)?;
         let newest = state.segments.last_key_value();
         let usable = newest.filter(|(_, s)| !s.damaged && s.len < config.segment_bytes);

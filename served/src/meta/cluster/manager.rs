@@ -1,10 +1,14 @@
 //! Deciding who is there and who has what. See the [module](super) for why that is safe.
 
+mod giving_up;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
 use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica};
+
+pub use giving_up::Loss;
 
 use super::placement::{Candidate, Ring};
 use super::state::{Duty, State, StoreId, replica};
@@ -105,6 +109,10 @@ pub enum Command {
     Rebalance,
     /// Replicas and the fewest of them with which writes go on, of a volume.
     Replicas(u64, u8, u8),
+    /// A server is lost for good. In groups of which nobody else has everything these go on, or any.
+    GiveUp(ServerId, BTreeMap<GroupId, ServerId>),
+    /// A replica of a group, in this epoch, is to learn anew what it has.
+    Relearn(GroupId, Epoch, ServerId),
 }
 
 /// Why an operator's command is refused.
@@ -130,6 +138,15 @@ pub enum CommandError {
         "a volume has 1 to {MAX_REPLICAS} replicas, and needs between 1 and all of them to be written to"
     )]
     BadReplicas,
+    /// It answers.
+    #[error("data server {0} is there: drain it, if it is to go")]
+    StillThere(ServerId),
+    /// Nobody can go on.
+    #[error("no data server is there that could go on in place of data server {0}")]
+    NoHeir(ServerId),
+    /// It is no replica, or the only one that is there.
+    #[error("data server {1} is not one of several replicas of placement group {0} any more")]
+    NotSpare(GroupId, ServerId),
 }
 
 #[derive(Debug, Default)]
@@ -153,6 +170,8 @@ pub struct Manager {
     /// Replicas that must refuse reads before they leave.
     revoking: BTreeMap<GroupId, (Epoch, Replica)>,
     wanted: Wanted,
+    /// Groups that have all that they should have, where they should have it: since when, in which epoch.
+    settled: BTreeMap<GroupId, (Epoch, Duration)>,
 }
 
 /// The servers that each group is to have, for certain servers.
@@ -173,6 +192,7 @@ impl Manager {
             seen: BTreeMap::new(),
             revoking: BTreeMap::new(),
             wanted: Wanted::default(),
+            settled: BTreeMap::new(),
         }
     }
 
@@ -312,6 +332,8 @@ impl Manager {
             seen.at = seen.at.map(|_| now);
         }
         self.start = now;
+        // Nobody knows what was meanwhile.
+        self.settled.clear();
     }
 
     /// An operator's command. Whether the state has changed.
@@ -326,6 +348,8 @@ impl Manager {
             Command::Remove(id) => self.remove(id)?,
             Command::Rebalance => self.rebalance(),
             Command::Replicas(volume, replicas, min) => self.replicas(volume, replicas, min)?,
+            Command::GiveUp(server, heirs) => self.give_up(now, server, &heirs)?,
+            Command::Relearn(group, epoch, server) => self.relearn(now, group, epoch, server)?,
         }
         self.plan(now);
         Ok(self.changed(before))
@@ -582,6 +606,7 @@ impl Manager {
         }
         self.state.pools = pools;
         self.adopt();
+        self.note_settled(now);
     }
 
     /// A server that has come with another store has nothing of before, and no chain counts on that any more: from now on

@@ -23,6 +23,6 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use manager::{Command, CommandError, Config, Health, Manager, Report, Verdict};
+pub use manager::{Command, CommandError, Config, Health, Loss, Manager, Report, Verdict};
 pub use placement::{Candidate, place};
 pub use state::{Duty, PoolState, ServerState, State, StateError, StoreId};

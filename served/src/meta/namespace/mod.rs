@@ -15,6 +15,7 @@ mod orphans;
 mod read;
 mod rename;
 mod session;
+mod sweep;
 mod volume;
 mod xattrs;
 
@@ -130,6 +131,7 @@ fn run(
         Action::ChunksDeleted { ids } => change.chunks_deleted(&ids)?,
         Action::SkipNumbers { inodes } => change.skip_numbers(inodes)?,
         Action::Release { holds } => change.release_all(&holds)?,
+        Action::Sweep { gone, tails } => change.sweep(&gone, &tails)?,
         Action::CreateVolume { .. } => return Err(Errno::EEXIST.into()),
     };
     change.finish(response)

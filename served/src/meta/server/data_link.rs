@@ -16,6 +16,8 @@ use netfs_common::id::{ChunkId, Epoch, GroupId, InstanceId, ServerId, SessionId,
 use netfs_common::map::volume_of;
 use netfs_common::net::{CallError, Payload};
 use netfs_common::warn_rarely;
+use netfs_common::wire::audit::AuditOp;
+use netfs_common::wire::cluster::PeerOp;
 use netfs_common::wire::data::{At, Op, Reply, Request, Usage};
 use netfs_common::wire::operator::Redundancy;
 use tokio::task::JoinSet;
@@ -347,6 +349,18 @@ impl DataLink {
                 reply => Ok(reply),
             },
             () = gone => Err(DataCallError::Others { server }),
+        }
+    }
+
+    /// Asks a server what it has.
+    pub(super) async fn audit(
+        &self,
+        server: ServerId,
+        op: AuditOp,
+    ) -> Result<Reply, DataCallError> {
+        match self.call(server, At::Server, Op::Peer(PeerOp::Audit(op))).await? {
+            Reply::Busy => Err(DataCallError::Busy { server }),
+            reply => Ok(reply),
         }
     }
 

@@ -32,6 +32,11 @@ impl Trims {
         self.lock().entry(ino).or_default().insert(id)
     }
 
+    /// Whether a file is being cut.
+    pub(super) fn is_pending(&self, ino: Ino) -> bool {
+        self.lock().contains_key(&ino)
+    }
+
     /// A cut is complete.
     pub(super) fn done(&self, ino: Ino, id: u64) {
         let mut pending = self.lock();

@@ -666,6 +666,45 @@ impl Volume {
         }))
     }
 
+    /// Has the data servers remove chunks that belong to nobody, and what there is beyond the end of files that nobody writes to. Of the
+    /// latter, which ones that was.
+    ///
+    /// Nothing is awaited from the look at the leases until the cuts are known, so nobody gets the right to write in between:
+    /// whoever asks for it afterwards is shown the file, and for that waits until it is cut. Who has that right may have sent what it has not
+    /// reported, and so may a session that has ended and is not fenced yet: it keeps its leases until then.
+    pub(super) async fn sweep(
+        self: &Arc<Self>,
+        gone: Vec<(Ino, u32)>,
+        mut tails: Vec<Ino>,
+    ) -> Result<Vec<Ino>, Errno> {
+        // Changes that were lost may be made again until then, with the numbers that they had.
+        if !self.replaying.is_done() {
+            return Err(Errno::EBUSY);
+        }
+        let turn = self.my_turn().await;
+        tails.retain(|ino| self.nobody_writes(*ino));
+        let action = Action::Sweep { gone, tails: tails.clone() };
+        let (_, reply) = self.engine.execute(Command { time: now(), action });
+        let begun = self.begin_trims();
+        drop(turn);
+        reply?;
+        begun?;
+        Ok(tails)
+    }
+
+    /// Whether nobody has the right to write to a file. A file in its inode gets another generation when its tail is cut, so
+    /// nobody may be relying on its attributes either.
+    pub(super) fn nobody_writes(&self, ino: Ino) -> bool {
+        let inline = match self.engine.get(ino) {
+            Ok(Response::Entry { attr, .. }) => attr.inline,
+            _ => return false,
+        };
+        let table = self.leasing.table();
+        let holders = table.holders(ino);
+        let none = !holders.iter().any(|(_, lease)| inline || *lease == Lease::Write);
+        none && !table.in_grace() && !self.trims.is_pending(ino)
+    }
+
     pub(super) async fn status(&self) -> Result<VolumeStatus, Errno> {
         let status = self.engine.status()?;
         Ok(VolumeStatus {

@@ -173,3 +173,33 @@ fn a_scrub_finds_live_damage_and_a_new_write_mends_it() {
     assert!(scrub().is_empty());
     assert_eq!(store.read(key(1, 0), 0, 20_000).unwrap(), vec![1; 20_000]);
 }
+
+#[test]
+fn the_stores_name_is_known_from_its_segments() {
+    let disk = SimDisk::new(7, 8 << 20);
+    let (store, content) = sample(&disk);
+    let id = store.identity();
+    store.close().unwrap();
+    assert!(segments(&disk).len() > 1);
+    for damage in [0, 17, 63] {
+        disk.tamper("store", |b| b[damage] ^= 1);
+        // One segment that does not say it either does not matter.
+        let first = segments(&disk).remove(0);
+        disk.tamper(&first, |b| b[20] ^= 1);
+        let (store, report) = try_open(&disk, small()).unwrap();
+        assert!(report.identity_restored && !report.created);
+        assert_eq!(store.identity(), id);
+        assert!(reads_are_right(&store, &content));
+        store.close().unwrap();
+        disk.tamper(&first, |b| b[20] ^= 1);
+        let (store, report) = try_open(&disk, small()).unwrap();
+        assert!(!report.identity_restored);
+        store.close().unwrap();
+    }
+    // Without any segment that says it nobody knows.
+    for name in segments(&disk) {
+        disk.tamper(&name, |b| b[20] ^= 1);
+    }
+    disk.tamper("store", |b| b[0] ^= 1);
+    assert!(matches!(try_open(&disk, small()), Err(StoreError::BadFile { .. })));
+}

@@ -13,6 +13,8 @@
 mod alarms;
 mod beats;
 mod file;
+mod garbage;
+mod giving_up;
 mod news;
 mod operations;
 mod redundancy;
@@ -29,16 +31,17 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netfs_common::codec::{self, CodecError};
-use netfs_common::id::{Epoch, GroupId, ServerId};
+use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId};
 use netfs_common::map::ClusterMap;
 use netfs_common::net::{Bulk, Channel};
 use netfs_common::warn_rarely;
 use netfs_common::wire::cluster::{BeatReply, Counts};
 use netfs_common::wire::data::MAX_PAYLOAD;
+use netfs_common::wire::operator::Outcome;
 use tokio::sync::{Notify, watch};
 
 use super::{DataServers, MetaError, PoolOptions};
-use crate::meta::cluster::{Config, Manager, Report, State, StoreId};
+use crate::meta::cluster::{Command, Config, Manager, Report, State, StoreId, Verdict};
 use crate::meta::metrics::MetaMetrics;
 pub use file::FileError;
 use file::StateFile;
@@ -196,6 +199,7 @@ impl Cluster {
         let tasks = [
             tokio::spawn(self.clone().keep(StateFile::of(dir))),
             tokio::spawn(self.clone().tick(metrics)),
+            tokio::spawn(self.clone().collect_garbage()),
         ];
         tasks.into_iter().for_each(|task| self.roster().add_task(task.abort_handle()));
     }
@@ -373,6 +377,39 @@ impl Cluster {
     /// Whether a server has said that it goes by this version of the map, or a later one.
     pub(super) fn goes_by(&self, server: ServerId, version: Epoch) -> bool {
         self.lock().manager.version_at(server).is_some_and(|has| has >= version)
+    }
+
+    /// Servers that answer, in which life.
+    pub(super) fn present(&self) -> BTreeMap<ServerId, InstanceId> {
+        self.with(|manager, now| {
+            let ids: Vec<_> = manager.state().servers.keys().copied().collect();
+            let known = ids.into_iter().map(|id| (id, manager.health(id, now)));
+            let there = known.filter(|(_, health)| health.verdict != Verdict::Dead);
+            there.filter_map(|(id, health)| Some((id, health.report?.instance))).collect()
+        })
+    }
+
+    /// Every data server that is known.
+    pub(super) fn servers(&self) -> BTreeSet<ServerId> {
+        self.lock().manager.state().servers.keys().copied().collect()
+    }
+
+    /// A server that is silent for so long is replaced.
+    pub(super) fn deadline(&self) -> Duration {
+        self.lock().manager.config().deadline
+    }
+
+    /// A replica that has something else than the others is to learn anew. Whether it will.
+    pub(super) async fn relearn(&self, group: GroupId, epoch: Epoch, server: ServerId) -> bool {
+        let command = Command::Relearn(group, epoch, server);
+        matches!(self.carry_out(command, String::new()).await, Outcome::Done(_))
+    }
+
+    /// How many damaged ranges the servers have found since their start, and how many of them they have replaced.
+    pub(super) fn damage(&self) -> (u64, u64) {
+        let core = self.lock();
+        let sum = |of: fn(&Counts) -> u64| core.figures.values().map(|f| of(&f.counts)).sum();
+        (sum(|counts| counts.damaged), sum(|counts| counts.mended))
     }
 
     /// How many replicas a volume's groups are to have.

@@ -22,10 +22,17 @@ impl Cluster {
         operation: Operation,
         number: Option<u64>,
     ) -> Outcome {
-        let (command, done) = match self.understood(operation, number) {
-            Ok(understood) => understood,
-            Err(outcome) => return outcome,
-        };
+        if let Operation::GiveUp { server, with, lose_data } = operation {
+            return self.give_up(server, with, lose_data).await;
+        }
+        match self.understood(operation, number) {
+            Ok((command, done)) => self.carry_out(command, done).await,
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// Carries a command out. It is stored when this returns, or refused.
+    pub(super) async fn carry_out(&self, command: Command, done: String) -> Outcome {
         let before = self.lock().manager.state().servers.clone();
         if let Err(error) = self.with(|manager, now| manager.command(now, command)) {
             return Outcome::Refused(error.to_string());
@@ -94,6 +101,10 @@ impl Cluster {
                     "{done}; if meta.data_servers names it, it would come back at the next start"
                 );
                 Ok((Command::Remove(id), done))
+            }
+            // They are no commands, and answered elsewhere.
+            Operation::GiveUp { .. } | Operation::Audit(_) => {
+                refused("this server does not do that".into())
             }
             Operation::Rebalance => {
                 Ok((Command::Rebalance, "shares are those of the capacities now".into()))

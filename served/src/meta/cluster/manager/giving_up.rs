@@ -1,0 +1,379 @@
+//! A server that is lost for good with what it had, and replicas that are to learn anew: both by an operator's word.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use netfs_common::id::{Epoch, GroupId, ServerId, Verifier};
+use netfs_common::map::{Chain, Replica};
+
+use super::{CommandError, Manager, Verdict};
+
+/// What giving up a server means.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// Groups in which others have everything: nothing is lost.
+    pub spared: usize,
+    /// Groups of which nobody else has everything.
+    pub lost: Vec<GroupId>,
+}
+
+impl Manager {
+    /// What giving up a server would mean.
+    ///
+    /// # Errors
+    /// It is not known, or it is there.
+    pub fn loss(&self, now: Duration, server: ServerId) -> Result<Loss, CommandError> {
+        if !self.state.servers.contains_key(&server) {
+            return Err(CommandError::NoServer(server));
+        }
+        let foreign = self.seen.get(&server).is_some_and(|seen| seen.foreign);
+        if !foreign && self.verdict(server, now) != Verdict::Dead {
+            return Err(CommandError::StillThere(server));
+        }
+        let mut loss = Loss::default();
+        for (group, _, chain) in self.state.groups() {
+            match others(chain, server) {
+                _ if !chain.replicas.iter().any(|r| r.server == server) => {}
+                others if others.is_empty() => loss.lost.push(group),
+                _ => loss.spared += 1,
+            }
+        }
+        Ok(loss)
+    }
+
+    /// A server leaves all chains and will not be waited for. In chains in which it is the last replica another server goes on, with what that has: the
+    /// one in `heirs`, or one that is to have the group, or any.
+    ///
+    /// The others of a chain have everything, dead or not: the chain goes on with them, or waits for them, as before.
+    ///
+    /// The epoch is raised, so the old life's messages change nothing and what is written from now on has higher versions
+    /// than anything that was lost: should the server come back after all, what it has differs and is replaced. The verifier is raised, so
+    /// clients send again what they had not flushed. What was flushed to the lost server only is lost.
+    pub(super) fn give_up(
+        &mut self,
+        now: Duration,
+        server: ServerId,
+        heirs: &BTreeMap<GroupId, ServerId>,
+    ) -> Result<(), CommandError> {
+        let loss = self.loss(now, server)?;
+        // All or nothing.
+        let mut found = BTreeMap::new();
+        for group in &loss.lost {
+            let heir = self.heir(now, server, *group, heirs.get(group).copied());
+            found.insert(*group, heir.ok_or(CommandError::NoHeir(server))?);
+        }
+        for (group, _, chain) in self.state.groups_mut() {
+            if !chain.has(server) {
+                continue;
+            }
+            chain.replicas = others(chain, server);
+            chain.learner = chain.learner.filter(|learner| learner.server != server);
+            if let Some(heir) = found.get(&group) {
+                chain.replicas = vec![*heir];
+                chain.learner = None;
+                chain.verifier = Verifier(chain.verifier.0 + 1);
+            }
+            chain.epoch.0 += 1;
+        }
+        Ok(())
+    }
+
+    /// Who goes on with a group in place of its last replica.
+    fn heir(
+        &self,
+        now: Duration,
+        lost: ServerId,
+        group: GroupId,
+        named: Option<ServerId>,
+    ) -> Option<Replica> {
+        if let Some(named) = named {
+            return self.present(named, now);
+        }
+        let wanted = self.wanted.groups.get(&group).into_iter().flatten();
+        let mut able = wanted.chain(self.state.servers.keys()).filter(|id| **id != lost);
+        let other = able.find_map(|id| self.present(*id, now));
+        // Its new store is better than none.
+        other.or_else(|| self.present(lost, now))
+    }
+
+    /// A server that is there, with whatever store.
+    fn present(&self, server: ServerId, now: Duration) -> Option<Replica> {
+        let there = self.verdict(server, now) != Verdict::Dead;
+        let instance = self.instance(server).filter(|_| there)?;
+        Some(Replica { server, instance })
+    }
+
+    /// A replica is found to have something else than the others: it leaves the chain, and learns what it lacks. It leaves as one that
+    /// has stalled does, when it refuses reads.
+    pub(super) fn relearn(
+        &mut self,
+        now: Duration,
+        group: GroupId,
+        epoch: Epoch,
+        server: ServerId,
+    ) -> Result<(), CommandError> {
+        let known = self.state.groups().find(|(of, ..)| *of == group);
+        let replica = known.and_then(|(_, _, chain)| {
+            chain.replicas.iter().find(|r| r.server == server && chain.epoch == epoch).copied()
+        });
+        match replica {
+            Some(replica) if self.is_spare(group, replica, now) => {
+                self.revoke(group, epoch, replica);
+                Ok(())
+            }
+            _ => Err(CommandError::NotSpare(group, server)),
+        }
+    }
+
+    /// Notes since when groups have all that they should have, where they should have it.
+    pub(super) fn note_settled(&mut self, now: Duration) {
+        let mut settled = std::mem::take(&mut self.settled);
+        for (group, replicas, chain) in self.state.groups() {
+            let wanted = self.wanted.groups.get(&group);
+            let whole = chain.replicas.len() >= replicas
+                && chain.learner.is_none()
+                && !self.revoking.contains_key(&group)
+                && chain.replicas.iter().all(|replica| self.is_there(*replica, now))
+                && wanted.is_some_and(|ids| ids.iter().all(|id| chain.has(*id)));
+            match settled.get(&group) {
+                _ if !whole => drop(settled.remove(&group)),
+                Some((epoch, _)) if *epoch == chain.epoch => {}
+                _ => drop(settled.insert(group, (chain.epoch, now))),
+            }
+        }
+        self.settled = settled;
+    }
+
+    /// Groups of which a server may forget what it has: they have had all their replicas, on other servers, for longer than a lost
+    /// replica is waited for, and it is not to become one.
+    pub fn garbage(&self, server: ServerId, now: Duration) -> Vec<(GroupId, Epoch)> {
+        let old = |group: &GroupId, chain: &Chain| {
+            self.settled.get(group).is_some_and(|(epoch, since)| {
+                *epoch == chain.epoch && now.saturating_sub(*since) >= self.config.repair_after
+            })
+        };
+        let groups = self.state.groups();
+        let of_others = groups.filter(|(group, _, chain)| !chain.has(server) && old(group, chain));
+        of_others.map(|(group, _, chain)| (group, chain.epoch)).collect()
+    }
+}
+
+/// The replicas of a chain without a server.
+fn others(chain: &Chain, server: ServerId) -> Vec<Replica> {
+    chain.replicas.iter().filter(|r| r.server != server).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use netfs_common::id::InstanceId;
+
+    use super::super::{Command, Config, Report};
+    use super::*;
+    use crate::meta::cluster::{State, StoreId};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn report(server: u32, life: u64, store: u8) -> Report {
+        Report {
+            instance: InstanceId(life),
+            store: StoreId([store; 16]),
+            domain: format!("d{server}"),
+            capacity: 1 << 40,
+            free: 1 << 39,
+            full: false,
+            version: Epoch(0),
+            revoked: Vec::new(),
+            synced: Vec::new(),
+            broken: Vec::new(),
+            stalled: Vec::new(),
+        }
+    }
+
+    struct World {
+        manager: Manager,
+        now: Duration,
+        /// Who is heard, in which life and with which store.
+        up: BTreeMap<u32, (u64, u8)>,
+    }
+
+    impl World {
+        fn new(servers: u32, replicas: u8) -> World {
+            let config = Config { repair_after: SECOND * 30, ..Config::default() };
+            let mut manager = Manager::new(State::default(), config, Duration::ZERO);
+            for id in 1..=servers {
+                manager.meet(Duration::ZERO, vec![format!("s{id}:1")]);
+            }
+            let up = (1..=servers).map(|id| (id, (u64::from(id) * 100, id as u8))).collect();
+            let mut world = World { manager, now: Duration::ZERO, up };
+            world.pass(SECOND);
+            world.manager.ensure_pool(world.now, 0, 16, replicas);
+            world.pass(SECOND);
+            assert!(world.chains().iter().all(|c| c.replicas.len() == usize::from(replicas)));
+            world
+        }
+
+        /// Servers that learn are complete at once, and those that are to refuse reads do.
+        fn pass(&mut self, time: Duration) {
+            let until = self.now + time;
+            while self.now < until {
+                self.now += SECOND / 2;
+                for (id, (life, store)) in self.up.clone() {
+                    let mut report = report(id, life, store);
+                    report.version = self.manager.state().version;
+                    report.revoked = self.manager.revocations(ServerId(id));
+                    for (group, _, chain) in self.manager.state().groups() {
+                        let tail = chain.replicas.last().is_some_and(|r| r.server == ServerId(id));
+                        if let (true, Some(learner)) = (tail, chain.learner) {
+                            report.synced.push((group, chain.epoch, learner));
+                        }
+                    }
+                    self.manager.heard(self.now, ServerId(id), report);
+                }
+                self.manager.tick(self.now);
+            }
+        }
+
+        fn chains(&self) -> Vec<Chain> {
+            self.manager.state().groups().map(|(_, _, chain)| chain.clone()).collect()
+        }
+
+        fn give_up(&mut self, server: u32, heirs: &[(u32, u32)]) -> Result<bool, CommandError> {
+            let heirs = heirs.iter().map(|(g, s)| (GroupId(*g), ServerId(*s))).collect();
+            self.manager.command(self.now, Command::GiveUp(ServerId(server), heirs))
+        }
+    }
+
+    #[test]
+    fn a_server_that_is_there_is_not_given_up() {
+        let mut world = World::new(2, 1);
+        assert_eq!(world.give_up(1, &[]), Err(CommandError::StillThere(ServerId(1))));
+        assert_eq!(world.give_up(7, &[]), Err(CommandError::NoServer(ServerId(7))));
+    }
+
+    #[test]
+    fn groups_whose_last_replica_is_lost_go_on_with_another_server() {
+        let mut world = World::new(3, 1);
+        let before = world.chains();
+        let of_first = |c: &Chain| c.replicas[0].server == ServerId(1);
+        let lost: Vec<usize> = (0..16).filter(|at| of_first(&before[*at])).collect();
+        assert!(!lost.is_empty() && lost.len() < 16);
+        world.up.remove(&1);
+        world.pass(SECOND * 60);
+        // It is waited for, however long that takes.
+        assert!(lost.iter().all(|at| world.chains()[*at] == before[*at]));
+        assert!(world.manager.must_fence(world.now).contains(&ServerId(1)));
+        let loss = world.manager.loss(world.now, ServerId(1)).unwrap();
+        assert_eq!((loss.spared, loss.lost.len()), (0, lost.len()));
+        let named = lost[0] as u32;
+        assert_eq!(world.give_up(1, &[(named, 3)]), Ok(true));
+        for at in lost {
+            let (old, new) = (&before[at], &world.chains()[at]);
+            assert!(new.epoch > old.epoch && new.verifier > old.verifier, "{new:?}");
+            assert!(matches!(new.replicas.as_slice(), [heir] if heir.server != ServerId(1)));
+            assert!(at != named as usize || new.replicas[0].server == ServerId(3));
+        }
+        // Cuts, removals and fences wait for it no more, and it can be forgotten.
+        assert!(!world.manager.must_fence(world.now).contains(&ServerId(1)));
+        assert_eq!(world.manager.command(world.now, Command::Remove(ServerId(1))), Ok(true));
+    }
+
+    #[test]
+    fn what_others_have_too_is_not_lost() {
+        let mut world = World::new(3, 2);
+        world.up.remove(&1);
+        world.up.remove(&2);
+        world.pass(SECOND * 60);
+        let before = world.chains();
+        // Some groups were on both, and wait for them; the others have gone on.
+        let both: Vec<_> = (0..16).filter(|at| !before[*at].has(ServerId(3))).collect();
+        assert!(!both.is_empty());
+        let loss = world.manager.loss(world.now, ServerId(1)).unwrap();
+        assert_eq!((loss.spared, loss.lost.len()), (both.len(), 0));
+        assert_eq!(world.give_up(1, &[]), Ok(true));
+        for at in &both {
+            let (old, new) = (&before[*at], &world.chains()[*at]);
+            assert_eq!(new.verifier, old.verifier);
+            assert!(new.has(ServerId(2)) && !new.has(ServerId(1)), "it is still waited for");
+        }
+        // The second comes back in another life, with all that it had flushed.
+        world.up.insert(2, (201, 2));
+        world.pass(SECOND);
+        assert!(both.iter().all(|at| world.chains()[*at].replicas[0].server == ServerId(2)));
+    }
+
+    #[test]
+    fn a_server_that_has_lost_its_disk_is_given_up_and_goes_on_empty() {
+        let mut world = World::new(1, 1);
+        world.up.insert(1, (101, 9));
+        world.pass(SECOND * 60);
+        assert!(world.chains().iter().all(|c| c.replicas[0].instance == InstanceId(100)));
+        assert_eq!(world.give_up(1, &[]), Ok(true));
+        world.pass(SECOND);
+        assert!(world.chains().iter().all(|c| c.replicas[0].instance == InstanceId(101)));
+        let known = &world.manager.state().servers[&ServerId(1)];
+        assert_eq!(known.store, Some(StoreId([9; 16])));
+        // Without anybody nothing is given up.
+        world.up.clear();
+        world.pass(SECOND * 10);
+        let before = world.chains();
+        assert_eq!(world.give_up(1, &[]), Err(CommandError::NoHeir(ServerId(1))));
+        assert_eq!(world.chains(), before);
+    }
+
+    #[test]
+    fn copies_are_forgotten_when_others_have_had_everything_for_long() {
+        let mut world = World::new(3, 2);
+        let all: std::collections::BTreeSet<_> = (0..16).map(GroupId).collect();
+        let garbage = |world: &World, id: u32| -> Vec<GroupId> {
+            let found = world.manager.garbage(ServerId(id), world.now);
+            found.into_iter().map(|(group, _)| group).collect()
+        };
+        assert!(garbage(&world, 3).is_empty(), "not yet");
+        world.pass(SECOND * 31);
+        for id in 1..=3 {
+            let here = |g: &&GroupId| world.chains()[g.0 as usize].has(ServerId(id));
+            let expected: Vec<_> = all.iter().filter(|g| !here(g)).copied().collect();
+            assert_eq!(garbage(&world, id), expected);
+        }
+        // One is away: what it has may be needed elsewhere.
+        let of_first = garbage(&world, 1);
+        world.up.remove(&1);
+        world.pass(SECOND * 8);
+        for id in 2..=3 {
+            let chains = world.chains();
+            assert!(garbage(&world, id).iter().all(|g| chains[g.0 as usize].replicas.len() == 2));
+        }
+        // What the one that is away has is waited for, and then copied; long after that it is of no use to anybody.
+        world.pass(SECOND * 20);
+        assert_eq!(garbage(&world, 1), of_first);
+        world.pass(SECOND * 60);
+        assert_eq!(garbage(&world, 1), all.into_iter().collect::<Vec<_>>());
+        // It comes back and is to have its share again.
+        world.up.insert(1, (101, 1));
+        world.pass(SECOND);
+        let chains = world.chains();
+        assert!(garbage(&world, 1).iter().all(|g| !chains[g.0 as usize].has(ServerId(1))));
+    }
+
+    #[test]
+    fn a_replica_that_has_something_else_leaves_and_comes_back_by_learning() {
+        let mut world = World::new(3, 3);
+        let before = world.chains()[0].clone();
+        let odd = before.replicas[1].server;
+        let relearn = Command::Relearn(GroupId(0), before.epoch, odd);
+        assert!(world.manager.command(world.now, relearn.clone()).is_ok());
+        assert_eq!(world.manager.revocations(odd), [(GroupId(0), before.epoch)]);
+        world.pass(SECOND * 2);
+        let after = world.chains()[0].clone();
+        assert_eq!(after.replicas.len(), 3);
+        assert_eq!(after.replicas[2].server, odd, "it comes back last");
+        assert_eq!(after.verifier, before.verifier);
+        // By an old map nothing happens, nor to the only one.
+        let late = world.manager.command(world.now, relearn);
+        assert_eq!(late, Err(CommandError::NotSpare(GroupId(0), odd)));
+        let mut alone = World::new(1, 1);
+        let (epoch, server) = (alone.chains()[0].epoch, ServerId(1));
+        let refused = alone.manager.command(alone.now, Command::Relearn(GroupId(0), epoch, server));
+        assert_eq!(refused, Err(CommandError::NotSpare(GroupId(0), server)));
+    }
+}
