@@ -18,6 +18,7 @@ mod teaching;
 
 /// One that has not answered for so long is reported.
 const STALLED: Duration = Duration::from_millis(300);
+const PATIENCE: u32 = 4;
 const PAGE: usize = 2;
 
 /// Whom to answer.
@@ -108,6 +109,8 @@ pub(crate) struct Server {
     /// The last connection of each node.
     conns: BTreeMap<Node, u64>,
     deletes: BTreeMap<u64, Caller>,
+    /// When each server has answered a change the last time.
+    progress: BTreeMap<ServerId, Duration>,
     /// Chunks that are being read, in which epoch.
     showing: BTreeMap<CallId, (Caller, GroupId, Epoch, ChunkId)>,
 }
@@ -133,6 +136,7 @@ impl Server {
             flushes: BTreeMap::new(),
             conns: BTreeMap::new(),
             deletes: BTreeMap::new(),
+            progress: BTreeMap::new(),
             showing: BTreeMap::new(),
         }
     }
@@ -428,12 +432,18 @@ impl Server {
         self.slow || self.failing > 0 || !report.broken.is_empty() || !report.stalled.is_empty()
     }
 
+    /// Whether one has answered nothing for too long, or keeps this change for much too long.
+    fn is_stalled(&self, server: ServerId, since: Duration, now: Duration) -> bool {
+        let answered = self.progress.get(&server).copied().unwrap_or_default();
+        since.max(answered) + STALLED < now || since + STALLED * PATIENCE < now
+    }
+
     fn report(&self, now: Duration) -> Report {
         let parts = || self.parts.iter();
         let mut stalled = BTreeSet::new();
         for purpose in self.purposes.values() {
             if let Purpose::Forward { group, to, step, since } = purpose
-                && *since + STALLED < now
+                && self.is_stalled(to.server, *since, now)
                 && step.epoch == self.epoch(*group)
             {
                 stalled.insert((*group, step.epoch, to.server, to.instance));
@@ -703,7 +713,8 @@ impl Server {
     pub(crate) fn replied(&mut self, ctx: &mut Context<'_>, id: u64, reply: Option<Reply>) {
         let Some(purpose) = self.purposes.remove(&id) else { return };
         match (purpose, reply) {
-            (Purpose::Forward { group, step, .. }, Some(Reply::Done)) => {
+            (Purpose::Forward { group, to, step, .. }, Some(Reply::Done)) => {
+                self.progress.insert(to.server, ctx.now);
                 self.with(ctx, group, |g| g.acked(step.epoch, step.change.id));
             }
             (Purpose::Forward { step, .. }, Some(Reply::Refused(Refusal::Stale(epoch))))

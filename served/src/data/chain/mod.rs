@@ -53,5 +53,7 @@
 
 mod group;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 pub use group::{Action, CallId, Change, Group, Refusal, Step};
