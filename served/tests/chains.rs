@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use common::{DataClient, GROUPS, PATIENCE, Pki, chunk, localhost, make_pki, map_of_one};
 use netfs_common::codec;
-use netfs_common::id::{ChunkId, Epoch, GroupId, InstanceId, ServerId, Verifier};
+use netfs_common::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, ServerId, Verifier};
 use netfs_common::map::{Chain, ClusterMap, DataServer as Described, Replica};
 use netfs_common::wire::cluster::{Beat, BeatReply, PeerOp};
-use netfs_common::wire::data::{At, Op, Reply, Request};
+use netfs_common::wire::data::{At, Op, Reply, Request, Span};
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::data::store::SegmentStore;
 
@@ -291,4 +291,105 @@ async fn without_a_lease_a_replica_that_others_can_replace_shows_nothing() {
     assert_eq!(reply, Reply::Busy, "it has promised not to");
     cluster.set(&[0], None).await;
     assert_eq!(client.read(chunk(2, 0), 0, 5).await, &b"shown"[..]);
+}
+
+#[tokio::test]
+async fn what_withdrawn_writes_leave_with_a_head_is_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 2);
+    cluster.set(&[0, 1], None).await;
+    let head = cluster.client(0).await;
+    head.write(chunk(2, 0), 0, b"before").await;
+    drop(cluster.servers[1].take());
+    let group = cluster.group(chunk(2, 0));
+    let same = (1..).map(|index| chunk(2, index)).filter(|of| cluster.group(*of) == group);
+    let chunks: Vec<_> = same.take(40).collect();
+    let data = Bytes::from(bytes(1, 1 << 20));
+    for chunk in &chunks {
+        let at = At::Group { group, epoch: Epoch(1) };
+        let request = Request { at, op: Op::Write { chunk: *chunk, offset: 0 } };
+        let call = head.raw(&request, data.clone());
+        let withdrawn = tokio::time::timeout(Duration::from_millis(30), call).await;
+        assert!(withdrawn.is_err(), "the other has not stored it");
+    }
+    cluster.set(&[0], None).await;
+    // It ends when all that was noted before is stored.
+    head.write(chunk(2, 0), 0, b"after").await;
+    let mut made = 0;
+    for chunk in &chunks {
+        made += usize::from(head.read(*chunk, 0, 100).await == data[..100]);
+    }
+    assert!((4..=16).contains(&made), "{made} of {} were noted", chunks.len());
+    // Room is given back.
+    for chunk in &chunks {
+        head.write(*chunk, 0, &data).await;
+    }
+}
+
+#[tokio::test]
+async fn a_chunk_that_is_written_all_the_time_can_be_read_at_every_replica() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 2);
+    cluster.set(&[0, 1], None).await;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut writers = Vec::new();
+    for n in 0..6u64 {
+        let (client, stop) = (cluster.client(0).await, stop.clone());
+        writers.push(tokio::spawn(async move {
+            let mut count = 0u64;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                count += 1;
+                client.write(chunk(2, 0), n * 65536, &[count as u8; 65536]).await;
+            }
+            count
+        }));
+    }
+    for index in 0..2 {
+        let reader = cluster.client(index).await;
+        let began = Instant::now();
+        for _ in 0..30 {
+            let data = reader.read(chunk(2, 0), 0, 6 * 65536).await;
+            let whole = data.chunks(65536).all(|part| part.iter().all(|byte| *byte == part[0]));
+            assert!(whole, "a part of a write is shown");
+        }
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for writer in writers {
+        assert!(writer.await.unwrap() > 5, "writes do not starve either");
+    }
+}
+
+#[tokio::test]
+async fn ranges_are_answered_by_an_older_map_as_long_as_the_heads_are_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 2);
+    cluster.set(&[0, 1], None).await;
+    let head = cluster.client(0).await;
+    for index in 0..20 {
+        head.write(chunk(2, index), 0, &bytes(index, 1000)).await;
+    }
+    let end = 20u64 << 22;
+    let span = Span { ino: Ino(2), generation: 0, chunk_bits: 22, from: 0, to: end };
+    let call = async |version, op| {
+        let request = Request { at: At::Map { version: Epoch(version) }, op };
+        head.raw(&request, Bytes::new()).await.unwrap().0
+    };
+    cluster.set(&[0], None).await;
+    for version in [1, 2] {
+        let reply = call(version, Op::Extents { span, limit: 100 }).await;
+        let whole = matches!(&reply, Reply::Extents { extents, upto } if extents.len() == 20 && *upto == end);
+        assert!(whole, "{reply:?}");
+    }
+    // A hole is made in the epochs of the map that was named, and in no later one.
+    let reply = call(1, Op::PunchSpan { span }).await;
+    assert_eq!(reply, Reply::StaleEpoch(Epoch(2)));
+    let reply = call(2, Op::PunchSpan { span }).await;
+    assert_eq!(reply, Reply::Punched { allocated: -20_000, upto: end });
+    cluster.set(&[1, 0], None).await;
+    cluster.set(&[0], None).await;
+    let reply = call(2, Op::Extents { span, limit: 100 }).await;
+    assert_eq!(reply, Reply::StaleEpoch(Epoch(4)), "another was the head meanwhile");
+    let reply = call(4, Op::Extents { span, limit: 100 }).await;
+    assert_eq!(reply, Reply::Extents { extents: Vec::new(), upto: end });
 }

@@ -8,6 +8,7 @@
 
 mod beating;
 mod chunks;
+mod deleting;
 mod fault;
 mod fences;
 mod flushing;
@@ -16,10 +17,13 @@ mod handler;
 mod lease;
 mod mending;
 mod metrics;
+mod noted;
 pub(crate) mod peers;
+mod progress;
 mod replicas;
 mod rights;
 mod room;
+mod spans;
 mod sweeping;
 mod teaching;
 mod turns;
@@ -34,6 +38,8 @@ use netfs_common::codec;
 use netfs_common::id::{ClusterId, InstanceId};
 use netfs_common::net::{CallError, Dialer, EndpointError, Incoming, Limits, NetMetrics, Server};
 use netfs_common::tls::{self, Identity, TlsError};
+
+use tokio::sync::Semaphore;
 
 use crate::data::store::{SegmentStore, StoreConfig, StoreError};
 use crate::flusher::Flusher;
@@ -57,6 +63,8 @@ use upkeep::Upkeep;
 const BLOCKING_THREADS: usize = 8;
 /// Besides them, for flushes: they must not wait for calls that wait for them.
 const FLUSH_THREADS: usize = 2;
+/// Holes in ranges that are made at a time. Each goes to its end, also when its client withdraws it.
+const SPANS: usize = 32;
 /// How long the goodbye to other data servers may take.
 const FAREWELL: Duration = Duration::from_millis(500);
 /// How long calls under way may take when the server is told to end.
@@ -291,6 +299,7 @@ async fn serve(
         chunks,
         replicas: replicas.clone(),
         instance,
+        spans: Arc::new(Semaphore::new(SPANS)),
         metrics: options.metrics.clone(),
     });
     let ending = loop {

@@ -24,8 +24,10 @@ struct Contact {
 struct Removal {
     chunk: ChunkId,
     group: GroupId,
-    /// How far it has got, by which map. `None`: it has not begun.
-    step: Option<(Step, Epoch)>,
+    /// All have to go by this map, or a later one.
+    since: Epoch,
+    /// How far it has got. `None`: it has not begun.
+    step: Option<Step>,
     servers: BTreeSet<ServerId>,
     left: BTreeMap<u64, ServerId>,
 }
@@ -156,7 +158,8 @@ impl Brain {
     /// A chunk is to be removed for ever.
     pub(crate) fn remove(&mut self, chunk: ChunkId, group: GroupId) {
         let (servers, left) = (BTreeSet::new(), BTreeMap::new());
-        self.removals.push(Removal { chunk, group, step: None, servers, left });
+        let since = self.kept.version;
+        self.removals.push(Removal { chunk, group, since, step: None, servers, left });
     }
 
     pub(crate) fn wake(&mut self, ctx: &mut Context<'_>) {
@@ -239,26 +242,28 @@ impl Brain {
         if !removal.left.is_empty() {
             return;
         }
-        let (manager, version) = (&life.manager, self.kept.version);
+        let manager = &life.manager;
         let fence = manager.must_fence(ctx.now);
-        let same = removal.servers == fence;
+        // Whoever has come meanwhile may have got from one what others have removed.
+        let nobody_new = fence.is_subset(&removal.servers);
         let step = match removal.step {
-            Some((Step::Settle, at)) if at == version && same => Step::Delete,
-            Some((Step::Delete, at)) if at == version && same => {
+            Some(Step::Settle) if nobody_new => Step::Delete,
+            Some(Step::Delete) if nobody_new => {
                 let chunk = removal.chunk;
                 self.removals.remove(index);
                 return ctx.deleted(chunk);
             }
             _ => {
                 removal.step = None;
-                let current = |id: &ServerId| manager.version_at(*id) == Some(version);
+                let current =
+                    |id: &ServerId| manager.version_at(*id).is_some_and(|at| at >= removal.since);
                 if fence.is_empty() || !fence.iter().all(current) {
                     return;
                 }
                 Step::Settle
             }
         };
-        removal.step = Some((step, version));
+        removal.step = Some(step);
         removal.servers = fence;
         for server in removal.servers.clone() {
             let id = ctx.next_id();

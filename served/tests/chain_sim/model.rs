@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use netfs_common::id::{ChunkId, Epoch, GroupId, Ino, Verifier, Version};
 use netfs_common::map::{ClusterMap, Replica};
-use netfs_served::data::chain::{Refusal, Step};
+use netfs_served::data::chain::{CallId, Refusal, Step};
 use netfs_served::meta::cluster::Report;
 
 /// A millisecond.
@@ -113,6 +113,7 @@ pub(crate) enum Timer {
     Writer(usize),
     AnswerBeat { to: Node, conn: u64, id: u64 },
     Apply(u64),
+    Show(CallId),
     Flushed(u64),
     Forward(GroupId, Replica, Box<Step<Deed>>, Duration),
     Compare(Lesson),

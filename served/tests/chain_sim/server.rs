@@ -18,6 +18,7 @@ mod teaching;
 
 /// One that has not answered for so long is reported.
 const STALLED: Duration = Duration::from_millis(300);
+const PATIENCE: u32 = 4;
 const PAGE: usize = 2;
 
 /// Whom to answer.
@@ -108,6 +109,10 @@ pub(crate) struct Server {
     /// The last connection of each node.
     conns: BTreeMap<Node, u64>,
     deletes: BTreeMap<u64, Caller>,
+    /// When each server has answered a change the last time.
+    progress: BTreeMap<ServerId, Duration>,
+    /// Chunks that are being read, in which epoch.
+    showing: BTreeMap<CallId, (Caller, GroupId, Epoch, ChunkId)>,
 }
 
 impl Server {
@@ -131,6 +136,8 @@ impl Server {
             flushes: BTreeMap::new(),
             conns: BTreeMap::new(),
             deletes: BTreeMap::new(),
+            progress: BTreeMap::new(),
+            showing: BTreeMap::new(),
         }
     }
 
@@ -197,7 +204,7 @@ impl Server {
         let known = self.conns.entry(from).or_insert(conn);
         if *known < conn {
             *known = conn;
-            self.withdraw(from, conn);
+            self.withdraw(ctx, from, conn);
         }
         let caller = Caller { node: from, conn, id };
         match call {
@@ -243,7 +250,7 @@ impl Server {
     }
 
     /// Calls over connections that have been replaced wait no longer.
-    fn withdraw(&mut self, from: Node, conn: u64) {
+    fn withdraw(&mut self, ctx: &mut Context<'_>, from: Node, conn: u64) {
         let old: Vec<_> = self
             .waiting
             .iter()
@@ -251,9 +258,7 @@ impl Server {
             .map(|(call, (_, group, _))| (*call, *group))
             .collect();
         for (call, group) in old {
-            if let Some(part) = self.parts.get_mut(&group) {
-                part.group.withdraw(call);
-            }
+            self.with(ctx, group, |g| g.withdraw(call));
         }
     }
 
@@ -427,12 +432,18 @@ impl Server {
         self.slow || self.failing > 0 || !report.broken.is_empty() || !report.stalled.is_empty()
     }
 
+    /// Whether one has answered nothing for too long, or keeps this change for much too long.
+    fn is_stalled(&self, server: ServerId, since: Duration, now: Duration) -> bool {
+        let answered = self.progress.get(&server).copied().unwrap_or_default();
+        since.max(answered) + STALLED < now || since + STALLED * PATIENCE < now
+    }
+
     fn report(&self, now: Duration) -> Report {
         let parts = || self.parts.iter();
         let mut stalled = BTreeSet::new();
         for purpose in self.purposes.values() {
             if let Purpose::Forward { group, to, step, since } = purpose
-                && *since + STALLED < now
+                && self.is_stalled(to.server, *since, now)
                 && step.epoch == self.epoch(*group)
             {
                 stalled.insert((*group, step.epoch, to.server, to.instance));
@@ -530,10 +541,18 @@ impl Server {
     fn serve(&mut self, ctx: &mut Context<'_>, call: CallId) {
         let Some((caller, group, what)) = self.waiting.remove(&call) else { return };
         let reply = match what {
-            Waiting::Read(chunk) => match self.may_read(ctx, group) {
-                true => Reply::Contents(self.store.cells(chunk)),
-                false => Reply::Refused(Refusal::Busy),
-            },
+            Waiting::Read(chunk) => {
+                let shown = (caller, group, self.epoch(group), chunk);
+                self.showing.insert(call, shown);
+                // It takes its time: changes come meanwhile.
+                return match ctx.rng.chance(500) {
+                    true => self.show(ctx, call),
+                    false => {
+                        let after = ctx.rng.time(MS / 10, MS * 10);
+                        ctx.out.push(Out::Wake { after, timer: Timer::Show(call) });
+                    }
+                };
+            }
             Waiting::Install(chunk, piece) => {
                 self.install(ctx, group, chunk, piece);
                 Reply::Done
@@ -547,6 +566,17 @@ impl Server {
             Waiting::Settle | Waiting::Write | Waiting::Forward => Reply::Done,
         };
         self.answer(ctx, caller, reply);
+    }
+
+    /// What was to be read is read, and shown if that is still right.
+    fn show(&mut self, ctx: &mut Context<'_>, call: CallId) {
+        let Some((caller, group, epoch, chunk)) = self.showing.remove(&call) else { return };
+        let reply = match self.may_read(ctx, group) && self.epoch(group) == epoch {
+            true => Reply::Contents(self.store.cells(chunk)),
+            false => Reply::Refused(Refusal::Busy),
+        };
+        self.answer(ctx, caller, reply);
+        self.with(ctx, group, |g| g.withdraw(call));
     }
 
     fn apply(&mut self, ctx: &mut Context<'_>, group: GroupId, change: Change<Deed>) {
@@ -667,7 +697,7 @@ impl Server {
         if self.is(Mutant::RemovesQuietly) {
             return self.answer(ctx, caller, Reply::Done);
         }
-        self.with(ctx, group, |g| g.removed(chunk));
+        self.with(ctx, group, |g| g.removed([chunk]));
         match self.group(group).and_then(Group::heir) {
             Some(heir) => {
                 let id = ctx.next_id();
@@ -683,7 +713,8 @@ impl Server {
     pub(crate) fn replied(&mut self, ctx: &mut Context<'_>, id: u64, reply: Option<Reply>) {
         let Some(purpose) = self.purposes.remove(&id) else { return };
         match (purpose, reply) {
-            (Purpose::Forward { group, step, .. }, Some(Reply::Done)) => {
+            (Purpose::Forward { group, to, step, .. }, Some(Reply::Done)) => {
+                self.progress.insert(to.server, ctx.now);
                 self.with(ctx, group, |g| g.acked(step.epoch, step.change.id));
             }
             (Purpose::Forward { step, .. }, Some(Reply::Refused(Refusal::Stale(epoch))))
@@ -741,6 +772,7 @@ impl Server {
                 self.answer(ctx, Caller { node: to, conn, id }, reply);
             }
             Timer::Apply(id) => self.applied(ctx, id),
+            Timer::Show(call) => self.show(ctx, call),
             Timer::Flushed(id) => {
                 let Some((shots, then)) = self.flushing.remove(&id) else { return };
                 self.store.keep(shots);

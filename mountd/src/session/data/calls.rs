@@ -13,6 +13,7 @@
 //! Never, then, over the same connection in the same epoch without an answer, however long that takes: what is withdrawn for
 //! another reason is not repeated. Reads change nothing, and are free of this.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,8 +35,8 @@ const HUNG_AFTER: Duration = Duration::from_secs(120);
 pub(super) enum Basis {
     /// These groups have these epochs.
     Groups(Vec<(GroupId, Epoch)>),
-    /// It is this version.
-    Map(Epoch),
+    /// All groups have the heads that they have in this map. Only for questions.
+    Heads(Arc<ClusterMap>),
     /// The call names the version, and concerns these groups in these epochs: it stands as long as one of them is so. If it
     /// were made again earlier, that group could meet it twice in one epoch.
     Any(Epoch, Vec<(GroupId, Epoch)>),
@@ -48,7 +49,7 @@ impl Basis {
         };
         match self {
             Basis::Groups(groups) => groups.iter().all(is_so),
-            Basis::Map(version) => map.version == *version,
+            Basis::Heads(known) => map.version == known.version || same_heads(known, map),
             Basis::Any(version, groups) => map.version == *version || groups.iter().any(is_so),
         }
     }
@@ -56,7 +57,8 @@ impl Basis {
     /// As it stands in a call.
     fn at(&self, op: &Op) -> At {
         match (self, op) {
-            (Basis::Map(version) | Basis::Any(version, _), _) => At::Map { version: *version },
+            (Basis::Heads(map), _) => At::Map { version: map.version },
+            (Basis::Any(version, _), _) => At::Map { version: *version },
             // It names them itself.
             (_, Op::Flush { .. }) => At::Server,
             (Basis::Groups(groups), _) => match groups[..] {
@@ -65,6 +67,14 @@ impl Basis {
             },
         }
     }
+}
+
+/// Whether all groups have the same heads, in the same lives.
+fn same_heads(one: &ClusterMap, other: &ClusterMap) -> bool {
+    let heads = |map: &ClusterMap| -> Vec<_> {
+        map.groups().map(|(group, chain)| (group, chain.head())).collect()
+    };
+    heads(one) == heads(other)
 }
 
 /// A call that is made until it is answered, or what it relies on has changed.
@@ -180,5 +190,36 @@ impl Bulk {
         let mut map = self.map.subscribe();
         // It is never closed: it belongs to this.
         let _ = map.wait_for(|map| !basis.holds(map)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netfs_common::id::{InstanceId, Verifier};
+    use netfs_common::map::{Chain, Pool, Replica};
+
+    use super::*;
+
+    fn map(version: u64, chains: &[(u64, &[u32])]) -> ClusterMap {
+        let replica = |id: &u32| Replica { server: ServerId(*id), instance: InstanceId(1) };
+        let chain = |(epoch, replicas): &(u64, &[u32])| Chain {
+            epoch: Epoch(*epoch),
+            verifier: Verifier(1),
+            replicas: replicas.iter().map(replica).collect(),
+            learner: None,
+        };
+        let chains = chains.iter().map(chain).collect();
+        let pool = Pool { volume: 0, first: GroupId(0), min_replicas: 1, chains };
+        ClusterMap { version: Epoch(version), servers: Vec::new(), pools: vec![pool] }
+    }
+
+    #[test]
+    fn a_question_to_all_heads_stands_while_the_map_changes_elsewhere() {
+        let basis = Basis::Heads(Arc::new(map(5, &[(1, &[1, 2]), (1, &[2, 1])])));
+        assert!(basis.holds(&map(6, &[(4, &[1]), (3, &[2, 3])])));
+        assert!(!basis.holds(&map(6, &[(2, &[2]), (1, &[2, 1])])));
+        let mut reborn = map(6, &[(2, &[1, 2]), (1, &[2, 1])]);
+        reborn.pools[0].chains[0].replicas[0].instance = InstanceId(2);
+        assert!(!basis.holds(&reborn), "it may have lost something");
     }
 }

@@ -1,5 +1,6 @@
 //! Reads: from any replica, and from another one when that is late or fails.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -183,7 +184,7 @@ impl Bulk {
         'again: loop {
             let map = self.map();
             let op = Op::Extents { span, limit };
-            let basis = Basis::Map(map.version);
+            let basis = Basis::Heads(Arc::clone(&map));
             let call = Call { within: None, basis, op, payload: Bytes::new() };
             let (mut all, mut upto) = (Vec::new(), span.to);
             let mut parts = Together::new();

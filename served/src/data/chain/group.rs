@@ -104,6 +104,17 @@ struct Op<D> {
     caller: Option<CallId>,
 }
 
+/// Somebody who wants to see a chunk.
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    call: CallId,
+    chunk: ChunkId,
+    /// The last change that was noted of the chunk when it came. Later ones are not stored here before it is over.
+    upto: Version,
+    /// It has been told to go on.
+    goes: bool,
+}
+
 /// One replica of one group.
 #[derive(Debug)]
 pub struct Group<D> {
@@ -126,7 +137,7 @@ pub struct Group<D> {
     running: BTreeMap<Version, ChunkId>,
     /// Proposals for which there is no room.
     backlog: Vec<(CallId, ChunkId, D)>,
-    reads: Vec<(CallId, ChunkId)>,
+    reads: Vec<Read>,
     settles: Vec<(CallId, Version)>,
     installs: Vec<(CallId, ChunkId)>,
     sync: Option<Sync>,
@@ -259,7 +270,9 @@ impl<D: Clone> Group<D> {
         self.broken = false;
         self.told = false;
         self.last = 0;
-        let refused = self.reads.drain(..).chain(self.installs.drain(..)).map(|(call, _)| call);
+        // What is being shown is of the epoch before, and counts for nothing.
+        let reads = self.reads.drain(..).filter(|read| !read.goes).map(|read| read.call);
+        let refused = reads.chain(self.installs.drain(..).map(|(call, _)| call));
         out.extend(refused.map(|call| Action::Refuse(call, stale)));
         if !(was_head && self.is_head()) {
             let waiting = self.backlog.drain(..).map(|(call, ..)| call);
@@ -331,7 +344,13 @@ impl<D: Clone> Group<D> {
         if !self.is_revoked() {
             return Vec::new();
         }
-        self.reads.drain(..).map(|(call, _)| Action::Refuse(call, Refusal::Busy)).collect()
+        self.refuse_reads().collect()
+    }
+
+    /// Those that have not been told to go on.
+    fn refuse_reads(&mut self) -> impl Iterator<Item = Action<D>> + use<D> {
+        let waiting = self.reads.extract_if(.., |read| !read.goes).collect::<Vec<_>>();
+        waiting.into_iter().map(|read| Action::Refuse(read.call, Refusal::Busy))
     }
 
     fn is_revoked(&self) -> bool {
@@ -469,9 +488,9 @@ impl<D: Clone> Group<D> {
         if std::mem::replace(&mut self.broken, true) {
             return;
         }
-        let reads = self.reads.drain(..).map(|(call, _)| call);
+        out.extend(self.refuse_reads());
         let waiting = self.backlog.drain(..).map(|(call, ..)| call);
-        out.extend(reads.chain(waiting).map(|call| Action::Refuse(call, Refusal::Busy)));
+        out.extend(waiting.map(|call| Action::Refuse(call, Refusal::Busy)));
         out.push(Action::Broken(errno));
     }
 
@@ -491,12 +510,16 @@ impl<D: Clone> Group<D> {
         out
     }
 
-    /// Somebody wants to see a chunk, of a group in this epoch.
+    /// Somebody wants to see a chunk, of a group in this epoch. It is told to go on when all that is noted of the chunk now is
+    /// stored, here and below. What comes later is passed on meanwhile, and not stored here before [`Group::withdraw`]: so the chunk
+    /// is as all replicas have it or are about to, however often it is changed.
     pub fn read(&mut self, call: CallId, epoch: Epoch, chunk: ChunkId) -> Vec<Action<D>> {
         if let Err(refusal) = self.readable(epoch, chunk) {
             return vec![Action::Refuse(call, refusal)];
         }
-        self.reads.push((call, chunk));
+        let noted = self.ops.values().rev().find(|op| op.change.chunk == chunk);
+        let upto = noted.map_or(Version::NONE, |op| op.change.id);
+        self.reads.push(Read { call, chunk, upto, goes: false });
         let mut out = Vec::new();
         self.answer_reads(&mut out);
         out
@@ -510,10 +533,15 @@ impl<D: Clone> Group<D> {
         if epoch != self.epoch() || self.place().is_none() {
             return Err(Refusal::Stale(self.epoch()));
         }
-        if self.broken || self.is_revoked() {
+        if !self.may_show() {
             return Err(Refusal::Busy);
         }
         Ok(!self.ops.values().any(|op| op.change.chunk == chunk))
+    }
+
+    /// Whether anything may be shown in this epoch.
+    pub fn may_show(&self) -> bool {
+        !self.broken && !self.is_revoked()
     }
 
     /// Somebody waits until all that is noted now is stored, here and below, or forgotten.
@@ -538,11 +566,19 @@ impl<D: Clone> Group<D> {
         out.extend(go.into_iter().map(|(call, _)| Action::Serve(call)));
     }
 
-    /// Nobody waits any more for the answer to a call of [`Group::read`], [`Group::install`] or [`Group::settle`].
-    pub fn withdraw(&mut self, call: CallId) {
-        self.reads.retain(|(waiting, _)| *waiting != call);
+    /// Nobody waits any more for the answer to a call of [`Group::read`], [`Group::install`] or [`Group::settle`], or what was to
+    /// be read has been.
+    pub fn withdraw(&mut self, call: CallId) -> Vec<Action<D>> {
         self.installs.retain(|(waiting, _)| *waiting != call);
         self.settles.retain(|(waiting, _)| *waiting != call);
+        let before = self.reads.len();
+        self.reads.retain(|read| read.call != call);
+        let mut out = Vec::new();
+        // A change may have waited for it.
+        if self.reads.len() < before {
+            self.advance(&mut out);
+        }
+        out
     }
 
     /// The tail wants to put a chunk in place of this learner's.
@@ -598,11 +634,11 @@ impl<D: Clone> Group<D> {
         out
     }
 
-    /// A chunk has been removed here, apart from the chain. The learner may have got it since it was removed there.
-    pub fn removed(&mut self, chunk: ChunkId) -> Vec<Action<D>> {
+    /// Chunks have been removed here, apart from the chain. The learner may have got them since they were removed there.
+    pub fn removed(&mut self, chunks: impl IntoIterator<Item = ChunkId>) -> Vec<Action<D>> {
         let mut out = Vec::new();
         if let Some(sync) = &mut self.sync {
-            sync.lacks(chunk);
+            chunks.into_iter().for_each(|chunk| sync.lacks(chunk));
         }
         self.advance(&mut out);
         out
@@ -641,6 +677,12 @@ impl<D: Clone> Group<D> {
         // What comes after something that has not come yet is not passed on before.
         let mut loose = BTreeSet::new();
         let mut unacked: BTreeMap<ChunkId, Version> = BTreeMap::new();
+        // What is being shown, or about to be, stays as it is.
+        let mut shown: BTreeMap<ChunkId, Version> = BTreeMap::new();
+        for read in &self.reads {
+            let first = shown.entry(read.chunk).or_insert(read.upto);
+            *first = read.upto.min(*first);
+        }
         let ids: Vec<_> = self.ops.keys().copied().collect();
         for id in ids {
             let follows = self.follows(id);
@@ -677,7 +719,8 @@ impl<D: Clone> Group<D> {
             if !op.acked {
                 unacked.insert(chunk, id);
             }
-            let free = !held && follows && !unstored.contains(&chunk);
+            let later = shown.get(&chunk).is_some_and(|upto| *upto < id);
+            let free = !held && !later && follows && !unstored.contains(&chunk);
             let idle = !self.running.values().any(|running| *running == chunk);
             if op.stage == Stage::Waiting && free && idle {
                 op.stage = Stage::Applying;
@@ -726,11 +769,18 @@ impl<D: Clone> Group<D> {
         if self.reads.is_empty() {
             return;
         }
-        let noted: BTreeSet<ChunkId> = self.ops.values().map(|op| op.change.chunk).collect();
-        let (wait, go): (Vec<_>, Vec<_>) =
-            self.reads.drain(..).partition(|(_, chunk)| noted.contains(chunk));
-        self.reads = wait;
-        out.extend(go.into_iter().map(|(call, _)| Action::Serve(call)));
+        let mut first: BTreeMap<ChunkId, Version> = BTreeMap::new();
+        for (id, op) in &self.ops {
+            first.entry(op.change.chunk).or_insert(*id);
+        }
+        let running: BTreeSet<ChunkId> = self.running.values().copied().collect();
+        for read in self.reads.iter_mut().filter(|read| !read.goes) {
+            let noted = first.get(&read.chunk).is_some_and(|id| *id <= read.upto);
+            if !noted && !running.contains(&read.chunk) {
+                read.goes = true;
+                out.push(Action::Serve(read.call));
+            }
+        }
     }
 
     fn answer_installs(&mut self, out: &mut Vec<Action<D>>) {

@@ -20,8 +20,11 @@
 //!    have stored or noted, and when the head fails the next one has everything that any other has.
 //! 3. **Answer.** A replica answers when it has stored the change and the next one has answered. So the client is answered when
 //!    all have stored it, and whoever survives has it.
-//! 4. **Reads.** A replica shows a chunk only if nothing is noted of it: then everything that it shows is stored or noted by
-//!    all after it, and by 2 by all. Whoever may be the head later shows nothing older.
+//! 4. **Reads.** A replica shows a chunk when all that was noted of it when the read came is stored here and below, and
+//!    before it stores what came later: then everything that it shows is stored or noted by all after it, and by 2 by all. Whoever may be
+//!    the head later shows nothing older. What another replica has shown before is noted or stored here when the read comes, again by 2 and 3;
+//!    so of two reads, one after the other, the second shows nothing older. What comes later is passed on while it waits, so
+//!    that neither reads nor writes starve: a change waits for the reads that came before it, and a read for the changes.
 //! 5. **Epochs.** A message of another epoch than the receiver's is refused. When the chain changes, a replica
 //!    passes on again what the next one has not answered. Identifiers stay, so what has arrived before is known by them.
 //!
@@ -42,7 +45,7 @@
 //!
 //! # What the shell must do
 //!
-//! - What is shown is read when [`Action::Serve`] says so, at once: later a change may have begun that can still be lost.
+//! - What is shown is read when [`Action::Serve`] says so, and then [`Group::withdraw`] is called, soon: changes of the chunk wait for it.
 //! - The learner's chunks are listed in its present epoch and after [`Group::settle`]: what it has forgotten may be being stored.
 //! - A copy reads all of a chunk in one epoch, and ends when that is over or the chunk was removed: it is not held any more.
 //! - A removal is told by [`Group::removed`], and waited for at [`Group::heir`]. It begins anew if the map has changed meanwhile.
@@ -50,5 +53,7 @@
 
 mod group;
 mod sync;
+#[cfg(test)]
+mod tests;
 
 pub use group::{Action, CallId, Change, Group, Refusal, Step};

@@ -99,7 +99,8 @@ impl Replicas {
                 let next = mine.and_then(|mine| Some((mine + 1, *members.get(mine + 1)?)));
                 if let Some((place, next)) = next {
                     let below = u32::try_from(members.len() - 1 - place).unwrap_or(u32::MAX);
-                    if since.elapsed() > stall + PER_HOP * below {
+                    let deadline = stall + PER_HOP * below;
+                    if self.progress.is_stalled(next.server, *since, deadline) {
                         stalled.push((id, epoch, next));
                     }
                 }

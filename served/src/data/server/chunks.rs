@@ -1,7 +1,7 @@
 //! The store's operations as calls want them: by chunk or by range of a file, and bounded.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use netfs_common::id::{ChunkId, Ino, Version};
 use netfs_common::wire::data::Span;
@@ -12,6 +12,8 @@ use crate::data::store::{ChunkKey, ChunkVersion, Patch, SegmentStore, StoreError
 const STEP: usize = 256;
 /// Chunks looked at, or punched, for one answer.
 const MAX_VISITED: usize = 16 * STEP;
+/// Chunks removed in one go.
+const PART: usize = 16 * STEP;
 /// After so many chunks a list ends: it has to fit into a message's header.
 const LISTED: usize = 1024;
 /// The sizes of chunks that a file may have, as powers of two.
@@ -22,13 +24,20 @@ pub(super) type Upto<T> = (T, u64);
 
 /// What is kept free, so that no replica runs out of room in the middle of a change that others have stored.
 const MARGIN: u64 = 256 << 20;
+/// What a record takes besides its data, at most.
+const RECORD: u64 = 128;
 
 /// The chunks of a store.
 #[derive(Debug)]
 pub(super) struct Chunks {
     store: Arc<SegmentStore>,
     max_chunk: u64,
-    full: AtomicBool,
+    /// What can still be stored, as far as is known: as it was when it was looked at last, less what was stored since.
+    left: AtomicU64,
+    /// What is kept free.
+    margin: AtomicU64,
+    /// What was stored since it was looked.
+    since: AtomicU64,
 }
 
 /// Part of a file's chunks, with where they have data, and whether there are more.
@@ -36,7 +45,12 @@ pub(super) type Page = (Vec<(ChunkId, Vec<(u64, u64)>)>, Option<ChunkId>);
 
 impl Chunks {
     pub(super) fn new(store: Arc<SegmentStore>, max_chunk: u64) -> Chunks {
-        Chunks { store, max_chunk, full: AtomicBool::new(false) }
+        let (left, margin) = (AtomicU64::new(u64::MAX), AtomicU64::new(MARGIN));
+        let chunks = Chunks { store, max_chunk, left, margin, since: AtomicU64::new(0) };
+        if let Err(error) = chunks.usage() {
+            tracing::warn!(%error, "it is not known how much room the store has");
+        }
+        chunks
     }
 
     pub(super) fn store(&self) -> &SegmentStore {
@@ -48,16 +62,34 @@ impl Chunks {
         offset.checked_add(len).is_some_and(|end| end <= self.max_chunk)
     }
 
-    /// There is hardly any room left, as far as was seen lately.
+    /// There is hardly any room left. What was stored counts at once.
     pub(super) fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
+        self.left.load(Ordering::Relaxed) < self.margin.load(Ordering::Relaxed)
+    }
+
+    /// So much was stored.
+    fn stored(&self, bytes: u64) {
+        let cost = bytes.saturating_add(RECORD);
+        let less = |left: u64| Some(left.saturating_sub(cost));
+        // It is never `None`.
+        let _ = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        let since = self.since.fetch_add(cost, Ordering::Relaxed).saturating_add(cost);
+        // What others put on the disk, or reclamation has won, is seen with the next look.
+        if since >= self.margin.load(Ordering::Relaxed) / 8
+            && let Err(error) = self.usage()
+        {
+            tracing::debug!(%error, "it is not known how much room the store has");
+        }
     }
 
     /// The store's figures of now.
     pub(super) fn usage(&self) -> Result<Usage, StoreError> {
+        // What is stored while it is looked may be missed until the next look; that is little.
+        self.since.store(0, Ordering::Relaxed);
         let usage = self.store.usage()?;
         let left = usage.free_bytes.saturating_add(usage.reclaimable_bytes);
-        self.full.store(left < MARGIN.min(usage.capacity_bytes / 8), Ordering::Relaxed);
+        self.margin.store(MARGIN.min(usage.capacity_bytes / 8), Ordering::Relaxed);
+        self.left.store(left, Ordering::Relaxed);
         Ok(usage)
     }
 
@@ -68,7 +100,9 @@ impl Chunks {
         offset: u64,
         data: &[B],
     ) -> Result<i64, StoreError> {
-        self.store.write(key(chunk), offset, data, ChunkVersion(version.0))
+        let grown = self.store.write(key(chunk), offset, data, ChunkVersion(version.0))?;
+        self.stored(data.iter().map(|part| part.as_ref().len() as u64).sum());
+        Ok(grown)
     }
 
     pub(super) fn read(
@@ -113,9 +147,44 @@ impl Chunks {
         self.store.delete_chunk(key(chunk))
     }
 
-    /// Removes the chunks of a file's contents from one on.
-    pub(super) fn delete(&self, first: ChunkId) -> Result<i64, StoreError> {
-        self.store.delete_chunks(first.ino.0, first.generation, first.index)
+    /// Where the parts begin in which a file's chunks from one on are removed, in order.
+    pub(super) fn parts(&self, first: ChunkId) -> Vec<ChunkId> {
+        let (mut out, mut seen, mut next) = (Vec::new(), 0usize, Some(first.index));
+        while let Some(from) = next {
+            let found =
+                self.store.extents_of(key(ChunkId { index: from, ..first }), u64::MAX, STEP);
+            if seen.is_multiple_of(PART) && !found.is_empty() {
+                out.push(ChunkId { index: from, ..first });
+            }
+            seen += found.len();
+            let full = found.len() == STEP;
+            next = found.last().filter(|_| full).and_then(|last| last.index.checked_add(1));
+        }
+        out
+    }
+
+    /// Removes a file's chunks from one on, which are few; which they were, and how many bytes of those that count.
+    pub(super) fn remove(
+        &self,
+        first: ChunkId,
+        counts: impl Fn(ChunkId) -> bool,
+    ) -> Result<(Vec<ChunkId>, u64), StoreError> {
+        let (mut gone, mut bytes, mut next) = (Vec::new(), 0, Some(first.index));
+        while let Some(from) = next {
+            let found =
+                self.store.extents_of(key(ChunkId { index: from, ..first }), u64::MAX, STEP);
+            for found in &found {
+                let chunk = ChunkId { index: found.index, ..first };
+                if counts(chunk) {
+                    bytes += found.ranges.iter().map(|(_, len)| len).sum::<u64>();
+                }
+                gone.push(chunk);
+            }
+            let full = found.len() == STEP;
+            next = found.last().filter(|_| full).and_then(|last| last.index.checked_add(1));
+        }
+        self.store.delete_chunks(first.ino.0, first.generation, first.index)?;
+        Ok((gone, bytes))
     }
 
     /// A chunk's version.
@@ -314,11 +383,39 @@ mod tests {
         assert_eq!(chunks.write(chunk(1, 0), v, 5_000, &[&data]).unwrap(), 5_000);
         assert_eq!(chunks.write(chunk(1, 9), v, 0, &[&data]).unwrap(), 10_000);
         assert_eq!(chunks.punch(chunk(1, 0), v, 14_000, u64::MAX).unwrap(), -1_000);
-        assert_eq!(chunks.delete(chunk(1, 0)).unwrap(), -24_000);
-        assert_eq!(chunks.delete(chunk(1, 0)).unwrap(), 0);
+        let all = (vec![chunk(1, 0), chunk(1, 9)], 10_000);
+        assert_eq!(chunks.remove(chunk(1, 0), |chunk| chunk.index > 0).unwrap(), all);
+        assert_eq!(chunks.remove(chunk(1, 0), |_| true).unwrap(), (Vec::new(), 0));
         assert!(chunks.punch(chunk(2, 0), v, 5 << 20, u64::MAX).is_err());
         assert!(chunks.fits(1, (4 << 20) - 1) && !chunks.fits(1, 4 << 20));
         assert!(!chunks.fits(u64::MAX, 2));
+    }
+
+    #[test]
+    fn a_store_says_that_it_is_full_before_a_write_fails_however_fast_it_fills() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StoreConfig {
+            capacity_limit_bytes: Some(40 << 20),
+            reserve_bytes: 8 << 20,
+            segment_bytes: 4 << 20,
+            ..StoreConfig::default()
+        };
+        let (store, _) = SegmentStore::open(dir.path(), config).unwrap();
+        let chunks = Chunks::new(Arc::new(store), 4 << 20);
+        let data = vec![7u8; 1 << 20];
+        let mut written = 0u64;
+        while !chunks.is_full() {
+            chunks.write(chunk(1, written), Version(1), 0, &[&data]).unwrap();
+            written += 1;
+        }
+        assert!((20..32).contains(&written), "{written} MiB of 32");
+        for more in 0..2 {
+            chunks.write(chunk(2, more), Version(1), 0, &[&data]).unwrap();
+        }
+        assert!(chunks.is_full());
+        chunks.remove(chunk(1, 0), |_| true).unwrap();
+        chunks.usage().unwrap();
+        assert!(!chunks.is_full(), "what was removed can be reclaimed");
     }
 
     fn span(ino: u64, from: u64, to: u64) -> Span {
@@ -365,6 +462,29 @@ mod tests {
         let (page, more) = chunks.of_span(span(1, 150, 8 * chunk_size + 1), None).unwrap();
         assert_eq!(page.iter().map(|(chunk, _)| chunk.index).collect::<Vec<_>>(), [0, 7, 8]);
         assert_eq!(more, None);
+    }
+
+    #[test]
+    fn very_many_chunks_are_removed_in_parts_from_the_last_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (chunks, v) = (chunks(&dir), Version(9));
+        let count = PART as u64 * 2 + 10;
+        for index in 0..count {
+            chunks.write(chunk(1, index * 3 + 1), v, 0, &[[1; 8]]).unwrap();
+        }
+        chunks.write(chunk(2, 0), v, 0, &[[1; 8]]).unwrap();
+        let parts = chunks.parts(chunk(1, 0));
+        assert_eq!((parts.len(), parts[0]), (3, chunk(1, 0)));
+        assert_eq!(parts[2], chunk(1, (PART as u64 * 2 - 1) * 3 + 2));
+        let mut left = count;
+        for part in parts.into_iter().rev() {
+            let (gone, bytes) = chunks.remove(part, |_| true).unwrap();
+            assert!(gone.len() <= PART && bytes == gone.len() as u64 * 8);
+            left -= gone.len() as u64;
+        }
+        assert_eq!(left, 0);
+        assert!(chunks.parts(chunk(1, 0)).is_empty());
+        assert_eq!(chunks.version(chunk(2, 0)), v, "another file stays");
     }
 
     #[test]

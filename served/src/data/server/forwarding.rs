@@ -10,7 +10,7 @@ use netfs_common::net::Payload;
 use netfs_common::wire::cluster::{Deed, Forward, PeerOp};
 use netfs_common::wire::data::{At, Op, Reply, Request};
 
-use super::replicas::{Replicas, Work, lock};
+use super::replicas::{Replicas, What, Work, lock};
 use crate::data::chain::{Action, CallId, Change, Group, Step};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -43,9 +43,13 @@ impl Replicas {
     /// Passes a change on until it is answered or the epoch is over.
     pub(super) async fn forward(self: Arc<Self>, id: GroupId, to: Replica, step: Step<Work>) {
         let (epoch, version) = (step.epoch, step.change.id);
-        let (deed, payload) = match step.change.deed {
-            Work::Write { offset, data } => (Deed::Write { offset }, data),
-            Work::Punch { offset, len } => (Deed::Punch { offset, len }, Arc::default()),
+        // Its room is taken until it is answered.
+        let work = step.change.deed;
+        let (deed, payload) = match &work.what {
+            What::Write { offset, data } => (Deed::Write { offset: *offset }, data.clone()),
+            What::Punch { offset, len } => {
+                (Deed::Punch { offset: *offset, len: *len }, Arc::default())
+            }
         };
         let (floor, after, chunk) = (step.floor, step.after, step.change.chunk);
         let forward = Forward { floor, after, id: version, chunk, deed };
@@ -82,7 +86,9 @@ impl Replicas {
             full = answered => full,
             () = self.epoch_over(id, epoch) => return,
         };
+        drop(work);
         self.room.note(id, full);
+        self.progress.note(to.server);
         self.run(id, |slot| {
             slot.passed_on.remove(&version);
             slot.group.acked(epoch, version)
@@ -106,10 +112,10 @@ impl Replicas {
         forward: Forward,
         payload: Payload,
     ) -> Vec<Action<Work>> {
-        let deed = match forward.deed {
-            Deed::Write { offset } => Work::Write { offset, data: Arc::new(payload.into_chunks()) },
-            Deed::Punch { offset, len } => Work::Punch { offset, len },
-        };
+        let deed = Work::passed_on(match forward.deed {
+            Deed::Write { offset } => What::Write { offset, data: Arc::new(payload.into_chunks()) },
+            Deed::Punch { offset, len } => What::Punch { offset, len },
+        });
         let change = Change { id: forward.id, chunk: forward.chunk, deed };
         group.forwarded(call, Step { epoch, floor: forward.floor, after: forward.after, change })
     }

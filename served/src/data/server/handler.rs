@@ -1,8 +1,6 @@
 //! Answering the calls of one client.
 
-use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use netfs_common::codec;
@@ -10,22 +8,20 @@ use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Epoch, GroupId, InstanceId, SessionId, Verifier};
 use netfs_common::net::{BulkHandler, BulkMessage, BulkReplyFuture, Payload};
 use netfs_common::wire::cluster::{Deed, Install, PeerOp};
-use netfs_common::wire::data::{At, MAX_EXTENTS, MAX_PAYLOAD, Op, Reply, Request, Span, Usage};
-use tokio::sync::Notify;
+use netfs_common::wire::data::{At, MAX_PAYLOAD, Op, Reply, Request, Usage};
+use tokio::sync::{Notify, Semaphore};
 
 use super::chunks::Chunks;
 use super::fault;
 use super::fences::Fences;
 use super::metrics::{DataMetrics, OpLabel};
-use super::replicas::{Replicas, Work, lock};
+use super::noted::Held;
+use super::replicas::{Replicas, What, Work};
 use super::rights::Rights;
 use super::turns::{AtWork, Client, Superseded, Turns};
 use crate::data::chain::Refusal;
 use crate::data::store::StoreError;
 use crate::flusher::Flusher;
-
-/// A learner has this long to remove what it got from here.
-const HEIR_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reads up to this size are done on the server's own thread if they need not wait for the disk: they take less time
 /// then than handing them to another one (some 10 µs) costs. Changes never are: they may have to wait for a
@@ -41,6 +37,8 @@ pub(super) struct Handler {
     pub(super) fences: Arc<Fences>,
     pub(super) flusher: Flusher,
     pub(super) instance: InstanceId,
+    /// Room for calls about ranges.
+    pub(super) spans: Arc<Semaphore>,
     pub(super) metrics: DataMetrics,
 }
 
@@ -128,7 +126,7 @@ fn name(op: &Op) -> &'static str {
 }
 
 /// What a call is answered with.
-type Answer = Result<(Reply, Bytes), Reply>;
+pub(super) type Answer = Result<(Reply, Bytes), Reply>;
 
 impl Handler {
     /// The answer with its payload; a refusal or failure as an error.
@@ -155,15 +153,15 @@ impl Handler {
             (Op::Write { chunk, offset }, At::Group { group, epoch }) => {
                 self.fits(offset, given)?;
                 let data = Arc::new(payload.into_chunks());
-                let work = Work::Write { offset, data };
-                let done = self.change(client, (group, epoch), chunk, work).await?;
+                let what = What::Write { offset, data };
+                let done = self.change(client, (group, epoch), chunk, what, given).await?;
                 self.metrics.bytes_written.inc_by(given);
                 Ok((done, Bytes::new()))
             }
             (Op::Punch { chunk, offset, len }, At::Group { group, epoch }) => {
                 self.fits(offset, if len == u64::MAX { 0 } else { len })?;
-                let work = Work::Punch { offset, len };
-                Ok((self.change(client, (group, epoch), chunk, work).await?, Bytes::new()))
+                let what = What::Punch { offset, len };
+                Ok((self.change(client, (group, epoch), chunk, what, 0).await?, Bytes::new()))
             }
             (Op::Read { chunk, offset, len }, At::Group { group, epoch }) => {
                 self.fits(offset, len)?;
@@ -187,9 +185,14 @@ impl Handler {
                 self.extents(client, span, limit, version).await
             }
             (Op::PunchSpan { span }, At::Map { version }) => {
+                let one = self.spans.clone().acquire_owned().await.map_err(|_| Reply::Busy)?;
                 let work = self.begin(client).await?;
                 let this = self.clone();
-                self.to_its_end(work, async move { this.punch_span(span, version).await }).await
+                let task = async move {
+                    let _one = one;
+                    this.punch_span(span, version).await
+                };
+                self.to_its_end(work, task).await
             }
             (Op::Flush { groups }, At::Server) => {
                 let verifiers = self.replicas.flush(groups).await?;
@@ -271,11 +274,12 @@ impl Handler {
                 if len > MAX_PAYLOAD {
                     return Err(Reply::Failed(Errno::EINVAL));
                 }
-                replicas.show(group, epoch, chunk).await.map_err(refused)?;
+                let shown = replicas.show(group, epoch, chunk).await.map_err(refused)?;
                 let chunks = self.chunks.clone();
                 let read = move || chunks.read_version(chunk, offset, len);
                 let (version, data) = self.stored(client, read).await?.ok_or(Reply::Busy)?;
                 replicas.still(group, epoch).map_err(refused)?;
+                drop(shown);
                 return Ok((Reply::Fetched(version), data.into()));
             }
             (PeerOp::Audit(op), At::Server) => {
@@ -339,25 +343,34 @@ impl Handler {
         client: &Client,
         (group, epoch): (GroupId, Epoch),
         chunk: ChunkId,
-        work: Work,
+        what: What,
+        bytes: u64,
     ) -> Result<Reply, Reply> {
         self.belongs(chunk, group)?;
+        // From here on it goes to its end, also when the client withdraws it.
+        let held = self.held(group, bytes).await?;
         let at_work = self.begin(client).await?;
         let this = self.clone();
         let task = async move {
+            let work = Work::own(what, held);
             let (allocated, verifier) = this.propose((group, epoch), chunk, work).await?;
             Ok((Reply::Written { verifier, allocated }, Bytes::new()))
         };
         self.to_its_end(at_work, task).await.map(|(reply, _)| reply)
     }
 
-    async fn propose(
+    /// Waits for room for a change that is to be ordered here.
+    pub(super) async fn held(&self, group: GroupId, bytes: u64) -> Result<Arc<Held>, Reply> {
+        self.replicas.noted.enter(group, bytes).await.ok_or(Reply::Busy)
+    }
+
+    pub(super) async fn propose(
         &self,
         (group, epoch): (GroupId, Epoch),
         chunk: ChunkId,
         work: Work,
     ) -> Result<(i64, Verifier), Reply> {
-        if matches!(work, Work::Write { .. }) && self.is_out_of_room(group) {
+        if matches!(work.what, What::Write { .. }) && self.is_out_of_room(group) {
             return Err(Reply::Failed(Errno::ENOSPC));
         }
         self.replicas.propose(group, epoch, chunk, work).await.map_err(refused)
@@ -383,24 +396,40 @@ impl Handler {
         offset: u64,
         len: u64,
     ) -> Result<Bytes, Reply> {
-        loop {
-            // In this order: what has this version when nothing is noted of the chunk is stored by all.
-            let version = self.chunks.version(chunk);
-            self.replicas.show(group, epoch, chunk).await.map_err(refused)?;
-            let chunks = self.chunks.clone();
-            let cached = match len <= INLINE_BYTES {
-                true => chunks.read_now(chunk, offset, len).map_err(|e| self.failed(&e))?,
-                false => None,
-            };
-            let data = match cached {
-                Some(data) => data,
-                None => self.stored(client, move || chunks.read(chunk, offset, len)).await?,
-            };
+        // In this order: what has this version when nothing is noted of the chunk is stored by all.
+        let version = self.chunks.version(chunk);
+        if self.replicas.shows(group, epoch, chunk).map_err(refused)? {
+            let data = self.read_stored(client, chunk, offset, len).await?;
             self.replicas.still(group, epoch).map_err(refused)?;
             if self.chunks.version(chunk) == version {
-                return Ok(data.into());
+                return Ok(data);
             }
         }
+        // It is being changed: it is kept as it is for a moment.
+        let shown = self.replicas.show(group, epoch, chunk).await.map_err(refused)?;
+        let data = self.read_stored(client, chunk, offset, len).await?;
+        self.replicas.still(group, epoch).map_err(refused)?;
+        drop(shown);
+        Ok(data)
+    }
+
+    async fn read_stored(
+        &self,
+        client: &Client,
+        chunk: ChunkId,
+        offset: u64,
+        len: u64,
+    ) -> Result<Bytes, Reply> {
+        let chunks = self.chunks.clone();
+        let cached = match len <= INLINE_BYTES {
+            true => chunks.read_now(chunk, offset, len).map_err(|e| self.failed(&e))?,
+            false => None,
+        };
+        let data = match cached {
+            Some(data) => data,
+            None => self.stored(client, move || chunks.read(chunk, offset, len)).await?,
+        };
+        Ok(data.into())
     }
 
     /// Copies piece by piece, holes as holes.
@@ -421,12 +450,12 @@ impl Handler {
             return Err(Reply::Apart);
         }
         let from = (from_group, chain.epoch);
-        let before = self.chunks.version(source);
-        self.replicas.show(from.0, from.1, source).await.map_err(refused)?;
-        let (version, ranges) = self.chunks.outline(source);
-        if version != before {
-            return Err(Reply::Busy);
-        }
+        let shown = self.replicas.show(from.0, from.1, source).await.map_err(refused)?;
+        let (_, ranges) = self.chunks.outline(source);
+        self.replicas.still(from.0, from.1).map_err(refused)?;
+        drop(shown);
+        // Room for one piece, and there is never more than one.
+        let held = self.held(group, len.min(MAX_PAYLOAD)).await?;
         let at_work = self.begin(client).await?;
         let (this, client) = (self.clone(), client.clone());
         let task = async move {
@@ -453,13 +482,14 @@ impl Handler {
             }
             for (at, step, data) in parts {
                 let offset = target_offset + (at - source_offset);
-                let work = match data {
+                let what = match data {
                     true => {
                         let bytes = this.read(&client, from, source, at, step).await?;
-                        Work::Write { offset, data: Arc::new(vec![bytes]) }
+                        What::Write { offset, data: Arc::new(vec![bytes]) }
                     }
-                    false => Work::Punch { offset, len: step },
+                    false => What::Punch { offset, len: step },
                 };
+                let work = Work::own(what, held.clone());
                 let (grown, now) = this.propose((group, epoch), target, work).await?;
                 if verifier.is_some_and(|verifier| verifier != now) {
                     return Err(Reply::Busy);
@@ -470,121 +500,6 @@ impl Handler {
             Ok((Reply::Written { verifier, allocated: sum }, Bytes::new()))
         };
         self.to_its_end(at_work, task).await.map(|(reply, _)| reply)
-    }
-
-    /// Of the groups of which this server is the head in this version of the map.
-    async fn headed(&self, version: Epoch) -> Result<HashSet<GroupId>, Reply> {
-        let view = self.replicas.view();
-        if view.map.version != version {
-            return Err(match view.map.version > version {
-                true => Reply::StaleEpoch(view.map.version),
-                false => Reply::Busy,
-            });
-        }
-        // Whoever asks goes by the server. Groups of which an earlier life of it is the head it must not leave out.
-        let earlier = view
-            .map
-            .groups()
-            .filter_map(|(_, chain)| chain.head())
-            .any(|head| Some(head.server) == view.me && head.instance != self.instance);
-        if earlier || view.me.is_none() {
-            return Err(Reply::Busy);
-        }
-        let mut headed = HashSet::new();
-        for (id, slot) in self.replicas.slots() {
-            let slot = lock(&slot);
-            if slot.group.is_head() {
-                if !slot.group.is_sole() && !self.replicas.lease.runs() {
-                    return Err(Reply::Busy);
-                }
-                headed.insert(id);
-            }
-        }
-        Ok(headed)
-    }
-
-    async fn extents(&self, client: &Client, span: Span, limit: u32, version: Epoch) -> Answer {
-        let headed = self.headed(version).await?;
-        // Nothing is told that the next head might not have.
-        self.replicas.settle().await;
-        let limit = limit.clamp(1, MAX_EXTENTS) as usize;
-        let (chunks, view) = (self.chunks.clone(), self.replicas.view());
-        let mine = move |chunk| view.group_of(chunk).is_some_and(|group| headed.contains(&group));
-        let (extents, upto) =
-            self.stored(client, move || chunks.extents(span, limit, mine)).await?;
-        self.headed(version).await?;
-        Ok((Reply::Extents { extents, upto }, Bytes::new()))
-    }
-
-    async fn punch_span(self: &Arc<Self>, span: Span, version: Epoch) -> Answer {
-        let headed = self.headed(version).await?;
-        let view = self.replicas.view();
-        let (page, more) = self.chunks.of_span(span, None).map_err(|e| self.failed(&e))?;
-        let mut allocated = 0;
-        let mut groups = BTreeMap::new();
-        for (chunk, _) in page {
-            let Some((group, chain)) = view.map.chain_of(chunk) else { continue };
-            if !headed.contains(&group) {
-                continue;
-            }
-            let start = chunk.index << span.chunk_bits;
-            let (from, to) = (span.from.saturating_sub(start), span.to - start);
-            let len = to.min(1 << span.chunk_bits).saturating_sub(from);
-            let work = Work::Punch { offset: from, len };
-            let (grown, _) = self.propose((group, chain.epoch), chunk, work).await?;
-            allocated += grown;
-            groups.insert(group, chain.epoch);
-        }
-        if !groups.is_empty() {
-            self.replicas.flush(groups.into_iter().collect()).await?;
-        }
-        let upto = more.map_or(span.to, |chunk| chunk.index << span.chunk_bits);
-        Ok((Reply::Punched { allocated, upto }, Bytes::new()))
-    }
-
-    /// Removes chunks here, apart from the chains. Whoever has got them from here meanwhile removes them too.
-    async fn delete(self: &Arc<Self>, first: ChunkId) -> Answer {
-        let version = self.replicas.view().map.version;
-        let mut gone = Vec::new();
-        if self.replicas.teaches() {
-            let mut from = Some(first);
-            let whole = Span {
-                ino: first.ino,
-                generation: first.generation,
-                chunk_bits: 12,
-                from: 0,
-                to: u64::MAX,
-            };
-            while let Some(next) = from {
-                let (page, more) =
-                    self.chunks.of_span(whole, Some(next)).map_err(|e| self.failed(&e))?;
-                gone.extend(page.into_iter().map(|(chunk, _)| chunk));
-                from = more;
-            }
-        }
-        let chunks = self.chunks.clone();
-        let grown = self.replicas.blocking(move || chunks.delete(first)).await;
-        let grown = grown.ok_or(Reply::Failed(Errno::EIO))?.map_err(|e| self.failed(&e))?;
-        let freed = grown.min(0).unsigned_abs();
-        for heir in self.replicas.removed(&gone) {
-            let view = self.replicas.view();
-            let request = Request { at: At::Server, op: Op::Delete { first } };
-            let deadline = Some(std::time::Instant::now() + HEIR_TIMEOUT);
-            let peers = &self.replicas.peers;
-            match peers.call(&view.map, heir, &request, Bytes::new(), deadline).await {
-                Ok((Reply::Deleted { .. }, _)) => {}
-                Ok(_) => return Err(Reply::Busy),
-                Err(error) => {
-                    tracing::debug!(%error, "a learner did not remove chunks");
-                    return Err(Reply::Busy);
-                }
-            }
-        }
-        if self.replicas.view().map.version != version {
-            // Others may have begun to learn from here meanwhile.
-            return Err(Reply::Busy);
-        }
-        Ok((Reply::Deleted { instance: self.instance, freed }, Bytes::new()))
     }
 
     /// A piece of a chunk takes its place here, in a learner.
@@ -657,8 +572,16 @@ impl Handler {
         }
     }
 
+    /// Runs a call of the store that is nobody's any more on a thread that may block.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Reply> {
+        self.replicas.blocking(work).await.ok_or(Reply::Failed(Errno::EIO))
+    }
+
     /// Runs a call of the store on a thread that may block.
-    async fn stored<T: Send + 'static>(
+    pub(super) async fn stored<T: Send + 'static>(
         &self,
         client: &Client,
         work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
@@ -670,7 +593,7 @@ impl Handler {
         }
     }
 
-    fn failed(&self, error: &StoreError) -> Reply {
+    pub(super) fn failed(&self, error: &StoreError) -> Reply {
         self.replicas.damage.note_error(error);
         self.metrics.store_failed(error);
         Reply::Failed(fault::errno(error))

@@ -21,20 +21,43 @@ use super::forwarding::Hops;
 use super::lease::Lease;
 use super::mending::Damage;
 use super::metrics::DataMetrics;
+use super::noted::{Held, Noted};
 use super::peers::Peers;
+use super::progress::Progress;
 use super::room::Room;
 use super::teaching::{Pace, Taught};
 use crate::data::chain::{Action, CallId, Change, Group, Refusal};
 use crate::data::store::Usage;
 use crate::flusher::Flusher;
 
+/// A change of a chunk.
+#[derive(Clone, Debug)]
+pub(super) struct Work {
+    pub(super) what: What,
+    /// The room that it takes, if it was ordered here.
+    #[expect(dead_code, reason = "held")]
+    held: Option<Arc<Held>>,
+}
+
 /// What is done to a chunk, with its bytes.
 #[derive(Clone, Debug)]
-pub(super) enum Work {
+pub(super) enum What {
     /// These bytes are stored at an offset.
     Write { offset: u64, data: Arc<Vec<Bytes>> },
     /// A range becomes a hole.
     Punch { offset: u64, len: u64 },
+}
+
+impl Work {
+    /// One that a client wants.
+    pub(super) fn own(what: What, held: Arc<Held>) -> Work {
+        Work { what, held: Some(held) }
+    }
+
+    /// One that the replica before has passed on.
+    pub(super) fn passed_on(what: What) -> Work {
+        Work { what, held: None }
+    }
 }
 
 /// How a call to a group ended.
@@ -84,6 +107,8 @@ pub(super) struct Replicas {
     /// There is something to tell the metadata server.
     pub(super) news: Notify,
     pub(super) hops: Hops,
+    pub(super) noted: Noted,
+    pub(super) progress: Progress,
     pub(super) room: Room,
     /// How fast chunks are copied to learners.
     pub(super) pace: Pace,
@@ -102,9 +127,48 @@ pub(super) struct View {
     pub(super) map: ClusterMap,
     /// This server's number; it learns it with the first map.
     pub(super) me: Option<ServerId>,
+    since: HashMap<GroupId, Since>,
+}
+
+/// From which version of the map on a group is as it is now. Versions that this server has not seen count as different.
+#[derive(Clone, Copy, Debug)]
+struct Since {
+    chain: Epoch,
+    head: Epoch,
 }
 
 impl View {
+    /// By another map.
+    fn next(&self, map: ClusterMap, me: ServerId) -> View {
+        let mut since = HashMap::new();
+        for (group, chain) in map.groups() {
+            let mut is = Since { chain: map.version, head: map.version };
+            if let Some((known, before)) = self.map.chain(group).zip(self.since.get(&group)) {
+                if known.head() == chain.head() {
+                    is.head = before.head;
+                }
+                if known.epoch == chain.epoch {
+                    is.chain = before.chain;
+                }
+            }
+            since.insert(group, is);
+        }
+        View { map, me: Some(me), since }
+    }
+
+    /// Whether the groups of a volume have the heads that they had in this version.
+    pub(super) fn has_heads_of(&self, volume: u64, version: Epoch) -> bool {
+        let pools = self.map.pools.iter().filter(|pool| pool.volume == volume);
+        let mut groups =
+            pools.flat_map(|pool| (pool.first.0..).map(GroupId).take(pool.chains.len()));
+        groups.all(|group| self.since.get(&group).is_some_and(|since| since.head <= version))
+    }
+
+    /// From which version on a group has been in its epoch.
+    pub(super) fn chain_since(&self, group: GroupId) -> Epoch {
+        self.since.get(&group).map_or(self.map.version, |since| since.chain)
+    }
+
     /// The group of a chunk.
     pub(super) fn group_of(&self, chunk: ChunkId) -> Option<GroupId> {
         self.map.group_of(chunk)
@@ -136,7 +200,7 @@ impl Replicas {
             peers: parts.peers,
             lease: Lease::default(),
             metrics: parts.metrics.clone(),
-            view: RwLock::new(Arc::new(View { map, me: None })),
+            view: RwLock::new(Arc::new(View { map, me: None, since: HashMap::new() })),
             version: watch::Sender::new(Epoch(0)),
             slots: RwLock::default(),
             next_call: AtomicU64::new(1),
@@ -144,6 +208,8 @@ impl Replicas {
             runtime: Handle::current(),
             news: Notify::new(),
             hops: Hops::default(),
+            noted: Noted::default(),
+            progress: Progress::default(),
             room: Room::default(),
             pace: Pace::new(parts.repair_rate),
             taught: Taught::default(),
@@ -175,10 +241,11 @@ impl Replicas {
             if map.version <= view.map.version {
                 return;
             }
-            *view = Arc::new(View { map, me: Some(me) });
+            *view = Arc::new(view.next(map, me));
             view.clone()
         };
         self.peers.follow(&view.map);
+        self.progress.retain(|server| view.map.server(server).is_some());
         let myself = Replica { server: me, instance: self.instance };
         for pool in &view.map.pools {
             for (index, chain) in pool.chains.iter().enumerate() {
@@ -247,10 +314,18 @@ impl Replicas {
             slot.waiting.insert(call, answer);
             event(&mut slot.group, call)
         });
-        let mut withdrawn = Withdrawn { slot: &slot, call, armed: true };
+        let mut withdrawn = Withdrawn { replicas: self, id, slot: &slot, call, armed: true };
         let outcome = answered.await;
         withdrawn.armed = false;
         outcome.unwrap_or(Err(Refusal::Busy))
+    }
+
+    /// A call waits no longer, or what it was for is over.
+    fn take_back(self: &Arc<Self>, id: GroupId, slot: &Mutex<Slot>, call: CallId) {
+        self.run_in(id, slot, |slot| {
+            slot.waiting.remove(&call);
+            slot.group.withdraw(call)
+        });
     }
 
     /// Waits until no piece of a chunk of a group is taking its place here, and keeps others from it.
@@ -297,23 +372,39 @@ impl Replicas {
         lock(slot).group.is_sole() || self.lease.runs()
     }
 
-    /// Waits until a chunk may be shown. What is then read is shown only if [`Replicas::still`] agrees.
+    /// Waits until a chunk may be shown. What is then read is shown only if [`Replicas::still`] agrees. While what this returns
+    /// is there, no change of the chunk is stored here, and others wait for it: it is not to be kept for long.
     pub(super) async fn show(
         self: &Arc<Self>,
         id: GroupId,
         epoch: Epoch,
         chunk: ChunkId,
-    ) -> Result<(), Refusal> {
+    ) -> Result<Shown, Refusal> {
         let Some(slot) = self.slot(id) else {
             return Err(Refusal::Stale(self.view().map.version));
         };
         if !self.may_show(&slot) {
             return Err(Refusal::Busy);
         }
-        if lock(&slot).group.readable(epoch, chunk)? {
-            return Ok(());
+        let call = CallId(self.next_call.fetch_add(1, Ordering::Relaxed));
+        let (answer, answered) = oneshot::channel();
+        self.run_in(id, &slot, |slot| {
+            slot.waiting.insert(call, answer);
+            slot.group.read(call, epoch, chunk)
+        });
+        let shown = Shown { replicas: self.clone(), id, slot, call };
+        answered.await.unwrap_or(Err(Refusal::Busy)).map(|_| shown)
+    }
+
+    /// Whether a chunk may be shown as it is, without waiting for anything.
+    pub(super) fn shows(&self, id: GroupId, epoch: Epoch, chunk: ChunkId) -> Result<bool, Refusal> {
+        let Some(slot) = self.slot(id) else {
+            return Err(Refusal::Stale(self.view().map.version));
+        };
+        if !self.may_show(&slot) {
+            return Err(Refusal::Busy);
         }
-        self.call(id, |group, call| group.read(call, epoch, chunk)).await.map(drop)
+        lock(&slot).group.readable(epoch, chunk)
     }
 
     /// Whether what was read may be shown: others had no right to change it meanwhile.
@@ -392,9 +483,9 @@ impl Replicas {
 
     fn store(self: &Arc<Self>, id: GroupId, change: &Change<Work>, thread: OwnedSemaphorePermit) {
         let Change { id: version, chunk, deed } = change;
-        let work = || match deed {
-            Work::Write { offset, data } => self.chunks.write(*chunk, *version, *offset, data),
-            Work::Punch { offset, len } => self.chunks.punch(*chunk, *version, *offset, *len),
+        let work = || match &deed.what {
+            What::Write { offset, data } => self.chunks.write(*chunk, *version, *offset, data),
+            What::Punch { offset, len } => self.chunks.punch(*chunk, *version, *offset, *len),
         };
         let result = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
             Ok(result) => result.map_err(|error| {
@@ -430,23 +521,26 @@ impl Replicas {
     }
 
     /// Servers that learn from this one, or did in this epoch, in the groups of these chunks; the groups are told that the
-    /// chunks are gone.
-    pub(super) fn removed(self: &Arc<Self>, chunks: &[ChunkId]) -> BTreeSet<ServerId> {
+    /// chunks are gone. Whoever begins to learn later does not find them here.
+    pub(super) fn removed(
+        self: &Arc<Self>,
+        chunks: impl IntoIterator<Item = ChunkId>,
+    ) -> BTreeSet<ServerId> {
         let view = self.view();
-        let mut heirs = BTreeSet::new();
+        let mut of_groups: BTreeMap<GroupId, Vec<ChunkId>> = BTreeMap::new();
         for chunk in chunks {
-            let Some(id) = view.group_of(*chunk) else { continue };
+            if let Some(id) = view.group_of(chunk) {
+                of_groups.entry(id).or_default().push(chunk);
+            }
+        }
+        let mut heirs = BTreeSet::new();
+        for (id, chunks) in of_groups {
             self.run(id, |slot| {
                 heirs.extend(slot.group.heir().map(|heir| heir.server));
-                slot.group.removed(*chunk)
+                slot.group.removed(chunks)
             });
         }
         heirs
-    }
-
-    /// Whether any replica learns from this one, or did in this epoch.
-    pub(super) fn teaches(&self) -> bool {
-        self.slots().iter().any(|(_, slot)| lock(slot).group.heir().is_some())
     }
 }
 
@@ -489,6 +583,8 @@ impl Slot {
 
 /// Takes a call back whose caller has gone.
 struct Withdrawn<'a> {
+    replicas: &'a Arc<Replicas>,
+    id: GroupId,
     slot: &'a Mutex<Slot>,
     call: CallId,
     armed: bool,
@@ -497,10 +593,23 @@ struct Withdrawn<'a> {
 impl Drop for Withdrawn<'_> {
     fn drop(&mut self) {
         if self.armed {
-            let mut slot = lock(self.slot);
-            slot.waiting.remove(&self.call);
-            slot.group.withdraw(self.call);
+            self.replicas.take_back(self.id, self.slot, self.call);
         }
+    }
+}
+
+/// A chunk is shown, or about to be: it stays as it is until this is dropped.
+#[derive(Debug)]
+pub(super) struct Shown {
+    replicas: Arc<Replicas>,
+    id: GroupId,
+    slot: Arc<Mutex<Slot>>,
+    call: CallId,
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        self.replicas.take_back(self.id, &self.slot, self.call);
     }
 }
 

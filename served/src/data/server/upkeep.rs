@@ -12,7 +12,7 @@ use crate::data::store::{BadRange, ScrubCursor, SegmentStore, StoreError};
 /// How often to look whether there is something to do.
 const LOOK: Duration = Duration::from_millis(500);
 /// Reclamation rests for this many times as long as its last step took, so that it takes a quarter
-/// of the disk's time at most. Writes that find the disk full reclaim by themselves, without rest.
+/// of the disk's time at most. When room is short it does not rest: writes wait for it, and reclaim by themselves if need be.
 const REST: u32 = 3;
 /// The shortest rest.
 const MIN_REST: Duration = Duration::from_millis(5);
@@ -73,6 +73,26 @@ struct Work {
     damaged: Box<dyn Fn(&BadRange) + Send>,
 }
 
+/// What is left to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Left {
+    Nothing,
+    Some,
+    /// Writes are about to find no room.
+    Urgent,
+}
+
+impl Left {
+    /// Until the next step, after one that took so long.
+    fn rest(self, step: Duration) -> Duration {
+        match self {
+            Left::Nothing => LOOK,
+            Left::Some => (step * REST).max(MIN_REST).min(LOOK),
+            Left::Urgent => Duration::ZERO,
+        }
+    }
+}
+
 struct Scrub {
     config: UpkeepConfig,
     /// The scrub under way.
@@ -103,36 +123,41 @@ impl Work {
                 Ok(()) | Err(RecvTimeoutError::Disconnected) => return,
             }
             let step = Instant::now();
-            let busy = match self.reclaim().and_then(|busy| Ok(self.scrub()? || busy)) {
-                Ok(busy) => busy,
+            let work = match self.reclaim().and_then(|work| Ok(work.max(self.scrub()?))) {
+                Ok(work) => work,
                 Err(StoreError::Poisoned(why)) => {
                     tracing::error!(%why, "the data store takes no more writes; upkeep ends");
                     return;
                 }
                 Err(error) => {
                     self.metrics.store_failed(&error);
-                    false
+                    Left::Nothing
                 }
             };
-            pause = if busy { (step.elapsed() * REST).max(MIN_REST).min(LOOK) } else { LOOK };
+            pause = work.rest(step.elapsed());
+            let busy = work > Left::Nothing;
             if !busy {
                 self.note_usage();
             }
         }
     }
 
-    /// One step of reclamation, which includes checkpoints; whether there is more to do.
-    fn reclaim(&mut self) -> Result<bool, StoreError> {
+    /// One step of reclamation, which includes checkpoints.
+    fn reclaim(&mut self) -> Result<Left, StoreError> {
         let done = self.store.reclaim_step()?;
         self.metrics.reclaimed.inc_by(done.freed_bytes);
-        Ok(!done.idle)
+        Ok(match () {
+            () if done.urgent => Left::Urgent,
+            () if done.idle => Left::Nothing,
+            () => Left::Some,
+        })
     }
 
-    /// One step of the scrub when it is due; whether there was one.
-    fn scrub(&mut self) -> Result<bool, StoreError> {
+    /// One step of the scrub when it is due.
+    fn scrub(&mut self) -> Result<Left, StoreError> {
         let now = Instant::now();
         if self.scrub.due.is_none_or(|due| due > now) {
-            return Ok(false);
+            return Ok(Left::Nothing);
         }
         let cursor = match self.scrub.cursor.take() {
             Some(cursor) => cursor,
@@ -158,7 +183,7 @@ impl Work {
             None => Some((self.scrub.begun + self.scrub.config.scrub_interval).max(now + LOOK)),
         };
         self.scrub.cursor = step.next;
-        Ok(true)
+        Ok(Left::Some)
     }
 
     fn note_usage(&self) {
@@ -177,4 +202,17 @@ impl Work {
 
 fn gauge(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reclamation_rests_unless_room_is_short() {
+        let step = Duration::from_millis(20);
+        assert_eq!(Left::Some.rest(step), step * REST);
+        assert_eq!(Left::Some.max(Left::Urgent).rest(step), Duration::ZERO);
+        assert_eq!(Left::Nothing.rest(step), LOOK);
+    }
 }

@@ -35,6 +35,8 @@ pub struct Reclaimed {
     pub freed_bytes: u64,
     /// There is nothing worth reclaiming at the moment.
     pub idle: bool,
+    /// There is, and writes are about to find no room, or do so already.
+    pub urgent: bool,
 }
 
 /// The segment under reclamation.
@@ -73,7 +75,8 @@ impl SegmentStore {
         }
         let (_, free) = self.log.space()?;
         let need = if free < 4 * self.config.segment_bytes { Need::Full } else { Need::Normal };
-        self.step(&mut reclaimer, need)
+        let done = self.step(&mut reclaimer, need)?;
+        Ok(Reclaimed { urgent: need == Need::Full && !done.idle, ..done })
     }
 
     /// Reclaims a segment because a write found no room. `false`: there is nothing to reclaim.

@@ -172,6 +172,20 @@ pub struct Manager {
     wanted: Wanted,
     /// Groups that have all that they should have, where they should have it: since when, in which epoch.
     settled: BTreeMap<GroupId, (Epoch, Duration)>,
+    /// The state of the last version.
+    told: State,
+    /// Groups whose only replica cannot store what it must.
+    failing: BTreeMap<GroupId, Failing>,
+}
+
+/// A group's only replica cannot go on, and nobody can take its place.
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    replica: Replica,
+    /// How often it was tried again.
+    tries: u32,
+    /// Before, it is not tried again, and nobody learns from it.
+    until: Duration,
 }
 
 /// The servers that each group is to have, for certain servers.
@@ -187,12 +201,14 @@ impl Manager {
     pub fn new(state: State, config: Config, now: Duration) -> Manager {
         Manager {
             config,
+            told: state.clone(),
             state,
             start: now,
             seen: BTreeMap::new(),
             revoking: BTreeMap::new(),
             wanted: Wanted::default(),
             settled: BTreeMap::new(),
+            failing: BTreeMap::new(),
         }
     }
 
@@ -214,7 +230,6 @@ impl Manager {
     /// A server has answered. `heard` is when its answer was received.
     pub fn heard(&mut self, heard: Duration, server: ServerId, report: Report) -> bool {
         let Some(known) = self.state.servers.get(&server) else { return false };
-        let before = self.state.clone();
         if known.store.is_none()
             && let Some(old) = self.with_store(report.store)
         {
@@ -222,7 +237,7 @@ impl Manager {
                 let seen = self.seen.entry(server).or_default();
                 (seen.at, seen.report) = (Some(heard), Some(report));
             }
-            return self.changed(before);
+            return self.changed();
         }
         let foreign = known.store.is_some_and(|store| store != report.store);
         if known.weight == 0 {
@@ -252,7 +267,7 @@ impl Manager {
         let seen = self.seen.entry(server).or_default();
         (seen.at, seen.report, seen.foreign) = (Some(heard), Some(report), foreign);
         self.plan(heard);
-        self.changed(before)
+        self.changed()
     }
 
     /// A server with this store.
@@ -287,7 +302,6 @@ impl Manager {
 
     /// The server that has one of these addresses has all of them now. If there is none, another one is added.
     pub fn meet(&mut self, now: Duration, addrs: Vec<String>) -> bool {
-        let before = self.state.clone();
         let same = |addr: &String| addrs.contains(addr);
         let known = self.state.servers.iter().find(|(_, s)| s.addrs.iter().any(same));
         match known.map(|(id, _)| *id) {
@@ -296,16 +310,15 @@ impl Manager {
             None => drop(self.state.add_server(addrs)),
         }
         self.plan(now);
-        self.changed(before)
+        self.changed()
     }
 
     /// As [`Manager::meet`], but if there is one server only, that is the one, wherever it was before.
     pub fn meet_only(&mut self, now: Duration, addrs: Vec<String>) -> bool {
         let mut ids = self.state.servers.keys().copied();
         let (Some(id), None) = (ids.next(), ids.next()) else { return self.meet(now, addrs) };
-        let before = self.state.clone();
         self.set_addrs(id, addrs);
-        self.changed(before)
+        self.changed()
     }
 
     fn set_addrs(&mut self, id: ServerId, addrs: Vec<String>) {
@@ -321,9 +334,8 @@ impl Manager {
 
     /// Time has passed. Whether the state has changed.
     pub fn tick(&mut self, now: Duration) -> bool {
-        let before = self.state.clone();
         self.plan(now);
-        self.changed(before)
+        self.changed()
     }
 
     /// This server itself has stood still: nobody could be heard.
@@ -341,7 +353,6 @@ impl Manager {
     /// # Errors
     /// Why it is refused.
     pub fn command(&mut self, now: Duration, command: Command) -> Result<bool, CommandError> {
-        let before = self.state.clone();
         match command {
             Command::Add(addrs) => self.add(addrs)?,
             Command::Drain(id) => self.duty(id, Duty::Draining)?,
@@ -352,14 +363,16 @@ impl Manager {
             Command::Relearn(group, epoch, server) => self.relearn(now, group, epoch, server)?,
         }
         self.plan(now);
-        Ok(self.changed(before))
+        Ok(self.changed())
     }
 
-    fn changed(&mut self, before: State) -> bool {
-        if self.state == before {
+    /// Whether anything is otherwise than in the last version; then that is another one.
+    fn changed(&mut self) -> bool {
+        if self.state == self.told {
             return false;
         }
-        self.state.version = Epoch(before.version.0 + 1);
+        self.state.version = Epoch(self.told.version.0 + 1);
+        self.told = self.state.clone();
         true
     }
 
@@ -421,12 +434,11 @@ impl Manager {
 
     /// Makes sure that a volume has groups. Whether the state has changed.
     pub fn ensure_pool(&mut self, now: Duration, volume: u64, groups: u32, replicas: u8) -> bool {
-        let before = self.state.clone();
         if !self.state.pools.iter().any(|pool| pool.pool.volume == volume) {
             self.state.add_pool(volume, groups, replicas, 1);
         }
         self.plan(now);
-        self.changed(before)
+        self.changed()
     }
 
     /// For how long nothing was heard of a server.
@@ -489,18 +501,53 @@ impl Manager {
         }
     }
 
-    /// A replica cannot go on. It answers nobody in this epoch. If nobody else is there with everything, it tries again in the next.
+    /// A replica cannot go on. It answers nobody in this epoch. If nobody else is there with everything it tries again in another one: at
+    /// once, without a learner, for then clients get to know what the disk says; and then after longer and longer pauses.
     fn drop_broken(&mut self, group: GroupId, epoch: Epoch, broken: Replica, now: Duration) {
         let spare = self.is_spare(group, broken, now);
+        let longest = self.config.repair_after;
+        let pause = |tries: u32| (self.config.deadline * (1 << tries.min(16))).min(longest);
+        let before = self.failing.get(&group).filter(|failing| failing.replica == broken).copied();
+        let next = match before {
+            Some(failing) => {
+                Failing { tries: failing.tries + 1, until: now + pause(failing.tries), ..failing }
+            }
+            None => Failing { replica: broken, tries: 1, until: now + pause(0) },
+        };
         let Some(chain) = self.chain(group) else { return };
         if chain.epoch != epoch {
             return;
         }
         if spare {
             without(chain, broken);
-        } else if chain.replicas.contains(&broken) {
+            self.failing.remove(&group);
+        } else if chain.replicas.contains(&broken)
+            && before.is_none_or(|failing| failing.until <= now)
+        {
+            chain.learner = None;
             chain.epoch.0 += 1;
+            self.failing.insert(group, next);
         }
+    }
+
+    /// Forgets those that have gone on for long, and those that are not there any more.
+    fn forget_failing(&mut self, now: Duration) {
+        let forgotten = self.config.repair_after;
+        let mut failing = std::mem::take(&mut self.failing);
+        failing.retain(|group, failing| {
+            let there = self.chain(*group).is_some_and(|c| c.replicas.contains(&failing.replica));
+            there && now < failing.until + forgotten
+        });
+        self.failing = failing;
+    }
+
+    /// Servers with the only replica of groups, of how many each, that could not store what it had to not long ago.
+    pub fn failing(&self) -> BTreeMap<ServerId, usize> {
+        let mut all = BTreeMap::new();
+        for failing in self.failing.values() {
+            *all.entry(failing.replica.server).or_default() += 1;
+        }
+        all
     }
 
     /// Whether a group goes on without a replica: it is the learner, or another one is there with everything.
@@ -582,6 +629,9 @@ impl Manager {
     /// Brings every chain a step nearer to what it should be.
     fn plan(&mut self, now: Duration) {
         self.refresh_wanted(now);
+        if !self.failing.is_empty() {
+            self.forget_failing(now);
+        }
         let revoking = std::mem::take(&mut self.revoking);
         let mut load = Load::default();
         for (_, _, chain) in self.state.groups() {
@@ -689,6 +739,9 @@ impl Manager {
             return;
         }
         let Some(tail) = chain.replicas.last().map(|tail| tail.server) else { return };
+        if self.failing.get(&group).is_some_and(|failing| now < failing.until) {
+            return;
+        }
         if chain.learner.is_some() || self.is_over(chain.replicas[chain.replicas.len() - 1], now) {
             return;
         }

@@ -85,7 +85,7 @@ impl Volume {
         self.flush_to(self.engine.last()).await.map_err(TrimError::Engine)?;
         let attempt = self.data.begin().await?;
         let cut = self.data.cut(&attempt, file, trim.chunk_bits, trim.from).await;
-        *freed = freed.saturating_add(self.data.freed(&attempt, file));
+        *freed = freed.saturating_add(self.data.freed(&attempt));
         cut?;
         let action = Action::TrimDone { id, freed: *freed };
         let (_, reply) = self.execute(Command { time: now(), action }).await;

@@ -1,7 +1,8 @@
 //! The metadata server as a client of the data servers: cuts, removals, fences.
 //!
-//! What must be gone is removed at every server that may count on it ([`Cluster::everybody`]), and each of them has to go by the present map
-//! first: then nothing that was sent to an earlier chain can bring it back. A server that is left out because it is dead has left its chains;
+//! What must be gone is removed at every server that may count on it ([`Cluster::everybody`]), and each of them has to go by the map of the
+//! begin first, or a later one: then nothing that was sent to an earlier chain can bring it back, and later ones nobody asks for what must
+//! be gone. Other changes of the map meanwhile are of no concern, however often they come. A server that is left out because it is dead has left its chains;
 //! it comes back as a learner, and what it has is compared. If the servers are others at the end than at the begin, all is done again.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +14,6 @@ use bytes::Bytes;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Epoch, GroupId, InstanceId, ServerId, SessionId, Verifier};
-use netfs_common::map::volume_of;
 use netfs_common::net::{CallError, Payload};
 use netfs_common::warn_rarely;
 use netfs_common::wire::audit::AuditOp;
@@ -67,7 +67,7 @@ pub(super) struct Attempt {
     done: Mutex<Done>,
     /// By how many bytes the data shrank at the heads of chains.
     punched: AtomicU64,
-    /// By how many bytes it shrank at all servers together.
+    /// By how many bytes it shrank where chunks were removed; each server counts those of which it is the head.
     deleted: AtomicU64,
 }
 
@@ -120,13 +120,14 @@ impl DataLink {
         DataLink { cluster }
     }
 
-    /// Begins an attempt, when all servers go by the present map.
+    /// Begins an attempt, when all servers go by the map of now.
     pub(super) async fn begin(&self) -> Result<Attempt, DataCallError> {
         let limit = Instant::now() + CALL_TIMEOUT;
         let mut events = self.cluster.events();
+        let (_, version) = self.cluster.everybody();
         loop {
             events.borrow_and_update();
-            let (servers, version) = self.cluster.everybody().await;
+            let (servers, _) = self.cluster.everybody();
             let Some(behind) = servers.iter().find(|s| !self.cluster.goes_by(**s, version)) else {
                 return Ok(Attempt::new(servers));
             };
@@ -136,10 +137,9 @@ impl DataLink {
         }
     }
 
-    /// By how many bytes an attempt has made a file of a volume smaller so far. Exact while all groups have all their replicas.
-    pub(super) fn freed(&self, attempt: &Attempt, file: ChunkId) -> u64 {
-        let copies = self.cluster.replicas(volume_of(file.ino));
-        let deleted = attempt.deleted.load(Ordering::Relaxed) / copies;
+    /// By how many bytes an attempt has made a file smaller so far. Exact unless a group has got another head meanwhile.
+    pub(super) fn freed(&self, attempt: &Attempt) -> u64 {
+        let deleted = attempt.deleted.load(Ordering::Relaxed);
         attempt.punched.load(Ordering::Relaxed).saturating_add(deleted)
     }
 
@@ -199,7 +199,7 @@ impl DataLink {
             }
         }
         // One that has come meanwhile may have got from others what these have removed since.
-        let (servers, _) = self.cluster.everybody().await;
+        let (servers, _) = self.cluster.everybody();
         match servers.difference(&attempt.servers).next() {
             Some(server) => Err(DataCallError::Others { server: *server }),
             None => Ok(()),
@@ -281,7 +281,7 @@ impl DataLink {
         let mut left_by = None;
         loop {
             events.borrow_and_update();
-            let (servers, version) = self.cluster.everybody().await;
+            let (servers, version) = self.cluster.everybody();
             // In this version at the latest those have left that are not among them any more.
             let gone = before.difference(&servers).any(|server| !fenced.contains(server));
             if left_by.is_none() || gone {
@@ -336,8 +336,7 @@ impl DataLink {
                 if events.changed().await.is_err() {
                     std::future::pending::<()>().await;
                 }
-                let counted = self.cluster.everybody_now();
-                if counted.is_some_and(|(servers, _)| !servers.contains(&server)) {
+                if !self.cluster.everybody().0.contains(&server) {
                     return;
                 }
             }

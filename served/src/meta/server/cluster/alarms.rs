@@ -42,7 +42,7 @@ impl Core {
     fn of_servers(&self, now: Duration, lines: &mut Vec<String>) {
         let state = self.manager.state();
         let config = self.manager.config();
-        let takers = self.takers(now);
+        let (takers, failing) = (self.takers(now), self.manager.failing());
         let most = state.pools.iter().map(|pool| usize::from(pool.replicas)).max().unwrap_or(1);
         for (id, server) in &state.servers {
             let (name, health) = (self.name_of(*id), self.manager.health(*id, now));
@@ -75,6 +75,12 @@ impl Core {
             if let Some((other, _)) = twin {
                 lines.push(format!(
                     "data server {name} has the store of data server {other}: it is the same, or a copy"
+                ));
+            }
+            if let Some(groups) = failing.get(id) {
+                lines.push(format!(
+                    "data server {name} cannot store changes of {groups} placement groups of which it has the only \
+                     replica; look at its disk"
                 ));
             }
             if report.full && server.duty == Duty::In {

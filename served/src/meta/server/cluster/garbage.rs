@@ -68,11 +68,14 @@ impl Cluster {
 
     /// Groups of which a server may forget what it has.
     pub(in crate::meta::server) fn garbage(&self, server: ServerId) -> Vec<(GroupId, Epoch)> {
-        // Nobody hears of a decision before it is stored.
-        if !self.is_settled() {
-            return Vec::new();
-        }
-        self.with(|manager, now| manager.garbage(server, now))
+        let stored = self.published().map.version;
+        self.with(|manager, now| {
+            // Nobody hears of a decision before it is stored.
+            match manager.state().version == stored {
+                true => manager.garbage(server, now),
+                false => Vec::new(),
+            }
+        })
     }
 
     /// Has a server remove what it has of these groups. How many chunks.

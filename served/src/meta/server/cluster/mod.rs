@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use netfs_common::codec::{self, CodecError};
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId};
-use netfs_common::map::ClusterMap;
+use netfs_common::map::{ClusterMap, Replica};
 use netfs_common::net::{Bulk, Channel};
 use netfs_common::warn_rarely;
 use netfs_common::wire::cluster::{BeatReply, Counts};
@@ -295,11 +295,22 @@ impl Cluster {
         (state.version != published).then(|| state.clone())
     }
 
-    /// Whether everybody may know all that has been decided. Before, nobody's right to answer reads is prolonged: it may be that of a
-    /// server which has just been taken out of its chains.
-    fn is_settled(&self) -> bool {
-        let published = self.published.borrow().map.version;
-        self.lock().manager.state().version == published
+    /// Whether everybody may know all that has been decided about a server's places. Before, its right to answer reads is not
+    /// prolonged: it may have just been taken out of a chain.
+    fn is_settled(&self, server: ServerId) -> bool {
+        let published = self.published();
+        let core = self.lock();
+        let state = core.manager.state();
+        if state.version == published.map.version {
+            return true;
+        }
+        let of_it = |replica: &&Replica| replica.server == server;
+        let mut groups = state.groups();
+        groups.all(|(group, _, chain)| {
+            let told = published.map.chain(group);
+            let told = told.and_then(|chain| chain.replicas.iter().find(of_it));
+            told.is_none_or(|told| chain.replicas.contains(told))
+        })
     }
 
     fn publish(self: &Cluster, state: &State) -> Result<(), CodecError> {
@@ -347,31 +358,19 @@ impl Cluster {
         self.roster().channel(server)
     }
 
-    /// The servers at which something must be done that must not be missed by anybody who may count, and the version of the
-    /// map by which the others have left. Both are on stable storage. See [`Manager::must_fence`].
-    pub(super) async fn everybody(&self) -> (BTreeSet<ServerId>, Epoch) {
-        let mut events = self.events();
-        loop {
-            events.borrow_and_update();
-            if let Some(found) = self.everybody_now() {
-                return found;
-            }
-            // The sender lives as long as this.
-            if events.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
-    }
-
-    /// As [`Cluster::everybody`]; `None` while a change is not stored.
-    pub(super) fn everybody_now(&self) -> Option<(BTreeSet<ServerId>, Epoch)> {
-        let published = self.published.borrow().map.version;
-        self.with(|manager, now| {
+    /// The servers at which something must be done that must not be missed by anybody who may count, and a version of the
+    /// map by which the others have left. That is on stable storage: who has a place in the stored map counts, whatever has been decided since, and
+    /// so do those that the decisions name. See [`Manager::must_fence`].
+    pub(super) fn everybody(&self) -> (BTreeSet<ServerId>, Epoch) {
+        let mut servers = self.with(|manager, now| {
             // Who is dead by now leaves first.
             manager.tick(now);
-            let version = manager.state().version;
-            (version == published).then(|| (manager.must_fence(now), version))
-        })
+            manager.must_fence(now)
+        });
+        let published = self.published.borrow();
+        let members = published.map.groups().flat_map(|(_, chain)| chain.members());
+        servers.extend(members.map(|replica| replica.server));
+        (servers, published.map.version)
     }
 
     /// Whether a server has said that it goes by this version of the map, or a later one.
