@@ -36,6 +36,7 @@ mod options;
 mod pki;
 mod question;
 mod serve;
+mod set;
 mod settings;
 mod source;
 mod spot;
@@ -64,6 +65,7 @@ pub fn run() -> ExitCode {
         Command::Why(i) => insight::why(&i),
         Command::Config => config::run(),
         Command::Data(d) => data::run(d),
+        Command::Set(s) => set::run(&s),
         Command::Pki(p) => pki::run(&p),
     };
     match result {

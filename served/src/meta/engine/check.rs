@@ -5,6 +5,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use netfs_common::attr::FileKind;
+use netfs_common::class;
 use netfs_common::id::{Ino, OpSeq, SessionId};
 
 use super::{Engine, EngineConfig, EngineError, RecoveryReport};
@@ -453,7 +454,7 @@ impl Check<'_> {
             let Some(inode) = check.load::<Inode>(&keys::inode(deletion.ino))? else {
                 return Ok(());
             };
-            if inode.attr.generation <= deletion.generation {
+            if !class::is_later(inode.attr.generation, deletion.generation) {
                 let ino = deletion.ino;
                 check.fault(format!("inode {ino}: its present contents are to be removed"));
             }

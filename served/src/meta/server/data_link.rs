@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use netfs_common::class::Class;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Epoch, GroupId, InstanceId, ServerId, SessionId, Verifier};
@@ -136,7 +137,7 @@ impl DataLink {
 
     /// By how many bytes an attempt has made a file of a volume smaller so far. Exact while all groups have all their replicas.
     pub(super) fn freed(&self, attempt: &Attempt, file: ChunkId) -> u64 {
-        let copies = self.cluster.replicas(volume_of(file.ino));
+        let copies = self.cluster.replicas(volume_of(file.ino), Class::of(file.generation));
         let deleted = attempt.deleted.load(Ordering::Relaxed) / copies;
         attempt.punched.load(Ordering::Relaxed).saturating_add(deleted)
     }
@@ -229,9 +230,14 @@ impl DataLink {
         self.cluster.usage(volume).await
     }
 
-    /// How a volume's data is replicated.
-    pub(super) fn redundancy(&self, volume: u64) -> Redundancy {
+    /// How a volume's data is replicated, by class.
+    pub(super) fn redundancy(&self, volume: u64) -> BTreeMap<Class, Redundancy> {
         self.cluster.redundancy(volume)
+    }
+
+    /// Returns when data of a class has a place.
+    pub(super) async fn ensure_class(&self, volume: u64, class: Class) -> Result<(), Errno> {
+        self.cluster.ensure_class(volume, class).await
     }
 
     /// Calls the head of a chain, by the newest map, until it answers. Only for what may be repeated.
