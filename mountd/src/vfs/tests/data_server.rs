@@ -75,6 +75,13 @@ fn replica(server: ServerId) -> Replica {
     Replica { server, instance: InstanceId(100) }
 }
 
+impl Disk {
+    /// How many chunks it has.
+    pub(super) fn chunks(&self) -> usize {
+        self.now.len()
+    }
+}
+
 impl DataStore {
     /// So many servers, and chains of so many of them.
     pub(super) fn new(servers: u32, replicas: u32) -> DataStore {
