@@ -100,7 +100,8 @@ pub struct Attr {
     pub ctime: Timestamp,
     /// Birth.
     pub btime: Timestamp,
-    /// Which of the successive contents the data chunks belong to ([`crate::id::ChunkId`]).
+    /// Which of the successive contents the data chunks belong to ([`crate::id::ChunkId`]), with their class; of a directory
+    /// the class of what is made in it ([`crate::class`]).
     pub generation: u32,
     /// Binary logarithm of the chunk size.
     pub chunk_bits: u8,

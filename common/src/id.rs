@@ -85,7 +85,7 @@ impl Ino {
 pub struct ChunkId {
     /// The file.
     pub ino: Ino,
-    /// Which of its successive contents.
+    /// Which of its successive contents, with their class ([`crate::class`]).
     pub generation: u32,
     /// The chunk's number: its offset in the file divided by the file's chunk size.
     pub index: u64,

@@ -4,6 +4,7 @@
 //! Nothing in here knows FUSE, and nothing but `net` opens a socket.
 
 pub mod attr;
+pub mod class;
 pub mod codec;
 pub mod config;
 pub mod errno;

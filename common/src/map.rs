@@ -1,10 +1,12 @@
 //! The cluster map: which server holds which chunk. Small, versioned, known to every client.
 //!
 //! A chunk belongs to a *placement group*, by its name alone; each group has a *chain* of replicas. A volume has its own
-//! groups, in a pool, whose count never changes; the chains do, whenever servers come, go or fail.
+//! groups, in a pool for each number of replicas in use, whose count never changes; the chains do, whenever servers come, go or
+//! fail.
 
 use bincode::{Decode, Encode};
 
+use crate::class::Class;
 use crate::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, ServerId, Verifier};
 
 /// Each volume has so many inode numbers. Chunks are named by inode alone, so no two volumes of a cluster may have a
@@ -70,11 +72,13 @@ impl Chain {
     }
 }
 
-/// The groups of a volume.
+/// The groups of one class of a volume's data.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Pool {
     /// The number of the volume.
     pub volume: u64,
+    /// Which of its data. Every volume has a pool of the default class; others come when they are asked for, and stay.
+    pub class: Class,
     /// The number of its first group; the others follow.
     pub first: GroupId,
     /// Writes wait while fewer replicas than this have everything.
@@ -90,14 +94,14 @@ pub struct ClusterMap {
     pub version: Epoch,
     /// All data servers.
     pub servers: Vec<DataServer>,
-    /// The groups of each volume; a client is told those of its own only. In the order of their groups.
+    /// The groups of each volume, by class; a client is told those of its own volume only. In the order of their groups.
     pub pools: Vec<Pool>,
 }
 
 /// Why a map cannot be used.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum MapError {
-    /// A pool has no group, or groups overlap.
+    /// A pool has no group, groups overlap, or two pools are for the same.
     #[error("the cluster map has a volume without placement groups, or with those of another")]
     Groups,
     /// A chain has more replicas than allowed, or one twice.
@@ -115,7 +119,11 @@ impl ClusterMap {
     /// See [`MapError`].
     pub fn validate(&self) -> Result<(), MapError> {
         let mut next = 0u64;
-        for pool in &self.pools {
+        for (index, pool) in self.pools.iter().enumerate() {
+            let same = |other: &Pool| (other.volume, other.class) == (pool.volume, pool.class);
+            if !pool.class.exists() || self.pools[..index].iter().any(same) {
+                return Err(MapError::Groups);
+            }
             if pool.chains.is_empty() || u64::from(pool.first.0) < next {
                 return Err(MapError::Groups);
             }
@@ -163,10 +171,16 @@ impl ClusterMap {
         pool.chains.get((group.0 - pool.first.0) as usize)
     }
 
-    /// The group of a chunk; `None` if the map does not have its volume. All chunks of a file are spread independently of
+    /// The pool of the chunks of a file's contents; `None` if the map does not have the volume, or not yet the class.
+    pub fn pool_for(&self, ino: Ino, generation: u32) -> Option<&Pool> {
+        let (volume, class) = (volume_of(ino), Class::of(generation));
+        self.pools.iter().find(|pool| pool.volume == volume && pool.class == class)
+    }
+
+    /// The group of a chunk; `None` if the map does not have its pool. All chunks of a file are spread independently of
     /// each other.
     pub fn group_of(&self, chunk: ChunkId) -> Option<GroupId> {
-        let pool = self.pools.iter().find(|pool| pool.volume == volume_of(chunk.ino))?;
+        let pool = self.pool_for(chunk.ino, chunk.generation)?;
         let mut h = mix(chunk.ino.0);
         h = mix(h ^ u64::from(chunk.generation));
         h = mix(h ^ chunk.index);
@@ -217,7 +231,13 @@ mod tests {
 
     fn map() -> ClusterMap {
         let server = |id| DataServer { id: ServerId(id), addrs: vec![format!("h:{id}")] };
-        let pool = |volume, first, chains| Pool { volume, first, min_replicas: 1, chains };
+        let pool = |volume, first, chains| Pool {
+            volume,
+            class: Class::DEFAULT,
+            first,
+            min_replicas: 1,
+            chains,
+        };
         ClusterMap {
             version: Epoch(3),
             servers: vec![server(1), server(2), server(3)],
@@ -245,6 +265,31 @@ mod tests {
         let foreign = ChunkId { ino: Ino(3 << INODE_BITS), generation: 0, index: 0 };
         assert_eq!(map.chain_of(foreign), None);
         assert_eq!(map.of_volume(7).groups().count(), 4);
+    }
+
+    #[test]
+    fn the_class_in_a_chunks_name_says_in_which_pool_it_is() {
+        let mut map = map();
+        let class = Class::with_replicas(3).unwrap();
+        let ino = Ino(7 << INODE_BITS | 5);
+        let chunk = |generation, index| ChunkId { ino, generation, index };
+        assert_eq!(map.group_of(chunk(class.first_generation(), 0)), None, "not made yet");
+        let chains = vec![chain(&[1, 2, 3], None); 8];
+        let first = GroupId(14);
+        map.pools.push(Pool { volume: 7, class, first, min_replicas: 1, chains });
+        assert_eq!(map.validate(), Ok(()));
+        for index in 0..100 {
+            let own = map.group_of(chunk(class.first_generation() | 9, index)).unwrap();
+            assert!((14..22).contains(&own.0), "{own}");
+            let other = map.group_of(chunk(9, index)).unwrap();
+            assert!((10..14).contains(&other.0), "{other}");
+        }
+        assert_eq!(map.of_volume(7).pools.len(), 2);
+        let mut twice = map.clone();
+        twice.pools[2].class = Class::DEFAULT;
+        assert_eq!(twice.validate(), Err(MapError::Groups));
+        map.pools[2].class = Class::of(u32::MAX);
+        assert_eq!(map.validate(), Err(MapError::Groups));
     }
 
     #[test]

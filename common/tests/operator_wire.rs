@@ -67,8 +67,12 @@ fn operators() {
         version: Epoch(12),
         damaged: 13,
         mended: 14,
+        weight: 15,
+        share_percent: 16,
+        load_milli: 17,
+        call_us: 18,
     };
-    let pinned = "0c0001010103683a3101010501000164060708090a0b0c0d0e";
+    let pinned = "0c0001010103683a3101010501000164060708090a0b0c0d0e0f101112";
     pin(&Response::Operated(Outcome::Servers(vec![line])), pinned);
     let redundancy = Redundancy {
         replicas: 1,

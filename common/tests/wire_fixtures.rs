@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a failure is a panic here")]
 
 use netfs_common::attr::{Attr, FileKind, SetAttr, SetTime, Timestamp};
+use netfs_common::class::Class;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::*;
@@ -87,6 +88,7 @@ fn hello_is_pinned() {
                 servers: vec![DataServer { id: ServerId(1), addrs: vec!["a:1".into()] }],
                 pools: vec![Pool {
                     volume: 0,
+                    class: Class::DEFAULT,
                     first: GroupId(0),
                     min_replicas: 1,
                     chains: vec![Chain {
@@ -108,7 +110,7 @@ fn hello_is_pinned() {
     pin(
         &reply,
         &format!(
-            "0200{ones}090105fb0040010101 0103613a31 010000010102030101090000010604fb3075010409"
+            "0200{ones}090105fb0040010101 0103613a31 01000000010102030101090000010604fb3075010409"
         )
         .replace(' ', ""),
     );

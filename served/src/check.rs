@@ -15,6 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use netfs_common::attr::{Attr, FileKind};
+use netfs_common::class;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 
@@ -358,8 +359,9 @@ fn place_of(volumes: &mut [Live], chunk: &ChunkInfo) -> Result<Place, Errno> {
     Ok(if attr.kind != FileKind::File {
         Place::Orphan("the inode has no chunks", false)
     } else if attr.generation != generation {
-        // Generations only rise. A higher one tells that metadata was lost.
-        Place::Orphan("the file has other contents by now", generation < attr.generation)
+        // Generations only rise, within the class that the file has. A higher one, or another class, tells that metadata was lost.
+        let old = class::is_later(attr.generation, generation);
+        Place::Orphan("the file has other contents by now", old)
     } else if attr.inline {
         // These may be what a client has sent, and will tell as soon as it can.
         Place::Orphan("the inode has no chunks", false)

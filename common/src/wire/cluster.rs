@@ -108,6 +108,17 @@ pub struct BeatReply {
     pub lacking: Vec<(GroupId, Option<u64>)>,
     /// Counters for people, since the start.
     pub counts: Counts,
+    /// What its store has done since the start.
+    pub work: Work,
+}
+
+/// Calls that a data server's store has done. Two of these tell how busy it was in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Work {
+    /// How many: reads, changes, flushes.
+    pub calls: u64,
+    /// The sum of the time that each took, in microseconds. In a second it grows by as many seconds as calls are at work at a time.
+    pub busy_us: u64,
 }
 
 /// Counters of a data server.

@@ -6,6 +6,7 @@ use super::insight::{About, Inspection, VolumeLeases};
 use super::lease::{Grant, Lease, Recall};
 use super::operator::{Operation, Outcome, Redundancy};
 use crate::attr::{Attr, FileKind, SetAttr, Timestamp};
+use crate::class::Class;
 use crate::errno::Errno;
 use crate::id::{Ino, LogIndex, OpSeq, SessionId};
 use crate::name::Name;
@@ -489,8 +490,10 @@ pub struct VolumeStatus {
     pub log_durable: u64,
     /// Sessions: identifier, the client's description, connected now.
     pub sessions: Vec<(SessionId, String, bool)>,
-    /// How its data is replicated.
+    /// How its data is replicated where nothing else is said.
     pub redundancy: Redundancy,
+    /// How that of other classes in use is, by class.
+    pub classes: Vec<(Class, Redundancy)>,
 }
 
 /// A call of the server to a client.

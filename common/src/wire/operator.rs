@@ -16,7 +16,7 @@ pub enum Operation {
     Drain(ServerId),
     /// A data server that has nothing any more is forgotten.
     Remove(ServerId),
-    /// The shares of data servers shall be those of what they can hold now.
+    /// The shares of data servers shall be those of what they can hold now, and of how busy they were lately.
     Rebalance,
     /// How many replicas a volume's data is to have.
     Replicas {
@@ -150,9 +150,17 @@ pub struct ServerLine {
     pub damaged: u64,
     /// Those of them that were replaced from another replica.
     pub mended: u64,
+    /// Its weight in placement, against those of others.
+    pub weight: u32,
+    /// So much of what its capacity says that is, in percent.
+    pub share_percent: u8,
+    /// Calls at work in its store on the average lately, in thousandths.
+    pub load_milli: u32,
+    /// What one of them took, in microseconds.
+    pub call_us: u32,
 }
 
-/// How a volume's data is replicated.
+/// How a volume's data, or one class of it, is replicated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct Redundancy {
     /// How many replicas each group is to have.

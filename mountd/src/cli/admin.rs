@@ -115,7 +115,10 @@ fn print(server: &ServerAddr, s: &Status) {
         say!("    inodes:   {} ({} without a name)", v.inodes, v.orphans);
         say!("    bytes:    {} of {}", v.bytes, v.capacity);
         say!("    log:      {} ({} on stable storage)", v.log_index, v.log_durable);
-        redundancy(&v.redundancy);
+        redundancy(&v.redundancy, "");
+        for (class, of) in &v.classes {
+            redundancy(of, &format!(" in directories set to {class}"));
+        }
         for (id, client, connected) in &v.sessions {
             let how = if *connected { "connected" } else { "away" };
             say!("    session:  {id} {how}: {client}");
@@ -130,12 +133,12 @@ fn damage(s: &ServerLine) {
     say!("    mended:   {}", s.mended);
 }
 
-fn redundancy(r: &Redundancy) {
+fn redundancy(r: &Redundancy, place: &str) {
     let min = match r.min_replicas {
         0 | 1 => String::new(),
         min => format!(", at least {min} to write"),
     };
-    say!("    replicas: {} wanted{min}", r.replicas);
+    say!("    replicas: {} wanted{place}{min}", r.replicas);
     let mut groups = format!("{} full", r.full);
     if r.degraded > 0 {
         groups.push_str(&format!(", {} degraded ({} replicas missing)", r.degraded, r.missing));

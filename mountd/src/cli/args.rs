@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use netfs_common::class::Class;
 use netfs_common::id::ServerId;
 
 /// netfs: a network file system that ordinary programs use like a local disk.
@@ -48,6 +49,7 @@ pub(super) enum Command {
     #[command(subcommand)]
     Data(DataCommand),
     Check(CheckArgs),
+    Set(SetArgs),
     /// Make and show the certificates by which servers and clients know each other.
     #[command(subcommand)]
     Pki(PkiCommand),
@@ -171,6 +173,20 @@ pub(super) struct InsightArgs {
     pub(super) inode: Option<u64>,
 }
 
+/// Say how many replicas what is made in a directory from now on gets.
+///
+/// Files and directories that are made in it inherit this, those that are there keep what they have: copy a file to give it
+/// another number. `getfattr -n netfs.replicas PATH` shows it. Only the directory's owner and root may set it.
+#[derive(Clone, Debug, clap::Args)]
+pub(super) struct SetArgs {
+    /// A directory on a mount
+    #[arg(value_name = "DIRECTORY")]
+    pub(super) directory: PathBuf,
+    /// 1 to 5, or "default": as many as the volume says
+    #[arg(long, value_name = "N", value_parser = super::set::parse)]
+    pub(super) replicas: Class,
+}
+
 /// Which cluster, and who asks.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ClusterArgs {
@@ -245,12 +261,12 @@ pub(super) enum DataCommand {
         #[command(flatten)]
         of: ClusterArgs,
     },
-    /// Divide the data by what the servers can hold now
+    /// Divide the data by what the servers can hold now, and by how busy they were in the last minutes
     Rebalance {
         #[command(flatten)]
         of: ClusterArgs,
     },
-    /// Change how many replicas the data of a volume has
+    /// Change how many replicas the data of a volume has, but for directories that have a number of their own
     Replicas {
         /// The volume's name
         volume: String,

@@ -46,11 +46,14 @@ pub(super) fn parse_id(text: &str) -> Result<ServerId, String> {
 }
 
 fn print(servers: &[ServerLine]) {
-    let titles = ["ID", "ADDRESS", "STATE", "DOMAIN", "CAPACITY", "USED", "FREE", "GROUPS", "MAP"];
+    let titles = [
+        "ID", "ADDRESS", "STATE", "DOMAIN", "CAPACITY", "USED", "FREE", "GROUPS", "WEIGHT", "LOAD",
+        "MAP",
+    ];
     let mut rows = vec![titles.map(String::from)];
     rows.extend(servers.iter().map(row));
     let width = |column: usize| rows.iter().map(|r| r[column].chars().count()).max().unwrap_or(0);
-    let widths: [usize; 9] = std::array::from_fn(width);
+    let widths: [usize; 11] = std::array::from_fn(width);
     for row in &rows {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
         say!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
@@ -63,7 +66,7 @@ fn print(servers: &[ServerLine]) {
     }
 }
 
-fn row(s: &ServerLine) -> [String; 9] {
+fn row(s: &ServerLine) -> [String; 11] {
     let silent = s.silent_ms.map_or_else(|| "never heard".into(), |ms| span(ms / 1000));
     let mut state = match s.condition {
         Condition::Alive => "alive".into(),
@@ -86,8 +89,19 @@ fn row(s: &ServerLine) -> [String; 9] {
         size(s.live),
         size(s.free),
         format!("{}/{}/{}", s.head, s.replica, s.learner),
+        match s.share_percent {
+            100 => s.weight.to_string(),
+            percent => format!("{} ({percent}%)", s.weight),
+        },
+        load(s),
         s.version.0.to_string(),
     ]
+}
+
+/// Calls at work on the average, and what one takes.
+fn load(s: &ServerLine) -> String {
+    let (calls, millis) = (f64::from(s.load_milli) / 1e3, f64::from(s.call_us) / 1e3);
+    if s.load_milli == 0 { "-".into() } else { format!("{calls:.2} x {millis:.1}ms") }
 }
 
 fn span(secs: u64) -> String {

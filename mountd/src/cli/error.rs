@@ -156,6 +156,14 @@ pub enum CliError {
         /// Why.
         error: io::Error,
     },
+    /// A directory's setting.
+    #[error("{}: {why}", path.display())]
+    Set {
+        /// The directory.
+        path: PathBuf,
+        /// Why it is as it was.
+        why: String,
+    },
     /// The operating system refused something basic.
     #[error("{what}: {error}")]
     System {

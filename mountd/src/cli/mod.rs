@@ -37,6 +37,7 @@ mod options;
 mod pki;
 mod question;
 mod serve;
+mod set;
 mod settings;
 mod source;
 mod spot;
@@ -70,6 +71,7 @@ pub fn run() -> ExitCode {
         Command::Data(d) => data::run(d),
         // Above: it has exit codes of its own.
         Command::Check(_) => Ok(()),
+        Command::Set(s) => set::run(&s),
         Command::Pki(p) => pki::run(&p),
     };
     match result {

@@ -477,8 +477,9 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         guarded(|| {
-            let (vfs, ino, name) = (self.vfs.clone(), Ino(ino.0), name.as_bytes().to_vec());
-            let work = async move { vfs.removexattr(ino, &name).await };
+            let (vfs, caller, ino) = (self.vfs.clone(), caller(req), Ino(ino.0));
+            let name = name.as_bytes().to_vec();
+            let work = async move { vfs.removexattr(ino, &name, caller).await };
             self.later(asked(req, "removexattr", ino), reply, work, reply::empty);
         });
     }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use netfs_common::attr::Attr;
+use netfs_common::attr::{Attr, FileKind};
+use netfs_common::class::{self, Class};
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::wire::meta::{MAX_XATTR_NAME, MAX_XATTR_VALUE, Op, Request, Response, XattrMode};
@@ -26,13 +27,22 @@ fn check_name(name: &[u8]) -> Result<(), Errno> {
     if name.len() > MAX_XATTR_NAME {
         return Err(Errno::ERANGE);
     }
-    if ACLS.contains(&name) {
+    if ACLS.contains(&name) || name == class::XATTR {
         return Ok(());
     }
     match NAMESPACES.iter().find(|n| name.starts_with(n)) {
         Some(namespace) if name.len() > namespace.len() => Ok(()),
         Some(_) => Err(Errno::EINVAL),
         None => Err(Errno::EOPNOTSUPP),
+    }
+}
+
+/// The class of a file or directory, which stands in its attributes and is no attribute that is kept. It is not listed either: what copies
+/// files with all their attributes must not carry it along.
+fn class_of(attr: &Attr) -> Result<Vec<u8>, Errno> {
+    match attr.kind {
+        FileKind::File | FileKind::Dir => Ok(Class::of(attr.generation).to_string().into_bytes()),
+        _ => Err(Errno::ENODATA),
     }
 }
 
@@ -47,6 +57,9 @@ impl Vfs {
         }
         // Most inodes have none, and the kernel asks before many writes.
         let attr: Attr = self.served(&*self.cache.table.get(ino)?)?;
+        if name == class::XATTR {
+            return Some(class_of(&attr));
+        }
         if !attr.has_xattrs {
             return Some(Err(absent(name)));
         }
@@ -60,6 +73,9 @@ impl Vfs {
     pub async fn getxattr(self: &Arc<Self>, ino: Ino, name: &[u8]) -> Result<Vec<u8>, Errno> {
         if let Some(known) = self.try_getxattr(ino, name) {
             return known;
+        }
+        if name == class::XATTR {
+            return class_of(&self.getattr(ino, None).await?.attr);
         }
         self.patiently(async {
             let node = self.cache.table.obtain(ino);
@@ -112,9 +128,10 @@ impl Vfs {
         name: &[u8],
         value: &[u8],
         flags: i32,
-        _caller: Caller,
+        caller: Caller,
     ) -> Result<(), Errno> {
         check_name(name)?;
+        self.may_set(ino, name, caller).await?;
         if value.len() > MAX_XATTR_VALUE {
             return Err(Errno::E2BIG);
         }
@@ -135,9 +152,25 @@ impl Vfs {
     ///
     /// # Errors
     /// As `removexattr(2)`.
-    pub async fn removexattr(self: &Arc<Self>, ino: Ino, name: &[u8]) -> Result<(), Errno> {
+    pub async fn removexattr(
+        self: &Arc<Self>,
+        ino: Ino,
+        name: &[u8],
+        caller: Caller,
+    ) -> Result<(), Errno> {
         check_name(name)?;
+        self.may_set(ino, name, caller).await?;
         self.change_xattr(Op::RemoveXattr { ino, name: name.to_vec() }, ino).await
+    }
+
+    /// The kernel decides about all other attributes. About one that it does not know it asks for the right to write only, which
+    /// in a shared directory everybody has.
+    async fn may_set(self: &Arc<Self>, ino: Ino, name: &[u8], caller: Caller) -> Result<(), Errno> {
+        if name != class::XATTR || caller.uid == 0 {
+            return Ok(());
+        }
+        let owner = self.getattr(ino, None).await?.attr.uid;
+        if owner == caller.uid { Ok(()) } else { Err(Errno::EPERM) }
     }
 
     async fn change_xattr(self: &Arc<Self>, op: Op, ino: Ino) -> Result<(), Errno> {

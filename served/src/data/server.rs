@@ -251,7 +251,7 @@ async fn serve(
     let cluster = ClusterId(options.identity.peer().cluster);
     let (flushed, metrics) = (store.clone(), options.metrics.clone());
     let flusher = Flusher::start(options.flush_interval, move || {
-        let result = flushed.flush();
+        let result = metrics.during(|| flushed.flush());
         metrics.flushed(result.as_ref().err().map(ToString::to_string));
         result.map_err(|error| {
             metrics.store_failed(&error);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Epoch, GroupId, InstanceId, ServerId, Version};
 use netfs_common::map::{ClusterMap, Replica};
+use netfs_common::wire::cluster::Work;
 use netfs_served::data::chain::{Action, CallId, Change, Group, Refusal, Step};
 use netfs_served::meta::cluster::{Report, StoreId};
 
@@ -458,6 +459,7 @@ impl Server {
             capacity: 1 << 30,
             free: 1 << 29,
             full: false,
+            work: Work::default(),
             version: self.map.as_ref().map_or(Epoch(0), |map| map.version),
             revoked: parts().filter_map(|(g, part)| Some((*g, part.revoked?))).collect(),
             synced: parts().filter_map(|(g, p)| p.synced.map(|(e, r)| (*g, e, r))).collect(),

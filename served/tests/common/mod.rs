@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netfs_common::attr::Attr;
+use netfs_common::class::Class;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::{
@@ -105,6 +106,7 @@ pub fn map_of_one(instance: InstanceId, addr: SocketAddr) -> ClusterMap {
     };
     let pool = |volume: u32| Pool {
         volume: volume.into(),
+        class: Class::DEFAULT,
         first: GroupId(volume * GROUPS),
         min_replicas: 1,
         chains: vec![chain.clone(); GROUPS as usize],

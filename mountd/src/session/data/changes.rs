@@ -2,13 +2,13 @@
 
 use bytes::Bytes;
 use netfs_common::errno::Errno;
-use netfs_common::id::{ChunkId, Epoch, GroupId, Ino, ServerId, SessionId};
-use netfs_common::map::{Chain, ClusterMap, volume_of};
+use netfs_common::id::{ChunkId, Epoch, GroupId, ServerId, SessionId};
+use netfs_common::map::{Chain, ClusterMap};
 use netfs_common::wire::data::{Op, Reply, Span};
 
 use super::calls::{Basis, Call, Outcome};
 use super::together::Together;
-use super::{Bulk, Copied, PAUSE, Written, heads};
+use super::{Bulk, Copied, PAUSE, Written, heads, home};
 use crate::insight::{Wait, waiting};
 
 impl Bulk {
@@ -75,13 +75,13 @@ impl Bulk {
         let mut pause = PAUSE.0;
         loop {
             let map = self.map();
-            let (group, chain) = map.chain_of(chunk).ok_or(Errno::EIO)?;
-            let Some(head) = chain.head() else {
+            let place = home(&map, chunk)?.and_then(|(group, c)| Some((group, c, c.head()?)));
+            let Some((group, chain, head)) = place else {
                 self.pause(Some(within), map.version, &mut pause).await?;
                 continue;
             };
             if let Op::Copy { source, .. } = &op {
-                let (_, from) = map.chain_of(*source).ok_or(Errno::EIO)?;
+                let Some((_, from)) = home(&map, *source)? else { return Ok(Copied::Apart) };
                 if from.replicas.iter().all(|replica| replica.server != head.server) {
                     return Ok(Copied::Apart);
                 }
@@ -122,10 +122,10 @@ impl Bulk {
         let (mut pause, mut allocated) = (PAUSE.0, 0);
         loop {
             let map = self.map();
-            if let Some(heads) = heads(&map, span.ino) {
+            if let Some(heads) = heads(&map, &span) {
                 let mut parts = Together::new();
                 for head in heads {
-                    let basis = Basis::Any(map.version, headed(&map, span.ino, head));
+                    let basis = Basis::Any(map.version, headed(&map, &span, head));
                     parts.add(self.punch_at(within, head, basis, span));
                 }
                 let mut all = true;
@@ -179,12 +179,12 @@ impl Bulk {
     }
 }
 
-/// The groups of a file's volume that a server is the head of, and their epochs.
-fn headed(map: &ClusterMap, ino: Ino, server: ServerId) -> Vec<(GroupId, Epoch)> {
-    let of_volume = |group| map.pool_of(group).is_some_and(|pool| pool.volume == volume_of(ino));
+/// The groups for a file's contents that a server is the head of, and their epochs.
+fn headed(map: &ClusterMap, span: &Span, server: ServerId) -> Vec<(GroupId, Epoch)> {
+    let Some(pool) = map.pool_for(span.ino, span.generation) else { return Vec::new() };
+    let groups = (pool.first.0..).map(GroupId).zip(&pool.chains);
     let is_head = |chain: &Chain| chain.head().is_some_and(|head| head.server == server);
-    let groups = map.groups().filter(|(group, chain)| is_head(chain) && of_volume(*group));
-    groups.map(|(group, chain)| (group, chain.epoch)).collect()
+    groups.filter(|(_, chain)| is_head(chain)).map(|(group, chain)| (group, chain.epoch)).collect()
 }
 
 /// Of a change that has one chunk only.

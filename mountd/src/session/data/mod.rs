@@ -19,10 +19,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
+use netfs_common::class::Class;
 use netfs_common::errno::Errno;
-use netfs_common::id::{ChunkId, Epoch, GroupId, Ino, ServerId, SessionId, Verifier};
-use netfs_common::map::{ClusterMap, volume_of};
+use netfs_common::id::{ChunkId, Epoch, GroupId, ServerId, SessionId, Verifier};
+use netfs_common::map::{Chain, ClusterMap, volume_of};
 use netfs_common::wire::Hello;
+use netfs_common::wire::data::Span;
 use tokio::sync::{Notify, Semaphore, watch};
 use tracing::{error, info};
 
@@ -215,7 +217,7 @@ impl Bulk {
         Arc::clone(&self.map.borrow())
     }
 
-    /// The group of a chunk; `None` if the map does not have its volume.
+    /// The group of a chunk; `None` if the map does not have its pool.
     pub fn group_of(&self, chunk: ChunkId) -> Option<GroupId> {
         self.map().group_of(chunk)
     }
@@ -244,11 +246,22 @@ impl Bulk {
     }
 }
 
-/// The servers that change the chunks of a file by a map; `None` while a chain has no replica.
-fn heads(map: &ClusterMap, ino: Ino) -> Option<BTreeSet<ServerId>> {
-    let pools = map.pools.iter().filter(|pool| pool.volume == volume_of(ino));
-    let heads = pools.flat_map(|pool| &pool.chains).map(|chain| Some(chain.head()?.server));
-    heads.collect()
+/// The chain of a chunk; `None` while the map does not have its class: the metadata server has made the groups before any file is of
+/// that class, but its answers may come before its map.
+///
+/// # Errors
+/// `EIO` when no later map will have it.
+fn home(map: &ClusterMap, chunk: ChunkId) -> Result<Option<(GroupId, &Chain)>, Errno> {
+    let found = map.chain_of(chunk);
+    let may_come = Class::of(chunk.generation).exists()
+        && map.pools.iter().any(|pool| pool.volume == volume_of(chunk.ino));
+    if found.is_some() || may_come { Ok(found) } else { Err(Errno::EIO) }
+}
+
+/// The servers that change the chunks of a file's contents by a map; `None` while a chain has no replica, or as in [`home`].
+fn heads(map: &ClusterMap, span: &Span) -> Option<BTreeSet<ServerId>> {
+    let pool = map.pool_for(span.ino, span.generation)?;
+    pool.chains.iter().map(|chain| Some(chain.head()?.server)).collect()
 }
 
 impl std::fmt::Debug for Bulk {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::calls::{Attempt, Basis, Call, Outcome};
 use super::race::{Failure, Race, Runner, Step, Verdict, Won};
 use super::together::Together;
-use super::{Bulk, PAUSE, heads};
+use super::{Bulk, PAUSE, heads, home};
 use crate::insight::{Wait, waiting};
 use crate::session::lock;
 
@@ -59,7 +59,10 @@ impl Bulk {
         let (mut pause, mut reconnected) = (PAUSE.0, false);
         loop {
             let map = self.map();
-            let (group, chain) = map.chain_of(chunk).ok_or(Errno::EIO)?;
+            let Some((group, chain)) = home(&map, chunk)? else {
+                self.pause(None, map.version, &mut pause).await?;
+                continue;
+            };
             let asked = {
                 // Not while it pauses: other chains may be well.
                 let _slot = self.reads.acquire().await.map_err(|_| Errno::EIO)?;
@@ -188,7 +191,7 @@ impl Bulk {
             let call = Call { within: None, basis, op, payload: Bytes::new() };
             let (mut all, mut upto) = (Vec::new(), span.to);
             let mut parts = Together::new();
-            let Some(heads) = heads(&map, span.ino) else {
+            let Some(heads) = heads(&map, &span) else {
                 self.pause(None, map.version, &mut pause).await?;
                 continue;
             };

@@ -82,7 +82,7 @@ async fn attributes_that_are_set_are_seen_by_the_other() {
         let value = vec![round as u8; 20];
         one.set_xattr(f, &value).await;
         assert_eq!(other.xattr(f).await, Some(value));
-        one.vfs.removexattr(f, b"user.x").await.unwrap();
+        one.vfs.removexattr(f, b"user.x", Caller::default()).await.unwrap();
         assert_eq!(other.xattr(f).await, None);
         // A write that is buffered keeps its time behind one that was set by hand.
         one.write(f, 0, b"y", 0).await.unwrap();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
+use netfs_common::class::Class;
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, ServerId, SessionId, Verifier};
 use netfs_common::map::{Chain, ClusterMap, DataServer, Pool, Replica};
@@ -74,6 +75,13 @@ fn replica(server: ServerId) -> Replica {
     Replica { server, instance: InstanceId(100) }
 }
 
+impl Disk {
+    /// How many chunks it has.
+    pub(super) fn chunks(&self) -> usize {
+        self.now.len()
+    }
+}
+
 impl DataStore {
     /// So many servers, and chains of so many of them.
     pub(super) fn new(servers: u32, replicas: u32) -> DataStore {
@@ -88,7 +96,8 @@ impl DataStore {
             learner: None,
         };
         let chains = (0..GROUPS as u32).map(chain).collect();
-        let pool = Pool { volume: 0, first: GroupId(0), min_replicas: 1, chains };
+        let pool =
+            Pool { volume: 0, class: Class::DEFAULT, first: GroupId(0), min_replicas: 1, chains };
         DataStore {
             map: ClusterMap {
                 version: Epoch(1),

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use netfs_common::attr::{Attr, FileKind, SetTime, Timestamp};
+use netfs_common::class::{self, Class};
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, OpSeq, SessionId};
 use netfs_common::name::Name;
@@ -344,7 +345,9 @@ impl MetaStore {
                     NewInode::Symlink(_) => FileKind::Symlink,
                     NewInode::Special(kind, _) => *kind,
                 };
+                let class = Class::of(self.get(parent)?.attr.generation).first_generation();
                 let ino = self.make(kind, perm & !umask, time);
+                self.edit(ino, time)?.attr.generation |= class;
                 if let NewInode::Symlink(to) = new {
                     self.edit(ino, time)?.target = to;
                 }
@@ -433,6 +436,15 @@ impl MetaStore {
                 inode.attr.mtime = set.mtime.map_or(inode.attr.mtime, at);
                 inode.attr.atime = set.atime.map_or(inode.attr.atime, at);
                 target = Some(ino);
+                touched.push(ino);
+            }
+            Op::SetXattr { ino, name, value, .. } if name == class::XATTR => {
+                let class = Class::parse(&value).ok_or(Errno::EINVAL)?;
+                self.edit(ino, time)?.attr.generation = class.first_generation();
+                touched.push(ino);
+            }
+            Op::RemoveXattr { ino, name } if name == class::XATTR => {
+                self.edit(ino, time)?.attr.generation = 0;
                 touched.push(ino);
             }
             Op::SetXattr { ino, name, value, .. } => {

@@ -4,6 +4,7 @@ mod ahead;
 mod budgets;
 mod chains;
 mod circles;
+mod classes;
 mod coherence;
 mod crowd;
 mod data_server;

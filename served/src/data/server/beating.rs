@@ -138,6 +138,7 @@ impl Replicas {
                 damaged: self.metrics.damaged.get(),
                 mended: self.metrics.mended.get(),
             },
+            work: self.metrics.work(),
         })
     }
 

@@ -586,7 +586,8 @@ impl Handler {
         client: &Client,
         work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Reply> {
-        match self.turns.take(client, work).await {
+        let metrics = self.metrics.clone();
+        match self.turns.take(client, move || metrics.during(work)).await {
             Ok(Some(result)) => result.map_err(|error| self.failed(&error)),
             Ok(None) => Err(Reply::Failed(Errno::EIO)),
             Err(Superseded) => Err(superseded(client)),

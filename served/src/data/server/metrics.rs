@@ -1,9 +1,10 @@
 //! Counters of a data server.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netfs_common::telemetry::Rarely;
+use netfs_common::wire::cluster::Work;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -30,6 +31,9 @@ pub struct DataMetrics {
     pub(super) bytes_written: Counter,
     pub(super) bytes_forwarded: Counter,
     pub(super) flushes: Counter,
+    /// Calls of the store, and their time in microseconds.
+    pub(super) store_calls: Counter,
+    pub(super) store_busy: Counter,
     pub(super) malformed: Counter,
     pub(super) reclaimed: Counter,
     pub(super) scrubbed: Counter,
@@ -56,6 +60,8 @@ impl Default for DataMetrics {
             bytes_written: Counter::default(),
             bytes_forwarded: Counter::default(),
             flushes: Counter::default(),
+            store_calls: Counter::default(),
+            store_busy: Counter::default(),
             malformed: Counter::default(),
             reclaimed: Counter::default(),
             scrubbed: Counter::default(),
@@ -88,6 +94,12 @@ impl DataMetrics {
             self.bytes_forwarded.clone(),
         );
         r.register("flushes", "Flushes of the store", self.flushes.clone());
+        r.register("store_calls", "Calls of the store", self.store_calls.clone());
+        r.register(
+            "store_busy_us",
+            "Time that calls of the store took, in microseconds",
+            self.store_busy.clone(),
+        );
         r.register("malformed", "Connections closed for nonsense", self.malformed.clone());
         r.register("reclaimed_bytes", "Bytes of segments removed", self.reclaimed.clone());
         r.register("scrubbed_bytes", "Bytes verified by the scrub", self.scrubbed.clone());
@@ -123,6 +135,21 @@ impl DataMetrics {
         if let Some(held_back) = self.log.pass() {
             tracing::error!(held_back, %error, "data store");
         }
+    }
+
+    /// Does something in the store, which counts as its work.
+    pub(super) fn during<T>(&self, work: impl FnOnce() -> T) -> T {
+        let begun = Instant::now();
+        let out = work();
+        self.store_calls.inc();
+        let took = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.store_busy.inc_by(took);
+        out
+    }
+
+    /// What the store has done so far.
+    pub(super) fn work(&self) -> Work {
+        Work { calls: self.store_calls.get(), busy_us: self.store_busy.get() }
     }
 
     /// A flush has ended.

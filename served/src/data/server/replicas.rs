@@ -487,6 +487,7 @@ impl Replicas {
             What::Write { offset, data } => self.chunks.write(*chunk, *version, *offset, data),
             What::Punch { offset, len } => self.chunks.punch(*chunk, *version, *offset, *len),
         };
+        let work = || self.metrics.during(work);
         let result = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)) {
             Ok(result) => result.map_err(|error| {
                 self.metrics.store_failed(&error);

@@ -5,13 +5,16 @@ mod giving_up;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use netfs_common::class::Class;
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
 use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica};
+use netfs_common::wire::cluster::Work;
 
 pub use giving_up::Loss;
 
 use super::placement::{Candidate, Ring};
 use super::state::{Duty, State, StoreId, replica};
+use super::weight::Meter;
 
 /// Settings.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +65,8 @@ pub struct Report {
     pub free: u64,
     /// It takes no more data.
     pub full: bool,
+    /// What it has done.
+    pub work: Work,
     /// The version of the map that it goes by.
     pub version: Epoch,
     /// It has refused reads in these groups ever since, up to this epoch.
@@ -105,14 +110,16 @@ pub enum Command {
     Drain(ServerId),
     /// A server that has nothing any more is forgotten.
     Remove(ServerId),
-    /// The weights shall be those of what the servers can hold now.
+    /// The weights shall be those of what the servers can hold now, and of how busy they were lately.
     Rebalance,
-    /// Replicas and the fewest of them with which writes go on, of a volume.
+    /// Replicas and the fewest of them with which writes go on, of a volume's default class.
     Replicas(u64, u8, u8),
     /// A server is lost for good. In groups of which nobody else has everything these go on, or any.
     GiveUp(ServerId, BTreeMap<GroupId, ServerId>),
     /// A replica of a group, in this epoch, is to learn anew what it has.
     Relearn(GroupId, Epoch, ServerId),
+    /// A volume shall have groups for this class.
+    Class(u64, Class),
 }
 
 /// Why an operator's command is refused.
@@ -157,6 +164,8 @@ struct Seen {
     shunned: Duration,
     /// It answers with another store than the one that is known.
     foreign: bool,
+    /// How busy it was lately.
+    meter: Meter,
 }
 
 /// The state, and what is known of the servers at the moment.
@@ -243,7 +252,7 @@ impl Manager {
         if known.weight == 0 {
             let weight = self.state.weight_of(report.capacity);
             if let Some(known) = self.state.servers.get_mut(&server) {
-                known.weight = weight;
+                known.weight = known.share.of(weight);
             }
         }
         if let Some(known) = self.state.servers.get_mut(&server) {
@@ -265,6 +274,7 @@ impl Manager {
             self.shun(stalled.server, heard);
         }
         let seen = self.seen.entry(server).or_default();
+        seen.meter.note(heard, report.instance, report.work);
         (seen.at, seen.report, seen.foreign) = (Some(heard), Some(report), foreign);
         self.plan(heard);
         self.changed()
@@ -357,10 +367,14 @@ impl Manager {
             Command::Add(addrs) => self.add(addrs)?,
             Command::Drain(id) => self.duty(id, Duty::Draining)?,
             Command::Remove(id) => self.remove(id)?,
-            Command::Rebalance => self.rebalance(),
+            Command::Rebalance => self.rebalance(now),
             Command::Replicas(volume, replicas, min) => self.replicas(volume, replicas, min)?,
             Command::GiveUp(server, heirs) => self.give_up(now, server, &heirs)?,
             Command::Relearn(group, epoch, server) => self.relearn(now, group, epoch, server)?,
+            Command::Class(volume, class) => match self.state.add_class(volume, class) {
+                true => {}
+                false => return Err(CommandError::NoVolume),
+            },
         }
         self.plan(now);
         Ok(self.changed())
@@ -410,25 +424,47 @@ impl Manager {
         }
     }
 
-    fn rebalance(&mut self) {
+    /// Those that get data and are there are compared; of the others nothing is known.
+    fn rebalance(&mut self, now: Duration) {
+        let loads: BTreeMap<ServerId, f64> = self
+            .seen
+            .iter()
+            .filter(|(id, _)| self.verdict(**id, now) == Verdict::Alive)
+            .filter(|(id, _)| self.state.servers.get(id).is_some_and(|s| s.duty == Duty::In))
+            .filter_map(|(id, seen)| Some((*id, seen.meter.load()?)))
+            .collect();
+        let mean = loads.values().sum::<f64>() / (loads.len().max(1) as f64);
         for (id, seen) in &self.seen {
             let Some(capacity) = seen.report.as_ref().map(|report| report.capacity) else {
                 continue;
             };
             let weight = self.state.weight_of(capacity);
             if let Some(server) = self.state.servers.get_mut(id) {
-                server.weight = weight;
+                if let Some(load) = loads.get(id) {
+                    server.share = server.share.for_load(*load, mean);
+                }
+                server.weight = server.share.of(weight);
             }
         }
+    }
+
+    /// How busy a server was lately: calls at work on the average in thousandths, and what one took, in microseconds.
+    pub fn busy(&self, server: ServerId) -> (u32, u32) {
+        self.seen.get(&server).map_or((0, 0), |seen| seen.meter.figures())
     }
 
     fn replicas(&mut self, volume: u64, replicas: u8, min: u8) -> Result<(), CommandError> {
         if !(1..=MAX_REPLICAS).contains(&usize::from(replicas)) || !(1..=replicas).contains(&min) {
             return Err(CommandError::BadReplicas);
         }
-        let pool = self.state.pools.iter_mut().find(|pool| pool.pool.volume == volume);
-        let pool = pool.ok_or(CommandError::NoVolume)?;
-        (pool.replicas, pool.pool.min_replicas) = (replicas, min);
+        if self.state.pool(volume, Class::DEFAULT).is_none() {
+            return Err(CommandError::NoVolume);
+        }
+        for of in self.state.pools.iter_mut().filter(|of| of.pool.volume == volume) {
+            // A class has its own number.
+            of.replicas = of.pool.class.replicas().unwrap_or(replicas);
+            of.pool.min_replicas = min.min(of.replicas);
+        }
         Ok(())
     }
 

@@ -17,8 +17,10 @@
 //! and clients send again what they have not flushed. A learner gets into the chain only by the report of the tail, of the same epoch.
 
 mod manager;
+mod old;
 mod placement;
 mod state;
+mod weight;
 
 #[cfg(test)]
 mod tests;
@@ -26,3 +28,4 @@ mod tests;
 pub use manager::{Command, CommandError, Config, Health, Loss, Manager, Report, Verdict};
 pub use placement::{Candidate, place};
 pub use state::{Duty, PoolState, ServerState, State, StateError, StoreId};
+pub use weight::{Meter, Share};

@@ -129,6 +129,48 @@ mod tests {
     }
 
     #[test]
+    fn a_change_of_weight_moves_what_the_weight_changed_by_and_nothing_else() {
+        for (count, replicas) in [(3, 1), (4, 2), (5, 3), (9, 3)] {
+            for (from, to) in [(128, 115), (128, 102), (128, 64), (64, 128)] {
+                let mut servers = servers(count);
+                own_domains(&mut servers);
+                servers[1].weight = from;
+                let before = place(&servers, GroupId(0), GROUPS, replicas);
+                servers[1].weight = to;
+                let after = place(&servers, GroupId(0), GROUPS, replicas);
+                let moved = moved(&before, &after);
+                let has = |chains: &[Vec<ServerId>]| {
+                    chains.iter().filter(|chain| chain.contains(&ServerId(2))).count()
+                };
+                let changed = has(&before).abs_diff(has(&after));
+                // What one of so many of this weight has, if a chain's servers were drawn one by one.
+                let share = |weight: u32| {
+                    let (mut left, mut none) = (f64::from(128 * (count - 1) + weight), 1.0);
+                    for _ in 0..replicas {
+                        none *= 1.0 - f64::from(weight) / left;
+                        left -= 128.0;
+                    }
+                    (1.0 - none) * f64::from(GROUPS)
+                };
+                let wanted = (share(from) - share(to)).abs();
+                println!(
+                    "{count} servers, {replicas} replicas, weight {from} -> {to}: {moved} of {} moved, share {wanted:.0}",
+                    GROUPS as usize * replicas
+                );
+                assert_eq!(moved, changed, "only what it has more or less");
+                assert!(
+                    moved as f64 <= wanted * 1.35 + 12.0,
+                    "{moved} moved, {wanted} is the share"
+                );
+                assert!(
+                    moved as f64 >= wanted * 0.5 - 12.0,
+                    "{moved} moved, {wanted} is the share"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn servers_get_groups_by_their_weight() {
         let mut all = servers(4);
         own_domains(&mut all);

@@ -3,14 +3,17 @@
 use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
+use netfs_common::class::Class;
 use netfs_common::codec::{self, CodecError};
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
 use netfs_common::map::{Chain, ClusterMap, DataServer, MAX_REPLICAS, MapError, Pool, Replica};
 
+use super::old::State1;
 use super::placement::MAX_WEIGHT;
+use super::weight::Share;
 
 /// The version of the encoding. Raised by every change of the types here.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The magic at its begin.
 const MAGIC: [u8; 8] = *b"NETFSCLU";
 
@@ -38,11 +41,13 @@ pub struct ServerState {
     pub domain: String,
     /// Its share, against those of others. 0 before it has said how large it is.
     pub weight: u32,
+    /// So much of what its capacity says the weight is.
+    pub share: Share,
     /// What it is for.
     pub duty: Duty,
 }
 
-/// The groups of a volume.
+/// The groups of one class of a volume's data.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct PoolState {
     /// How many replicas each group is to have.
@@ -64,7 +69,7 @@ pub struct State {
     pub next_group: u32,
     /// So many bytes of capacity are one unit of weight.
     pub weight_bytes: u64,
-    /// By volume.
+    /// By volume and class, in the order of their groups.
     pub pools: Vec<PoolState>,
 }
 
@@ -121,21 +126,47 @@ impl State {
     pub fn add_server(&mut self, addrs: Vec<String>) -> ServerId {
         self.next_server += 1;
         let id = ServerId(self.next_server);
-        let server =
-            ServerState { addrs, store: None, domain: String::new(), weight: 0, duty: Duty::In };
+        let (domain, share) = (String::new(), Share::FULL);
+        let server = ServerState { addrs, store: None, domain, weight: 0, share, duty: Duty::In };
         self.servers.insert(id, server);
         id
     }
 
     /// The groups of another volume, which no server has yet.
     pub fn add_pool(&mut self, volume: u64, groups: u32, replicas: u8, min_replicas: u8) {
+        let (first, chains) = self.new_groups(groups);
+        let replicas = replicas.clamp(1, MAX_REPLICAS as u8);
+        let pool = Pool { volume, class: Class::DEFAULT, first, min_replicas, chains };
+        self.pools.push(PoolState { replicas, pool });
+    }
+
+    /// The groups of another class of a volume's data, as many as those of the default class, which no server has yet. In all else
+    /// they are like those. Nothing happens if they are there; `false`: there is no such volume.
+    pub fn add_class(&mut self, volume: u64, class: Class) -> bool {
+        let Some(like) = self.pool(volume, Class::DEFAULT).cloned() else { return false };
+        let Some(replicas) = class.replicas() else { return true };
+        if self.pool(volume, class).is_some() {
+            return true;
+        }
+        // Both come from counts of this type.
+        let (first, chains) = self.new_groups(like.pool.chains.len() as u32);
+        let min_replicas = like.pool.min_replicas.min(replicas);
+        let pool = Pool { class, first, min_replicas, chains, ..like.pool };
+        self.pools.push(PoolState { replicas, pool });
+        true
+    }
+
+    fn new_groups(&mut self, groups: u32) -> (GroupId, Vec<Chain>) {
         let chain =
             Chain { epoch: Epoch(0), verifier: Verifier(1), replicas: Vec::new(), learner: None };
-        let chains = vec![chain; groups as usize];
         let first = GroupId(self.next_group);
         self.next_group += groups;
-        let replicas = replicas.clamp(1, MAX_REPLICAS as u8);
-        self.pools.push(PoolState { replicas, pool: Pool { volume, first, min_replicas, chains } });
+        (first, vec![chain; groups as usize])
+    }
+
+    /// The pool of a class of a volume's data.
+    pub fn pool(&self, volume: u64, class: Class) -> Option<&PoolState> {
+        self.pools.iter().find(|of| (of.pool.volume, of.pool.class) == (volume, class))
     }
 
     /// The weight of a server that can hold so much. The first one decides what the unit is.
@@ -171,10 +202,11 @@ impl State {
         if head[..8] != MAGIC || crc32fast::hash(body) != number(12) {
             return Err(StateError::Damaged);
         }
-        if number(8) != FORMAT {
-            return Err(StateError::Newer(number(8)));
-        }
-        let state: State = codec::decode(body)?;
+        let state: State = match number(8) {
+            FORMAT => codec::decode(body)?,
+            1 => codec::decode::<State1>(body)?.into(),
+            newer => return Err(StateError::Newer(newer)),
+        };
         state.map().validate()?;
         Ok(state)
     }
@@ -196,6 +228,13 @@ mod tests {
         state.add_pool(0, 4, 3, 1);
         state.add_pool(5, 4, 9, 1);
         assert_eq!(state.pools[1].replicas, 5);
+        let three = Class::with_replicas(3).unwrap();
+        assert!(state.add_class(5, three) && state.add_class(5, three));
+        assert!(state.add_class(5, Class::DEFAULT) && !state.add_class(6, three));
+        let found = state.pool(5, three).unwrap();
+        assert_eq!((found.replicas, found.pool.first, found.pool.chains.len()), (3, GroupId(8), 4));
+        assert_eq!(state.pools.len(), 3);
+        assert_eq!(state.map().validate(), Ok(()));
         state.pools[0].pool.chains[2].replicas = vec![replica(id, InstanceId(9))];
         let bytes = state.encode().unwrap();
         assert_eq!(State::decode(&bytes).unwrap(), state);

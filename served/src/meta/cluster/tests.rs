@@ -17,6 +17,7 @@ fn report(number: u8, version: Epoch) -> Report {
         capacity: 1 << 40,
         free: 1 << 40,
         full: false,
+        work: netfs_common::wire::cluster::Work::default(),
         version,
         revoked: Vec::new(),
         synced: Vec::new(),

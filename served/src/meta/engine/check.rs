@@ -5,6 +5,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use netfs_common::attr::FileKind;
+use netfs_common::class;
 use netfs_common::id::{Ino, OpSeq, SessionId};
 
 use super::{Engine, EngineConfig, EngineError, RecoveryReport};
@@ -455,7 +456,7 @@ impl Check<'_> {
             };
             // What an audit has found of others never had an owner.
             let file = inode.attr.kind == FileKind::File;
-            if file && inode.attr.generation <= deletion.generation {
+            if file && !class::is_later(inode.attr.generation, deletion.generation) {
                 let ino = deletion.ino;
                 check.fault(format!("inode {ino}: its present contents are to be removed"));
             }

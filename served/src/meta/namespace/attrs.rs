@@ -1,6 +1,7 @@
 //! Changes of attributes.
 
 use netfs_common::attr::{FileKind, SetAttr};
+use netfs_common::class;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::wire::meta::Response;
@@ -114,13 +115,14 @@ impl Change<'_, '_> {
         Ok(())
     }
 
-    /// The chunks that a file may have go, and it gets another generation.
+    /// The chunks that a file may have go, and it gets another generation, of the same class.
     ///
     /// After a crash that may have taken the end of the log, generations that it may have given out are left
     /// out: there may be chunks under them.
     fn next_generation(&mut self, inode: &mut Inode) -> Result<(), Fault> {
         self.queue_deletion(inode)?;
-        let old = self.old_generation(inode.attr.ino).filter(|old| *old > inode.attr.generation);
+        let now = inode.attr.generation;
+        let old = self.old_generation(inode.attr.ino).filter(|old| class::is_later(*old, now));
         if let Some(generation) = old {
             // Further ones may have been given out.
             inode.attr.generation = generation;
@@ -128,7 +130,7 @@ impl Change<'_, '_> {
         }
         let lost = inode.crashes != self.state.crashes;
         let step = if lost { LOST_GENERATIONS } else { 1 };
-        inode.attr.generation = inode.attr.generation.checked_add(step).ok_or(Errno::EFBIG)?;
+        inode.attr.generation = class::later(now, step).ok_or(Errno::EFBIG)?;
         inode.crashes = self.state.crashes;
         Ok(())
     }

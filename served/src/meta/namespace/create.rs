@@ -1,6 +1,7 @@
 //! New inodes.
 
 use netfs_common::attr::{Attr, FileKind};
+use netfs_common::class::Class;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::name::Name;
@@ -57,7 +58,7 @@ impl Change<'_, '_> {
                 mtime: self.time,
                 ctime: self.time,
                 btime: self.time,
-                generation: 0,
+                generation: self.class_of_new(ino, kind, &dir).first_generation(),
                 chunk_bits: self.settings.chunk_bits,
                 inline: kind == FileKind::File,
                 has_xattrs: false,
@@ -92,6 +93,15 @@ impl Change<'_, '_> {
         self.put(inode);
         self.put(dir);
         Ok(changed(ino))
+    }
+
+    /// Files and directories get the class of their directory. One that is made again has the one it had: there may be chunks of it.
+    fn class_of_new(&self, ino: Ino, kind: FileKind, dir: &Inode) -> Class {
+        if !matches!(kind, FileKind::File | FileKind::Dir) {
+            return Class::DEFAULT;
+        }
+        let old = self.old_generation(ino).map(Class::of).filter(|class| class.exists());
+        old.unwrap_or(Class::of(dir.attr.generation))
     }
 
     /// The directory's default access control list, or else the caller's mask, takes away

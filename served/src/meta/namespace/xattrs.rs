@@ -1,6 +1,7 @@
 //! Extended attributes.
 
 use netfs_common::attr::FileKind;
+use netfs_common::class::{self, Class};
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::wire::meta::{MAX_XATTR_NAME, MAX_XATTR_VALUE, Response, XattrMode};
@@ -24,6 +25,9 @@ impl Change<'_, '_> {
         mode: XattrMode,
     ) -> Result<Response, Fault> {
         let mut inode = self.inode(ino)?;
+        if name == class::XATTR {
+            return self.set_class(inode, Class::parse(&value).ok_or(Errno::EINVAL)?, mode);
+        }
         check_name(name)?;
         check_kind(&inode, name, Errno::EPERM)?;
         if value.len() > MAX_XATTR_VALUE {
@@ -44,8 +48,34 @@ impl Change<'_, '_> {
         Ok(changed(ino))
     }
 
+    /// What is made in a directory from now on gets this class. It is no attribute that is kept: it stands in the directory's
+    /// generation, where those who make something in it have it at hand.
+    fn set_class(
+        &mut self,
+        mut inode: Inode,
+        class: Class,
+        mode: XattrMode,
+    ) -> Result<Response, Fault> {
+        if !inode.is_dir() {
+            return Err(Errno::ENOTDIR.into());
+        }
+        let ino = inode.attr.ino;
+        let exists = Class::of(inode.attr.generation) != Class::DEFAULT;
+        match mode {
+            XattrMode::Create if exists => return Err(Errno::EEXIST.into()),
+            XattrMode::Replace if !exists => return Err(Errno::ENODATA.into()),
+            _ => inode.attr.generation = class.first_generation(),
+        }
+        self.touch(&mut inode);
+        self.put(inode);
+        Ok(changed(ino))
+    }
+
     pub(super) fn remove_xattr(&mut self, ino: Ino, name: &[u8]) -> Result<Response, Fault> {
         let mut inode = self.inode(ino)?;
+        if name == class::XATTR {
+            return self.set_class(inode, Class::DEFAULT, XattrMode::Replace);
+        }
         check_name(name)?;
         check_kind(&inode, name, Errno::EPERM)?;
         let exists = self.delete_xattr(&mut inode, name)?;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use netfs_common::class::Class;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Epoch, GroupId, InstanceId, ServerId, SessionId, Verifier};
@@ -231,9 +232,14 @@ impl DataLink {
         self.cluster.usage(volume).await
     }
 
-    /// How a volume's data is replicated.
-    pub(super) fn redundancy(&self, volume: u64) -> Redundancy {
+    /// How a volume's data is replicated, by class.
+    pub(super) fn redundancy(&self, volume: u64) -> BTreeMap<Class, Redundancy> {
         self.cluster.redundancy(volume)
+    }
+
+    /// Returns when data of a class has a place.
+    pub(super) async fn ensure_class(&self, volume: u64, class: Class) -> Result<(), Errno> {
+        self.cluster.ensure_class(volume, class).await
     }
 
     /// Calls the head of a chain, by the newest map, until it answers. Only for what may be repeated.

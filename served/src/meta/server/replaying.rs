@@ -7,6 +7,8 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+use netfs_common::attr::{Attr, FileKind};
+use netfs_common::class;
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, SessionId};
 use netfs_common::warn_rarely;
@@ -240,9 +242,14 @@ impl Volume {
         let Some((ino, generation)) = target else { return Ok(()) };
         // When it was not lost, or has been made again before, the file may have got others since.
         let again = index <= last;
-        let same = |is: u32| is == generation || again && is > generation;
+        // That of a directory says nothing of its contents.
+        let same = |is: &Attr| {
+            is.generation == generation
+                || again && class::is_later(is.generation, generation)
+                || is.kind == FileKind::Dir
+        };
         let found = attrs.iter().find(|a| a.ino == ino);
-        match came_to == Some(ino) && found.is_none_or(|a| same(a.generation)) {
+        match came_to == Some(ino) && found.is_none_or(same) {
             true => Ok(()),
             false => Err(Errno::ESTALE),
         }

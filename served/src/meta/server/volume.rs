@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use netfs_common::attr::{Attr, FileKind, Timestamp};
+use netfs_common::class::{self, Class};
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, SessionId};
 use netfs_common::map::INODE_BITS;
@@ -577,6 +578,13 @@ impl Volume {
             Op::Forget { inos } => inos.clone(),
             _ => Vec::new(),
         };
+        if let Op::SetXattr { name, value, .. } = &op
+            && name == class::XATTR
+            && let Some(class) = Class::parse(value)
+        {
+            // Whoever makes a file of this class finds a place for its data.
+            self.data.ensure_class(self.number(), class).await?;
+        }
         self.metrics.changed(&op);
         let action = Action::Mutate { session: client.session, seq, answered, op };
         let command = Command { time, action };
@@ -707,6 +715,7 @@ impl Volume {
 
     pub(super) async fn status(&self) -> Result<VolumeStatus, Errno> {
         let status = self.engine.status()?;
+        let mut classes = self.data.redundancy(self.number());
         Ok(VolumeStatus {
             name: self.name.clone(),
             inodes: status.state.inodes,
@@ -717,7 +726,8 @@ impl Volume {
             log_index: status.last.0,
             log_durable: status.durable.0,
             sessions: self.members.list(),
-            redundancy: self.data.redundancy(self.number()),
+            redundancy: classes.remove(&Class::DEFAULT).unwrap_or_default(),
+            classes: classes.into_iter().collect(),
         })
     }
 }

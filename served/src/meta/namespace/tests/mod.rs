@@ -1,6 +1,7 @@
 //! The rules of the namespace, each as a program would meet it.
 
 mod attrs;
+mod classes;
 mod data;
 mod formats;
 pub(crate) mod model;

@@ -32,7 +32,8 @@ impl Rng {
     pub(crate) fn op(&mut self, inos: u64) -> Op {
         let ino = self.ino(inos);
         let (parent, name) = (self.ino(inos), self.name());
-        let (generation, mtime) = (self.below(2) as u32, at(self.below(2000) as i64));
+        let class = [0, 0, 2, 3][self.below(4) as usize] << 29;
+        let (generation, mtime) = (class | self.below(2) as u32, at(self.below(2000) as i64));
         match self.below(16) {
             0..4 => {
                 let new = match self.below(5) {
@@ -62,6 +63,11 @@ impl Rng {
                 let data = vec![7; self.below(100) as usize];
                 let size = data.len() as u64 + self.below(3);
                 Op::WriteInline { ino, generation, data, size, mtime }
+            }
+            14 if self.below(3) == 0 => {
+                let value = [&b"default"[..], b"2", b"3", b"6"][self.below(4) as usize].to_vec();
+                let name = netfs_common::class::XATTR.to_vec();
+                Op::SetXattr { ino, name, value, mode: XattrMode::Set }
             }
             14 => {
                 let value = vec![1; self.below(9) as usize];

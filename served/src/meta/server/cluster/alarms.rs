@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use netfs_common::id::ServerId;
 
-use super::redundancy::Condition;
+use super::redundancy::{Condition, of_class};
 use super::{Cluster, Core};
 use crate::meta::cluster::{Duty, Verdict};
 
@@ -24,9 +24,9 @@ impl Cluster {
             lines.push("there is no data server; add one with `netfs data add`".into());
         }
         core.of_servers(now, &mut lines);
-        for (volume, condition) in core.conditions(now) {
+        for ((volume, class), condition) in core.conditions(now) {
             let name = names.get(&volume).map_or_else(|| format!("number {volume}"), Clone::clone);
-            core.of_volume(&name, &condition, now, &mut lines);
+            core.of_volume(&of_class(&name, class), &condition, now, &mut lines);
         }
         lines
     }

@@ -12,6 +12,7 @@
 
 mod alarms;
 mod beats;
+mod classes;
 mod file;
 mod garbage;
 mod giving_up;
@@ -30,6 +31,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use netfs_common::class::Class;
 use netfs_common::codec::{self, CodecError};
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId};
 use netfs_common::map::{ClusterMap, Replica};
@@ -411,11 +413,11 @@ impl Cluster {
         (sum(|counts| counts.damaged), sum(|counts| counts.mended))
     }
 
-    /// How many replicas a volume's groups are to have.
-    pub(super) fn replicas(&self, volume: u64) -> u64 {
+    /// How many replicas a volume's groups of a class are to have.
+    pub(super) fn replicas(&self, volume: u64, class: Class) -> u64 {
         let core = self.lock();
-        let mut pools = core.manager.state().pools.iter();
-        pools.find(|p| p.pool.volume == volume).map_or(1, |p| u64::from(p.replicas.max(1)))
+        let pool = core.manager.state().pool(volume, class);
+        pool.map_or(1, |pool| u64::from(pool.replicas.max(1)))
     }
 
     /// A server has answered.
@@ -428,6 +430,7 @@ impl Cluster {
             capacity: reply.capacity,
             free: reply.free,
             full: reply.full,
+            work: reply.work,
             version: reply.version,
             revoked: reply.revoked,
             synced: reply.synced,

@@ -1,12 +1,14 @@
 //! What operators do to the cluster.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use netfs_common::id::ServerId;
+use netfs_common::class::Class;
+use netfs_common::id::{Epoch, ServerId};
 use netfs_common::wire::operator::{Condition, Operation, Outcome, ServerLine};
 
 use super::{Cluster, Core, check_size};
-use crate::meta::cluster::{Command, CommandError, Duty, Verdict};
+use crate::meta::cluster::{Command, CommandError, Duty, ServerState, Verdict};
 
 /// An operator's change must be on stable storage within this time.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -33,23 +35,37 @@ impl Cluster {
 
     /// Carries a command out. It is stored when this returns, or refused.
     pub(super) async fn carry_out(&self, command: Command, done: String) -> Outcome {
+        let rebalances = command == Command::Rebalance;
         let before = self.lock().manager.state().servers.clone();
         if let Err(error) = self.with(|manager, now| manager.command(now, command)) {
             return Outcome::Refused(error.to_string());
         }
         let after = self.lock().manager.state().clone();
         // Nobody is told that it is done before it is stored.
-        let mut maps = self.maps();
-        let stored = maps.wait_for(|published| published.map.version >= after.version);
-        if tokio::time::timeout(PATIENCE, stored).await.is_err() {
-            let why = self.lock().trouble.clone().unwrap_or_else(|| "it takes too long".into());
+        if let Err(why) = self.stored(after.version).await {
             return Outcome::Refused(format!("it is not stored yet, and is tried again: {why}"));
+        }
+        if rebalances {
+            return Outcome::Done(moved_shares(&before, &after.servers, done));
         }
         let new = after.servers.keys().find(|id| !before.contains_key(id));
         Outcome::Done(match new {
             Some(id) => format!("data server {id} is added; {done}"),
             None => done,
         })
+    }
+
+    /// Waits until a version of the map is on stable storage.
+    ///
+    /// # Errors
+    /// Why it is not, if that takes too long.
+    pub(super) async fn stored(&self, version: Epoch) -> Result<(), String> {
+        let mut maps = self.maps();
+        let stored = maps.wait_for(|published| published.map.version >= version);
+        match tokio::time::timeout(PATIENCE, stored).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(self.lock().trouble.clone().unwrap_or_else(|| "it takes too long".into())),
+        }
     }
 
     /// The command, and what to say when it is done.
@@ -107,14 +123,16 @@ impl Cluster {
                 refused("this server does not do that".into())
             }
             Operation::Rebalance => {
-                Ok((Command::Rebalance, "shares are those of the capacities now".into()))
+                Ok((Command::Rebalance, "shares are those of capacities and loads".into()))
             }
             Operation::Replicas { volume, replicas, min } => {
                 let Some(number) = number else {
                     return refused(format!("there is no volume {volume:?}"));
                 };
                 let mut with = self.lock().manager.state().clone();
-                let Some(pool) = with.pools.iter_mut().find(|p| p.pool.volume == number) else {
+                let of = (number, Class::DEFAULT);
+                let mut pools = with.pools.iter_mut();
+                let Some(pool) = pools.find(|p| (p.pool.volume, p.pool.class) == of) else {
                     return refused(CommandError::NoVolume.to_string());
                 };
                 let min = min.unwrap_or(pool.pool.min_replicas.min(replicas.max(1)));
@@ -136,6 +154,24 @@ impl Cluster {
     }
 }
 
+/// What a new division of the data has changed.
+fn moved_shares(
+    before: &BTreeMap<ServerId, ServerState>,
+    after: &BTreeMap<ServerId, ServerState>,
+    done: String,
+) -> String {
+    let changes = after.iter().filter_map(|(id, now)| {
+        let was = before.get(id).filter(|was| was.weight != now.weight)?;
+        let (was, weight, percent) = (was.weight, now.weight, now.share.percent());
+        Some(format!("\n  data server {id}: {was} -> {weight} ({percent} % for its load)"))
+    });
+    let changes: String = changes.collect();
+    match changes.is_empty() {
+        true => format!("{done}: as they were"),
+        false => format!("{done}:{changes}"),
+    }
+}
+
 impl Core {
     fn line(&self, id: ServerId, now: Duration) -> Option<ServerLine> {
         let server = self.manager.state().servers.get(&id)?;
@@ -152,6 +188,7 @@ impl Core {
             }
         }
         let report = health.report.as_ref();
+        let (load_milli, call_us) = self.manager.busy(id);
         Some(ServerLine {
             id,
             addrs: server.addrs.clone(),
@@ -173,6 +210,10 @@ impl Core {
             version: report.map_or_else(Default::default, |report| report.version),
             damaged: figures.counts.damaged,
             mended: figures.counts.mended,
+            weight: server.weight,
+            share_percent: server.share.percent(),
+            load_milli,
+            call_us,
         })
     }
 }

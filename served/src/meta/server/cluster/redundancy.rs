@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use netfs_common::class::Class;
 use netfs_common::id::{InstanceId, ServerId};
 use netfs_common::map::Replica;
 use netfs_common::wire::operator::Redundancy;
@@ -11,7 +12,7 @@ use super::{Cluster, Core};
 use crate::meta::cluster::{Duty, Verdict};
 use crate::meta::metrics::ClusterShare;
 
-/// What is known of a volume's groups.
+/// What is known of the groups of one class of a volume's data.
 #[derive(Debug, Default)]
 pub(super) struct Condition {
     pub(super) redundancy: Redundancy,
@@ -22,8 +23,8 @@ pub(super) struct Condition {
 }
 
 impl Core {
-    /// Of every volume, by number.
-    pub(super) fn conditions(&self, now: Duration) -> BTreeMap<u64, Condition> {
+    /// Of every volume, by number and class.
+    pub(super) fn conditions(&self, now: Duration) -> BTreeMap<(u64, Class), Condition> {
         let servers = &self.manager.state().servers;
         // Before a server was heard it may well be there in the life that the chains know.
         let there: BTreeMap<ServerId, Option<InstanceId>> = servers
@@ -71,7 +72,7 @@ impl Core {
                     of.lacking += lacking.copied().flatten().unwrap_or(0);
                 }
             }
-            all.insert(pool.pool.volume, condition);
+            all.insert((pool.pool.volume, pool.pool.class), condition);
         }
         all
     }
@@ -91,11 +92,12 @@ impl Core {
 }
 
 impl Cluster {
-    /// How a volume's data is replicated.
-    pub(in crate::meta::server) fn redundancy(&self, volume: u64) -> Redundancy {
+    /// How a volume's data is replicated, by class.
+    pub(in crate::meta::server) fn redundancy(&self, volume: u64) -> BTreeMap<Class, Redundancy> {
         let mut core = self.lock();
         let now = self.now(&mut core);
-        core.conditions(now).remove(&volume).unwrap_or_default().redundancy
+        let all = core.conditions(now).into_iter().filter(|((of, _), _)| *of == volume);
+        all.map(|((_, class), condition)| (class, condition.redundancy)).collect()
     }
 
     /// What makes the whole server unwell, if anything. `names`: of the volumes, by number.
@@ -106,9 +108,10 @@ impl Cluster {
             return Some(format!("changes of the cluster map cannot be stored: {why}"));
         }
         let conditions = core.conditions(now);
-        let mut lines = conditions.iter().filter_map(|(volume, condition)| {
+        let mut lines = conditions.iter().filter_map(|((volume, class), condition)| {
             let Redundancy { unavailable, groups, .. } = condition.redundancy;
             let name = names.get(volume)?;
+            let name = of_class(name, *class);
             (unavailable > 0).then(|| {
                 format!("volume {name}: {unavailable} of {groups} placement groups are unavailable")
             })
@@ -133,5 +136,13 @@ impl Cluster {
             share.learners += i64::from(condition.redundancy.repairing);
         }
         share
+    }
+}
+
+/// A volume's data of a class, for people.
+pub(super) fn of_class(volume: &str, class: Class) -> String {
+    match class.replicas() {
+        None => volume.into(),
+        Some(replicas) => format!("{volume}, directories with {replicas} replicas"),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use netfs_common::class::Class;
 use netfs_common::errno::Errno;
 use netfs_common::wire::data::Usage;
 
@@ -12,14 +13,14 @@ use crate::meta::cluster::{Duty, Verdict};
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Cluster {
-    /// Space for a volume's data: what the servers have, divided by the number of copies. The figures come with the signs of life.
+    /// Space for a volume's data: what the servers have, divided by the number of copies that data has unless its directory says otherwise. The figures come with the signs of life.
     pub(in crate::meta::server) async fn usage(&self, volume: u64) -> Result<Usage, Errno> {
         let mut events = self.events();
         let limit = Instant::now() + PATIENCE;
         loop {
             events.borrow_and_update();
             if let Some(usage) = self.usage_now() {
-                let copies = self.replicas(volume);
+                let copies = self.replicas(volume, Class::DEFAULT);
                 return Ok(Usage {
                     capacity: usage.capacity / copies,
                     free: usage.free / copies,

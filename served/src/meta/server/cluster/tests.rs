@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use netfs_common::id::{ChunkId, ClusterId, Ino, InstanceId, SessionId, Verifier};
 use netfs_common::net::{BulkMessage, Dialer, Limits, NetMetrics, Server};
 use netfs_common::tls::{Identity, pki};
-use netfs_common::wire::cluster::{Beat, PeerOp};
+use netfs_common::wire::cluster::{Beat, PeerOp, Work};
 use netfs_common::wire::data::{Op, Reply, Request};
 use netfs_common::wire::operator::{Operation, Outcome};
 
@@ -188,6 +188,7 @@ impl Fake {
             stalled: Vec::new(),
             lacking: Vec::new(),
             counts: Counts::default(),
+            work: Work::default(),
         }))
     }
 }
@@ -237,7 +238,7 @@ impl World {
     }
 
     fn conditions(&self) -> netfs_common::wire::operator::Redundancy {
-        self.cluster.redundancy(0)
+        self.cluster.redundancy(0)[&Class::DEFAULT]
     }
 
     fn alarms(&self) -> String {
