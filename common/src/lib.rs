@@ -5,6 +5,7 @@
 
 pub mod attr;
 pub mod codec;
+pub mod coding;
 pub mod config;
 pub mod errno;
 pub mod id;

@@ -5,6 +5,7 @@
 
 use bincode::{Decode, Encode};
 
+use crate::coding::Coding;
 use crate::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, ServerId, Verifier};
 
 /// Each volume has so many inode numbers. Chunks are named by inode alone, so no two volumes of a cluster may have a
@@ -79,6 +80,8 @@ pub struct Pool {
     pub first: GroupId,
     /// Writes wait while fewer replicas than this have everything.
     pub min_replicas: u8,
+    /// How its chunks are stored. Clients are not told.
+    pub coding: Coding,
     /// The chain of each group. Their count never changes, because it decides where chunks are.
     pub chains: Vec<Chain>,
 }
@@ -184,7 +187,12 @@ impl ClusterMap {
         ClusterMap {
             version: self.version,
             servers: self.servers.clone(),
-            pools: self.pools.iter().filter(|pool| pool.volume == volume).cloned().collect(),
+            pools: self
+                .pools
+                .iter()
+                .filter(|pool| pool.volume == volume)
+                .map(|pool| Pool { coding: Coding::default(), ..pool.clone() })
+                .collect(),
         }
     }
 }
@@ -217,7 +225,14 @@ mod tests {
 
     fn map() -> ClusterMap {
         let server = |id| DataServer { id: ServerId(id), addrs: vec![format!("h:{id}")] };
-        let pool = |volume, first, chains| Pool { volume, first, min_replicas: 1, chains };
+        let coding = Coding::default();
+        let pool = |volume, first, chains| Pool {
+            volume,
+            first,
+            min_replicas: 1,
+            coding: coding.clone(),
+            chains,
+        };
         ClusterMap {
             version: Epoch(3),
             servers: vec![server(1), server(2), server(3)],

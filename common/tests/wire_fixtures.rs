@@ -86,6 +86,7 @@ fn hello_is_pinned() {
                 version: Epoch(1),
                 servers: vec![DataServer { id: ServerId(1), addrs: vec!["a:1".into()] }],
                 pools: vec![Pool {
+                    coding: Default::default(),
                     volume: 0,
                     first: GroupId(0),
                     min_replicas: 1,
@@ -108,7 +109,7 @@ fn hello_is_pinned() {
     pin(
         &reply,
         &format!(
-            "0200{ones}090105fb0040010101 0103613a31 010000010102030101090000010604fb3075010409"
+            "0200{ones}090105fb0040010101 0103613a31 010000010000 0102030101090000010604fb3075010409"
         )
         .replace(' ', ""),
     );

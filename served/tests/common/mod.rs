@@ -104,6 +104,7 @@ pub fn map_of_one(instance: InstanceId, addr: SocketAddr) -> ClusterMap {
         learner: None,
     };
     let pool = |volume: u32| Pool {
+        coding: Default::default(),
         volume: volume.into(),
         first: GroupId(volume * GROUPS),
         min_replicas: 1,

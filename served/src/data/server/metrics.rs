@@ -35,6 +35,7 @@ pub struct DataMetrics {
     pub(super) scrubbed: Counter,
     pub(super) scrub_faults: Counter,
     pub(super) live: Gauge,
+    pub(super) stored: Gauge,
     pub(super) dead: Gauge,
     pub(super) free: Gauge,
     pub(super) capacity: Gauge,
@@ -58,6 +59,7 @@ impl Default for DataMetrics {
             scrubbed: Counter::default(),
             scrub_faults: Counter::default(),
             live: Gauge::default(),
+            stored: Gauge::default(),
             dead: Gauge::default(),
             free: Gauge::default(),
             capacity: Gauge::default(),
@@ -91,6 +93,11 @@ impl DataMetrics {
             self.scrub_faults.clone(),
         );
         r.register("live_bytes", "Bytes of chunks", self.live.clone());
+        r.register(
+            "live_stored_bytes",
+            "What the bytes of chunks take on the disk, compressed or not",
+            self.stored.clone(),
+        );
         r.register("dead_bytes", "Bytes that reclamation could win", self.dead.clone());
         r.register("free_bytes", "Bytes that can be appended", self.free.clone());
         r.register("capacity_bytes", "Bytes that the store can hold", self.capacity.clone());

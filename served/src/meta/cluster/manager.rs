@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use netfs_common::coding::Coding;
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
 use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica};
 
@@ -402,6 +403,16 @@ impl Manager {
             self.state.add_pool(volume, groups, replicas, 1);
         }
         self.plan(now);
+        self.changed(before)
+    }
+
+    /// How a volume's chunks are stored from now on.
+    pub fn set_coding(&mut self, volume: u64, coding: Coding) -> bool {
+        let before = self.state.clone();
+        let mut pools = self.state.pools.iter_mut();
+        if let Some(pool) = pools.find(|pool| pool.pool.volume == volume) {
+            pool.pool.coding = coding;
+        }
         self.changed(before)
     }
 

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
 use netfs_common::codec::{self, CodecError};
+use netfs_common::coding::Coding;
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
 use netfs_common::map::{Chain, ClusterMap, DataServer, MAX_REPLICAS, MapError, Pool, Replica};
 
 use super::placement::MAX_WEIGHT;
 
 /// The version of the encoding. Raised by every change of the types here.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The magic at its begin.
 const MAGIC: [u8; 8] = *b"NETFSCLU";
 
@@ -135,7 +136,9 @@ impl State {
         let first = GroupId(self.next_group);
         self.next_group += groups;
         let replicas = replicas.clamp(1, MAX_REPLICAS as u8);
-        self.pools.push(PoolState { replicas, pool: Pool { volume, first, min_replicas, chains } });
+        let coding = Coding::default();
+        let pool = Pool { volume, first, min_replicas, coding, chains };
+        self.pools.push(PoolState { replicas, pool });
     }
 
     /// The weight of a server that can hold so much. The first one decides what the unit is.
@@ -171,12 +174,51 @@ impl State {
         if head[..8] != MAGIC || crc32fast::hash(body) != number(12) {
             return Err(StateError::Damaged);
         }
-        if number(8) != FORMAT {
-            return Err(StateError::Newer(number(8)));
-        }
-        let state: State = codec::decode(body)?;
+        let state: State = match number(8) {
+            1 => codec::decode::<StateV1>(body)?.into(),
+            FORMAT => codec::decode(body)?,
+            newer => return Err(StateError::Newer(newer)),
+        };
         state.map().validate()?;
         Ok(state)
+    }
+}
+
+/// Format 1: nothing was compressed or encrypted.
+#[derive(Encode, Decode)]
+struct StateV1 {
+    version: Epoch,
+    servers: BTreeMap<ServerId, ServerState>,
+    next_server: u32,
+    next_group: u32,
+    weight_bytes: u64,
+    pools: Vec<PoolStateV1>,
+}
+
+#[derive(Encode, Decode)]
+struct PoolStateV1 {
+    replicas: u8,
+    volume: u64,
+    first: GroupId,
+    min_replicas: u8,
+    chains: Vec<Chain>,
+}
+
+impl From<StateV1> for State {
+    fn from(old: StateV1) -> State {
+        let pool = |old: PoolStateV1| {
+            let PoolStateV1 { replicas, volume, first, min_replicas, chains } = old;
+            let coding = Coding::default();
+            PoolState { replicas, pool: Pool { volume, first, min_replicas, coding, chains } }
+        };
+        State {
+            version: old.version,
+            servers: old.servers,
+            next_server: old.next_server,
+            next_group: old.next_group,
+            weight_bytes: old.weight_bytes,
+            pools: old.pools.into_iter().map(pool).collect(),
+        }
     }
 }
 
@@ -205,6 +247,36 @@ mod tests {
             assert!(State::decode(&bad).is_err(), "byte {at}");
             assert!(State::decode(&bytes[..at]).is_err(), "cut at {at}");
         }
+    }
+
+    #[test]
+    fn a_state_of_format_1_is_read() {
+        let mut state = State::default();
+        state.add_server(vec!["h:1".into()]);
+        state.add_pool(7, 4, 3, 2);
+        let of = |p: &PoolState| PoolStateV1 {
+            replicas: p.replicas,
+            volume: p.pool.volume,
+            first: p.pool.first,
+            min_replicas: p.pool.min_replicas,
+            chains: p.pool.chains.clone(),
+        };
+        let old = StateV1 {
+            version: state.version,
+            servers: state.servers.clone(),
+            next_server: state.next_server,
+            next_group: state.next_group,
+            weight_bytes: state.weight_bytes,
+            pools: state.pools.iter().map(of).collect(),
+        };
+        let body = codec::encode(&old).unwrap();
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(1u32.to_le_bytes());
+        bytes.extend(crc32fast::hash(&body).to_le_bytes());
+        bytes.extend(body);
+        assert_eq!(State::decode(&bytes).unwrap(), state);
+        bytes[8] = 3;
+        assert!(matches!(State::decode(&bytes), Err(StateError::Newer(3))));
     }
 
     #[test]
