@@ -6,6 +6,7 @@
 pub mod attr;
 pub mod class;
 pub mod codec;
+pub mod coding;
 pub mod config;
 pub mod errno;
 pub mod id;

@@ -7,6 +7,7 @@
 use bincode::{Decode, Encode};
 
 use crate::class::Class;
+use crate::coding::Coding;
 use crate::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, ServerId, Verifier};
 
 /// Each volume has so many inode numbers. Chunks are named by inode alone, so no two volumes of a cluster may have a
@@ -83,6 +84,8 @@ pub struct Pool {
     pub first: GroupId,
     /// Writes wait while fewer replicas than this have everything.
     pub min_replicas: u8,
+    /// How its chunks are stored. Clients are not told.
+    pub coding: Coding,
     /// The chain of each group. Their count never changes, because it decides where chunks are.
     pub chains: Vec<Chain>,
 }
@@ -198,7 +201,12 @@ impl ClusterMap {
         ClusterMap {
             version: self.version,
             servers: self.servers.clone(),
-            pools: self.pools.iter().filter(|pool| pool.volume == volume).cloned().collect(),
+            pools: self
+                .pools
+                .iter()
+                .filter(|pool| pool.volume == volume)
+                .map(|pool| Pool { coding: Coding::default(), ..pool.clone() })
+                .collect(),
         }
     }
 }
@@ -236,6 +244,7 @@ mod tests {
             class: Class::DEFAULT,
             first,
             min_replicas: 1,
+            coding: Coding::default(),
             chains,
         };
         ClusterMap {
@@ -276,7 +285,14 @@ mod tests {
         assert_eq!(map.group_of(chunk(class.first_generation(), 0)), None, "not made yet");
         let chains = vec![chain(&[1, 2, 3], None); 8];
         let first = GroupId(14);
-        map.pools.push(Pool { volume: 7, class, first, min_replicas: 1, chains });
+        map.pools.push(Pool {
+            volume: 7,
+            class,
+            first,
+            min_replicas: 1,
+            coding: Coding::default(),
+            chains,
+        });
         assert_eq!(map.validate(), Ok(()));
         for index in 0..100 {
             let own = map.group_of(chunk(class.first_generation() | 9, index)).unwrap();

@@ -87,6 +87,7 @@ fn hello_is_pinned() {
                 version: Epoch(1),
                 servers: vec![DataServer { id: ServerId(1), addrs: vec!["a:1".into()] }],
                 pools: vec![Pool {
+                    coding: Default::default(),
                     volume: 0,
                     class: Class::DEFAULT,
                     first: GroupId(0),
@@ -110,7 +111,7 @@ fn hello_is_pinned() {
     pin(
         &reply,
         &format!(
-            "0200{ones}090105fb0040010101 0103613a31 01000000010102030101090000010604fb3075010409"
+            "0200{ones}090105fb0040010101 0103613a31 010000000100000102030101090000010604fb3075010409"
         )
         .replace(' ', ""),
     );

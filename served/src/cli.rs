@@ -2,6 +2,7 @@
 
 mod check;
 mod config;
+mod key;
 mod notify;
 mod serve;
 mod volume;
@@ -51,6 +52,9 @@ enum Command {
     Check(check::CheckArgs),
     /// Print the default configuration, with every setting explained
     Config,
+    /// Make the key file of a cluster with encrypted volumes
+    #[command(subcommand)]
+    Key(key::KeyCommand),
     /// Make and list volumes (namespaces that can be mounted)
     #[command(subcommand)]
     Volume(volume::VolumeCommand),
@@ -87,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::All(args) => serve::run(&args, serve::Parts::ALL),
         Command::Check(args) => check::run(&args),
         Command::Config => config::run(),
+        Command::Key(command) => key::run(&command),
         Command::Volume(command) => volume::run(&command),
     };
     match result {

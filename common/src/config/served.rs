@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::settings::settings;
 use super::{ByteSize, Config, LogConfig, NetConfig, TlsConfig};
+use crate::coding::{Compression, Encryption};
 use crate::map::{MAX_GROUPS, MAX_REPLICAS};
 
 /// When a change of metadata is acknowledged.
@@ -51,6 +52,9 @@ settings! {
         /// What a data server had gets another replica elsewhere when it has been away for so long, in milliseconds. Shorter
         /// restores redundancy sooner, and copies more when a machine was only restarted.
         pub repair_after_ms: u32 = 300_000;
+        /// The file with the key under which the keys of encrypted volumes are, made with `netfs-served key make`: the same on all servers. Without
+        /// it encrypted volumes are lost, so keep a copy elsewhere.
+        pub key_file: Option<PathBuf> = None, e.g. "\"/etc/netfs/key\"";
     }
 }
 
@@ -79,6 +83,8 @@ settings! {
         pub scrub_bytes_per_s: ByteSize = ByteSize::mib(32);
         /// Most that is copied in a second to servers that lack it; "0" for as fast as it goes.
         pub repair_bytes_per_s: ByteSize = ByteSize::mib(128);
+        /// As meta.key_file. Needed where data of encrypted volumes is.
+        pub key_file: Option<PathBuf> = None, e.g. "\"/etc/netfs/key\"";
     }
 }
 
@@ -101,6 +107,12 @@ settings! {
         /// Parts into which its data is divided among the servers, 1 to 8192. Never changes afterwards. At least some tens for each server
         /// that there will ever be.
         pub groups: u32 = 256, e.g. "256";
+        /// How its data is compressed on the disks: "none", "lz4" or "zstd". What does not shrink is stored as it is. A change counts for what is
+        /// written from then on.
+        pub compression: Compression = Compression::None, e.g. "\"none\"";
+        /// How its data is encrypted on the disks: "none", "aes-256-gcm" or "chacha20-poly1305". Names and attributes are not. It
+        /// needs key files and never changes after the volume was made.
+        pub encryption: Encryption = Encryption::None, e.g. "\"none\"";
     }
 }
 
@@ -206,7 +218,7 @@ fn validate_volumes(volumes: &[VolumeConfig]) -> Result<(), String> {
     if volumes.is_empty() {
         return Err("there must be at least one volume".into());
     }
-    for (index, VolumeConfig { name, replicas, groups }) in volumes.iter().enumerate() {
+    for (index, VolumeConfig { name, replicas, groups, .. }) in volumes.iter().enumerate() {
         let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         if name.is_empty() || name.len() > 64 || !name.bytes().all(ok) || name.starts_with('.') {
             return Err(format!(

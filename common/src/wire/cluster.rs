@@ -106,6 +106,8 @@ pub struct BeatReply {
     pub stalled: Vec<(GroupId, Epoch, Replica)>,
     /// Chunks that its learners still lack, or nothing while that is found out.
     pub lacking: Vec<(GroupId, Option<u64>)>,
+    /// Volumes that are encrypted and for which it has no key: it takes none of their data.
+    pub locked: Vec<u64>,
     /// Counters for people, since the start.
     pub counts: Counts,
     /// What its store has done since the start.

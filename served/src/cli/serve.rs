@@ -175,6 +175,7 @@ fn data_options(config: &ServedConfig, identity: Arc<Identity>) -> DataOptions {
         scrub_rate: data.scrub_bytes_per_s.0,
     };
     options.domain.clone_from(&data.domain);
+    options.key_file.clone_from(&data.key_file);
     options.repair_rate = data.repair_bytes_per_s.0;
     options.limits = config.net.limits();
     options
@@ -185,10 +186,17 @@ fn meta_options(config: &ServedConfig, identity: Arc<Identity>, data: DataServer
     let mut options = MetaOptions::new(meta.dir.clone(), meta.listen, data, identity);
     options.volumes = config.volume.iter().map(|volume| volume.name.clone()).collect();
     let pool = |volume: &VolumeConfig| {
-        let VolumeConfig { name, replicas, groups } = volume;
-        (name.clone(), PoolOptions { replicas: *replicas, groups: *groups })
+        let VolumeConfig { name, replicas, groups, compression, encryption } = volume;
+        let options = PoolOptions {
+            replicas: *replicas,
+            groups: *groups,
+            compression: *compression,
+            encryption: *encryption,
+        };
+        (name.clone(), options)
     };
     options.pools = config.volume.iter().map(pool).collect();
+    options.key_file.clone_from(&meta.key_file);
     options.cluster.deadline = Duration::from_millis(u64::from(meta.data_deadline_ms));
     options.cluster.repair_after = Duration::from_millis(u64::from(meta.repair_after_ms));
     let mut engine =

@@ -4,6 +4,8 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::Subcommand;
+use netfs_common::coding::Encryption;
+use netfs_common::config::VolumeConfig;
 
 use super::{ConfigArgs, Failure};
 use crate::meta::engine::EngineConfig;
@@ -28,10 +30,15 @@ pub(super) enum VolumeCommand {
 pub(super) fn run(command: &VolumeCommand) -> Result<ExitCode, Failure> {
     match command {
         VolumeCommand::Create { name, config } => {
-            let meta = config.load()?.meta;
+            let config = config.load()?;
+            let same = |volume: &&VolumeConfig| volume.name == *name;
+            let volume = config.volume.iter().find(same);
+            let encrypted = volume.is_some_and(|volume| volume.encryption != Encryption::None);
+            let meta = config.meta;
             let reserve_bytes = meta.reserve_bytes.0;
             let dir = meta.dir;
-            volumes::create(&dir, name, EngineConfig { reserve_bytes, ..EngineConfig::default() })?;
+            let engine = EngineConfig { reserve_bytes, ..EngineConfig::default() };
+            volumes::create(&dir, name, encrypted, engine)?;
             println!("volume {name} made in {}", dir.display());
         }
         VolumeCommand::List { config } => {

@@ -1,5 +1,6 @@
 //! What a data server does: it keeps chunks.
 
 pub mod chain;
+pub mod codec;
 pub mod server;
 pub mod store;

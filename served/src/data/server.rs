@@ -14,6 +14,7 @@ mod fences;
 mod flushing;
 mod forwarding;
 mod handler;
+mod keys;
 mod lease;
 mod mending;
 mod metrics;
@@ -47,12 +48,14 @@ use crate::greeting::{self, Refusal};
 use crate::health::Health;
 use crate::thread::{Ending, ServerThread, StopSignal};
 
+pub use keys::KeysError;
 pub use metrics::DataMetrics;
 pub use upkeep::UpkeepConfig;
 
 use chunks::Chunks;
 use fences::Fences;
 use handler::{Handler, Peer};
+use keys::Keys;
 use peers::{Greeting, Peers};
 use replicas::{Parts, Replicas};
 use rights::Rights;
@@ -87,6 +90,8 @@ pub struct DataOptions {
     pub upkeep: UpkeepConfig,
     /// What fails together with this server, in one word: a rack, a room. Empty: nothing but itself.
     pub domain: String,
+    /// The key file, needed for encrypted volumes.
+    pub key_file: Option<PathBuf>,
     /// How fast chunks are copied to replicas that lack them, in bytes per second; 0 for as fast as it goes.
     pub repair_rate: u64,
     /// Bounds of the endpoint.
@@ -108,6 +113,7 @@ impl DataOptions {
             flush_interval: Duration::from_secs(1),
             upkeep: UpkeepConfig::default(),
             domain: String::new(),
+            key_file: None,
             repair_rate: 128 << 20,
             limits: Limits::default(),
             net_metrics: NetMetrics::default(),
@@ -127,6 +133,9 @@ pub enum DataError {
         /// What is wrong.
         source: StoreError,
     },
+    /// The keys of encrypted volumes.
+    #[error(transparent)]
+    Keys(#[from] KeysError),
     /// The list of sessions that must be kept out.
     #[error("data server: the list of ended sessions {} cannot be used: {source}", path.display())]
     Fences {
@@ -203,6 +212,7 @@ async fn begin(
 ) -> Result<(Facts, impl Future<Output = Result<(), DataError>>), DataError> {
     let dir = options.dir.clone();
     let store_error = |source| DataError::Store { dir: dir.clone(), source };
+    let keys = Keys::open(&options.dir, options.key_file.as_deref())?;
     let (store, report) =
         SegmentStore::open(&options.dir, options.store.clone()).map_err(store_error)?;
     if report.identity_restored {
@@ -215,6 +225,7 @@ async fn begin(
     } else {
         tracing::error!(dir = %dir.display(), ?report, "data store opened; the disk has lost data");
     }
+    keys.begin(&store);
     let store = Arc::new(store);
     let (fences, damaged) = Fences::open(&options.dir)
         .map_err(|source| DataError::Fences { path: Fences::file(&options.dir), source })?;
@@ -237,13 +248,13 @@ async fn begin(
         None if watched.strong_count() == 0 => Err("the data server has ended".into()),
         None => Ok(()),
     });
-    let work = async move { serve(server, (store, fences), options, instance, stop).await };
+    let work = async move { serve(server, (store, fences, keys), options, instance, stop).await };
     Ok(((addr, instance, health), work))
 }
 
 async fn serve(
     server: Server,
-    (store, fences): (Arc<SegmentStore>, Fences),
+    (store, fences, keys): (Arc<SegmentStore>, Fences, Keys),
     options: DataOptions,
     instance: InstanceId,
     mut stop: StopSignal,
@@ -273,6 +284,7 @@ async fn serve(
     let replicas = Arc::new(Replicas::new(Parts {
         instance,
         chunks: chunks.clone(),
+        keys,
         flusher: flusher.clone(),
         peers: Peers::new(dialer, Greeting::new(cluster, instance, "data server")?),
         metrics: options.metrics.clone(),

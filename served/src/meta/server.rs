@@ -50,6 +50,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use netfs_common::codec;
+use netfs_common::coding::{Cipher, Coding, Compression, Encryption, SealedKey};
 use netfs_common::id::{ClusterId, InstanceId};
 use netfs_common::net::{Dialer, EndpointError, Incoming, Limits, NetMetrics, Server};
 use netfs_common::telemetry::CallMetrics;
@@ -59,6 +60,7 @@ use netfs_common::wire::meta::{Reply, Response, Status};
 use netfs_common::wire::operator::{AuditStep, Operation, Outcome};
 use netfs_common::wire::{Hello, HelloReply, Role};
 
+use crate::data::codec::{KeyError, KeyFile, VolumeKey};
 use crate::greeting::{self, Refusal};
 use crate::health::Health;
 use crate::meta::cluster::Config;
@@ -99,11 +101,20 @@ pub struct PoolOptions {
     pub replicas: u8,
     /// How many there are.
     pub groups: u32,
+    /// How what is written is compressed. May change from start to start.
+    pub compression: Compression,
+    /// How data is encrypted. Fixed when the volume is made.
+    pub encryption: Encryption,
 }
 
 impl Default for PoolOptions {
     fn default() -> Self {
-        PoolOptions { replicas: 1, groups: 256 }
+        PoolOptions {
+            replicas: 1,
+            groups: 256,
+            compression: Compression::None,
+            encryption: Encryption::None,
+        }
     }
 }
 
@@ -122,6 +133,8 @@ pub struct MetaOptions {
     pub cluster: Config,
     /// Volumes whose placement groups are to be made in another way than by default.
     pub pools: BTreeMap<String, PoolOptions>,
+    /// The key file, needed for encrypted volumes.
+    pub key_file: Option<PathBuf>,
     /// The server's certificate, and whom it trusts.
     pub identity: Arc<Identity>,
     /// How volumes are kept.
@@ -160,6 +173,7 @@ impl MetaOptions {
             data,
             cluster: Config::default(),
             pools: BTreeMap::new(),
+            key_file: None,
             identity,
             engine: EngineConfig::default(),
             flush_interval: Duration::from_secs(1),
@@ -206,6 +220,22 @@ pub enum MetaError {
     OldVolume {
         /// The volume.
         volume: String,
+    },
+    /// The key file, or its key.
+    #[error("metadata server: {0}")]
+    Key(#[from] KeyError),
+    /// The configuration says something else than when the volume was made.
+    #[error(
+        "metadata server: volume \"{volume}\" was made with encryption = \"{is}\", which cannot be changed to \"{wanted}\": make \
+         another volume and copy the files"
+    )]
+    EncryptionFixed {
+        /// The volume.
+        volume: String,
+        /// What it has.
+        is: String,
+        /// What is asked for.
+        wanted: String,
     },
     /// Too many placement groups.
     #[error(
@@ -299,10 +329,17 @@ async fn begin(
     let (mut served, mut broken) = (BTreeMap::new(), BTreeMap::new());
     let mut first = None;
     // The directory is there when this returns.
-    let opened = volumes::open_all(&options.dir, &options.volumes, options.engine)?;
+    let key_file = options.key_file.as_deref().map(KeyFile::load).transpose()?;
+    let encrypted = |name: &str| {
+        options.pools.get(name).is_some_and(|pool| pool.encryption != Encryption::None)
+    };
+    if let (None, Some(name)) = (&key_file, options.volumes.iter().find(|name| encrypted(name))) {
+        return Err(missing_key(name).into());
+    }
+    let opened = volumes::open_all(&options.dir, &options.volumes, encrypted, options.engine)?;
     let told = terms::raise(&options.dir, options.cluster.deadline)?;
     let data = Cluster::open(&options.dir, &options.data, options.cluster, told)?;
-    let names = pools(&options, &data, &opened)?;
+    let names = pools(&options, &data, &opened, key_file.as_ref())?;
     let own_life = greeting::draw_instance().map_err(std::io::Error::from)?;
     let caller = Caller::new(dialer.clone(), cluster, [instance, own_life])?;
     data.run(&options.dir, caller, options.metrics.clone());
@@ -349,24 +386,84 @@ fn pools(
     options: &MetaOptions,
     data: &Cluster,
     opened: &[Opened],
+    keys: Option<&KeyFile>,
 ) -> Result<BTreeMap<u64, String>, MetaError> {
     let mut names = BTreeMap::new();
     for (name, opened) in opened {
         let Ok(engine) = opened else { continue };
         let failed = |errno| VolumeError::Unreadable { name: name.clone(), errno };
-        let number = volume::number_of(&engine.volume().map_err(failed)?.settings);
-        if !data.has_pool(number) {
+        let settings = engine.volume().map_err(failed)?.settings;
+        let number = volume::number_of(&settings);
+        let wanted = options.pools.get(name);
+        if let Some(coding) = data.coding(number) {
+            keep_coding(options, data, (name, number), coding, keys)?;
+        } else {
+            // Contents of files are in inodes already, or may be: too late for encryption.
+            let encryption = wanted.map_or(Encryption::None, |wanted| wanted.encryption);
+            let sealed = settings.inline_limit == 0;
+            let cipher = encryption.cipher();
+            if sealed != cipher.is_some() {
+                let is = if sealed { "(some)" } else { "none" };
+                return Err(encryption_fixed(name, is, encryption.cipher()));
+            }
+            let key = cipher.map(|cipher| new_key(name, number, cipher, keys)).transpose()?;
+            let compression = wanted.map_or(Compression::None, |wanted| wanted.compression);
+            let coding = Coding { compression, key };
             // Only while there is one data server is it certain that its data is found again.
             let used = engine.counters().map_err(failed)?.inodes > 1;
             if used && data.published().map.servers.len() > 1 {
                 return Err(MetaError::OldVolume { volume: name.clone() });
             }
-            let pool = options.pools.get(name).copied().unwrap_or_default();
-            data.ensure_pool(&options.dir, number, pool)?;
+            let pool = wanted.copied().unwrap_or_default();
+            data.ensure_pool(&options.dir, number, pool, coding)?;
         }
         names.insert(number, name.clone());
     }
     Ok(names)
+}
+
+/// A volume that has its placement groups: its key must be at hand, what cannot change must not have, and what can is taken over.
+fn keep_coding(
+    options: &MetaOptions,
+    data: &Cluster,
+    (name, number): (&str, u64),
+    coding: Coding,
+    keys: Option<&KeyFile>,
+) -> Result<(), MetaError> {
+    if let Some(sealed) = &coding.key {
+        keys.ok_or_else(|| missing_key(name))?.open(number, sealed)?;
+    }
+    let Some(wanted) = options.pools.get(name) else { return Ok(()) };
+    let is = coding.key.as_ref().map(|key| key.cipher);
+    if is != wanted.encryption.cipher() {
+        let is = is.map_or_else(|| "none".into(), |cipher| cipher.to_string());
+        return Err(encryption_fixed(name, &is, wanted.encryption.cipher()));
+    }
+    if coding.compression != wanted.compression {
+        let compression = wanted.compression;
+        data.set_coding(&options.dir, number, Coding { compression, ..coding })?;
+    }
+    Ok(())
+}
+
+fn new_key(
+    name: &str,
+    number: u64,
+    cipher: Cipher,
+    keys: Option<&KeyFile>,
+) -> Result<SealedKey, MetaError> {
+    let keys = keys.ok_or_else(|| missing_key(name))?;
+    let key = VolumeKey::draw(cipher).map_err(std::io::Error::from)?;
+    Ok(keys.seal(number, &key)?)
+}
+
+fn missing_key(name: &str) -> KeyError {
+    KeyError::Missing { setting: "meta.key_file", what: format!("volume \"{name}\"") }
+}
+
+fn encryption_fixed(name: &str, is: &str, wanted: Option<Cipher>) -> MetaError {
+    let wanted = wanted.map_or_else(|| "none".into(), |cipher| cipher.to_string());
+    MetaError::EncryptionFixed { volume: name.into(), is: is.into(), wanted }
 }
 
 async fn serve(
@@ -520,14 +617,14 @@ impl Shared {
             _ => None,
         };
         match operation {
-            Operation::Audit(AuditStep::Look) => Outcome::Audit(self.audits.look()),
+            Operation::Audit(AuditStep::Look) => Outcome::Audit(Box::new(self.audits.look())),
             Operation::Audit(AuditStep::Begin { dry_run }) => {
                 let parts = Parts {
                     cluster: self.data.clone(),
                     volumes: self.volumes.values().cloned().collect(),
                     broken: self.broken.keys().cloned().collect(),
                 };
-                Outcome::Audit(self.audits.begin(dry_run, parts))
+                Outcome::Audit(Box::new(self.audits.begin(dry_run, parts)))
             }
             operation => self.data.operate(operation, number).await,
         }

@@ -105,6 +105,7 @@ pub fn map_of_one(instance: InstanceId, addr: SocketAddr) -> ClusterMap {
         learner: None,
     };
     let pool = |volume: u32| Pool {
+        coding: Default::default(),
         volume: volume.into(),
         class: Class::DEFAULT,
         first: GroupId(volume * GROUPS),

@@ -96,8 +96,14 @@ impl DataStore {
             learner: None,
         };
         let chains = (0..GROUPS as u32).map(chain).collect();
-        let pool =
-            Pool { volume: 0, class: Class::DEFAULT, first: GroupId(0), min_replicas: 1, chains };
+        let pool = Pool {
+            volume: 0,
+            class: Class::DEFAULT,
+            first: GroupId(0),
+            min_replicas: 1,
+            coding: Default::default(),
+            chains,
+        };
         DataStore {
             map: ClusterMap {
                 version: Epoch(1),

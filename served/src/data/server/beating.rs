@@ -132,6 +132,7 @@ impl Replicas {
             broken,
             stalled,
             lacking,
+            locked: self.keys.locked(),
             counts: Counts {
                 pushed_chunks: self.taught.chunks.load(Ordering::Relaxed),
                 pushed_bytes: self.taught.bytes.load(Ordering::Relaxed),

@@ -14,6 +14,8 @@ pub(super) fn errno(error: &StoreError) -> Errno {
         },
         StoreError::OutOfRange { .. } => Errno::EINVAL,
         StoreError::Corrupt { .. }
+        | StoreError::NoKey { .. }
+        | StoreError::NotEncrypted(_)
         | StoreError::Poisoned(_)
         | StoreError::InUse(_)
         | StoreError::NotAStore { .. }

@@ -42,6 +42,7 @@ pub struct DataMetrics {
     pub(super) mended: Counter,
     pub(super) swept: Counter,
     pub(super) live: Gauge,
+    pub(super) stored: Gauge,
     pub(super) dead: Gauge,
     pub(super) free: Gauge,
     pub(super) capacity: Gauge,
@@ -70,6 +71,7 @@ impl Default for DataMetrics {
             mended: Counter::default(),
             swept: Counter::default(),
             live: Gauge::default(),
+            stored: Gauge::default(),
             dead: Gauge::default(),
             free: Gauge::default(),
             capacity: Gauge::default(),
@@ -120,6 +122,11 @@ impl DataMetrics {
             self.swept.clone(),
         );
         r.register("live_bytes", "Bytes of chunks", self.live.clone());
+        r.register(
+            "live_stored_bytes",
+            "What the bytes of chunks take on the disk, compressed or not",
+            self.stored.clone(),
+        );
         r.register("dead_bytes", "Bytes that reclamation could win", self.dead.clone());
         r.register("free_bytes", "Bytes that can be appended", self.free.clone());
         r.register("capacity_bytes", "Bytes that the store can hold", self.capacity.clone());

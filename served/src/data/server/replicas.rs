@@ -18,6 +18,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use super::chunks::Chunks;
 use super::fault;
 use super::forwarding::Hops;
+use super::keys::Keys;
 use super::lease::Lease;
 use super::mending::Damage;
 use super::metrics::DataMetrics;
@@ -92,6 +93,8 @@ pub(super) struct Slot {
 pub(super) struct Replicas {
     pub(super) instance: InstanceId,
     pub(super) chunks: Arc<Chunks>,
+    /// How the chunks of volumes are stored.
+    pub(super) keys: Keys,
     pub(super) flusher: Flusher,
     pub(super) peers: Peers,
     pub(super) lease: Lease,
@@ -179,6 +182,7 @@ impl View {
 pub(super) struct Parts {
     pub(super) instance: InstanceId,
     pub(super) chunks: Arc<Chunks>,
+    pub(super) keys: Keys,
     pub(super) flusher: Flusher,
     pub(super) peers: Peers,
     pub(super) metrics: DataMetrics,
@@ -196,6 +200,7 @@ impl Replicas {
         Replicas {
             instance: parts.instance,
             chunks: parts.chunks,
+            keys: parts.keys,
             flusher: parts.flusher,
             peers: parts.peers,
             lease: Lease::default(),
@@ -241,6 +246,8 @@ impl Replicas {
             if map.version <= view.map.version {
                 return;
             }
+            // Before anybody can store by it.
+            self.keys.follow(&map, self.chunks.store());
             *view = Arc::new(view.next(map, me));
             view.clone()
         };

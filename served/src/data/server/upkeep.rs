@@ -190,6 +190,7 @@ impl Work {
         match self.store.usage() {
             Ok(usage) => {
                 self.metrics.live.set(gauge(usage.live_bytes));
+                self.metrics.stored.set(gauge(usage.stored_bytes));
                 self.metrics.dead.set(gauge(usage.dead_bytes));
                 self.metrics.free.set(gauge(usage.free_bytes));
                 self.metrics.capacity.set(gauge(usage.capacity_bytes));

@@ -30,6 +30,17 @@ pub enum StoreError {
         /// What was found.
         why: String,
     },
+    /// The volume is encrypted, and its key is not at hand.
+    #[error(
+        "volume number {volume} is encrypted, and this server has no key for it: set data.key_file to the key file that the other servers have"
+    )]
+    NoKey {
+        /// Its number.
+        volume: u64,
+    },
+    /// There are no random numbers to encrypt with.
+    #[error("data cannot be encrypted: {0}")]
+    NotEncrypted(String),
     /// No room for new data. Deleting still works, and makes room.
     #[error("no space: {needed} bytes needed, {free} free beyond the reserve")]
     NoSpace {

@@ -10,10 +10,14 @@ pub(super) struct Extent {
     pub(super) len: u32,
     /// Where the record's payload begins; for lost bytes, where the `Bad` record is.
     pub(super) at: LogPos,
-    /// The range of the whole record: blocks are cut by it. A length of 0 stands for lost bytes.
+    /// The range of the whole payload: blocks are cut by it. A length of 0 stands for lost bytes, and [`PACKED`] in it for a packed
+    /// payload.
     pub(super) record_offset: u32,
     pub(super) record_len: u32,
 }
+
+/// No chunk is so long.
+pub(super) const PACKED: u32 = 1 << 31;
 
 impl Extent {
     pub(super) fn end(&self) -> u32 {
@@ -22,6 +26,11 @@ impl Extent {
 
     pub(super) fn is_bad(&self) -> bool {
         self.record_len == 0
+    }
+
+    /// The range that is packed, if the payload is.
+    pub(super) fn packed(&self) -> Option<(u32, u32)> {
+        (self.record_len & PACKED != 0).then_some((self.record_offset, self.record_len & !PACKED))
     }
 
     /// The part within `offset..end`, which must overlap.

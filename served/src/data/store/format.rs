@@ -19,7 +19,7 @@
 //! | at | size | |
 //! | --- | --- | --- |
 //! | 0 | 8 | magic |
-//! | 8 | 4 | format version, 1 or 2 |
+//! | 8 | 4 | format version, 1 to 3 |
 //! | 12 | 4 | flags, 0 |
 //! | 16 | 16 | store id, random |
 //! | 32 | 8 | segment number; 0 in `store` |
@@ -34,7 +34,7 @@
 //! | 0 | 4 | magic `NFR1` |
 //! | 4 | 4 | CRC-32 of store id, segment number (8), position of the record in the segment (8), bytes 8..80 of the header: a record is valid only where it was written |
 //! | 8 | 1 | kind: [`Kind`] |
-//! | 9 | 1 | flags, 0; for compressed and for encrypted payloads |
+//! | 9 | 1 | flags: 1 in a `Write` whose payload is packed; otherwise 0 |
 //! | 10 | 2 | 0 |
 //! | 12 | 4 | generation |
 //! | 16 | 8 | inode number; in `Retire` the segment number |
@@ -44,13 +44,16 @@
 //! | 40 | 8 | sequence number |
 //! | 48 | 8 | durable: all records up to this sequence number were on stable storage when this one was appended |
 //! | 56 | 8 | version that the record gives its chunk, 0 if unknown (see `chunk`); in version 1 always 0 |
-//! | 64 | 8 | in a moved `Punch` or `Delete`: its first position, segment number << 32 + position. It hides only what is before that. 0: its own position. In `Lost`: where the lost records end |
+//! | 64 | 8 | in a packed `Write`: the range that is packed, offset and length in the chunk, 4 bytes each. In a moved `Punch` or `Delete`: its first position, segment number << 32 + position. It hides only what is before that. 0: its own position. In `Lost`: where the lost records end |
 //! | 72 | 4 | bytes stored after the header, without padding |
 //! | 76 | 4 | 0 |
 //!
 //! The payload of a `Write` is cut at multiples of 4096 of the **chunk offset**; each block, of which the first and the
 //! last may be shorter, is followed by its CRC-32, which starts from the chunk's key and the block's offset: bytes are
 //! valid only for the place that they were written for. So any block can be read and verified alone.
+//!
+//! A *packed* payload is compressed, encrypted, or both; `data/codec` describes it. It may hold more of the chunk than its record says:
+//! when part of a record is moved, whole frames are. What the record says is within what is packed.
 //!
 //! **How it changes.** A change that an older program must not misread raises [`FORMAT_VERSION`]; it is written in the header
 //! block of each new segment, older segments stay readable but are not appended to, and reclamation turns them into new
@@ -60,14 +63,16 @@
 //! - 1: the first.
 //! - 2: chunk versions, `Stamp` and `Lost`. An older program would write version 0 when it moves records, and lose punches that
 //!   carry a version.
+//! - 3: packed payloads.
 
 use crc32fast::Hasher;
 
 use super::error::StoreError;
 use super::key::{ChunkKey, ChunkVersion};
+use crate::data::codec::{HEAD, Table};
 
 /// The version written, and the latest one understood.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 /// The format's limit for the size of a chunk.
 pub const MAX_CHUNK_BYTES: u64 = 64 << 20;
 
@@ -83,6 +88,8 @@ pub(super) const RECORD_ALIGN: u64 = 8;
 /// Data is verified in blocks of this size.
 pub(super) const BLOCK: u32 = 4096;
 pub(super) const CRC_LEN: u32 = 4;
+/// The flag of packed payloads.
+const PACKED: u8 = 1;
 
 /// Position of a segment's first record.
 pub(super) const FIRST_RECORD: u64 = HEADER_BLOCK_LEN as u64;
@@ -237,6 +244,16 @@ impl Kind {
     }
 }
 
+/// What the payload of a record is like.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(super) enum Form {
+    /// Blocks with their checksums.
+    #[default]
+    Blocks,
+    /// Packed: this range of the chunk, in so many bytes.
+    Packed { offset: u32, len: u32, stored: u32 },
+}
+
 /// The first 80 bytes of a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct RecordHeader {
@@ -249,6 +266,8 @@ pub(super) struct RecordHeader {
     pub(super) version: ChunkVersion,
     /// In a moved tombstone: where it was first.
     pub(super) as_of: Option<LogPos>,
+    /// Of the payload of a `Write`.
+    pub(super) form: Form,
 }
 
 /// What makes a record header valid in one segment only.
@@ -274,7 +293,11 @@ impl SegmentSeed {
 impl RecordHeader {
     /// Bytes after the header, without padding.
     pub(super) fn stored(&self) -> u32 {
-        if self.kind == Kind::Write { stored_len(self.offset, self.len) } else { 0 }
+        match (self.kind, self.form) {
+            (Kind::Write, Form::Blocks) => stored_len(self.offset, self.len),
+            (Kind::Write, Form::Packed { stored, .. }) => stored,
+            _ => 0,
+        }
     }
 
     /// Bytes that the whole record takes in the segment.
@@ -295,6 +318,11 @@ impl RecordHeader {
         put(&mut b, 48, &self.durable.to_le_bytes());
         put(&mut b, 56, &self.version.0.to_le_bytes());
         put(&mut b, 64, &self.as_of.map_or(0, LogPos::to_u64).to_le_bytes());
+        if let Form::Packed { offset, len, .. } = self.form {
+            b[9] = PACKED;
+            put(&mut b, 64, &offset.to_le_bytes());
+            put(&mut b, 68, &len.to_le_bytes());
+        }
         put(&mut b, 72, &self.stored().to_le_bytes());
         let crc = seed.crc(position, &b);
         put(&mut b, 4, &crc.to_le_bytes());
@@ -309,6 +337,14 @@ impl RecordHeader {
         {
             return None;
         }
+        let form = match b[9] {
+            0 => Form::Blocks,
+            PACKED => {
+                let (offset, len) = (get_u32(b, 64), get_u32(b, 68));
+                Form::Packed { offset, len, stored: get_u32(b, 72) }
+            }
+            _ => return None,
+        };
         let header = Self {
             kind: Kind::from_byte(b[8])?,
             key: ChunkKey {
@@ -321,13 +357,29 @@ impl RecordHeader {
             seq: get_u64(b, 40),
             durable: get_u64(b, 48),
             version: ChunkVersion(get_u64(b, 56)),
-            as_of: LogPos::from_u64(get_u64(b, 64)),
+            as_of: match form {
+                Form::Blocks => LogPos::from_u64(get_u64(b, 64)),
+                Form::Packed { .. } => None,
+            },
+            form,
         };
         let in_chunk = u64::from(header.offset) + u64::from(header.len) <= MAX_CHUNK_BYTES;
         let has_range = matches!(header.kind, Kind::Write | Kind::Punch | Kind::Bad);
         let in_order = header.durable < header.seq && header.seq <= MAX_SEQ;
-        let sound = b[9] == 0 && in_chunk && (header.len > 0) == has_range && in_order;
+        let sound = in_chunk && (header.len > 0) == has_range && in_order && header.is_form_sound();
         (sound && get_u32(b, 72) == header.stored()).then_some(header)
+    }
+
+    /// Whether what is packed holds what the record says.
+    fn is_form_sound(&self) -> bool {
+        let Form::Packed { offset, len, stored } = self.form else { return true };
+        let end = u64::from(offset) + u64::from(len);
+        self.kind == Kind::Write
+            && end <= MAX_CHUNK_BYTES
+            && offset <= self.offset
+            && u64::from(self.offset) + u64::from(self.len) <= end
+            && stored as usize > HEAD
+            && u64::from(stored) <= Table::most_stored((offset, len))
     }
 }
 

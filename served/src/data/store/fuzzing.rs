@@ -12,7 +12,7 @@ use super::check::check_disk;
 use super::disk::Disk;
 use super::disk::sim::SimDisk;
 use super::format::{
-    BLOCK, FIRST_RECORD, FORMAT_VERSION, HEADER_BLOCK_LEN, HeaderBlock, Kind, LogPos,
+    BLOCK, FIRST_RECORD, FORMAT_VERSION, Form, HEADER_BLOCK_LEN, HeaderBlock, Kind, LogPos,
     MAX_CHUNK_BYTES, RECORD_ALIGN, RECORD_HEADER_LEN, RECORD_MAGIC, RecordHeader, SEGMENT_MAGIC,
     STORE_FILE, SegmentSeed, StoreId, get_u32, parse_segment_name, segment_name,
 };
@@ -288,6 +288,7 @@ fn append_record(disk: &SimDisk, input: &mut Input<'_>, marks: &mut Marks, name:
         durable: input.telling(),
         version: ChunkVersion(input.telling()),
         as_of: LogPos::from_u64(input.telling()),
+        form: Form::Blocks,
     };
     disk.tamper(name, |bytes| {
         bytes.resize(bytes.len().next_multiple_of(RECORD_ALIGN as usize), 0);
@@ -424,6 +425,7 @@ mod tests {
                 durable: 1 << 39,
                 version: ChunkVersion::UNKNOWN,
                 as_of: None,
+                form: Form::Blocks,
             };
             let name = segment_name(segment);
             drop(disk.create(&name).unwrap());
@@ -451,6 +453,7 @@ mod tests {
                 durable: 1,
                 version: ChunkVersion::UNKNOWN,
                 as_of: None,
+                form: Form::Blocks,
             };
             assert_eq!(RecordHeader::decode(&header.encode(seed, 64), seed, 64).is_some(), sound);
         }

@@ -10,8 +10,8 @@ use super::config::StoreConfig;
 use super::disk::{Disk, DiskFile, write_all};
 use super::error::StoreError;
 use super::format::{
-    FIRST_RECORD, FORMAT_VERSION, HeaderBlock, Kind, LogPos, MAX_SEGMENT, MAX_SEQ, RECORD_ALIGN,
-    RecordHeader, SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId, segment_name,
+    FIRST_RECORD, FORMAT_VERSION, Form, HeaderBlock, Kind, LogPos, MAX_SEGMENT, MAX_SEQ,
+    RECORD_ALIGN, RecordHeader, SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId, segment_name,
 };
 use super::key::{ChunkKey, ChunkVersion};
 use super::sync::{lock, wait, wait_at_most};
@@ -45,6 +45,8 @@ pub(super) struct Draft {
     /// The version that it gives its chunk; `None`: the one that the chunk has when it is appended.
     pub(super) version: Option<ChunkVersion>,
     pub(super) as_of: Option<LogPos>,
+    /// What its payload is like.
+    pub(super) form: Form,
 }
 
 impl Draft {
@@ -55,7 +57,7 @@ impl Draft {
 
     /// What is no change: it keeps the version.
     pub(super) fn range(kind: Kind, key: ChunkKey, offset: u32, len: u32) -> Self {
-        Self { kind, key, offset, len, version: None, as_of: None }
+        Self { kind, key, offset, len, version: None, as_of: None, form: Form::Blocks }
     }
 
     pub(super) fn with_key(self, key: ChunkKey) -> Self {
@@ -64,6 +66,10 @@ impl Draft {
 
     pub(super) fn with_version(self, version: ChunkVersion) -> Self {
         Self { version: Some(version), ..self }
+    }
+
+    pub(super) fn with_form(self, form: Form) -> Self {
+        Self { form, ..self }
     }
 
     fn header(&self, seq: u64, durable: u64) -> RecordHeader {
@@ -76,6 +82,7 @@ impl Draft {
             durable,
             version: self.version.unwrap_or_default(),
             as_of: self.as_of,
+            form: self.form,
         }
     }
 }

@@ -5,7 +5,6 @@ use super::extent::Extent;
 use super::format::Kind;
 use super::key::{ChunkKey, ChunkVersion};
 use super::log::{Draft, Space};
-use super::payload::Payload;
 use super::segment_store::SegmentStore;
 use super::sync::read;
 
@@ -53,11 +52,13 @@ impl SegmentStore {
             let (offset, len) = (range.0, data.len() as u64);
             return Err(StoreError::OutOfRange { offset, len, max: range.1 });
         }
-        let payload = Payload::new(&patch.key, piece.offset, piece.len, std::iter::once(data));
+        let data = [data];
+        let body = self.body(&patch.key, piece.offset, piece.len, &data)?;
         let draft = Draft::range(Kind::Write, patch.key, piece.offset, piece.len);
+        let draft = draft.with_form(body.form());
         let pieces = [*piece];
         let done =
-            self.with_room(|| self.commit(&draft, &payload.slices(), Space::Keep, Some(&pieces)))?;
+            self.with_room(|| self.commit(&draft, &body.slices(), Space::Keep, Some(&pieces)))?;
         Ok(done.is_some())
     }
 }

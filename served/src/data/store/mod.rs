@@ -16,6 +16,7 @@
 //! written sequentially in records of a MiB to chunks of 4 MiB that is 50 bytes per MiB (`scripts/bench-store` counts
 //! them); in records of 64 KiB about 400.
 
+mod body;
 mod check;
 mod chunk;
 mod config;
@@ -29,6 +30,7 @@ mod index;
 mod key;
 mod log;
 mod mend;
+mod packed;
 mod payload;
 mod read;
 mod reclaim;

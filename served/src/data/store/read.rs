@@ -49,6 +49,7 @@ impl SegmentStore {
     /// bytes that are not those that were written.
     pub fn read(&self, key: ChunkKey, offset: u64, len: u64) -> Result<Vec<u8>, StoreError> {
         let (offset, len) = self.check_range(offset, len)?;
+        self.codec_of(&key)?;
         let mut out = vec![0; len as usize];
         self.read_into(key, offset, &mut out)?;
         Ok(out)
@@ -62,6 +63,7 @@ impl SegmentStore {
         len: u64,
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let (offset, len) = self.check_range(offset, len)?;
+        self.codec_of(&key)?;
         let Some(state) = try_read(&self.state) else { return Ok(None) };
         let extents = state.lookup(&key, offset, offset + len);
         drop(state);
@@ -142,6 +144,13 @@ impl SegmentStore {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(ReadFault::Gone(*e)),
             Err(err) => return Err(StoreError::io("open", name())(err).into()),
         };
+        if e.packed().is_some() {
+            return match patience {
+                Patience::Wait => self.read_packed(key, e, file.as_ref(), out),
+                // Decoding takes longer than handing it to another thread.
+                Patience::Now => Err(ReadFault::WouldWait),
+            };
+        }
         let mut from = e.offset;
         while from < e.end() {
             let to = (from / BLOCK * BLOCK + STEP_BLOCKS * BLOCK).min(e.end());

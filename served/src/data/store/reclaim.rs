@@ -281,6 +281,9 @@ impl SegmentStore {
 
     /// `false`: it has changed meanwhile.
     fn move_piece(&self, key: &ChunkKey, piece: Extent) -> Result<bool, StoreError> {
+        if piece.packed().is_some() {
+            return self.move_packed(key, piece);
+        }
         if !piece.is_bad() {
             match self.rewrite(*key, piece.offset, piece.end(), &[piece], Space::UseReserve) {
                 Err(StoreError::Corrupt { .. }) => {}

@@ -5,9 +5,10 @@ use std::io;
 use super::disk::{DiskFile, read_full};
 use super::error::StoreError;
 use super::format::{
-    BLOCK, CRC_LEN, ChunkSeed, RECORD_ALIGN, RECORD_HEADER_LEN, RECORD_MAGIC, RecordHeader,
+    BLOCK, CRC_LEN, ChunkSeed, Form, RECORD_ALIGN, RECORD_HEADER_LEN, RECORD_MAGIC, RecordHeader,
     SegmentId, SegmentSeed, block_at, get_u32, segment_name,
 };
+use super::packed::verify_packed;
 
 /// What is at a position of a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -153,6 +154,9 @@ pub(super) fn verify_payload(
     let mut bad: Vec<BadRange> = Vec::new();
     if h.stored() == 0 {
         return Ok(bad);
+    }
+    if let Form::Packed { offset, len, .. } = h.form {
+        return verify_packed(file, at, h, (offset, len));
     }
     let seed = ChunkSeed::new(&h.key);
     let end = h.offset + h.len;

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use lru::LruCache;
 
+use super::body::Codecs;
 use super::chunk::Chunk;
 use super::config::StoreConfig;
 use super::disk::{Access, Disk, DiskFile, RealDisk, read_full, write_all};
@@ -38,6 +39,8 @@ pub struct SegmentStore {
     /// Segments open for reading. Opened under the lock, so that a removed one cannot come back.
     files: Mutex<LruCache<SegmentId, Arc<dyn DiskFile>>>,
     pub(super) reclaimer: Mutex<Reclaimer>,
+    /// How the chunks of volumes are written, by their numbers. All others are written as they are.
+    pub(super) codecs: Codecs,
     /// The log up to this sequence number is in the snapshot on disk.
     pub(super) snapshot_seq: AtomicU64,
 }
@@ -51,6 +54,8 @@ pub struct Usage {
     pub free_bytes: u64,
     /// Bytes of chunks.
     pub live_bytes: u64,
+    /// What they take in the segments: less if they are compressed. An estimate where segments hold dead data too.
+    pub stored_bytes: u64,
     /// Bytes of segment files that nobody needs.
     pub dead_bytes: u64,
     /// Those of them that a full store wins back: segments of which almost all lives stay as they are.
@@ -239,6 +244,7 @@ impl SegmentStore {
             state: RwLock::new(state),
             files: Mutex::new(LruCache::new(open_files)),
             reclaimer: Mutex::new(Reclaimer::default()),
+            codecs: Codecs::default(),
             snapshot_seq: AtomicU64::new(0),
         };
         // Before anything else: once the damage is gone from the log, nothing else tells.
@@ -347,6 +353,7 @@ impl SegmentStore {
             capacity_bytes,
             free_bytes,
             live_bytes: state.segments.values().map(|s| s.live).sum(),
+            stored_bytes: state.segments.values().map(|s| s.live_stored()).sum(),
             dead_bytes: state.segments.values().map(|s| s.reclaimable()).sum(),
             reclaimable_bytes: state
                 .segments

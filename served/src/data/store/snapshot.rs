@@ -12,15 +12,17 @@
 //!   carrier u64 (0: with data)`, per extent `offset u32, len
 //!   u32, segment u32, position u32, record offset u32, record length u32`.
 //!
+//! The top bit of a record's length says that its payload is packed.
+//!
 //! It changes by raising the version; a program ignores a snapshot of a version that it does not know, and rebuilds. In
-//! version 1 a chunk has neither version nor carrier: all of them are 0 then, in the log too.
+//! version 1 a chunk has neither version nor carrier: all of them are 0 then, in the log too. In versions 1 and 2 nothing is packed.
 
 use std::io::IoSlice;
 
 use super::chunk::Chunk;
 use super::disk::{DiskFile, read_full, write_all};
 use super::error::StoreError;
-use super::extent::{Extent, Extents};
+use super::extent::{Extent, Extents, PACKED};
 use super::format::{
     FIRST_RECORD, LogPos, MAX_CHUNK_BYTES, MAX_SEGMENT, MAX_SEQ, SegmentId, StoreId, get_u32,
 };
@@ -30,7 +32,7 @@ use super::state::{SegmentInfo, State};
 pub(super) const SNAPSHOT_FILE: &str = "index.snap";
 pub(super) const SNAPSHOT_TEMP: &str = "index.tmp";
 const MAGIC: &[u8; 8] = b"NETFSIDX";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const FRAME_FULL: usize = 1 << 20;
 const FRAME_MAX: usize = FRAME_FULL + (64 << 10);
 /// Positions in a segment have 32 bits.
@@ -246,7 +248,9 @@ impl Reader<'_> {
             let at = LogPos { segment: self.u32()?, at: self.u32()? };
             let (record_offset, record_len) = (self.u32()?, self.u32()?);
             let end = u64::from(offset) + u64::from(len);
-            let record_end = u64::from(record_offset) + u64::from(record_len);
+            let packed = format >= 3 && record_len & PACKED != 0;
+            let payload = if packed { record_len & !PACKED } else { record_len };
+            let record_end = u64::from(record_offset) + u64::from(payload);
             let in_record = record_len == 0 || (offset >= record_offset && end <= record_end);
             let in_chunk = end.max(record_end) <= MAX_CHUNK_BYTES;
             if len == 0 || u64::from(offset) < free_from || !in_chunk || !in_record {

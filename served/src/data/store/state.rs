@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::chunk::Chunk;
-use super::extent::Extent;
-use super::format::{FIRST_RECORD, Kind, LogPos, RECORD_HEADER_LEN, RecordHeader, SegmentId};
+use super::extent::{Extent, PACKED};
+use super::format::{FIRST_RECORD, Form, Kind, LogPos, RECORD_HEADER_LEN, RecordHeader, SegmentId};
 use super::index::{Detached, Index};
 use super::key::{ChunkKey, ChunkVersion};
 
@@ -61,6 +61,13 @@ impl SegmentInfo {
             return records;
         }
         (u128::from(records) * u128::from(self.dead()) / u128::from(self.data)) as u64
+    }
+
+    /// Bytes of its records that hold what lives.
+    pub(super) fn live_stored(&self) -> u64 {
+        let records = self.len.saturating_sub(FIRST_RECORD + self.tombs);
+        let live = u128::from(self.live.min(self.data));
+        (u128::from(records) * live / u128::from(self.data.max(1))) as u64
     }
 
     /// Bytes of tombstones that go with it if they hide nothing any more.
@@ -258,12 +265,17 @@ pub(super) fn tally(gone: &Detached) -> BTreeMap<SegmentId, Freed> {
 
 fn new_extent(at: LogPos, h: &RecordHeader) -> Extent {
     let bad = h.kind == Kind::Bad;
+    let (record_offset, record_len) = match h.form {
+        _ if bad => (h.offset, 0),
+        Form::Blocks => (h.offset, h.len),
+        Form::Packed { offset, len, .. } => (offset, len | PACKED),
+    };
     let payload = if bad { at.at } else { at.at + RECORD_HEADER_LEN as u32 };
     Extent {
         offset: h.offset,
         len: h.len,
         at: LogPos { segment: at.segment, at: payload },
-        record_offset: h.offset,
-        record_len: if bad { 0 } else { h.len },
+        record_offset,
+        record_len,
     }
 }

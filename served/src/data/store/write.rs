@@ -8,7 +8,6 @@ use super::extent::Extent;
 use super::format::{BLOCK, Kind, MAX_CHUNK_BYTES};
 use super::key::{ChunkKey, ChunkVersion, FileKey};
 use super::log::{Draft, Space};
-use super::payload::Payload;
 use super::read::{Patience, ReadFault};
 use super::segment_store::SegmentStore;
 use super::sync::{lock, read};
@@ -34,9 +33,11 @@ impl SegmentStore {
         if len == 0 {
             return self.stamp(key, version).map(|_| 0);
         }
-        let payload = Payload::new(&key, offset, len, data.iter().map(AsRef::as_ref));
-        let slices = payload.slices();
+        let pieces: Vec<&[u8]> = data.iter().map(AsRef::as_ref).collect();
+        let body = self.body(&key, offset, len, &pieces)?;
+        let slices = body.slices();
         let draft = Draft::range(Kind::Write, key, offset, len).with_version(version);
+        let draft = draft.with_form(body.form());
         let grown = self.with_room(|| self.commit(&draft, &slices, Space::Keep, None))?;
         Ok(grown.unwrap_or(0) + self.after_write(key, offset, len)?)
     }
@@ -225,9 +226,10 @@ impl SegmentStore {
             Err(ReadFault::Gone(_) | ReadFault::WouldWait) => return Ok(None),
             Err(ReadFault::Failed(e)) => return Err(e),
         }
-        let payload = Payload::new(&key, from, to - from, std::iter::once(data.as_slice()));
-        let draft = Draft::range(Kind::Write, key, from, to - from);
-        self.commit(&draft, &payload.slices(), space, Some(pieces))
+        let data = [data.as_slice()];
+        let body = self.body(&key, from, to - from, &data)?;
+        let draft = Draft::range(Kind::Write, key, from, to - from).with_form(body.form());
+        self.commit(&draft, &body.slices(), space, Some(pieces))
     }
 }
 

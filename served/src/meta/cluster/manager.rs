@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use netfs_common::class::Class;
+use netfs_common::coding::Coding;
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
 use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica};
 use netfs_common::wire::cluster::Work;
@@ -474,6 +475,14 @@ impl Manager {
             self.state.add_pool(volume, groups, replicas, 1);
         }
         self.plan(now);
+        self.changed()
+    }
+
+    /// How a volume's chunks are stored from now on.
+    pub fn set_coding(&mut self, volume: u64, coding: Coding) -> bool {
+        for pool in self.state.pools.iter_mut().filter(|pool| pool.pool.volume == volume) {
+            pool.pool.coding = coding.clone();
+        }
         self.changed()
     }
 

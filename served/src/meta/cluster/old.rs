@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use bincode::{Decode, Encode};
 use netfs_common::class::Class;
+use netfs_common::coding::Coding;
 use netfs_common::id::{Epoch, GroupId, ServerId};
 use netfs_common::map::{Chain, Pool};
 
 use super::state::{Duty, PoolState, ServerState, State, StoreId};
 use super::weight::Share;
 
-/// Format 1: volumes had one pool each, and shares were those of the capacities.
+/// Format 1: volumes had one pool each, nothing was compressed or encrypted, and shares were those of the capacities.
 #[derive(Encode, Decode)]
 pub(super) struct State1 {
     version: Epoch,
@@ -47,7 +48,14 @@ impl From<State1> for State {
         };
         let pool = |PoolState1 { replicas, volume, first, min_replicas, chains }| PoolState {
             replicas,
-            pool: Pool { volume, class: Class::DEFAULT, first, min_replicas, chains },
+            pool: Pool {
+                volume,
+                class: Class::DEFAULT,
+                first,
+                min_replicas,
+                coding: Coding::default(),
+                chains,
+            },
         };
         State {
             version: old.version,

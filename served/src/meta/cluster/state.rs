@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bincode::{Decode, Encode};
 use netfs_common::class::Class;
 use netfs_common::codec::{self, CodecError};
+use netfs_common::coding::Coding;
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
 use netfs_common::map::{Chain, ClusterMap, DataServer, MAX_REPLICAS, MapError, Pool, Replica};
 
@@ -136,7 +137,8 @@ impl State {
     pub fn add_pool(&mut self, volume: u64, groups: u32, replicas: u8, min_replicas: u8) {
         let (first, chains) = self.new_groups(groups);
         let replicas = replicas.clamp(1, MAX_REPLICAS as u8);
-        let pool = Pool { volume, class: Class::DEFAULT, first, min_replicas, chains };
+        let (class, coding) = (Class::DEFAULT, Coding::default());
+        let pool = Pool { volume, class, first, min_replicas, coding, chains };
         self.pools.push(PoolState { replicas, pool });
     }
 

@@ -144,6 +144,7 @@ pub type Opened = (String, Result<Engine, VolumeError>);
 pub fn open_all(
     dir: &Path,
     wanted: &[String],
+    encrypted: impl Fn(&str) -> bool,
     config: EngineConfig,
 ) -> Result<Vec<Opened>, VolumeError> {
     let present = list(dir)?;
@@ -153,7 +154,7 @@ pub fn open_all(
         open.push((name.clone(), open_one(dir, name, config).map(|(engine, _)| engine)));
     }
     for name in missing {
-        open.push((name.clone(), create(dir, name, config)));
+        open.push((name.clone(), create(dir, name, encrypted(name), config)));
     }
     Ok(open)
 }
@@ -173,11 +174,16 @@ fn open_one(dir: &Path, name: &str, config: EngineConfig) -> Result<(Engine, boo
     Ok((engine, report.created))
 }
 
-/// Makes a volume.
+/// Makes a volume. If it is to be encrypted, no contents of files are kept in their inodes, which are not.
 ///
 /// # Errors
 /// When there is one of this name, or it cannot be made.
-pub fn create(dir: &Path, name: &str, config: EngineConfig) -> Result<Engine, VolumeError> {
+pub fn create(
+    dir: &Path,
+    name: &str,
+    encrypted: bool,
+    config: EngineConfig,
+) -> Result<Engine, VolumeError> {
     check_name(name)?;
     if dir.join(name).join("FORMAT").exists() {
         return Err(VolumeError::Exists(name.into()));
@@ -190,7 +196,10 @@ pub fn create(dir: &Path, name: &str, config: EngineConfig) -> Result<Engine, Vo
     let number = number_for(dir, name)?;
     let mut id = [0; 8];
     getrandom::fill(&mut id).map_err(|e| VolumeError::io(dir)(e.into()))?;
-    let settings = Settings { first_ino: (number << INODE_BITS) + 2, ..Settings::default() };
+    let mut settings = Settings { first_ino: (number << INODE_BITS) + 2, ..Settings::default() };
+    if encrypted {
+        settings.inline_limit = 0;
+    }
     let new = NewVolume { id: u64::from_le_bytes(id), settings, time: now() };
     match open_one(dir, name, EngineConfig { new_volume: Some(new), ..config })? {
         (engine, true) => Ok(engine),
@@ -331,7 +340,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let config = EngineConfig::default();
         let first = |name| {
-            let engine = create(dir.path(), name, config).unwrap();
+            let engine = create(dir.path(), name, false, config).unwrap();
             engine.volume().unwrap().settings.first_ino
         };
         assert_eq!(first("a"), 2);
@@ -339,10 +348,10 @@ mod tests {
         fs::remove_dir_all(dir.path().join("b")).unwrap();
         assert_eq!(first("b"), (2 << 48) + 2);
         assert_eq!(list(dir.path()).unwrap(), ["a", "b"]);
-        let again = create(dir.path(), "a", config).err().map(|e| e.to_string());
+        let again = create(dir.path(), "a", false, config).err().map(|e| e.to_string());
         assert!(again.is_some_and(|e| e.contains("already")));
         fs::remove_file(dir.path().join(NEXT_VOLUME)).unwrap();
-        assert!(matches!(create(dir.path(), "c", config), Err(VolumeError::BadNumber(_))));
+        assert!(matches!(create(dir.path(), "c", false, config), Err(VolumeError::BadNumber(_))));
     }
 
     #[test]
@@ -351,18 +360,19 @@ mod tests {
         let config = EngineConfig::default();
         // The disk is too full for it.
         let full = EngineConfig { reserve_bytes: u64::MAX, ..config };
-        let refused = open_all(dir.path(), &["v".into()], full).unwrap().pop().unwrap().1;
+        let refused =
+            open_all(dir.path(), &["v".into()], |_| false, full).unwrap().pop().unwrap().1;
         assert!(refused.err().is_some_and(|e| e.to_string().contains("cannot be made")));
         assert_eq!(list(dir.path()).unwrap(), Vec::<String>::new());
-        let engine = create(dir.path(), "v", config).unwrap();
+        let engine = create(dir.path(), "v", false, config).unwrap();
         assert_eq!(engine.volume().unwrap().settings.first_ino, 2, "no number is lost");
         drop(engine);
-        let again = open_all(dir.path(), &["v".into()], config).unwrap();
+        let again = open_all(dir.path(), &["v".into()], |_| false, config).unwrap();
         assert!(again.len() == 1 && again[0].1.is_ok());
         drop(again);
         // One that is damaged does not keep the others down.
         fs::write(dir.path().join("v/FORMAT"), "not what was here").unwrap();
-        let both = open_all(dir.path(), &["w".into()], config).unwrap();
+        let both = open_all(dir.path(), &["w".into()], |_| false, config).unwrap();
         let (v, w) = (&both[0], &both[1]);
         assert!(v.0 == "v" && v.1.is_err() && w.0 == "w" && w.1.is_ok());
     }

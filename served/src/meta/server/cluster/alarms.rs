@@ -24,6 +24,7 @@ impl Cluster {
             lines.push("there is no data server; add one with `netfs data add`".into());
         }
         core.of_servers(now, &mut lines);
+        core.of_keys(names, &mut lines);
         for ((volume, class), condition) in core.conditions(now) {
             let name = names.get(&volume).map_or_else(|| format!("number {volume}"), Clone::clone);
             core.of_volume(&of_class(&name, class), &condition, now, &mut lines);
@@ -90,6 +91,20 @@ impl Core {
                 lines.push(format!(
                     "data server {name} cannot be drained: {most} replicas are wanted, and only {takers} other data \
                      servers take data"
+                ));
+            }
+        }
+    }
+
+    fn of_keys(&self, names: &BTreeMap<u64, String>, lines: &mut Vec<String>) {
+        for (id, figures) in &self.figures {
+            for volume in &figures.locked {
+                let name =
+                    names.get(volume).map_or_else(|| format!("number {volume}"), Clone::clone);
+                lines.push(format!(
+                    "data server {} has no key for volume {name}, which is encrypted, and takes none of its data: set \
+                     data.key_file there",
+                    self.name_of(*id)
                 ));
             }
         }

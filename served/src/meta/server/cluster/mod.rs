@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use netfs_common::class::Class;
 use netfs_common::codec::{self, CodecError};
+use netfs_common::coding::Coding;
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId};
 use netfs_common::map::{ClusterMap, Replica};
 use netfs_common::net::{Bulk, Channel};
@@ -92,6 +93,8 @@ struct Figures {
     chunks: u64,
     lacking: BTreeMap<GroupId, Option<u64>>,
     counts: Counts,
+    /// Volumes for which it has no key.
+    locked: Vec<u64>,
 }
 
 /// What everybody may know: it is stored.
@@ -167,19 +170,15 @@ impl Cluster {
         }))
     }
 
-    /// Whether a volume has its groups.
-    pub(super) fn has_pool(&self, volume: u64) -> bool {
-        self.published.borrow().map.pools.iter().any(|pool| pool.volume == volume)
-    }
-
     /// Makes sure that a volume has its groups; stored when it returns.
     pub(super) fn ensure_pool(
         &self,
         dir: &Path,
         volume: u64,
         options: PoolOptions,
+        coding: Coding,
     ) -> Result<(), MetaError> {
-        let PoolOptions { replicas, groups } = options;
+        let PoolOptions { replicas, groups, .. } = options;
         let before = self.lock().manager.state().clone();
         if before.pools.iter().any(|pool| pool.pool.volume == volume) {
             return Ok(());
@@ -187,7 +186,33 @@ impl Cluster {
         let mut with = before;
         with.add_pool(volume, groups, replicas, 1);
         check_size(&with)?;
-        self.with(|manager, now| manager.ensure_pool(now, volume, groups, replicas));
+        self.with(|manager, now| {
+            manager.ensure_pool(now, volume, groups, replicas);
+            manager.set_coding(volume, coding);
+        });
+        self.store_now(dir)
+    }
+
+    /// How the chunks of a volume are stored.
+    pub(super) fn coding(&self, volume: u64) -> Option<Coding> {
+        let published = self.published.borrow();
+        let mut pools = published.map.pools.iter();
+        pools.find(|pool| pool.volume == volume).map(|pool| pool.coding.clone())
+    }
+
+    /// Has the chunks of a volume stored in another way from now on; stored when it returns.
+    pub(super) fn set_coding(
+        &self,
+        dir: &Path,
+        volume: u64,
+        coding: Coding,
+    ) -> Result<(), MetaError> {
+        self.with(|manager, _| manager.set_coding(volume, coding));
+        self.store_now(dir)
+    }
+
+    /// Stores and publishes the state, before [`Cluster::run`].
+    fn store_now(&self, dir: &Path) -> Result<(), MetaError> {
         let state = self.lock().manager.state().clone();
         StateFile::of(dir).write(&state)?;
         self.publish(&state)?;
@@ -422,7 +447,7 @@ impl Cluster {
 
     /// A server has answered.
     fn heard(&self, server: ServerId, reply: BeatReply) {
-        let BeatReply { live, chunks, lacking, counts, .. } = reply;
+        let BeatReply { live, chunks, lacking, counts, locked, .. } = reply;
         let report = Report {
             instance: reply.instance,
             store: StoreId(reply.store),
@@ -441,7 +466,7 @@ impl Cluster {
         self.with(|manager, now| manager.heard(now, server, report));
         let mut core = self.lock();
         if core.manager.state().servers.contains_key(&server) {
-            core.figures.insert(server, Figures { live, chunks, lacking, counts });
+            core.figures.insert(server, Figures { live, chunks, lacking, counts, locked });
         }
         let Core { manager, figures, .. } = &mut *core;
         figures.retain(|id, _| manager.state().servers.contains_key(id));
@@ -470,9 +495,11 @@ fn check_size(state: &State) -> Result<(), MetaError> {
     /// At most, of a replica and of a chain, as they are encoded.
     const REPLICA: u64 = 3 + 9;
     const CHAIN: u64 = 9 + 9 + 3;
+    /// The key of a volume.
+    const CODING: u64 = 3 + 12 + 48;
     let of_pool = |replicas: u8, groups: usize| {
         // The learner, and one more while a replica is replaced.
-        (CHAIN + REPLICA * (u64::from(replicas) + 2)) * groups as u64 + 32
+        (CHAIN + REPLICA * (u64::from(replicas) + 2)) * groups as u64 + CODING + 32
     };
     let pools = state.pools.iter().map(|pool| of_pool(pool.replicas, pool.pool.chains.len()));
     let servers = state

@@ -187,6 +187,7 @@ impl Fake {
             broken: Vec::new(),
             stalled: Vec::new(),
             lacking: Vec::new(),
+            locked: Vec::new(),
             counts: Counts::default(),
             work: Work::default(),
         }))
@@ -213,7 +214,14 @@ impl World {
             ..Config::default()
         };
         let cluster = Cluster::open(dir.path(), &data, config, DEADLINE).unwrap();
-        cluster.ensure_pool(dir.path(), 0, PoolOptions { replicas: 2, groups: 8 }).unwrap();
+        cluster
+            .ensure_pool(
+                dir.path(),
+                0,
+                PoolOptions { replicas: 2, groups: 8, ..PoolOptions::default() },
+                Coding::default(),
+            )
+            .unwrap();
         let tls = identity.client_config().unwrap();
         let dialer = Dialer::new(tls, Limits::default(), NetMetrics::default()).unwrap();
         let lives = [InstanceId(1), InstanceId(2)];
