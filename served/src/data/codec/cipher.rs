@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use netfs_common::coding::Cipher;
-use ring::aead::{
-    AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey,
-};
+use ring::aead::{AES_256_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, Salt};
 
 use super::table::Frame;
@@ -36,6 +34,12 @@ pub struct VolumeKey {
 impl VolumeKey {
     pub(super) fn new(cipher: Cipher, bytes: [u8; 32]) -> VolumeKey {
         VolumeKey { cipher, bytes: Arc::new(bytes) }
+    }
+
+    /// One that everybody knows.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn fixed(cipher: Cipher, bytes: [u8; 32]) -> VolumeKey {
+        VolumeKey::new(cipher, bytes)
     }
 
     /// Draws one.

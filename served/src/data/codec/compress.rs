@@ -40,9 +40,7 @@ pub(super) fn pack(how: Compression, data: &[u8], out: &mut Vec<u8>) -> Packing 
     let at = out.len();
     let (packing, room) = match how {
         Compression::None => (Packing::Plain, 0),
-        Compression::Lz4 => {
-            (Packing::Lz4, lz4_flex::block::get_maximum_output_size(data.len()))
-        }
+        Compression::Lz4 => (Packing::Lz4, lz4_flex::block::get_maximum_output_size(data.len())),
         Compression::Zstd => (Packing::Zstd, data.len()),
     };
     out.resize(at + room, 0);

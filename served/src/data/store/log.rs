@@ -10,8 +10,8 @@ use super::config::StoreConfig;
 use super::disk::{Disk, DiskFile, write_all};
 use super::error::StoreError;
 use super::format::{
-    FIRST_RECORD, FORMAT_VERSION, Form, HeaderBlock, Kind, LogPos, MAX_SEGMENT, MAX_SEQ, RECORD_ALIGN,
-    RecordHeader, SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId, segment_name,
+    FIRST_RECORD, FORMAT_VERSION, Form, HeaderBlock, Kind, LogPos, MAX_SEGMENT, MAX_SEQ,
+    RECORD_ALIGN, RecordHeader, SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId, segment_name,
 };
 use super::key::{ChunkKey, ChunkVersion};
 use super::sync::{lock, wait, wait_at_most};

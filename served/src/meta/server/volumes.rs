@@ -360,7 +360,8 @@ mod tests {
         let config = EngineConfig::default();
         // The disk is too full for it.
         let full = EngineConfig { reserve_bytes: u64::MAX, ..config };
-        let refused = open_all(dir.path(), &["v".into()], |_| false, full).unwrap().pop().unwrap().1;
+        let refused =
+            open_all(dir.path(), &["v".into()], |_| false, full).unwrap().pop().unwrap().1;
         assert!(refused.err().is_some_and(|e| e.to_string().contains("cannot be made")));
         assert_eq!(list(dir.path()).unwrap(), Vec::<String>::new());
         let engine = create(dir.path(), "v", false, config).unwrap();

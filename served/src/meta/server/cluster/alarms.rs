@@ -93,7 +93,8 @@ impl Core {
     fn of_keys(&self, names: &BTreeMap<u64, String>, lines: &mut Vec<String>) {
         for (id, figures) in &self.figures {
             for volume in &figures.locked {
-                let name = names.get(volume).map_or_else(|| format!("number {volume}"), Clone::clone);
+                let name =
+                    names.get(volume).map_or_else(|| format!("number {volume}"), Clone::clone);
                 lines.push(format!(
                     "data server {} has no key for volume {name}, which is encrypted, and takes none of its data: set \
                      data.key_file there",
