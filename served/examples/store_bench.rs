@@ -2,7 +2,7 @@
 //! the two take turns.
 //!
 //! `cargo run --release -p netfs-served --example store_bench -- [--rounds N] [--mib N] [--only PART] [--all] [DIR]`, or `scripts/bench-store`.
-//! PART: sequential, reads, durable or overwrites. Uses up to eight times `--mib` (512) of disk in a folder of its own below DIR, which it removes.
+//! PART: sequential, reads, durable, overwrites or codecs. Uses up to eight times `--mib` (512) of disk in a folder of its own below DIR, which it removes.
 
 #![allow(clippy::unwrap_used, reason = "a failure ends a measurement")]
 
@@ -11,10 +11,12 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
+use netfs_common::coding::{Cipher, Compression};
+use netfs_served::data::codec::{Codec, VolumeKey};
 use netfs_served::data::store::{ChunkKey, ChunkVersion, SegmentStore, StoreConfig};
 
 /// Bytes that are allocated.
@@ -148,9 +150,58 @@ fn main() {
         ("reads", reads),
         ("durable", durable),
         ("overwrites", overwrites),
+        ("codecs", codecs),
     ] {
         if options.wants(part) {
             measure(dir.path(), &options);
+        }
+    }
+}
+
+/// Appending and random reads with each codec, of data of which half can be compressed. Against the same without any.
+fn codecs(dir: &Path, options: &Options) {
+    let ways = [Compression::None, Compression::Lz4, Compression::Zstd];
+    let ciphers = [None, Some(Cipher::Aes256Gcm), Some(Cipher::ChaCha20Poly1305)];
+    let mib = options.mib.min(256);
+    let mut dice = Dice(11);
+    // Lines of text, each with as many random characters.
+    let mut data = Vec::with_capacity(MIB as usize + 64);
+    while data.len() < MIB as usize {
+        data.extend_from_slice(b"2026-11-22 04:40:01 INFO request ");
+        data.extend((0..33).map(|_| b' ' + dice.below(90) as u8));
+    }
+    data.truncate(MIB as usize);
+    let mut base = None;
+    for cipher in ciphers {
+        for way in ways {
+            let key = cipher.map(|cipher| VolumeKey::draw(cipher).unwrap());
+            let cipher = cipher.map_or("none".into(), |cipher| cipher.to_string());
+            let home = dir.join(format!("codec-{way:?}-{cipher}"));
+            let store = open(&home, StoreConfig { reserve_bytes: 0, ..StoreConfig::default() });
+            store.set_codec(0, Some(Arc::new(Codec::new(way, key))));
+            let appended = per_second(mib, || {
+                for n in 0..mib {
+                    let (key, at) = place(1, n * MIB);
+                    store.write(key, at, &[&data], ChunkVersion(n)).unwrap();
+                }
+            });
+            let count = 4000;
+            let mut dice = Dice(5);
+            let read = per_second(count, || {
+                for _ in 0..count {
+                    let (key, at) = place(1, dice.below(mib * MIB / 4096) * 4096);
+                    store.read(key, at, 4096).unwrap();
+                }
+            });
+            let (append_base, read_base) = *base.get_or_insert((appended, read));
+            let usage = store.usage().unwrap();
+            let size = usage.stored_bytes as f64 / usage.live_bytes as f64;
+            let what = format!("{way:?}, {cipher}, to {size:.2}");
+            let (a, r) = (appended / append_base, read / read_base);
+            println!("| append: {what} | MiB/s | {append_base:.0} | {appended:.0} | {a:.2} | | |");
+            println!("| read 4 KiB: {what} | /s | {read_base:.0} | {read:.0} | {r:.2} | | |");
+            drop(store);
+            std::fs::remove_dir_all(home).unwrap();
         }
     }
 }

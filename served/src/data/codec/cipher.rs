@@ -36,6 +36,12 @@ impl VolumeKey {
         VolumeKey { cipher, bytes: Arc::new(bytes) }
     }
 
+    /// One that everybody knows.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn fixed(cipher: Cipher, bytes: [u8; 32]) -> VolumeKey {
+        VolumeKey::new(cipher, bytes)
+    }
+
     /// Draws one.
     ///
     /// # Errors

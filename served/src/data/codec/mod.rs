@@ -34,13 +34,15 @@ mod table;
 #[cfg(test)]
 mod tests;
 
-use netfs_common::coding::Compression;
+use netfs_common::coding::{Cipher, Compression};
 
 use crate::data::store::ChunkKey;
 pub use cipher::VolumeKey;
 use cipher::{RangeKey, TAG};
 use compress::Packing;
 pub use keys::{KeyError, KeyFile};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use table::seal_checksums;
 pub(crate) use table::{Frame, HEAD, Table};
 use table::{cut, frame_count};
 
@@ -72,10 +74,18 @@ pub enum CodecError {
 }
 
 /// How the bytes of a volume are written, and the key to read them.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Codec {
     compression: Compression,
     key: Option<VolumeKey>,
+    /// Sizes of frames that may be compressed, and of others, as powers of two.
+    bits: (u8, u8),
+}
+
+impl Default for Codec {
+    fn default() -> Self {
+        Codec::new(Compression::None, None)
+    }
 }
 
 /// A range of bytes in pieces.
@@ -84,7 +94,18 @@ pub type Pieces<'a> = &'a [&'a [u8]];
 impl Codec {
     /// For a volume.
     pub fn new(compression: Compression, key: Option<VolumeKey>) -> Codec {
-        Codec { compression, key }
+        Codec { compression, key, bits: (PACKED_FRAME_BITS, SEALED_FRAME_BITS) }
+    }
+
+    /// With small frames, so that a short test has many.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn with_frames(self, bits: u8) -> Codec {
+        Codec { bits: (bits, bits), ..self }
+    }
+
+    /// The way of encryption.
+    pub(crate) fn cipher(&self) -> Option<Cipher> {
+        self.key.as_ref().map(VolumeKey::cipher)
     }
 
     /// Whether nothing is ever done to the bytes.
@@ -107,15 +128,15 @@ impl Codec {
         let tag = if self.key.is_some() { TAG } else { 0 };
         let mut packed = None;
         if self.compression != Compression::None {
-            let (out, saved) = pack(self.compression, (offset, data), PACKED_FRAME_BITS, tag);
-            packed = (saved >= len.div_ceil(WORTH)).then_some((out, PACKED_FRAME_BITS));
+            let (out, saved) = pack(self.compression, (offset, data), self.bits.0, tag);
+            packed = (saved >= len.div_ceil(WORTH)).then_some((out, self.bits.0));
         }
         let Some(key) = &self.key else {
             let Some((packed, bits)) = packed else { return Ok(None) };
             return Ok(Some(finish(packed, None, chunk, (offset, len as u32), bits)));
         };
         let (mut packed, bits) = packed.unwrap_or_else(|| {
-            (pack(Compression::None, (offset, data), SEALED_FRAME_BITS, tag).0, SEALED_FRAME_BITS)
+            (pack(Compression::None, (offset, data), self.bits.1, tag).0, self.bits.1)
         });
         let mut salt = [0; 16];
         getrandom::fill(&mut salt).map_err(|e| CodecError::Random(e.to_string()))?;

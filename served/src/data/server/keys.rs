@@ -193,3 +193,108 @@ fn write(dir: &Path, volumes: &[(u64, Coding)]) -> Result<(), KeysError> {
     };
     store().map_err(|source| KeysError::Io { path, source })
 }
+
+#[cfg(test)]
+mod tests {
+    use netfs_common::coding::{Cipher, Compression};
+    use netfs_common::id::{Epoch, GroupId};
+    use netfs_common::map::Pool;
+
+    use super::*;
+    use crate::data::store::{ChunkKey, ChunkVersion, StoreConfig, StoreError};
+
+    const VOLUME: u64 = 4;
+    const CHUNK: ChunkKey = ChunkKey { ino: VOLUME << 48 | 2, generation: 0, index: 0 };
+
+    struct World {
+        dir: tempfile::TempDir,
+        store: SegmentStore,
+    }
+
+    impl World {
+        fn new() -> World {
+            let dir = tempfile::tempdir().unwrap();
+            let config = StoreConfig { reserve_bytes: 0, ..StoreConfig::default() };
+            let store = SegmentStore::open(&dir.path().join("data"), config).unwrap().0;
+            World { dir, store }
+        }
+
+        fn key_file(&self, name: &str) -> PathBuf {
+            let path = self.dir.path().join(name);
+            if !path.exists() {
+                KeyFile::make(&path).unwrap();
+            }
+            path
+        }
+
+        fn open(&self, key: Option<&str>) -> Result<Keys, KeysError> {
+            let key = key.map(|name| self.key_file(name));
+            Keys::open(&self.dir.path().join("data"), key.as_deref())
+        }
+
+        fn sealed(&self, name: &str) -> Coding {
+            let key = VolumeKey::draw(Cipher::Aes256Gcm).unwrap();
+            let file = KeyFile::load(&self.key_file(name)).unwrap();
+            let key = Some(file.seal(VOLUME, &key).unwrap());
+            Coding { compression: Compression::None, key }
+        }
+
+        fn write(&self) -> Result<i64, StoreError> {
+            self.store.write(CHUNK, 0, &[b"data"], ChunkVersion(1))
+        }
+    }
+
+    fn map(coding: &Coding) -> ClusterMap {
+        let (first, chains) = (GroupId(0), Vec::new());
+        let coding = coding.clone();
+        let pool = Pool { volume: VOLUME, first, min_replicas: 1, coding, chains };
+        ClusterMap { version: Epoch(1), servers: Vec::new(), pools: vec![pool] }
+    }
+
+    #[test]
+    fn what_a_map_says_once_is_known_at_the_next_start() {
+        let world = World::new();
+        let keys = world.open(Some("key")).unwrap();
+        let coding = world.sealed("key");
+        keys.follow(&map(&coding), &world.store);
+        world.write().unwrap();
+        assert!(keys.locked().is_empty());
+        for wrong in [None, Some("other")] {
+            let error = world.open(wrong).unwrap_err().to_string();
+            assert!(error.contains("volume number 4"), "{error}");
+        }
+        let again = world.open(Some("key")).unwrap();
+        again.begin(&world.store);
+        assert_eq!(world.store.read(CHUNK, 0, 4).unwrap(), b"data");
+        // Compression may change.
+        let packed = Coding { compression: Compression::Zstd, ..coding.clone() };
+        again.follow(&map(&packed), &world.store);
+        assert_eq!(read(&world.dir.path().join("data")).unwrap(), [(VOLUME, packed)]);
+        let path = world.dir.path().join("data").join(FILE);
+        fs::write(&path, b"something else than it was").unwrap();
+        assert!(matches!(world.open(Some("key")), Err(KeysError::Damaged(_))));
+    }
+
+    #[test]
+    fn a_volume_is_locked_when_its_key_is_not_at_hand_or_not_what_it_was() {
+        let world = World::new();
+        let coding = world.sealed("key");
+        for wrong in [None, Some("other")] {
+            let keys = world.open(wrong).unwrap();
+            keys.follow(&map(&coding), &world.store);
+            assert_eq!(keys.locked(), [VOLUME]);
+            assert!(matches!(world.write(), Err(StoreError::NoKey { volume: VOLUME })));
+        }
+        let keys = world.open(Some("key")).unwrap();
+        keys.follow(&map(&coding), &world.store);
+        world.write().unwrap();
+        for bad in [Coding::default(), world.sealed("key"), world.sealed("other")] {
+            keys.follow(&map(&bad), &world.store);
+            assert_eq!(keys.locked(), [VOLUME]);
+            assert!(matches!(world.write(), Err(StoreError::NoKey { .. })), "{bad:?}");
+            keys.follow(&map(&coding), &world.store);
+            assert!(keys.locked().is_empty());
+            world.write().unwrap();
+        }
+    }
+}

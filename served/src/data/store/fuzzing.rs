@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use netfs_common::coding::{Cipher, Compression};
+use netfs_common::map::INODE_BITS;
+
 use super::check::check_disk;
 use super::disk::Disk;
 use super::disk::sim::SimDisk;
@@ -18,6 +21,7 @@ use super::format::{
 };
 use super::snapshot::{SNAPSHOT_FILE, frame_crc};
 use super::{ChunkKey, ChunkVersion, ScrubCursor, SegmentStore, StoreConfig, StoreError};
+use crate::data::codec::{Codec, VolumeKey, seal_checksums};
 use crate::fuzzing::{Input, put};
 
 const ID: StoreId = StoreId(*b"a store to fuzz!");
@@ -67,7 +71,22 @@ fn config() -> StoreConfig {
 }
 
 fn open(disk: &SimDisk) -> Result<(SegmentStore, super::RecoveryReport), StoreError> {
-    SegmentStore::open_on(Arc::new(disk.clone()), Path::new(DIR), config(), ID)
+    let opened = SegmentStore::open_on(Arc::new(disk.clone()), Path::new(DIR), config(), ID)?;
+    for (volume, codec) in (1..).zip(codecs()) {
+        opened.0.set_codec(volume, Some(Arc::new(codec)));
+    }
+    Ok(opened)
+}
+
+/// Of the volumes 1 to 3; what is in volume 0 is stored as it is.
+fn codecs() -> [Codec; 3] {
+    let key = |cipher| Some(VolumeKey::fixed(cipher, [7; 32]));
+    let codec = |compression, key| Codec::new(compression, key).with_frames(12);
+    [
+        codec(Compression::Lz4, None),
+        codec(Compression::Zstd, key(Cipher::Aes256Gcm)),
+        codec(Compression::None, key(Cipher::ChaCha20Poly1305)),
+    ]
 }
 
 /// A store as operations leave it.
@@ -77,7 +96,7 @@ fn build(disk: &SimDisk, input: &mut Input<'_>) {
         let op = input.byte();
         let which = input.byte();
         let key = ChunkKey {
-            ino: 1 + u64::from(which & 3),
+            ino: (1 + u64::from(which & 3)) | u64::from(which >> 4 & 3) << INODE_BITS,
             generation: 1,
             index: u64::from(which >> 2 & 3),
         };
@@ -144,15 +163,28 @@ impl Marks {
                     let seed = SegmentSeed::new(ID, id);
                     for at in self.records.get(&name).into_iter().flatten() {
                         let header = bytes.get_mut(*at as usize..).unwrap_or_default();
-                        if let Some(header) = header.first_chunk_mut::<RECORD_HEADER_LEN>() {
+                        if let Some((header, payload)) =
+                            header.split_first_chunk_mut::<RECORD_HEADER_LEN>()
+                        {
                             header[..4].copy_from_slice(&RECORD_MAGIC);
                             let crc = seed.crc(*at, header);
                             header[4..8].copy_from_slice(&crc.to_le_bytes());
+                            seal_packed(header, payload, seed, *at);
                         }
                     }
                 }
             });
         }
+    }
+}
+
+/// Makes the checksums of a packed payload right.
+fn seal_packed(header: &[u8], payload: &mut [u8], seed: SegmentSeed, at: u64) {
+    let Some(header) = RecordHeader::decode(header, seed, at) else { return };
+    if let Form::Packed { offset, len, stored } = header.form
+        && let Some(payload) = payload.get_mut(..stored as usize)
+    {
+        seal_checksums(payload, &header.key, (offset, len));
     }
 }
 
@@ -215,7 +247,7 @@ fn edit(disk: &SimDisk, input: &mut Input<'_>, marks: &mut Marks) {
         }
         4 => new_segment(disk, input, marks),
         5..9 => {
-            // A field of a record.
+            // A field of a record, or of what comes after its header: there are the tables of packed payloads.
             let records = marks.records.get(&name).map(Vec::as_slice).unwrap_or_default();
             let nth = usize::from(input.byte());
             let record = records.get(nth % records.len().max(1)).copied().unwrap_or(0);
@@ -324,7 +356,7 @@ fn view(store: &SegmentStore, of: &[ChunkKey]) -> View {
         for n in blocks.take(BLOCKS_SEEN) {
             let bytes = match store.read(*key, n * block, block) {
                 Ok(bytes) => Some(bytes),
-                Err(StoreError::Corrupt { .. }) => None,
+                Err(StoreError::Corrupt { .. } | StoreError::NoKey { .. }) => None,
                 Err(e) => panic!("reading chunk {key}: {e}"),
             };
             seen.insert(n, bytes);

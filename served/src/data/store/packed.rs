@@ -137,9 +137,22 @@ impl SegmentStore {
         let range = e.packed().unwrap_or_default();
         let packed = Packed::open(file, e.at.at.into(), &key, range)
             .map_err(|l| lost(l, e.offset, e.len))?;
-        let codec = self.codec_of(&key)?.unwrap_or_else(|| Arc::new(Codec::default()));
-        let opener = codec.opener(&self.id().0, &packed.table);
-        let opener = opener.map_err(|error| self.not_coded(&key, error))?;
+        let codec = self.codec_of(&key)?;
+        // What is known of the volume and does not fit was not written here.
+        let known = codec.is_some();
+        let codec = codec.unwrap_or_else(|| Arc::new(Codec::default()));
+        let opener = codec.opener(&self.id().0, &packed.table).map_err(|error| match error {
+            CodecError::NoKey if known => {
+                corrupt(key, e.offset, e.len, "it is encrypted in another way than its volume")
+            }
+            error => self.not_coded(&key, error),
+        })?;
+        // Nor is anything taken for the volume's that did not need its key.
+        if codec.cipher() != packed.table.cipher() {
+            return Err(
+                corrupt(key, e.offset, e.len, "it is not encrypted as its volume is").into()
+            );
+        }
         let mut plain = Vec::new();
         for step in steps(packed.frames(e.offset, e.end())) {
             let (start, stop) =

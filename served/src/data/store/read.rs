@@ -144,6 +144,12 @@ impl SegmentStore {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(ReadFault::Gone(*e)),
             Err(err) => return Err(StoreError::io("open", name())(err).into()),
         };
+        // Anybody can write what is not encrypted.
+        if e.packed().is_none() && self.codec_of(&key)?.is_some_and(|c| c.cipher().is_some()) {
+            return Err(
+                corrupt(key, e.offset, e.len, "it is not encrypted as its volume is").into()
+            );
+        }
         if e.packed().is_some() {
             return match patience {
                 Patience::Wait => self.read_packed(key, e, file.as_ref(), out),

@@ -203,7 +203,12 @@ impl SegmentStore {
             }
             match self.rewrite(key, from, to, &pieces, Space::Keep) {
                 // The write itself succeeded. If there is no room, or damage, or somebody was faster, it stays in pieces.
-                Ok(None) | Err(StoreError::NoSpace { .. } | StoreError::Corrupt { .. }) => {}
+                Ok(None)
+                | Err(
+                    StoreError::NoSpace { .. }
+                    | StoreError::Corrupt { .. }
+                    | StoreError::NoKey { .. },
+                ) => {}
                 Ok(Some(bytes)) => grown += bytes,
                 Err(e) => return Err(e),
             }

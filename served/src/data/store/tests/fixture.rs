@@ -1,9 +1,14 @@
 //! The bytes on disk, pinned. A change of the format gets a new fixture beside these, and these must still open.
 
+use std::sync::Arc;
+
+use netfs_common::coding::Compression;
+
 use super::super::disk::Disk;
 use super::super::disk::sim::SimDisk;
 use super::super::{ChunkKey, ChunkVersion, StoreConfig};
 use super::{V0, assert_clean, key, open, small, try_open};
+use crate::data::codec::Codec;
 
 /// The files of a store, in hexadecimal.
 type Files = [(&'static str, &'static str); 3];
@@ -20,6 +25,14 @@ const FILES_V2: Files = [
     ("index.snap", include_str!("fixture_v2/snapshot.hex")),
 ];
 
+const FILES_V3: Files = [
+    ("store", include_str!("fixture_v3/store.hex")),
+    ("0000000000000001.seg", include_str!("fixture_v3/segment.hex")),
+    ("index.snap", include_str!("fixture_v3/snapshot.hex")),
+];
+
+/// In a volume that is compressed. What LZ4 makes of it may change with the library.
+const PACKED: ChunkKey = ChunkKey { ino: 1 << 48, generation: 1, index: 0 };
 const BIG: ChunkKey = ChunkKey { ino: 0x0102_0304_0506_0708, generation: 9, index: 10 };
 const BIG_VERSION: ChunkVersion = ChunkVersion(0x1112_1314_1516_1718);
 
@@ -46,6 +59,8 @@ fn make(disk: &SimDisk) {
     store.stamp(key(9, 0), ChunkVersion(7)).unwrap();
     store.punch(key(7, 0), 4096, 4, ChunkVersion(6)).unwrap();
     store.delete_chunks(8, 1, 2).unwrap();
+    store.set_codec(1, Some(Arc::new(Codec::new(Compression::Lz4, None).with_frames(12))));
+    store.write(PACKED, 4000, &[[b'z'; 200]], ChunkVersion(8)).unwrap();
     store.close().unwrap();
 }
 
@@ -53,7 +68,7 @@ fn make(disk: &SimDisk) {
 fn the_format_is_pinned() {
     let disk = SimDisk::new(1, 8 << 20);
     make(&disk);
-    for (name, expected) in FILES_V2 {
+    for (name, expected) in FILES_V3 {
         let bytes = disk.tamper(name, |b| b.clone());
         assert_eq!(to_hex(&bytes), expected, "{name}");
     }
@@ -99,5 +114,16 @@ fn a_store_of_version_2_opens() {
     each_opening(FILES_V2, |store| {
         let stamped = (key(9, 0), ChunkVersion(7));
         assert_eq!(versions(store), [(key(7, 0), ChunkVersion(6)), stamped, (BIG, BIG_VERSION)]);
+    });
+}
+
+#[test]
+fn a_store_of_version_3_opens() {
+    each_opening(FILES_V3, |store| {
+        let (stamped, packed) = ((key(9, 0), ChunkVersion(7)), (PACKED, ChunkVersion(8)));
+        let rest = [(key(7, 0), ChunkVersion(6)), stamped, packed, (BIG, BIG_VERSION)];
+        assert_eq!(versions(store), rest);
+        assert_eq!(store.read(PACKED, 4000, 200).unwrap(), [b'z'; 200]);
+        assert_eq!(store.read(PACKED, 4090, 10).unwrap(), [b'z'; 10]);
     });
 }

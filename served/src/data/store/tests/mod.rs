@@ -1,5 +1,6 @@
 //! Tests of the store as a whole.
 
+mod codecs;
 mod faults;
 mod fixture;
 mod model;

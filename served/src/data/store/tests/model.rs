@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use netfs_common::map::INODE_BITS;
+
 use super::super::disk::Disk;
 use super::super::disk::sim::{Dice, SimDisk};
 use super::super::snapshot::SNAPSHOT_FILE;
 use super::super::{ChunkKey, ChunkVersion, SegmentStore, StoreConfig, StoreError};
 use super::{KIB, assert_clean, assert_rebuilds, small, try_open};
+use crate::data::codec::Codec;
 
 const CHUNK: usize = 48 << 10;
 const INOS: u64 = 3;
@@ -17,10 +20,30 @@ const CHUNKS: u64 = 3;
 #[derive(Clone, Default, PartialEq)]
 struct Model(BTreeMap<ChunkKey, Content>);
 
+/// Each of a volume of its own.
+fn ino(n: u64) -> u64 {
+    n << INODE_BITS | n
+}
+
+/// How each volume is stored.
+struct Volumes(Vec<Codec>);
+
+impl Volumes {
+    fn random(dice: &mut Dice) -> Self {
+        Self((0..INOS).map(|_| super::codecs::some_codec(dice.below(9), 12)).collect())
+    }
+
+    fn begin(&self, store: &SegmentStore) {
+        for (volume, codec) in (1..).zip(&self.0) {
+            store.set_codec(volume, Some(Arc::new(codec.clone())));
+        }
+    }
+}
+
 type Content = (Arc<Vec<u8>>, ChunkVersion);
 
 fn all_keys() -> Vec<ChunkKey> {
-    let keys = (1..=INOS).flat_map(|ino| (0..CHUNKS).map(move |index| (ino, index)));
+    let keys = (1..=INOS).flat_map(|n| (0..CHUNKS).map(move |index| (ino(n), index)));
     keys.map(|(ino, index)| ChunkKey { ino, generation: 1, index }).collect()
 }
 
@@ -97,7 +120,7 @@ enum Op {
 impl Op {
     fn random(dice: &mut Dice) -> Self {
         let some_key = |dice: &mut Dice| ChunkKey {
-            ino: 1 + dice.below(INOS),
+            ino: ino(1 + dice.below(INOS)),
             generation: 1,
             index: dice.below(CHUNKS),
         };
@@ -244,6 +267,8 @@ fn one_history(seed: u64) {
     let mut dice = Dice(seed);
     let disk = SimDisk::new(seed ^ 0xd15c, 64 << 20);
     let mut store = try_open(&disk, small()).unwrap().0;
+    let volumes = Volumes::random(&mut dice);
+    volumes.begin(&store);
     let mut history = History { states: vec![(Model::default(), None)] };
     for _ in 0..4 {
         // Half of the lives end in the middle of some change.
@@ -289,14 +314,14 @@ fn one_history(seed: u64) {
             check_extents(&store, &found);
             assert_rebuilds(&store, &disk);
         }
-        store = restart(seed, store, &disk, &mut dice, &mut history);
+        store = restart(seed, (store, &volumes), &disk, &mut dice, &mut history);
     }
 }
 
 /// Ends the process, or the power; opens again, possibly interrupted; compares.
 fn restart(
     seed: u64,
-    store: SegmentStore,
+    (store, volumes): (SegmentStore, &Volumes),
     disk: &SimDisk,
     dice: &mut Dice,
     history: &mut History,
@@ -319,6 +344,7 @@ fn restart(
         disk.remove(SNAPSHOT_FILE).unwrap();
     }
     let (store, report) = try_open(disk, small()).unwrap_or_else(|e| panic!("seed {seed}: {e}"));
+    volumes.begin(&store);
     assert!(report.is_clean() && report.snapshot_fault.is_none(), "seed {seed}: {report:?}");
     let found = Model::of(&store);
     assert!(

@@ -303,16 +303,22 @@ fn a_listing_of_what_is_wanted_looks_at_so_many_chunks_only() {
     assert_eq!(store.list_where(key(11, 0), 5, |_| true), (vec![], None));
 }
 
-/// Segments of before there were versions are read, but take no new records.
+/// Segments of older programs are read, but take no new records.
 #[test]
-fn a_segment_of_version_1_is_not_appended_to() {
+fn a_segment_of_an_older_version_is_not_appended_to() {
+    for format in [1, 2] {
+        is_not_appended_to(format);
+    }
+}
+
+fn is_not_appended_to(format: u8) {
     let disk = SimDisk::new(1, 8 << 20);
     let store = open(&disk);
     store.write(key(1, 0), 0, &[[1; 100]], V0).unwrap();
     store.close().unwrap();
     for name in disk.list().unwrap().iter().filter(|name| name.ends_with(".seg")) {
         disk.tamper(name, |bytes| {
-            bytes[8] = 1;
+            bytes[8] = format;
             let crc = crc32fast::hash(&bytes[..60]);
             bytes[60..64].copy_from_slice(&crc.to_le_bytes());
         });
