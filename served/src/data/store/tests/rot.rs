@@ -196,6 +196,10 @@ fn the_stores_name_is_known_from_its_segments() {
         assert!(!report.identity_restored);
         store.close().unwrap();
     }
+    disk.tamper("store", |b| b.truncate(10));
+    let (store, report) = try_open(&disk, small()).unwrap();
+    assert!(report.identity_restored && store.identity() == id);
+    store.close().unwrap();
     // Without any segment that says it nobody knows.
     for name in segments(&disk) {
         disk.tamper(&name, |b| b[20] ^= 1);

@@ -166,10 +166,11 @@ impl Audit {
                 false => busy += 1,
             }
         }
+        let mut inos: Vec<Ino> = idle.keys().copied().collect();
         if self.dry_run {
-            return idle.into_values().for_each(|c| self.found(TAILS, chunk_named(c), 1, 0));
+            idle.values().for_each(|c| self.found(TAILS, chunk_named(*c), 1, 0));
+            inos.clear();
         }
-        let inos: Vec<Ino> = idle.keys().copied().collect();
         for batch in inos.chunks(BATCH) {
             let cut = match volume.sweep(Vec::new(), batch.to_vec()).await {
                 Ok(cut) => cut,
