@@ -132,7 +132,8 @@ async fn one(
     let (connection, bulk) = channel.peer(until).await?;
     let version = map.map.version;
     let (echo, has) = lock(&pulse).call(connection, version);
-    let echo = echo.filter(|_| cluster.is_settled(server));
+    let echo =
+        echo.filter(|_| cluster.is_settled(server) && cluster.published().map.version == version);
     let payload = if has { Payload::default() } else { map.bytes.clone().into() };
     let beat = Beat {
         server,

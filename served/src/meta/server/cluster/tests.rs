@@ -440,3 +440,37 @@ async fn a_store_at_another_address_is_the_same_server() {
         .await;
     world.until("it has its groups again", |map| replicas(map, 2)).await;
 }
+
+#[tokio::test]
+async fn cuts_and_fences_go_on_while_the_map_changes_all_the_time() {
+    let (dir, identity) = world();
+    let (a, b) = (Fake::start(&identity, 1), Fake::start(&identity, 2));
+    let world = World::new(&[&a, &b], dir, identity);
+    world.until("all groups have two replicas", |map| replicas(map, 2)).await;
+    let before = world.cluster.published().map.version;
+    let changes = async {
+        for round in 0u64.. {
+            let min = Some(1 + (round % 2) as u8);
+            let fewest = Operation::Replicas { volume: "v".into(), replicas: 2, min };
+            let done = world.cluster.operate(fewest, Some(0)).await;
+            assert!(matches!(done, Outcome::Done(_)), "{done:?}");
+        }
+    };
+    let work = async {
+        for index in 0..5 {
+            let attempt = world.link.begin().await.unwrap();
+            world.link.delete_from(&attempt, chunk(index)).await.unwrap();
+            world.link.flush(&attempt).await.unwrap();
+            world.link.fence(SessionId(20 + index)).await;
+        }
+    };
+    let in_time = async {
+        tokio::select! {
+            () = changes => {}
+            () = work => {}
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), in_time).await.unwrap();
+    let after = world.cluster.published().map.version;
+    assert!(after.0 > before.0 + 3, "it has hardly changed: {before:?} {after:?}");
+}
