@@ -557,14 +557,15 @@ impl Handler {
         let chunks = self.chunks.clone();
         let grown = self.replicas.blocking(move || chunks.delete(first)).await;
         let grown = grown.ok_or(Reply::Failed(Errno::EIO))?.map_err(|e| self.failed(&e))?;
-        let freed = grown.min(0).unsigned_abs();
+        let mut freed = grown.min(0).unsigned_abs();
         for heir in self.replicas.removed(&gone) {
             let view = self.replicas.view();
             let request = Request { at: At::Server, op: Op::Delete { first } };
             let deadline = Some(std::time::Instant::now() + HEIR_TIMEOUT);
             let peers = &self.replicas.peers;
             match peers.call(&view.map, heir, &request, Bytes::new(), deadline).await {
-                Ok((Reply::Deleted { .. }, _)) => {}
+                // It has nothing left to tell of it when it is asked itself.
+                Ok((Reply::Deleted { freed: there, .. }, _)) => freed = freed.saturating_add(there),
                 Ok(_) => return Err(Reply::Busy),
                 Err(error) => {
                     tracing::debug!(%error, "a learner did not remove chunks");
