@@ -65,7 +65,11 @@ impl<'a> World<'a> {
         let own = self.dir.join("meta");
         let mut options = MetaOptions::new(own, localhost(), at, self.pki.server.clone());
         options.volumes = vec!["v".into()];
-        options.pools = [("v".to_string(), PoolOptions { replicas: 1, groups: GROUPS })].into();
+        options.pools = [(
+            "v".to_string(),
+            PoolOptions { replicas: 1, groups: GROUPS, ..PoolOptions::default() },
+        )]
+        .into();
         options.cluster.deadline = Duration::from_secs(1);
         self.meta = Some(MetaServer::start(options).unwrap());
     }

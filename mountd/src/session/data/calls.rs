@@ -209,7 +209,14 @@ mod tests {
             learner: None,
         };
         let chains = chains.iter().map(chain).collect();
-        let pool = Pool { volume: 0, first: GroupId(0), min_replicas: 1, chains };
+        let pool = Pool {
+            volume: 0,
+            class: netfs_common::class::Class::DEFAULT,
+            first: GroupId(0),
+            min_replicas: 1,
+            coding: Default::default(),
+            chains,
+        };
         ClusterMap { version: Epoch(version), servers: Vec::new(), pools: vec![pool] }
     }
 

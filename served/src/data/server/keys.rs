@@ -247,7 +247,14 @@ mod tests {
     fn map(coding: &Coding) -> ClusterMap {
         let (first, chains) = (GroupId(0), Vec::new());
         let coding = coding.clone();
-        let pool = Pool { volume: VOLUME, first, min_replicas: 1, coding, chains };
+        let pool = Pool {
+            volume: VOLUME,
+            class: netfs_common::class::Class::DEFAULT,
+            first,
+            min_replicas: 1,
+            coding,
+            chains,
+        };
         ClusterMap { version: Epoch(1), servers: Vec::new(), pools: vec![pool] }
     }
 

@@ -427,22 +427,25 @@ impl Manager {
 
     /// Those that get data and are there are compared; of the others nothing is known.
     fn rebalance(&mut self, now: Duration) {
-        let loads: BTreeMap<ServerId, f64> = self
+        let demands: BTreeMap<ServerId, f64> = self
             .seen
             .iter()
             .filter(|(id, _)| self.verdict(**id, now) == Verdict::Alive)
             .filter(|(id, _)| self.state.servers.get(id).is_some_and(|s| s.duty == Duty::In))
-            .filter_map(|(id, seen)| Some((*id, seen.meter.load()?)))
+            .filter_map(|(id, seen)| {
+                let share = self.state.servers.get(id)?.share;
+                Some((*id, share.demand(seen.meter.load()?)))
+            })
             .collect();
-        let mean = loads.values().sum::<f64>() / (loads.len().max(1) as f64);
+        let mean = demands.values().sum::<f64>() / (demands.len().max(1) as f64);
         for (id, seen) in &self.seen {
             let Some(capacity) = seen.report.as_ref().map(|report| report.capacity) else {
                 continue;
             };
             let weight = self.state.weight_of(capacity);
             if let Some(server) = self.state.servers.get_mut(id) {
-                if let Some(load) = loads.get(id) {
-                    server.share = server.share.for_load(*load, mean);
+                if let Some(demand) = demands.get(id) {
+                    server.share = server.share.for_demand(*demand, mean);
                 }
                 server.weight = server.share.of(weight);
             }

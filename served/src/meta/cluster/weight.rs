@@ -2,12 +2,13 @@
 //!
 //! A data server counts the calls that its store has done and the time they took. The difference of two reports is how many calls
 //! were at work in it on the average: its *load*, which grows without bound where a server is too slow for what it is asked,
-//! be it for its disk, its processor or its neighbours. It is averaged over [`MEMORY`], and compared with the mean of all servers.
+//! be it for its disk, its processor or its neighbours. It is averaged over [`MEMORY`]. What it would be with the whole share, its *demand*, is
+//! compared with the mean of all servers.
 //!
 //! Loads vary all the time, and data that moves is load itself. So shares change only when an operator asks for it; by whole
-//! steps of a tenth, two at a time at most; only when the load is most of a step away from the mean; and they stay between a half and
-//! the whole of what the capacity says. When nobody has much to do nothing is learnt. There is always a server that is not busier than
-//! the mean, so not all shrink together: that would move data for nothing.
+//! steps of a tenth, two at a time at most; only when most of a step is asked for; and they stay between a half and the whole of what the
+//! capacity says. When nobody has much to do nothing is learnt. Who has not more demand than the mean gets the whole, so not
+//! all shrink together: that would move data for nothing.
 
 use std::time::Duration;
 
@@ -43,20 +44,24 @@ impl Share {
         self.0.saturating_mul(10)
     }
 
-    /// The share of a server with this load among servers with that mean load, after the share with which it came to it.
-    pub fn for_load(self, load: f64, mean: f64) -> Share {
+    /// What the load with this share would be with the whole, if it goes with the share.
+    pub fn demand(self, load: f64) -> f64 {
+        load * f64::from(Share::FULL.0) / f64::from(self.0.max(1))
+    }
+
+    /// The share that comes next for a server with this demand among servers with that mean demand.
+    pub fn for_demand(self, demand: f64, mean: f64) -> Share {
         if mean < IDLE {
             return self;
         }
-        let now = f64::from(self.0);
-        // With that the load would be the mean, if it goes with the share.
-        let ideal = now * mean / load.max(f64::MIN_POSITIVE);
+        let (now, full) = (f64::from(self.0), f64::from(Share::FULL.0));
+        let ideal = (full * mean / demand.max(f64::MIN_POSITIVE)).min(full);
         if (ideal - now).abs() < RELUCTANCE {
             return self;
         }
         let next = ideal.round().clamp(now - MAX_STEPS, now + MAX_STEPS);
         // Between 5 and 10.
-        Share(next.clamp(f64::from(Share::LEAST.0), f64::from(Share::FULL.0)) as u8)
+        Share(next.clamp(f64::from(Share::LEAST.0), full) as u8)
     }
 
     /// So much of a weight.
@@ -121,67 +126,63 @@ mod tests {
     }
 
     #[test]
-    fn a_share_falls_with_the_load_in_bounded_steps_and_never_out_of_its_bounds() {
+    fn a_share_falls_with_the_demand_in_bounded_steps_and_never_out_of_its_bounds() {
         for before in all() {
             let mut last = Share::FULL;
-            for load in 0..4000 {
-                let after = before.for_load(f64::from(load) / 100.0, 4.0);
-                assert!(after <= last || load == 0, "{before:?} at {load}");
+            for demand in 0..4000 {
+                let after = before.for_demand(f64::from(demand) / 100.0, 4.0);
+                assert!(after <= last, "{before:?} at {demand}");
                 assert!((Share::LEAST..=Share::FULL).contains(&after));
                 assert!(after.0.abs_diff(before.0) <= 2);
                 last = after;
             }
-            assert_eq!(before.for_load(4.0, 4.0), before, "who has the mean load keeps its share");
-            assert_eq!(before.for_load(f64::INFINITY, 4.0).0, (before.0 - 2).max(5));
-            assert_eq!(before.for_load(0.04, 0.01), before, "nobody has much to do");
+            let full = (before.0 + 2).min(Share::FULL.0);
+            assert_eq!(before.for_demand(4.0, 4.0).0, full, "no more than the mean");
+            assert_eq!(before.for_demand(f64::INFINITY, 4.0).0, (before.0 - 2).max(5));
+            assert_eq!(before.for_demand(0.04, 0.01), before, "nobody has much to do");
         }
     }
 
     #[test]
     fn noise_changes_nothing() {
-        for percent in 93..=107 {
-            let load = 4.0 * f64::from(percent) / 100.0;
-            assert_eq!(
-                all().map(|share| share.for_load(load, 4.0)).collect::<Vec<_>>(),
-                all().collect::<Vec<_>>()
-            );
+        for share in all() {
+            for percent in 93..=107 {
+                let right = 4.0 * 10.0 / f64::from(share.0);
+                let demand = right * f64::from(percent) / 100.0;
+                assert_eq!(share.for_demand(demand, 4.0), share, "{percent} %");
+            }
         }
     }
 
     #[test]
     fn a_slow_server_comes_to_rest_at_a_lower_share_and_back_when_it_is_well() {
-        // Three servers, one of which takes twice as long for a call; load goes with share and time per call.
-        let speeds = |slow: f64| [slow, 1.0, 1.0];
+        // Three servers, one of which takes so much longer for a call; load goes with share and time per call.
         let loads = |shares: &[Share; 3], slow: f64| -> [f64; 3] {
             let sum: f64 = shares.iter().map(|s| f64::from(s.0)).sum();
-            std::array::from_fn(|i| 9.0 * f64::from(shares[i].0) / sum * speeds(slow)[i])
+            std::array::from_fn(|i| {
+                9.0 * f64::from(shares[i].0) / sum * if i == 0 { slow } else { 1.0 }
+            })
+        };
+        let turns = |shares: &mut [Share; 3], slow| {
+            let mut steps = Vec::new();
+            for _ in 0..10 {
+                let now = loads(shares, slow);
+                let demands: [f64; 3] = std::array::from_fn(|i| shares[i].demand(now[i]));
+                let mean = demands.iter().sum::<f64>() / 3.0;
+                for (share, demand) in shares.iter_mut().zip(demands) {
+                    *share = share.for_demand(demand, mean);
+                }
+                steps.push(shares.map(Share::percent));
+            }
+            steps
         };
         let mut shares = [Share::FULL; 3];
-        let turns = |shares: &mut [Share; 3], slow| {
-            (0..10)
-                .map(|_| {
-                    let now = loads(shares, slow);
-                    let mean = now.iter().sum::<f64>() / 3.0;
-                    for (share, load) in shares.iter_mut().zip(now) {
-                        *share = share.for_load(load, mean);
-                    }
-                    *shares
-                })
-                .collect::<Vec<_>>()
-        };
-        let steps = turns(&mut shares, 2.0);
-        println!(
-            "a server at half the speed: {:?}",
-            steps.iter().map(|s| s.map(Share::percent)).collect::<Vec<_>>()
-        );
-        assert!(shares[0].0 <= 6 && shares[1..] == [Share::FULL; 2], "{shares:?}");
-        assert_eq!(steps[4], steps[9], "it rests");
-        let steps = turns(&mut shares, 1.0);
-        println!(
-            "and when it is well again: {:?}",
-            steps.iter().map(|s| s.map(Share::percent)).collect::<Vec<_>>()
-        );
-        assert!(shares[0].0 >= 9, "{shares:?}");
+        for (slow, rest) in [(2.0, 70), (6.0, 50), (1.0, 100)] {
+            let steps = turns(&mut shares, slow);
+            println!("a server that takes {slow} times as long: {:?}", &steps[..4]);
+            assert_eq!(steps[3], [rest, 100, 100]);
+            assert_eq!(steps[3], steps[9], "it rests");
+        }
     }
 
     #[test]

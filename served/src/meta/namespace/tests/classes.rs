@@ -122,7 +122,6 @@ fn a_file_that_is_made_again_after_a_failure_has_the_class_under_which_its_chunk
     // Emptied, it gets the generation that it had, unless that is none of its own.
     let empty =
         |ino| Op::SetAttr { ino: Ino(ino), set: SetAttr { size: Some(0), ..SetAttr::default() } };
-    world.op(wrote(Ino(50), three, 9)).unwrap_err();
     world.seq = 10;
     world.op(wrote(Ino(50), three, 9)).unwrap();
     replay(&mut world, 12, three + 7, 50, empty(50)).unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId};
 use netfs_common::map::{Chain, Replica};
 
-use super::{Config, Manager, Report, State, StoreId};
+use super::super::{Config, Manager, Report, State, StoreId};
 
 const SECOND: Duration = Duration::from_secs(1);
 

@@ -1,0 +1,4 @@
+//! Tests of the manager.
+
+mod failures;
+mod shares;
