@@ -108,7 +108,7 @@ async fn nothing_of_an_encrypted_volume_is_readable_and_servers_without_its_key_
     let dir = tempfile::tempdir().unwrap();
     let pki = make_pki(dir.path());
     let d = dir.path().display();
-    for name in ["key", "other"] {
+    for name in ["key", "key2"] {
         let made = run(&["key", "make", &format!("{d}/{name}")]);
         assert!(made.status.success(), "{made:?}");
         let mode = fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
@@ -143,9 +143,9 @@ async fn nothing_of_an_encrypted_volume_is_readable_and_servers_without_its_key_
     assert!(why.contains("data.key_file is not set"), "{why}");
     let why = refusal("meta", &config, &[elsewhere]);
     assert!(why.contains("meta.key_file is not set"), "{why}");
-    let why = refusal("data", &config, &[&format!("data.key_file={d}/other")]);
+    let why = refusal("data", &config, &[&format!("data.key_file={d}/key2")]);
     assert!(why.contains("is not the one"), "{why}");
-    let why = refusal("meta", &config, &[elsewhere, &format!("meta.key_file={d}/other")]);
+    let why = refusal("meta", &config, &[elsewhere, &format!("meta.key_file={d}/key2")]);
     assert!(why.contains("is not the one"), "{why}");
     let why = refusal("data", &config, &[&format!("data.key_file={d}/nowhere")]);
     assert!(why.contains("nowhere"), "{why}");
@@ -184,10 +184,10 @@ async fn a_data_server_without_the_key_stores_nothing_of_the_volume() {
     // Nothing of it is there, so it may start without, and with the key takes everything.
     let server =
         start(&config, &[format!("meta.key_file={d}/key"), format!("data.key_file={d}/key")]);
-    let meta = MetaClient::connect(&pki.client, server.meta, "main", 2).await.unwrap();
     let data = DataClient::connect(&pki.client, server.data).await.unwrap();
-    write_file(&meta, &data, ino, &[MARKER.to_vec()]).await;
-    drop((meta, data));
+    data.write(chunk(ino.0, 0), 0, MARKER).await;
+    assert_eq!(data.read(chunk(ino.0, 0), 0, MARKER.len() as u64).await, MARKER);
+    drop(data);
     stop(server);
     assert!(!holds(&dir.path().join("data"), MARKER));
 }
