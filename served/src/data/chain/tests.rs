@@ -50,8 +50,8 @@ fn a_read_waits_for_what_came_before_it_only_however_many_changes_follow() {
     let first = group.propose(CallId(1), Epoch(1), CHUNK, 1);
     assert_eq!((applied(&first), forwarded(&first)), (vec![v(1)], 1));
     assert!(group.read(CallId(100), Epoch(1), CHUNK).is_empty());
-    let mut next = 2;
     for round in 0..5u64 {
+        let next = 2 + round;
         // There is always another change under way.
         let more = group.propose(CallId(next), Epoch(1), CHUNK, next);
         assert_eq!((applied(&more), forwarded(&more)), (vec![], 1), "it is passed on at once");
@@ -63,7 +63,6 @@ fn a_read_waits_for_what_came_before_it_only_however_many_changes_follow() {
         // Somebody else wants to see the next one.
         assert!(group.read(CallId(101 + round), Epoch(1), CHUNK).is_empty());
         assert_eq!(applied(&group.withdraw(CallId(100 + round))), [v(next as u32)]);
-        next += 1;
     }
 }
 
