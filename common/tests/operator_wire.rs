@@ -47,7 +47,7 @@ fn operators() {
         notes: vec!["o".into()],
     };
     let pinned = "0c03010100017302030401016b050601016e01017501016f";
-    pin(&Response::Operated(Outcome::Audit(report)), pinned);
+    pin(&Response::Operated(Outcome::Audit(Box::new(report))), pinned);
     pin(&Response::Operated(Outcome::Done("ok".into())), "0c01026f6b");
     pin(&Response::Operated(Outcome::Refused("no".into())), "0c02026e6f");
     let line = ServerLine {

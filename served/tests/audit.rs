@@ -114,7 +114,7 @@ impl World {
         let mut outcome = self.operate(Operation::Audit(AuditStep::Begin { dry_run })).await;
         loop {
             match outcome {
-                Outcome::Audit(report) if !report.running => return report,
+                Outcome::Audit(report) if !report.running => return *report,
                 Outcome::Audit(report) => assert!(Instant::now() < deadline, "{report:?}"),
                 other => panic!("{other:?}"),
             }

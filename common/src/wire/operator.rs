@@ -101,7 +101,7 @@ pub enum Outcome {
     /// It is not done, and why.
     Refused(String),
     /// How an audit stands.
-    Audit(AuditReport),
+    Audit(Box<AuditReport>),
 }
 
 /// Whether a data server answers.

@@ -38,7 +38,7 @@ fn audit(args: &CheckArgs) -> Result<AuditReport, CliError> {
     let failed = |why: String| CliError::Ask { server: server.to_string(), why };
     let ask = |step| match admin::ask(&server, identity, &Request::Operate(Operation::Audit(step)))?
     {
-        Response::Operated(Outcome::Audit(report)) => Ok(report),
+        Response::Operated(Outcome::Audit(report)) => Ok(*report),
         Response::Operated(Outcome::Refused(why)) => Err(failed(why)),
         _ => Err(failed("it answered another question".into())),
     };

@@ -520,14 +520,14 @@ impl Shared {
             _ => None,
         };
         match operation {
-            Operation::Audit(AuditStep::Look) => Outcome::Audit(self.audits.look()),
+            Operation::Audit(AuditStep::Look) => Outcome::Audit(Box::new(self.audits.look())),
             Operation::Audit(AuditStep::Begin { dry_run }) => {
                 let parts = Parts {
                     cluster: self.data.clone(),
                     volumes: self.volumes.values().cloned().collect(),
                     broken: self.broken.keys().cloned().collect(),
                 };
-                Outcome::Audit(self.audits.begin(dry_run, parts))
+                Outcome::Audit(Box::new(self.audits.begin(dry_run, parts)))
             }
             operation => self.data.operate(operation, number).await,
         }
