@@ -99,7 +99,9 @@ impl World {
         loop {
             let status = self.status().await;
             let of = status.volumes[0].redundancy;
-            if (of.full, of.repairing) == (GROUPS, 0) {
+            // What is decided is told when it is stored.
+            let told = self.map().await.groups().all(|(_, chain)| chain.head().is_some());
+            if told && (of.full, of.repairing) == (GROUPS, 0) {
                 return;
             }
             assert!(Instant::now() < deadline, "{of:?} {:?}", status.alarms);
@@ -112,7 +114,7 @@ impl World {
         let mut outcome = self.operate(Operation::Audit(AuditStep::Begin { dry_run })).await;
         loop {
             match outcome {
-                Outcome::Audit(report) if !report.running => return report,
+                Outcome::Audit(report) if !report.running => return *report,
                 Outcome::Audit(report) => assert!(Instant::now() < deadline, "{report:?}"),
                 other => panic!("{other:?}"),
             }
