@@ -4,11 +4,19 @@ write DIRECTORY LOG      writes, reads back and syncs until SIGTERM; then says h
                          tells what is there
 verify DIRECTORY LOG     compares what is there with that
 first FILE               reads a byte of each of its chunks and says how long the slowest took
+fill DIRECTORY LOG       writes files until there is no space; the log tells what was acknowledged
+filled DIRECTORY LOG     compares what is there with that
+flip PATH COUNT          flips so many bits at random places of a file, or of each segment and snapshot in a directory; says how many
+share LIST GROUPS N      looks at what `netfs data list` says of servers on equal disks, N replicas: each must have the share that
+                         consistent hashing gives it, and the last one of the bytes about as much
 """
+
+import errno
 
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -106,8 +114,127 @@ def first(path):
     os.close(fd)
 
 
+FILL_BLOCK = 1 << 20
+FILL_FILE = 4  # blocks
+
+
+def filling(number):
+    return (b"%d of %d " % (number, number * 7919) * FILL_BLOCK)[:FILL_BLOCK]
+
+
+def fill(directory, log):
+    os.makedirs(directory)
+    done = 0
+    try:
+        while True:
+            fd = os.open(f"{directory}/{done // FILL_FILE}", os.O_WRONLY | os.O_CREAT, 0o644)
+            try:
+                for number in range(done, done + FILL_FILE):
+                    if os.pwrite(fd, filling(number), (number - done) * FILL_BLOCK) != FILL_BLOCK:
+                        raise OSError(errno.ENOSPC, "a part was written")
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            done += FILL_FILE
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+    if not done:
+        raise Wrong("there was no space from the beginning")
+    with open(log, "w") as note:
+        json.dump(done, note)
+    print(f"{done * FILL_BLOCK >> 20} MiB")
+
+
+def filled(directory, log):
+    with open(log) as note:
+        done = json.load(note)
+    for number in range(0, done, FILL_FILE):
+        path = f"{directory}/{number // FILL_FILE}"
+        with open(path, "rb") as found:
+            drop_pages(found.fileno())
+            for block in range(number, number + FILL_FILE):
+                if found.read(FILL_BLOCK) != filling(block):
+                    raise Wrong(f"block {block - number} of {path} is not what was written")
+
+
+def flip(path, count):
+    files = [path]
+    if os.path.isdir(path):
+        files = sorted(os.path.join(path, name) for name in os.listdir(path) if name.endswith((".seg", ".snap")))
+    chance, flipped = random.Random(1), 0
+    for name in files:
+        with open(name, "r+b") as file:
+            size = os.fstat(file.fileno()).st_size
+            for _ in range(int(count) if size else 0):
+                at = chance.randrange(size)
+                file.seek(at)
+                byte = file.read(1)
+                file.seek(at)
+                file.write(bytes([byte[0] ^ 1 << chance.randrange(8)]))
+                flipped += 1
+    print(flipped)
+
+
+MASK = (1 << 64) - 1
+
+
+def mix(x):
+    """As `netfs_common::map::mix` has it."""
+    z = (x + 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def placed(servers, groups, replicas, weight=128):
+    """How many replicas each server is to have, as the head of `served/src/meta/cluster/placement.rs` has it."""
+    points = []
+    for server in servers:
+        own = mix(server ^ 0x736572766572)
+        points += [(mix(own ^ mix(k)), server) for k in range(weight)]
+    points.sort()
+    places = dict.fromkeys(servers, 0)
+    for group in range(groups):
+        start = mix(mix(group) ^ 0x67726F7570)
+        taken = []
+        for _, server in [p for p in points if p[0] >= start] + [p for p in points if p[0] < start]:
+            if server not in taken:
+                taken.append(server)
+            if len(taken) == replicas:
+                break
+        for server in taken:
+            places[server] += 1
+    return places
+
+
+UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40, "PiB": 1 << 50}
+
+
+def size(text):
+    number, unit = text.split()
+    return float(number) * UNITS[unit]
+
+
+def share(listed, groups, replicas):
+    groups, replicas = int(groups), int(replicas)
+    with open(listed) as lines:
+        rows = [re.split(r"  +", line.strip()) for line in lines if re.match(r"[0-9a-f]+ +\S+:\d+ ", line)]
+    has = {int(row[0], 16): sum(map(int, row[-2].split("/")[:2])) for row in rows}
+    live = {int(row[0], 16): size(row[-4]) for row in rows}
+    computed, last = placed(sorted(has), groups, replicas), max(has)
+    moved, part = has[last] / (groups * replicas), live[last] / sum(live.values())
+    told = f"server {last} has {has[last]} of {groups * replicas} replicas ({moved:.1%}), computed {computed[last]}, and {part:.1%} of the bytes"
+    # Disks may differ by a little, which is a point of the ring more or less.
+    if any(abs(has[server] - computed[server]) > 2 for server in has):
+        raise Wrong(f"{told}; all: {has}, computed {computed}")
+    if abs(part - moved) > 0.12:
+        raise Wrong(told)
+    print(told)
+
+
 def main(verb="", *arguments):
-    verbs = {"write": write, "verify": verify, "first": first}
+    verbs = {"write": write, "verify": verify, "first": first, "fill": fill, "filled": filled, "flip": flip, "share": share}
     if verb not in verbs:
         print(__doc__)
         return 2
