@@ -50,7 +50,9 @@ impl World {
         let at = DataServers::Cluster(addrs);
         let mut options = MetaOptions::new(dir.join("meta"), localhost(), at, pki.server.clone());
         options.volumes = vec!["v".into()];
-        options.pools = [("v".to_string(), PoolOptions { replicas, groups: GROUPS })].into();
+        options.pools =
+            [("v".to_string(), PoolOptions { replicas, groups: GROUPS, ..PoolOptions::default() })]
+                .into();
         options.cluster.deadline = Duration::from_secs(2);
         options.cluster.repair_after = Duration::from_secs(3);
         let meta = MetaServer::start(options).unwrap();
