@@ -14,6 +14,7 @@ pub(super) fn errno(error: &StoreError) -> Errno {
         },
         StoreError::OutOfRange { .. } => Errno::EINVAL,
         StoreError::Corrupt { .. }
+        | StoreError::Away { .. }
         | StoreError::Poisoned(_)
         | StoreError::InUse(_)
         | StoreError::NotAStore { .. }

@@ -2,15 +2,19 @@
 
 use super::format::LogPos;
 
+/// In place of the length of a record whose bytes are in an object.
+pub(super) const AWAY: u32 = u32::MAX;
+
 /// A range of a chunk that is in one record. 24 bytes, because there is one for each record that lives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Extent {
     /// First byte, in the chunk.
     pub(super) offset: u32,
     pub(super) len: u32,
-    /// Where the record's payload begins; for lost bytes, where the `Bad` record is.
+    /// Where the record's payload begins; for bytes that are lost or away, where the record is that says so.
     pub(super) at: LogPos,
-    /// The range of the whole record: blocks are cut by it. A length of 0 stands for lost bytes.
+    /// The range of the whole record: blocks are cut by it. A length of 0 stands for lost bytes, [`AWAY`] for such as are in
+    /// the chunk's object.
     pub(super) record_offset: u32,
     pub(super) record_len: u32,
 }
@@ -22,6 +26,10 @@ impl Extent {
 
     pub(super) fn is_bad(&self) -> bool {
         self.record_len == 0
+    }
+
+    pub(super) fn is_away(&self) -> bool {
+        self.record_len == AWAY
     }
 
     /// The part within `offset..end`, which must overlap.

@@ -19,7 +19,7 @@
 //! | at | size | |
 //! | --- | --- | --- |
 //! | 0 | 8 | magic |
-//! | 8 | 4 | format version, 1 or 2 |
+//! | 8 | 4 | format version, 1 to 3 |
 //! | 12 | 4 | flags, 0 |
 //! | 16 | 16 | store id, random |
 //! | 32 | 8 | segment number; 0 in `store` |
@@ -44,7 +44,7 @@
 //! | 40 | 8 | sequence number |
 //! | 48 | 8 | durable: all records up to this sequence number were on stable storage when this one was appended |
 //! | 56 | 8 | version that the record gives its chunk, 0 if unknown (see `chunk`); in version 1 always 0 |
-//! | 64 | 8 | in a moved `Punch` or `Delete`: its first position, segment number << 32 + position. It hides only what is before that. 0: its own position. In `Lost`: where the lost records end |
+//! | 64 | 8 | in a moved `Punch` or `Delete`: its first position, segment number << 32 + position. It hides only what is before that. 0: its own position. In `Lost`: where the lost records end. In `Away`: the version that names the object |
 //! | 72 | 4 | bytes stored after the header, without padding |
 //! | 76 | 4 | 0 |
 //!
@@ -60,6 +60,7 @@
 //! - 1: the first.
 //! - 2: chunk versions, `Stamp` and `Lost`. An older program would write version 0 when it moves records, and lose punches that
 //!   carry a version.
+//! - 3: `Away`. An older program would take it for damage.
 
 use crc32fast::Hasher;
 
@@ -67,7 +68,7 @@ use super::error::StoreError;
 use super::key::{ChunkKey, ChunkVersion};
 
 /// The version written, and the latest one understood.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 /// The format's limit for the size of a chunk.
 pub const MAX_CHUNK_BYTES: u64 = 64 << 20;
 
@@ -219,6 +220,8 @@ pub(super) enum Kind {
     Stamp = 7,
     /// Records of the log before its `as_of` are lost, with a segment that was reclaimed.
     Lost = 8,
+    /// These bytes of the chunk are in an object of the bucket. No change: whatever they hide here is the same.
+    Away = 40,
 }
 
 impl Kind {
@@ -232,6 +235,7 @@ impl Kind {
             6 => Self::Retire,
             7 => Self::Stamp,
             8 => Self::Lost,
+            40 => Self::Away,
             _ => return None,
         })
     }
@@ -275,6 +279,11 @@ impl RecordHeader {
     /// Bytes after the header, without padding.
     pub(super) fn stored(&self) -> u32 {
         if self.kind == Kind::Write { stored_len(self.offset, self.len) } else { 0 }
+    }
+
+    /// In an `Away`: the version of the chunk that the object has.
+    pub(super) fn object(&self) -> ChunkVersion {
+        ChunkVersion(self.as_of.map_or(0, LogPos::to_u64))
     }
 
     /// Bytes that the whole record takes in the segment.
@@ -324,9 +333,10 @@ impl RecordHeader {
             as_of: LogPos::from_u64(get_u64(b, 64)),
         };
         let in_chunk = u64::from(header.offset) + u64::from(header.len) <= MAX_CHUNK_BYTES;
-        let has_range = matches!(header.kind, Kind::Write | Kind::Punch | Kind::Bad);
+        let has_range = matches!(header.kind, Kind::Write | Kind::Punch | Kind::Bad | Kind::Away);
         let in_order = header.durable < header.seq && header.seq <= MAX_SEQ;
-        let sound = b[9] == 0 && in_chunk && (header.len > 0) == has_range && in_order;
+        let is_named = header.kind != Kind::Away || header.as_of.is_some();
+        let sound = b[9] == 0 && is_named && in_chunk && (header.len > 0) == has_range && in_order;
         (sound && get_u32(b, 72) == header.stored()).then_some(header)
     }
 }
