@@ -4,6 +4,7 @@
 //! groups, in a pool, whose count never changes; the chains do, whenever servers come, go or fail.
 
 use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
 
 use crate::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, ServerId, Verifier};
 
@@ -70,6 +71,19 @@ impl Chain {
     }
 }
 
+/// What of a volume goes to the object store of the data servers, if they have one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TierMode {
+    /// Nothing.
+    None,
+    /// What is not used for a while.
+    #[default]
+    Cold,
+    /// Everything, after a bounded delay: the data servers are a cache before it.
+    Primary,
+}
+
 /// The groups of a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Pool {
@@ -81,6 +95,8 @@ pub struct Pool {
     pub min_replicas: u8,
     /// The chain of each group. Their count never changes, because it decides where chunks are.
     pub chains: Vec<Chain>,
+    /// What of it goes to an object store.
+    pub tier: TierMode,
 }
 
 /// Which server holds which chunk.
@@ -217,7 +233,13 @@ mod tests {
 
     fn map() -> ClusterMap {
         let server = |id| DataServer { id: ServerId(id), addrs: vec![format!("h:{id}")] };
-        let pool = |volume, first, chains| Pool { volume, first, min_replicas: 1, chains };
+        let pool = |volume, first, chains| Pool {
+            volume,
+            first,
+            min_replicas: 1,
+            chains,
+            tier: TierMode::Cold,
+        };
         ClusterMap {
             version: Epoch(3),
             servers: vec![server(1), server(2), server(3)],

@@ -45,7 +45,9 @@ fn options(dir: &Path, pki: &Pki) -> MetaOptions {
     let listen = ([127, 0, 0, 1], 0).into();
     let mut options = MetaOptions::new(dir.join("meta"), listen, at, pki.server.clone());
     options.volumes = vec!["v".into()];
-    options.pools = [("v".to_string(), PoolOptions { replicas: 2, groups: 16 })].into();
+    options.pools =
+        [("v".to_string(), PoolOptions { replicas: 2, groups: 16, ..PoolOptions::default() })]
+            .into();
     options.cluster.deadline = Duration::from_secs(1);
     options
 }

@@ -21,6 +21,7 @@ mod replicas;
 mod rights;
 mod room;
 mod teaching;
+mod tiering;
 mod turns;
 mod upkeep;
 
@@ -35,12 +36,14 @@ use netfs_common::net::{CallError, Dialer, EndpointError, Incoming, Limits, NetM
 use netfs_common::tls::{self, Identity, TlsError};
 
 use crate::data::store::{SegmentStore, StoreConfig, StoreError};
+use crate::data::tier::BucketError;
 use crate::flusher::Flusher;
 use crate::greeting::{self, Refusal};
 use crate::health::Health;
 use crate::thread::{Ending, ServerThread, StopSignal};
 
 pub use metrics::DataMetrics;
+pub use tiering::TierOptions;
 pub use upkeep::UpkeepConfig;
 
 use chunks::Chunks;
@@ -49,6 +52,7 @@ use handler::{Handler, Peer};
 use peers::{Greeting, Peers};
 use replicas::{Parts, Replicas};
 use rights::Rights;
+use tiering::Tier;
 use turns::Turns;
 use upkeep::Upkeep;
 
@@ -78,6 +82,8 @@ pub struct DataOptions {
     pub upkeep: UpkeepConfig,
     /// What fails together with this server, in one word: a rack, a room. Empty: nothing but itself.
     pub domain: String,
+    /// The bucket for what nobody uses; `None`: there is none.
+    pub tier: Option<TierOptions>,
     /// How fast chunks are copied to replicas that lack them, in bytes per second; 0 for as fast as it goes.
     pub repair_rate: u64,
     /// Bounds of the endpoint.
@@ -99,6 +105,7 @@ impl DataOptions {
             flush_interval: Duration::from_secs(1),
             upkeep: UpkeepConfig::default(),
             domain: String::new(),
+            tier: None,
             repair_rate: 128 << 20,
             limits: Limits::default(),
             net_metrics: NetMetrics::default(),
@@ -132,6 +139,9 @@ pub enum DataError {
     /// The certificate.
     #[error("data server: {0}")]
     Tls(#[from] TlsError),
+    /// The object store.
+    #[error("object store: {0}")]
+    Tier(#[from] BucketError),
     /// A message.
     #[error("data server: {0}")]
     Codec(#[from] codec::CodecError),
@@ -254,7 +264,9 @@ async fn serve(
         "" => store_id,
         domain => domain.to_owned(),
     };
+    let tier = options.tier.clone().map(|tier| Tier::new(tier, cluster.0)).transpose()?;
     let replicas = Arc::new(Replicas::new(Parts {
+        tier,
         instance,
         chunks: chunks.clone(),
         flusher: flusher.clone(),
@@ -265,6 +277,7 @@ async fn serve(
         repair_rate: options.repair_rate,
     }));
     tokio::spawn(mending::attend(Arc::downgrade(&replicas)));
+    tokio::spawn(tiering::attend(Arc::downgrade(&replicas)));
     let found = Arc::downgrade(&replicas);
     let upkeep = Upkeep::start(
         store.clone(),

@@ -50,6 +50,7 @@ use std::time::{Duration, Instant};
 
 use netfs_common::codec;
 use netfs_common::id::{ClusterId, InstanceId};
+use netfs_common::map::TierMode;
 use netfs_common::net::{Dialer, EndpointError, Incoming, Limits, NetMetrics, Server};
 use netfs_common::telemetry::CallMetrics;
 use netfs_common::tls::{self, Identity, TlsError};
@@ -97,11 +98,13 @@ pub struct PoolOptions {
     pub replicas: u8,
     /// How many there are.
     pub groups: u32,
+    /// What of it goes to the object store of the data servers; looked at at every start.
+    pub tier: TierMode,
 }
 
 impl Default for PoolOptions {
     fn default() -> Self {
-        PoolOptions { replicas: 1, groups: 256 }
+        PoolOptions { replicas: 1, groups: 256, tier: TierMode::Cold }
     }
 }
 

@@ -88,7 +88,13 @@ impl DataStore {
             learner: None,
         };
         let chains = (0..GROUPS as u32).map(chain).collect();
-        let pool = Pool { volume: 0, first: GroupId(0), min_replicas: 1, chains };
+        let pool = Pool {
+            volume: 0,
+            first: GroupId(0),
+            min_replicas: 1,
+            chains,
+            tier: Default::default(),
+        };
         DataStore {
             map: ClusterMap {
                 version: Epoch(1),

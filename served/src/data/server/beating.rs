@@ -137,6 +137,7 @@ impl Replicas {
                 damaged: self.metrics.scrub_faults.get(),
                 mended: self.damage.mended.load(Ordering::Relaxed),
             },
+            tier: self.tier.as_ref().map(|tier| tier.report(usage.away_bytes)),
         })
     }
 

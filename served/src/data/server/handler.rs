@@ -7,9 +7,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
-use netfs_common::id::{ChunkId, Epoch, GroupId, InstanceId, SessionId, Verifier};
+use netfs_common::id::{ChunkId, Epoch, GroupId, InstanceId, SessionId, Verifier, Version};
 use netfs_common::net::{BulkHandler, BulkMessage, BulkReplyFuture, Payload};
-use netfs_common::wire::cluster::{Deed, Install, PeerOp};
+use netfs_common::wire::cluster::{Deed, Install, MAX_OBJECTS, PeerOp};
 use netfs_common::wire::data::{At, MAX_EXTENTS, MAX_PAYLOAD, Op, Reply, Request, Span, Usage};
 use tokio::sync::Notify;
 
@@ -23,6 +23,9 @@ use super::turns::{AtWork, Client, Superseded, Turns};
 use crate::data::chain::Refusal;
 use crate::data::store::StoreError;
 use crate::flusher::Flusher;
+
+/// A write that has to wait for the bucket is held back so long before its client is told to come again.
+const LATE_PAUSE: Duration = Duration::from_millis(200);
 
 /// A learner has this long to remove what it got from here.
 const HEIR_TIMEOUT: Duration = Duration::from_secs(10);
@@ -125,6 +128,16 @@ fn name(op: &Op) -> &'static str {
         Op::Fence { .. } => "fence",
         Op::Peer(_) => "peer",
     }
+}
+
+/// A piece of a chunk that a learner gets.
+enum Piece {
+    Bytes(Payload),
+    /// It is in the object of this version.
+    Away {
+        len: u64,
+        object: Version,
+    },
 }
 
 /// What a call is answered with.
@@ -247,8 +260,34 @@ impl Handler {
                 self.belongs(install.chunk, group)?;
                 let work = self.begin(client).await?;
                 let this = self.clone();
-                let task = async move { this.install(group, epoch, install, payload).await };
+                let piece = Piece::Bytes(payload);
+                let task = async move { this.install(group, epoch, install, piece).await };
                 return self.to_its_end(work, task).await;
+            }
+            (PeerOp::InstallAway { install, len, object }, At::Group { group, epoch }) => {
+                self.fits(install.offset, len)?;
+                self.belongs(install.chunk, group)?;
+                if !payload.is_empty() || len == 0 || object == Version::NONE {
+                    return Err(Reply::Failed(Errno::EINVAL));
+                }
+                let work = self.begin(client).await?;
+                let this = self.clone();
+                let piece = Piece::Away { len, object };
+                let task = async move { this.install(group, epoch, install, piece).await };
+                return self.to_its_end(work, task).await;
+            }
+            (PeerOp::Needed { objects }, At::Group { group, epoch }) => {
+                if objects.len() > MAX_OBJECTS {
+                    return Err(Reply::Failed(Errno::EINVAL));
+                }
+                if replicas.epoch(group) != Some(epoch) {
+                    return Err(Reply::Busy);
+                }
+                let chunks = replicas.needed(&objects).await?;
+                if replicas.epoch(group) != Some(epoch) {
+                    return Err(Reply::Busy);
+                }
+                Reply::Listed { chunks, next: None }
             }
             (PeerOp::List { from }, At::Group { group, epoch }) => {
                 if replicas.epoch(group) != Some(epoch) {
@@ -352,6 +391,15 @@ impl Handler {
         if matches!(work, Work::Write { .. }) && self.is_out_of_room(group) {
             return Err(Reply::Failed(Errno::ENOSPC));
         }
+        if let Some(tier) = &self.replicas.tier
+            && matches!(work, Work::Write { .. })
+            && self.replicas.is_primary(group)
+            && tier.is_late()
+        {
+            // The client comes again, until the bucket has caught up.
+            tokio::time::sleep(LATE_PAUSE).await;
+            return Err(Reply::Busy);
+        }
         self.replicas.propose(group, epoch, chunk, work).await.map_err(refused)
     }
 
@@ -381,13 +429,29 @@ impl Handler {
             self.replicas.show(group, epoch, chunk).await.map_err(refused)?;
             let chunks = self.chunks.clone();
             let cached = match len <= INLINE_BYTES {
-                true => chunks.read_now(chunk, offset, len).map_err(|e| self.failed(&e))?,
+                true => match chunks.read_now(chunk, offset, len) {
+                    Ok(data) => data,
+                    Err(error) => {
+                        self.fetch_or_fail(&error).await?;
+                        continue;
+                    }
+                },
                 false => None,
             };
             let data = match cached {
-                Some(data) => data,
-                None => self.stored(client, move || chunks.read(chunk, offset, len)).await?,
+                Some(data) => Ok(data),
+                None => self.try_stored(client, move || chunks.read(chunk, offset, len)).await?,
             };
+            let data = match data {
+                Ok(data) => data,
+                Err(error) => {
+                    self.fetch_or_fail(&error).await?;
+                    continue;
+                }
+            };
+            if let Some(tier) = &self.replicas.tier {
+                tier.used(chunk);
+            }
             self.replicas.still(group, epoch).map_err(refused)?;
             if self.chunks.version(chunk) == version {
                 return Ok(data.into());
@@ -585,7 +649,7 @@ impl Handler {
         group: GroupId,
         epoch: Epoch,
         install: Install,
-        payload: Payload,
+        piece: Piece,
     ) -> Answer {
         let chunk = install.chunk;
         // In the order in which they come, each to its end: the first piece of a new attempt takes away what an old one has left.
@@ -593,13 +657,19 @@ impl Handler {
         let wait = self.replicas.call(group, |g, call| g.install(call, epoch, chunk));
         wait.await.map_err(refused)?;
         let chunks = self.chunks.clone();
-        let data = payload.into_chunks();
         let work = move || {
             if install.first {
                 chunks.erase(chunk)?;
             }
-            if !data.is_empty() {
-                chunks.write(chunk, install.version, install.offset, &data)?;
+            match piece {
+                Piece::Bytes(data) if data.is_empty() => {}
+                Piece::Bytes(data) => {
+                    chunks.write(chunk, install.version, install.offset, &data.into_chunks())?;
+                }
+                Piece::Away { len, object } => {
+                    let range = (install.offset, len);
+                    chunks.write_away(chunk, install.version, range, object)?;
+                }
             }
             Ok(())
         };
@@ -649,14 +719,32 @@ impl Handler {
         }
     }
 
+    /// What is away comes back; any other failure is one.
+    async fn fetch_or_fail(&self, error: &StoreError) -> Result<(), Reply> {
+        match self.replicas.fetch_if_away(error).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.failed(error)),
+            Err(Errno::EAGAIN) => Err(Reply::Busy),
+            Err(errno) => Err(Reply::Failed(errno)),
+        }
+    }
+
     /// Runs a call of the store on a thread that may block.
     async fn stored<T: Send + 'static>(
         &self,
         client: &Client,
         work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Reply> {
+        self.try_stored(client, work).await?.map_err(|error| self.failed(&error))
+    }
+
+    async fn try_stored<T: Send + 'static>(
+        &self,
+        client: &Client,
+        work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<Result<T, StoreError>, Reply> {
         match self.turns.take(client, work).await {
-            Ok(Some(result)) => result.map_err(|error| self.failed(&error)),
+            Ok(Some(result)) => Ok(result),
             Ok(None) => Err(Reply::Failed(Errno::EIO)),
             Err(Superseded) => Err(superseded(client)),
         }

@@ -24,6 +24,7 @@ use super::metrics::DataMetrics;
 use super::peers::Peers;
 use super::room::Room;
 use super::teaching::{Pace, Taught};
+use super::tiering::Tier;
 use crate::data::chain::{Action, CallId, Change, Group, Refusal};
 use crate::data::store::Usage;
 use crate::flusher::Flusher;
@@ -92,6 +93,8 @@ pub(super) struct Replicas {
     /// The store's figures, and when they were looked at.
     pub(super) usage: Mutex<Option<(Instant, Usage)>>,
     pub(super) domain: String,
+    /// The bucket for what nobody uses, if there is one.
+    pub(super) tier: Option<Tier>,
 }
 
 /// What this server knows of the cluster.
@@ -121,6 +124,8 @@ pub(super) struct Parts {
     pub(super) domain: String,
     /// Bytes per second.
     pub(super) repair_rate: u64,
+    /// The bucket for what nobody uses.
+    pub(super) tier: Option<Tier>,
 }
 
 impl Replicas {
@@ -148,6 +153,7 @@ impl Replicas {
             damage: Damage::default(),
             usage: Mutex::default(),
             domain: parts.domain,
+            tier: parts.tier,
         }
     }
 
@@ -372,6 +378,10 @@ impl Replicas {
         }
     }
 
+    fn is_head_of(&self, id: GroupId) -> bool {
+        self.slot(id).is_some_and(|slot| lock(&slot).group.is_head())
+    }
+
     /// Stores a change on a thread that may block.
     fn apply(self: &Arc<Self>, id: GroupId, change: Change<Work>) {
         let this = self.clone();
@@ -404,6 +414,12 @@ impl Replicas {
             }
         };
         drop(thread);
+        if let Some(tier) = &self.tier {
+            tier.used(*chunk);
+            if result.is_ok() && self.is_primary(id) && self.is_head_of(id) {
+                tier.changed(*chunk);
+            }
+        }
         self.run(id, |slot| slot.group.applied(*version, result));
     }
 

@@ -331,10 +331,10 @@ impl SegmentStore {
         done: &mut Reclaimed,
     ) -> Result<(), StoreError> {
         let victim = job.victim;
-        let left =
-            read(&self.state).segments.get(&victim).map_or(0, |info| {
-            info.live + info.pinned + info.aways.live
-        });
+        let left = read(&self.state)
+            .segments
+            .get(&victim)
+            .map_or(0, |info| info.live + info.pinned + info.aways.live);
         if left > 0 || info.damaged {
             // Records that can no longer be understood may still hold readable blocks, and the versions of chunks.
             self.move_by_index(victim, done)?;

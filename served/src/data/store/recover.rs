@@ -509,9 +509,10 @@ impl<'a> Replay<'a> {
         let doubted = self.doubt_versions();
         self.state.recount();
         let unused = |id: &SegmentId| {
-            self.state.segments.get(id).is_none_or(|info| {
-                info.live == 0 && info.pinned == 0 && info.aways.live == 0
-            })
+            self.state
+                .segments
+                .get(id)
+                .is_none_or(|info| info.live == 0 && info.pinned == 0 && info.aways.live == 0)
         };
         self.plan
             .retired

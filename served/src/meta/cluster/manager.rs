@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
-use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica};
+use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica, TierMode};
 
 use super::placement::{Candidate, Ring};
 use super::state::{Duty, State, StoreId, replica};
@@ -395,11 +395,20 @@ impl Manager {
         Ok(())
     }
 
-    /// Makes sure that a volume has groups. Whether the state has changed.
-    pub fn ensure_pool(&mut self, now: Duration, volume: u64, groups: u32, replicas: u8) -> bool {
+    /// Makes sure that a volume has groups, and that this of it goes to the object store. Whether the state has changed.
+    pub fn ensure_pool(
+        &mut self,
+        now: Duration,
+        volume: u64,
+        (groups, replicas): (u32, u8),
+        tier: TierMode,
+    ) -> bool {
         let before = self.state.clone();
         if !self.state.pools.iter().any(|pool| pool.pool.volume == volume) {
             self.state.add_pool(volume, groups, replicas, 1);
+        }
+        for pool in self.state.pools.iter_mut().filter(|pool| pool.pool.volume == volume) {
+            pool.pool.tier = tier;
         }
         self.plan(now);
         self.changed(before)

@@ -5,12 +5,14 @@ use std::collections::BTreeMap;
 use bincode::{Decode, Encode};
 use netfs_common::codec::{self, CodecError};
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
-use netfs_common::map::{Chain, ClusterMap, DataServer, MAX_REPLICAS, MapError, Pool, Replica};
+use netfs_common::map::{
+    Chain, ClusterMap, DataServer, MAX_REPLICAS, MapError, Pool, Replica, TierMode,
+};
 
 use super::placement::MAX_WEIGHT;
 
 /// The version of the encoding. Raised by every change of the types here.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// The magic at its begin.
 const MAGIC: [u8; 8] = *b"NETFSCLU";
 
@@ -135,7 +137,8 @@ impl State {
         let first = GroupId(self.next_group);
         self.next_group += groups;
         let replicas = replicas.clamp(1, MAX_REPLICAS as u8);
-        self.pools.push(PoolState { replicas, pool: Pool { volume, first, min_replicas, chains } });
+        let pool = Pool { volume, first, min_replicas, chains, tier: TierMode::default() };
+        self.pools.push(PoolState { replicas, pool: pool });
     }
 
     /// The weight of a server that can hold so much. The first one decides what the unit is.
@@ -171,12 +174,73 @@ impl State {
         if head[..8] != MAGIC || crc32fast::hash(body) != number(12) {
             return Err(StateError::Damaged);
         }
-        if number(8) != FORMAT {
-            return Err(StateError::Newer(number(8)));
-        }
-        let state: State = codec::decode(body)?;
+        let state: State = match number(8) {
+            1 => codec::decode::<v1::State>(body)?.into(),
+            FORMAT => codec::decode(body)?,
+            newer => return Err(StateError::Newer(newer)),
+        };
         state.map().validate()?;
         Ok(state)
+    }
+}
+
+/// Format 1, which knew no object store.
+mod v1 {
+    use super::{BTreeMap, Chain, Decode, Encode, Epoch, GroupId, ServerId, ServerState, TierMode};
+
+    #[derive(Encode, Decode)]
+    pub(super) struct State {
+        version: Epoch,
+        servers: BTreeMap<ServerId, ServerState>,
+        next_server: u32,
+        next_group: u32,
+        weight_bytes: u64,
+        pools: Vec<(u8, Pool)>,
+    }
+
+    #[derive(Encode, Decode)]
+    struct Pool {
+        volume: u64,
+        first: GroupId,
+        min_replicas: u8,
+        chains: Vec<Chain>,
+    }
+
+    impl From<State> for super::State {
+        fn from(old: State) -> super::State {
+            let pool = |(replicas, pool): (u8, Pool)| {
+                let Pool { volume, first, min_replicas, chains } = pool;
+                let tier = TierMode::default();
+                let pool = super::Pool { volume, first, min_replicas, chains, tier };
+                super::PoolState { replicas, pool }
+            };
+            super::State {
+                version: old.version,
+                servers: old.servers,
+                next_server: old.next_server,
+                next_group: old.next_group,
+                weight_bytes: old.weight_bytes,
+                pools: old.pools.into_iter().map(pool).collect(),
+            }
+        }
+    }
+
+    #[cfg(test)]
+    impl From<super::State> for State {
+        fn from(new: super::State) -> State {
+            let pool = |super::PoolState { replicas, pool }| {
+                let super::Pool { volume, first, min_replicas, chains, .. } = pool;
+                (replicas, Pool { volume, first, min_replicas, chains })
+            };
+            State {
+                version: new.version,
+                servers: new.servers,
+                next_server: new.next_server,
+                next_group: new.next_group,
+                weight_bytes: new.weight_bytes,
+                pools: new.pools.into_iter().map(pool).collect(),
+            }
+        }
     }
 }
 
@@ -197,6 +261,11 @@ mod tests {
         state.add_pool(5, 4, 9, 1);
         assert_eq!(state.pools[1].replicas, 5);
         state.pools[0].pool.chains[2].replicas = vec![replica(id, InstanceId(9))];
+        let body = codec::encode(&v1::State::from(state.clone())).unwrap();
+        let mut old = [&MAGIC[..], &1u32.to_le_bytes(), &[0; 4], &body].concat();
+        old[12..16].copy_from_slice(&crc32fast::hash(&body).to_le_bytes());
+        assert_eq!(State::decode(&old).unwrap(), state);
+        state.pools[1].pool.tier = TierMode::Primary;
         let bytes = state.encode().unwrap();
         assert_eq!(State::decode(&bytes).unwrap(), state);
         for at in 0..bytes.len() {

@@ -325,8 +325,7 @@ fn one_history(seed: u64) {
                 2..6 => store.reclaim_step().map(drop),
                 6 => store.checkpoint(),
                 7 => {
-                    if read_wherever(&store, all_keys()[0]) != *history.now().get(&all_keys()[0])
-                    {
+                    if read_wherever(&store, all_keys()[0]) != *history.now().get(&all_keys()[0]) {
                         panic!("seed {seed}: a read is wrong");
                     }
                     Ok(())

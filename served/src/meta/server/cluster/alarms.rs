@@ -24,6 +24,7 @@ impl Cluster {
             lines.push("there is no data server; add one with `netfs data add`".into());
         }
         core.of_servers(now, &mut lines);
+        core.of_tiers(&mut lines);
         for (volume, condition) in core.conditions(now) {
             let name = names.get(&volume).map_or_else(|| format!("number {volume}"), Clone::clone);
             core.of_volume(&name, &condition, now, &mut lines);
@@ -84,6 +85,27 @@ impl Core {
                 lines.push(format!(
                     "data server {name} cannot be drained: {most} replicas are wanted, and only {takers} other data \
                      servers take data"
+                ));
+            }
+        }
+    }
+
+    fn of_tiers(&self, lines: &mut Vec<String>) {
+        for (id, figures) in &self.figures {
+            let Some(tier) = &figures.tier else { continue };
+            let name = self.name_of(*id);
+            if let Some(why) = &tier.trouble {
+                let (chunks, bytes) = (tier.away_chunks, tier.away_bytes);
+                lines.push(format!(
+                    "data server {name} cannot reach its object store, and reads of what is only there fail ({chunks} chunks, \
+                     {bytes} bytes): {why}"
+                ));
+            }
+            if tier.late {
+                lines.push(format!(
+                    "data server {name} does not keep up with its object store: writes to volumes with tier = \"primary\" wait for \
+                     {} chunks",
+                    tier.waiting
                 ));
             }
         }

@@ -33,7 +33,7 @@ use netfs_common::id::{Epoch, GroupId, ServerId};
 use netfs_common::map::ClusterMap;
 use netfs_common::net::{Bulk, Channel};
 use netfs_common::warn_rarely;
-use netfs_common::wire::cluster::{BeatReply, Counts};
+use netfs_common::wire::cluster::{BeatReply, Counts, TierReport};
 use netfs_common::wire::data::MAX_PAYLOAD;
 use tokio::sync::{Notify, watch};
 
@@ -87,6 +87,7 @@ struct Figures {
     chunks: u64,
     lacking: BTreeMap<GroupId, Option<u64>>,
     counts: Counts,
+    tier: Option<TierReport>,
 }
 
 /// What everybody may know: it is stored.
@@ -174,15 +175,17 @@ impl Cluster {
         volume: u64,
         options: PoolOptions,
     ) -> Result<(), MetaError> {
-        let PoolOptions { replicas, groups } = options;
+        let PoolOptions { replicas, groups, tier } = options;
         let before = self.lock().manager.state().clone();
-        if before.pools.iter().any(|pool| pool.pool.volume == volume) {
+        if before.pools.iter().any(|pool| pool.pool.volume == volume && pool.pool.tier == tier) {
             return Ok(());
         }
         let mut with = before;
-        with.add_pool(volume, groups, replicas, 1);
+        if !with.pools.iter().any(|pool| pool.pool.volume == volume) {
+            with.add_pool(volume, groups, replicas, 1);
+        }
         check_size(&with)?;
-        self.with(|manager, now| manager.ensure_pool(now, volume, groups, replicas));
+        self.with(|manager, now| manager.ensure_pool(now, volume, (groups, replicas), tier));
         let state = self.lock().manager.state().clone();
         StateFile::of(dir).write(&state)?;
         self.publish(&state)?;
@@ -384,7 +387,7 @@ impl Cluster {
 
     /// A server has answered.
     fn heard(&self, server: ServerId, reply: BeatReply) {
-        let BeatReply { live, chunks, lacking, counts, .. } = reply;
+        let BeatReply { live, chunks, lacking, counts, tier, .. } = reply;
         let report = Report {
             instance: reply.instance,
             store: StoreId(reply.store),
@@ -402,7 +405,7 @@ impl Cluster {
         self.with(|manager, now| manager.heard(now, server, report));
         let mut core = self.lock();
         if core.manager.state().servers.contains_key(&server) {
-            core.figures.insert(server, Figures { live, chunks, lacking, counts });
+            core.figures.insert(server, Figures { live, chunks, lacking, counts, tier });
         }
         let Core { manager, figures, .. } = &mut *core;
         figures.retain(|id, _| manager.state().servers.contains_key(id));

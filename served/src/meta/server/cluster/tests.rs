@@ -188,6 +188,7 @@ impl Fake {
             stalled: Vec::new(),
             lacking: Vec::new(),
             counts: Counts::default(),
+            tier: None,
         }))
     }
 }
@@ -212,7 +213,13 @@ impl World {
             ..Config::default()
         };
         let cluster = Cluster::open(dir.path(), &data, config, DEADLINE).unwrap();
-        cluster.ensure_pool(dir.path(), 0, PoolOptions { replicas: 2, groups: 8 }).unwrap();
+        cluster
+            .ensure_pool(
+                dir.path(),
+                0,
+                PoolOptions { replicas: 2, groups: 8, ..PoolOptions::default() },
+            )
+            .unwrap();
         let tls = identity.client_config().unwrap();
         let dialer = Dialer::new(tls, Limits::default(), NetMetrics::default()).unwrap();
         let lives = [InstanceId(1), InstanceId(2)];
