@@ -45,8 +45,9 @@ fn operators() {
         version: Epoch(12),
         damaged: 13,
         mended: 14,
+        tier: None,
     };
-    let pinned = "0c0001010103683a3101010501000164060708090a0b0c0d0e";
+    let pinned = "0c0001010103683a3101010501000164060708090a0b0c0d0e00";
     pin(&Response::Operated(Outcome::Servers(vec![line])), pinned);
     let redundancy = Redundancy {
         replicas: 1,

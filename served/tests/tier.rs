@@ -154,7 +154,10 @@ async fn a_chunk_that_is_away_can_be_changed_and_its_old_objects_vanish() {
 
     let server = DataClient::connect(&world.pki.server, _server.addr()).await.unwrap();
     let delete = Op::Delete { first: chunk(2, 0) };
-    assert!(matches!(server.call(chunk(2, 0), delete, Bytes::new()).await.0, Reply::Deleted { .. }));
+    assert!(matches!(
+        server.call(chunk(2, 0), delete, Bytes::new()).await.0,
+        Reply::Deleted { .. }
+    ));
     world.wait_for_objects(0).await;
 }
 
@@ -205,7 +208,7 @@ async fn many_readers_of_a_chunk_share_one_fetch() {
 #[test]
 fn a_store_with_chunks_that_are_away_is_checked_without_the_bucket() {
     let world = World::new();
-    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let (server, client) = world.start(true).await;
         client.write(chunk(2, 0), 0, b"cold").await;

@@ -4,6 +4,7 @@
 use bincode::{Decode, Encode};
 
 use crate::id::{Epoch, ServerId};
+use crate::wire::cluster::TierReport;
 
 /// What an operator wants.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -86,6 +87,8 @@ pub struct ServerLine {
     pub damaged: u64,
     /// Those of them that were replaced from another replica.
     pub mended: u64,
+    /// Its object store, if it has one.
+    pub tier: Option<TierReport>,
 }
 
 /// How a volume's data is replicated.

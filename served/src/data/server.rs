@@ -264,7 +264,8 @@ async fn serve(
         "" => store_id,
         domain => domain.to_owned(),
     };
-    let tier = options.tier.clone().map(|tier| Tier::new(tier, cluster.0)).transpose()?;
+    let counts = options.metrics.tier.clone();
+    let tier = options.tier.clone().map(|tier| Tier::new(tier, cluster.0, counts)).transpose()?;
     let replicas = Arc::new(Replicas::new(Parts {
         tier,
         instance,

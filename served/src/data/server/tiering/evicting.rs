@@ -1,6 +1,5 @@
 //! Sending chunks away.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -114,7 +113,7 @@ impl Replicas {
             from = next;
             for info in page {
                 let chunk = chunks::id(&info.key);
-                away += u64::from(info.away_bytes > 0);
+                away += i64::from(info.away_bytes > 0);
                 if !self.is_cold(tier, chunk, &info) {
                     continue;
                 }
@@ -134,7 +133,7 @@ impl Replicas {
             }
         }
         while transfers.join_next().await.is_some() {}
-        tier.counts.away_chunks.store(away, Ordering::Relaxed);
+        tier.counts.away_chunks.set(away);
     }
 
     fn is_cold(&self, tier: &Tier, chunk: ChunkId, info: &ChunkInfo) -> bool {
@@ -195,8 +194,8 @@ impl Replicas {
         let len = bytes.len() as u64;
         tier.pace.wait(len).await;
         tier.bucket.put(&id, bytes).await.map_err(Stays::Bucket)?;
-        tier.counts.uploads.fetch_add(1, Ordering::Relaxed);
-        tier.counts.uploaded_bytes.fetch_add(len, Ordering::Relaxed);
+        tier.counts.uploads.inc();
+        tier.counts.uploaded_bytes.inc_by(len);
         Ok(())
     }
 

@@ -13,7 +13,6 @@ mod evicting;
 mod sweeping;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -25,6 +24,7 @@ use tokio::sync::{Semaphore, watch};
 
 use super::chunks;
 use super::fault;
+use super::metrics::TierMetrics;
 use super::replicas::{Replicas, lock};
 use super::teaching::Pace;
 use crate::data::store::StoreError;
@@ -90,23 +90,15 @@ pub(super) struct Tier {
     /// Fetches have places of their own: nobody waits for uploads.
     fetches: Semaphore,
     pace: Pace,
-    counts: Counts,
-}
-
-#[derive(Debug, Default)]
-struct Counts {
-    uploads: AtomicU64,
-    uploaded_bytes: AtomicU64,
-    fetches: AtomicU64,
-    fetched_bytes: AtomicU64,
-    removed: AtomicU64,
-    errors: AtomicU64,
-    /// Chunks of which something is away, as of the last look.
-    away_chunks: AtomicU64,
+    counts: TierMetrics,
 }
 
 impl Tier {
-    pub(super) fn new(options: TierOptions, cluster: [u8; 16]) -> Result<Tier, BucketError> {
+    pub(super) fn new(
+        options: TierOptions,
+        cluster: [u8; 16],
+        counts: TierMetrics,
+    ) -> Result<Tier, BucketError> {
         let config = PolicyConfig { after: options.after, fill_percent: options.fill_percent };
         Ok(Tier {
             bucket: Bucket::new(&options.bucket, cluster)?,
@@ -116,7 +108,7 @@ impl Tier {
             fetching: Mutex::default(),
             fetches: Semaphore::new(options.transfers.max(1)),
             pace: Pace::new(options.rate),
-            counts: Counts::default(),
+            counts,
             options,
         })
     }
@@ -143,7 +135,8 @@ impl Tier {
 
     /// A call of the bucket has failed.
     fn failed(&self, what: &'static str, error: &BucketError) {
-        self.counts.errors.fetch_add(1, Ordering::Relaxed);
+        self.counts.errors.inc();
+        self.counts.unreachable.set(i64::from(self.bucket.trouble().is_some()));
         match error {
             BucketError::Unreachable(why) => {
                 warn_rarely!(WARN, what, why, "the object store cannot be reached");
@@ -153,20 +146,24 @@ impl Tier {
     }
 
     pub(super) fn report(&self, away_bytes: u64) -> TierReport {
-        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        self.counts.unreachable.set(i64::from(self.bucket.trouble().is_some()));
         let counts = &self.counts;
+        let (waiting, late) = {
+            let dirty = lock(&self.dirty);
+            (dirty.len() as u64, dirty.is_late(self.now()))
+        };
         TierReport {
             trouble: self.bucket.trouble(),
-            away_chunks: count(&counts.away_chunks),
+            away_chunks: counts.away_chunks.get().unsigned_abs(),
             away_bytes,
-            uploads: count(&counts.uploads),
-            uploaded_bytes: count(&counts.uploaded_bytes),
-            fetches: count(&counts.fetches),
-            fetched_bytes: count(&counts.fetched_bytes),
-            removed: count(&counts.removed),
-            errors: count(&counts.errors),
-            waiting: lock(&self.dirty).len() as u64,
-            late: self.is_late(),
+            uploads: counts.uploads.get(),
+            uploaded_bytes: counts.uploaded_bytes.get(),
+            fetches: counts.fetches.get(),
+            fetched_bytes: counts.fetched_bytes.get(),
+            removed: counts.removed.get(),
+            errors: counts.errors.get(),
+            waiting,
+            late,
         }
     }
 }
@@ -261,8 +258,8 @@ impl Replicas {
             };
             match self.blocking(put).await {
                 Some(Ok(bytes)) => {
-                    tier.counts.fetches.fetch_add(1, Ordering::Relaxed);
-                    tier.counts.fetched_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    tier.counts.fetches.inc();
+                    tier.counts.fetched_bytes.inc_by(bytes);
                 }
                 Some(Err(error)) => {
                     self.metrics.store_failed(&error);

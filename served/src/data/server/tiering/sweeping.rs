@@ -21,7 +21,6 @@
 //!   it ends afterwards, the next chain is made of those that have answered.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -180,7 +179,7 @@ impl Replicas {
         for id in objects {
             match tier.bucket.delete(&id).await {
                 Ok(()) => {
-                    tier.counts.removed.fetch_add(1, Ordering::Relaxed);
+                    tier.counts.removed.inc();
                     tracing::debug!(object = %id.name(), "an object that nobody needs is removed");
                 }
                 Err(error) => {

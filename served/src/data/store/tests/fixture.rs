@@ -20,6 +20,12 @@ const FILES_V2: Files = [
     ("index.snap", include_str!("fixture_v2/snapshot.hex")),
 ];
 
+const FILES_V3: Files = [
+    ("store", include_str!("fixture_v3/store.hex")),
+    ("0000000000000001.seg", include_str!("fixture_v3/segment.hex")),
+    ("index.snap", include_str!("fixture_v3/snapshot.hex")),
+];
+
 const BIG: ChunkKey = ChunkKey { ino: 0x0102_0304_0506_0708, generation: 9, index: 10 };
 const BIG_VERSION: ChunkVersion = ChunkVersion(0x1112_1314_1516_1718);
 
@@ -46,6 +52,8 @@ fn make(disk: &SimDisk) {
     store.stamp(key(9, 0), ChunkVersion(7)).unwrap();
     store.punch(key(7, 0), 4096, 4, ChunkVersion(6)).unwrap();
     store.delete_chunks(8, 1, 2).unwrap();
+    store.write(key(9, 1), 100, &[b"away"], ChunkVersion(8)).unwrap();
+    store.send_away(key(9, 1), ChunkVersion(8)).unwrap();
     store.close().unwrap();
 }
 
@@ -53,8 +61,17 @@ fn make(disk: &SimDisk) {
 fn the_format_is_pinned() {
     let disk = SimDisk::new(1, 8 << 20);
     make(&disk);
-    for (name, expected) in FILES_V2 {
+    for (name, expected) in FILES_V3 {
         let bytes = disk.tamper(name, |b| b.clone());
+        if let Ok(dir) = std::env::var("NETFS_DUMP") {
+            let file = match name {
+                "store" => "store",
+                "index.snap" => "snapshot",
+                _ => "segment",
+            };
+            std::fs::write(format!("{dir}/{file}.hex"), to_hex(&bytes)).unwrap();
+            continue;
+        }
         assert_eq!(to_hex(&bytes), expected, "{name}");
     }
 }
@@ -99,5 +116,18 @@ fn a_store_of_version_2_opens() {
     each_opening(FILES_V2, |store| {
         let stamped = (key(9, 0), ChunkVersion(7));
         assert_eq!(versions(store), [(key(7, 0), ChunkVersion(6)), stamped, (BIG, BIG_VERSION)]);
+    });
+}
+
+#[test]
+fn a_store_of_version_3_opens() {
+    each_opening(FILES_V3, |store| {
+        let (stamped, away) = ((key(9, 0), ChunkVersion(7)), (key(9, 1), ChunkVersion(8)));
+        assert_eq!(
+            versions(store),
+            [(key(7, 0), ChunkVersion(6)), stamped, away, (BIG, BIG_VERSION)]
+        );
+        let parts = store.away(key(9, 1)).unwrap();
+        assert_eq!((parts.object, parts.ranges), (ChunkVersion(8), vec![(100, 4)]));
     });
 }

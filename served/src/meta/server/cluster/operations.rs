@@ -162,6 +162,7 @@ impl Core {
             version: report.map_or_else(Default::default, |report| report.version),
             damaged: figures.counts.damaged,
             mended: figures.counts.mended,
+            tier: figures.tier.clone(),
         })
     }
 }
