@@ -63,15 +63,6 @@ fn the_format_is_pinned() {
     make(&disk);
     for (name, expected) in FILES_V3 {
         let bytes = disk.tamper(name, |b| b.clone());
-        if let Ok(dir) = std::env::var("NETFS_DUMP") {
-            let file = match name {
-                "store" => "store",
-                "index.snap" => "snapshot",
-                _ => "segment",
-            };
-            std::fs::write(format!("{dir}/{file}.hex"), to_hex(&bytes)).unwrap();
-            continue;
-        }
         assert_eq!(to_hex(&bytes), expected, "{name}");
     }
 }
