@@ -5,6 +5,7 @@
 //! fail.
 
 use bincode::{Decode, Encode};
+use serde::{Deserialize, Serialize};
 
 use crate::class::Class;
 use crate::coding::Coding;
@@ -73,6 +74,19 @@ impl Chain {
     }
 }
 
+/// What of a volume goes to the object store of the data servers, if they have one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TierMode {
+    /// Nothing.
+    None,
+    /// What is not used for a while.
+    #[default]
+    Cold,
+    /// Everything, after a bounded delay: the data servers are a cache before it.
+    Primary,
+}
+
 /// The groups of one class of a volume's data.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct Pool {
@@ -88,6 +102,8 @@ pub struct Pool {
     pub coding: Coding,
     /// The chain of each group. Their count never changes, because it decides where chunks are.
     pub chains: Vec<Chain>,
+    /// What of it goes to an object store.
+    pub tier: TierMode,
 }
 
 /// Which server holds which chunk.
@@ -246,6 +262,7 @@ mod tests {
             min_replicas: 1,
             coding: Coding::default(),
             chains,
+            tier: TierMode::Cold,
         };
         ClusterMap {
             version: Epoch(3),

@@ -71,8 +71,9 @@ fn operators() {
         share_percent: 16,
         load_milli: 17,
         call_us: 18,
+        tier: None,
     };
-    let pinned = "0c0001010103683a3101010501000164060708090a0b0c0d0e0f101112";
+    let pinned = "0c0001010103683a3101010501000164060708090a0b0c0d0e0f10111200";
     pin(&Response::Operated(Outcome::Servers(vec![line])), pinned);
     let redundancy = Redundancy {
         replicas: 1,

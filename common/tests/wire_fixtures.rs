@@ -10,7 +10,7 @@ use netfs_common::class::Class;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::*;
-use netfs_common::map::{Chain, ClusterMap, DataServer, Pool, Replica};
+use netfs_common::map::{Chain, ClusterMap, DataServer, Pool, Replica, TierMode};
 use netfs_common::name::Name;
 use netfs_common::wire::lease::{Grant, Lease, Names, Recall, Scope};
 use netfs_common::wire::{
@@ -98,6 +98,7 @@ fn hello_is_pinned() {
                         replicas: vec![Replica { server: ServerId(1), instance: InstanceId(9) }],
                         learner: None,
                     }],
+                    tier: TierMode::Cold,
                 }],
             },
             resumed: false,
@@ -111,7 +112,7 @@ fn hello_is_pinned() {
     pin(
         &reply,
         &format!(
-            "0200{ones}090105fb0040010101 0103613a31 010000000100000102030101090000010604fb3075010409"
+            "0200{ones}090105fb0040010101 0103613a31 01000000010000010203010109000100010604fb3075010409"
         )
         .replace(' ', ""),
     );

@@ -21,7 +21,9 @@ mod size;
 pub use client::{CacheConfig, ClientConfig, MountConfig, OutagePolicy};
 pub use load::Sources;
 pub use log::{LogConfig, LogFormat};
-pub use served::{DataConfig, HttpConfig, MetaConfig, ServedConfig, SyncPolicy, VolumeConfig};
+pub use served::{
+    DataConfig, HttpConfig, MetaConfig, ServedConfig, SyncPolicy, TierConfig, VolumeConfig,
+};
 pub use settings::{Field, FieldKind, Settings, render};
 pub use shared::{NetConfig, TlsConfig};
 pub use size::ByteSize;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::settings::settings;
 use super::{ByteSize, Config, LogConfig, NetConfig, TlsConfig};
 use crate::coding::{Compression, Encryption};
-use crate::map::{MAX_GROUPS, MAX_REPLICAS};
+use crate::map::{MAX_GROUPS, MAX_REPLICAS, TierMode};
 
 /// When a change of metadata is acknowledged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -89,6 +89,36 @@ settings! {
 }
 
 settings! {
+    /// An S3-compatible object store for chunks that nobody uses; of a data server. See docs/operations.md.
+    pub struct TierConfig {
+        /// The bucket. It must exist. Absent: nothing goes to an object store, and what is there cannot be read.
+        pub bucket: Option<String> = None, e.g. "\"netfs\"";
+        /// The URL of the server, http:// or https://. Absent: AWS.
+        pub endpoint: Option<String> = None, e.g. "\"https://s3.example:9000\"";
+        /// The region, which is part of every signature.
+        pub region: String = "us-east-1".into();
+        /// A file with the access key in its first line and the secret in its second (mode 0600). Absent: the variables
+        /// AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
+        pub credentials: Option<PathBuf> = None, e.g. "\"/etc/netfs/bucket.key\"";
+        /// All names in the bucket begin with this; the same for all data servers of a cluster, for ever.
+        pub prefix: String = String::new();
+        /// What was not used for so long goes, in milliseconds. Shorter saves local space and makes more reads wait for the bucket.
+        pub after_ms: u64 = 30 * 24 * 3_600_000;
+        /// When the disk is filled to this percentage of its capacity, the coldest chunks go before their time.
+        pub fill_percent: u8 = 80;
+        /// Objects that are moved at a time, in each direction. Each costs the memory of a few chunks.
+        pub transfers: u32 = 4;
+        /// Most that is sent to the bucket in a second; "0" for as fast as it goes.
+        pub bytes_per_s: ByteSize = ByteSize::mib(128);
+        /// Volumes with tier = "primary": changes are in the bucket after this time, in milliseconds. When they are not after twice
+        /// that, writes wait.
+        pub delay_ms: u64 = 60_000;
+        /// How often objects that nobody needs any more are looked for and removed, in milliseconds.
+        pub sweep_ms: u64 = 600_000;
+    }
+}
+
+settings! {
     /// The port for people and monitoring.
     pub struct HttpConfig {
         /// Address and TCP port for /metrics and /health, without encryption or password. Absent: none.
@@ -113,6 +143,9 @@ settings! {
         /// How its data is encrypted on the disks: "none", "aes-256-gcm" or "chacha20-poly1305". Names and attributes are not. It
         /// needs key files and never changes after the volume was made.
         pub encryption: Encryption = Encryption::None, e.g. "\"none\"";
+        /// What of its data goes to the object store of the data servers: "none"; "cold", what is not used for a while; "primary",
+        /// everything after a bounded delay, so that the data servers are a cache before it. Looked at at every start.
+        pub tier: TierMode = TierMode::Cold, e.g. "\"cold\"";
     }
 }
 
@@ -123,6 +156,8 @@ settings! {
         pub meta: MetaConfig as section = MetaConfig::default();
         /// The data server.
         pub data: DataConfig as section = DataConfig::default();
+        /// The object store for chunks that nobody uses.
+        pub tier: TierConfig as section = TierConfig::default();
         /// The certificate of this node.
         pub tls: TlsConfig as section = TlsConfig::default();
         /// The bounds of the network layer.
@@ -136,10 +171,44 @@ settings! {
     }
 }
 
+impl TierConfig {
+    fn validate(&self) -> Result<(), String> {
+        if self.bucket.is_none() && self.endpoint.is_some() {
+            return Err("tier.endpoint is set, and tier.bucket is not".into());
+        }
+        if let Some(url) = &self.endpoint
+            && !url.starts_with("http://")
+            && !url.starts_with("https://")
+        {
+            return Err(format!(
+                "tier.endpoint = \"{url}\" does not begin with https:// or http://"
+            ));
+        }
+        if !(10..=95).contains(&self.fill_percent) {
+            let percent = self.fill_percent;
+            return Err(format!("tier.fill_percent = {percent} is not between 10 and 95"));
+        }
+        if !(1..=64).contains(&self.transfers) {
+            return Err(format!("tier.transfers = {} is not between 1 and 64", self.transfers));
+        }
+        for (key, value) in [
+            ("tier.after_ms", self.after_ms),
+            ("tier.delay_ms", self.delay_ms),
+            ("tier.sweep_ms", self.sweep_ms),
+        ] {
+            if !(1_000..=100 * 366 * 24 * 3_600_000).contains(&value) {
+                return Err(format!("{key} = {value} is not between a second and a hundred years"));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Config for ServedConfig {
     fn validate(&self) -> Result<(), String> {
-        let Self { meta, data, net, .. } = self;
+        let Self { meta, data, net, tier, .. } = self;
         net.validate()?;
+        tier.validate()?;
         if meta.listen == data.listen && meta.listen.port() != 0 {
             return Err(format!(
                 "meta.listen = \"{}\" and data.listen = \"{}\" are the same address",

@@ -9,6 +9,9 @@ use crate::wire::audit::AuditOp;
 /// The most chunks in one [`super::data::Reply::Listed`].
 pub const MAX_LISTED: u32 = 4096;
 
+/// The most objects in one [`PeerOp::Needed`].
+pub const MAX_OBJECTS: usize = 512;
+
 /// What is done to a chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Deed {
@@ -112,6 +115,8 @@ pub struct BeatReply {
     pub counts: Counts,
     /// What its store has done since the start.
     pub work: Work,
+    /// What it keeps in an object store; `None`: it has none.
+    pub tier: Option<TierReport>,
 }
 
 /// Calls that a data server's store has done. Two of these tell how busy it was in between.
@@ -121,6 +126,33 @@ pub struct Work {
     pub calls: u64,
     /// The sum of the time that each took, in microseconds. In a second it grows by as many seconds as calls are at work at a time.
     pub busy_us: u64,
+}
+
+/// What a data server says of its object store. Counted since its start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct TierReport {
+    /// Why it cannot be reached, if it cannot.
+    pub trouble: Option<String>,
+    /// Chunks of which something is only there.
+    pub away_chunks: u64,
+    /// Bytes of them.
+    pub away_bytes: u64,
+    /// Objects put there.
+    pub uploads: u64,
+    /// Bytes of them.
+    pub uploaded_bytes: u64,
+    /// Chunks that came back.
+    pub fetches: u64,
+    /// Bytes of them.
+    pub fetched_bytes: u64,
+    /// Objects removed.
+    pub removed: u64,
+    /// Calls that failed.
+    pub errors: u64,
+    /// Changed chunks of volumes with their primary copy there that are not there yet as they are.
+    pub waiting: u64,
+    /// Writes to such volumes wait for them.
+    pub late: bool,
 }
 
 /// Counters of a data server.
@@ -164,4 +196,19 @@ pub enum PeerOp {
     FlushGroups(Vec<(GroupId, Epoch)>),
     /// From the metadata server: what the server has, whoever it belongs to.
     Audit(AuditOp),
+    /// Like [`PeerOp::Install`], of bytes that are in the chunk's object: without them.
+    InstallAway {
+        /// The piece.
+        install: Install,
+        /// Its length.
+        len: u64,
+        /// The version of the chunk that names the object.
+        object: Version,
+    },
+    /// Which of these objects, chunks in some version, the replica needs; at most [`MAX_OBJECTS`]. Those that it does not need
+    /// it will not need after a crash either. Answered by [`super::data::Reply::Listed`].
+    Needed {
+        /// The objects.
+        objects: Vec<(ChunkId, Version)>,
+    },
 }

@@ -4,6 +4,7 @@
 use bincode::{Decode, Encode};
 
 use crate::id::{Epoch, ServerId};
+use crate::wire::cluster::TierReport;
 
 /// What an operator wants.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -158,6 +159,8 @@ pub struct ServerLine {
     pub load_milli: u32,
     /// What one of them took, in microseconds.
     pub call_us: u32,
+    /// Its object store, if it has one.
+    pub tier: Option<TierReport>,
 }
 
 /// How a volume's data, or one class of it, is replicated.

@@ -1,6 +1,7 @@
 //! `netfs data`: the data servers of a cluster.
 
 use netfs_common::id::ServerId;
+use netfs_common::wire::cluster::TierReport;
 use netfs_common::wire::meta::{Request, Response};
 use netfs_common::wire::operator::{Condition, Operation, Outcome, ServerLine};
 
@@ -63,6 +64,18 @@ fn print(servers: &[ServerLine]) {
         say!(
             "data server {id} has found {damaged} damaged ranges since its start; {mended} were replaced from another replica"
         );
+    }
+    for server in servers {
+        let Some(tier) = &server.tier else { continue };
+        let TierReport { away_chunks, uploads, fetches, removed, errors, waiting, .. } = tier;
+        let (id, away) = (server.id, size(tier.away_bytes));
+        say!(
+            "data server {id} has {away_chunks} chunks ({away}) in its object store only; since its start {uploads} objects were put \
+             there, {fetches} chunks came back, {removed} objects were removed, {errors} calls failed; {waiting} chunks wait"
+        );
+        if let Some(why) = &tier.trouble {
+            say!("data server {id} cannot reach its object store: {why}");
+        }
     }
 }
 

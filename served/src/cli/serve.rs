@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
-use netfs_common::config::{DataConfig, MetaConfig, ServedConfig, SyncPolicy, VolumeConfig};
+use netfs_common::config::{
+    DataConfig, MetaConfig, ServedConfig, SyncPolicy, TierConfig, VolumeConfig,
+};
 use netfs_common::net::NetMetrics;
 use netfs_common::telemetry::{self, Metrics};
 use netfs_common::tls::Identity;
@@ -14,8 +16,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::notify::notify;
 use super::{ConfigArgs, Failure};
-use crate::data::server::{DataOptions, DataServer, UpkeepConfig};
+use crate::data::server::{DataOptions, DataServer, TierOptions, UpkeepConfig};
 use crate::data::store::StoreConfig;
+use crate::data::tier::{BucketOptions, Place};
 use crate::http::Http;
 use crate::meta::engine::EngineConfig;
 use crate::meta::server::{DataServers, MetaOptions, MetaServer, PoolOptions};
@@ -178,7 +181,23 @@ fn data_options(config: &ServedConfig, identity: Arc<Identity>) -> DataOptions {
     options.key_file.clone_from(&data.key_file);
     options.repair_rate = data.repair_bytes_per_s.0;
     options.limits = config.net.limits();
+    options.tier = tier_options(&config.tier);
     options
+}
+
+/// The object store, if one is named.
+fn tier_options(config: &TierConfig) -> Option<TierOptions> {
+    let TierConfig { bucket, endpoint, region, credentials, prefix, .. } = config.clone();
+    let place = Place::S3 { endpoint, region, bucket: bucket?, credentials };
+    Some(TierOptions {
+        after: Duration::from_millis(config.after_ms),
+        fill_percent: config.fill_percent,
+        transfers: config.transfers as usize,
+        rate: config.bytes_per_s.0,
+        delay: Duration::from_millis(config.delay_ms),
+        sweep_interval: Duration::from_millis(config.sweep_ms),
+        ..TierOptions::new(BucketOptions { place, prefix })
+    })
 }
 
 fn meta_options(config: &ServedConfig, identity: Arc<Identity>, data: DataServers) -> MetaOptions {
@@ -186,12 +205,13 @@ fn meta_options(config: &ServedConfig, identity: Arc<Identity>, data: DataServer
     let mut options = MetaOptions::new(meta.dir.clone(), meta.listen, data, identity);
     options.volumes = config.volume.iter().map(|volume| volume.name.clone()).collect();
     let pool = |volume: &VolumeConfig| {
-        let VolumeConfig { name, replicas, groups, compression, encryption } = volume;
+        let VolumeConfig { name, replicas, groups, compression, encryption, tier } = volume;
         let options = PoolOptions {
             replicas: *replicas,
             groups: *groups,
             compression: *compression,
             encryption: *encryption,
+            tier: *tier,
         };
         (name.clone(), options)
     };

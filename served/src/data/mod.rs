@@ -4,3 +4,4 @@ pub mod chain;
 pub mod codec;
 pub mod server;
 pub mod store;
+pub mod tier;

@@ -27,6 +27,7 @@ mod room;
 mod spans;
 mod sweeping;
 mod teaching;
+mod tiering;
 mod turns;
 mod upkeep;
 
@@ -43,6 +44,7 @@ use netfs_common::tls::{self, Identity, TlsError};
 use tokio::sync::Semaphore;
 
 use crate::data::store::{SegmentStore, StoreConfig, StoreError};
+use crate::data::tier::BucketError;
 use crate::flusher::Flusher;
 use crate::greeting::{self, Refusal};
 use crate::health::Health;
@@ -50,6 +52,7 @@ use crate::thread::{Ending, ServerThread, StopSignal};
 
 pub use keys::KeysError;
 pub use metrics::DataMetrics;
+pub use tiering::TierOptions;
 pub use upkeep::UpkeepConfig;
 
 use chunks::Chunks;
@@ -59,6 +62,7 @@ use keys::Keys;
 use peers::{Greeting, Peers};
 use replicas::{Parts, Replicas};
 use rights::Rights;
+use tiering::Tier;
 use turns::Turns;
 use upkeep::Upkeep;
 
@@ -92,6 +96,8 @@ pub struct DataOptions {
     pub domain: String,
     /// The key file, needed for encrypted volumes.
     pub key_file: Option<PathBuf>,
+    /// The bucket for what nobody uses; `None`: there is none.
+    pub tier: Option<TierOptions>,
     /// How fast chunks are copied to replicas that lack them, in bytes per second; 0 for as fast as it goes.
     pub repair_rate: u64,
     /// Bounds of the endpoint.
@@ -114,6 +120,7 @@ impl DataOptions {
             upkeep: UpkeepConfig::default(),
             domain: String::new(),
             key_file: None,
+            tier: None,
             repair_rate: 128 << 20,
             limits: Limits::default(),
             net_metrics: NetMetrics::default(),
@@ -150,6 +157,9 @@ pub enum DataError {
     /// The certificate.
     #[error("data server: {0}")]
     Tls(#[from] TlsError),
+    /// The object store.
+    #[error("object store: {0}")]
+    Tier(#[from] BucketError),
     /// A message.
     #[error("data server: {0}")]
     Codec(#[from] codec::CodecError),
@@ -281,7 +291,10 @@ async fn serve(
         "" => store_id,
         domain => domain.to_owned(),
     };
+    let counts = options.metrics.tier.clone();
+    let tier = options.tier.clone().map(|tier| Tier::new(tier, cluster.0, counts)).transpose()?;
     let replicas = Arc::new(Replicas::new(Parts {
+        tier,
         instance,
         chunks: chunks.clone(),
         keys,
@@ -293,6 +306,7 @@ async fn serve(
         repair_rate: options.repair_rate,
     }));
     tokio::spawn(mending::attend(Arc::downgrade(&replicas)));
+    tokio::spawn(tiering::attend(Arc::downgrade(&replicas)));
     let found = Arc::downgrade(&replicas);
     let upkeep = Upkeep::start(
         store.clone(),

@@ -52,6 +52,7 @@ use std::time::{Duration, Instant};
 use netfs_common::codec;
 use netfs_common::coding::{Cipher, Coding, Compression, Encryption, SealedKey};
 use netfs_common::id::{ClusterId, InstanceId};
+use netfs_common::map::TierMode;
 use netfs_common::net::{Dialer, EndpointError, Incoming, Limits, NetMetrics, Server};
 use netfs_common::telemetry::CallMetrics;
 use netfs_common::tls::{self, Identity, TlsError};
@@ -105,6 +106,8 @@ pub struct PoolOptions {
     pub compression: Compression,
     /// How data is encrypted. Fixed when the volume is made.
     pub encryption: Encryption,
+    /// What of it goes to the object store of the data servers; looked at at every start.
+    pub tier: TierMode,
 }
 
 impl Default for PoolOptions {
@@ -114,6 +117,7 @@ impl Default for PoolOptions {
             groups: 256,
             compression: Compression::None,
             encryption: Encryption::None,
+            tier: TierMode::Cold,
         }
     }
 }

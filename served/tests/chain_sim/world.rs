@@ -225,7 +225,9 @@ impl World {
             self.add_server();
         }
         self.with_brain(|brain, ctx| {
-            brain.with(ctx, |m, now| m.ensure_pool(now, 0, groups, replicas));
+            brain.with(ctx, |m, now| {
+                m.ensure_pool(now, 0, (groups, replicas), netfs_common::map::TierMode::Cold)
+            });
         });
         let map = self.brain.map();
         self.groups = (0..chunks).map(|i| map.group_of(chunk(i)).unwrap()).collect();

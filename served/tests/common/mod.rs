@@ -21,7 +21,7 @@ use netfs_common::errno::Errno;
 use netfs_common::id::{
     ChunkId, Epoch, GroupId, Ino, InstanceId, OpSeq, ServerId, SessionId, Verifier,
 };
-use netfs_common::map::{Chain, ClusterMap, Pool, Replica};
+use netfs_common::map::{Chain, ClusterMap, Pool, Replica, TierMode};
 use netfs_common::name::Name;
 use netfs_common::net::{Bulk, CallError, Dialer, Handler, Limits, Link, NetMetrics, ReplyFuture};
 use netfs_common::tls::{Identity, pki};
@@ -111,6 +111,7 @@ pub fn map_of_one(instance: InstanceId, addr: SocketAddr) -> ClusterMap {
         first: GroupId(volume * GROUPS),
         min_replicas: 1,
         chains: vec![chain.clone(); GROUPS as usize],
+        tier: TierMode::Cold,
     };
     ClusterMap {
         version: Epoch(1),

@@ -103,6 +103,7 @@ impl DataStore {
             min_replicas: 1,
             coding: Default::default(),
             chains,
+            tier: Default::default(),
         };
         DataStore {
             map: ClusterMap {

@@ -140,6 +140,7 @@ impl Replicas {
                 mended: self.metrics.mended.get(),
             },
             work: self.metrics.work(),
+            tier: self.tier.as_ref().map(|tier| tier.report(usage.away_bytes)),
         })
     }
 

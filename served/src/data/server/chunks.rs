@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use netfs_common::id::{ChunkId, Ino, Version};
 use netfs_common::wire::data::Span;
 
-use crate::data::store::{ChunkKey, ChunkVersion, Patch, SegmentStore, StoreError, Usage};
+use crate::data::store::{
+    AwayParts, ChunkInfo, ChunkKey, ChunkVersion, Patch, SegmentStore, StoreError, Usage,
+};
 
 /// Chunks looked at in one go. It bounds for how long the index is held.
 const STEP: usize = 256;
@@ -187,6 +189,34 @@ impl Chunks {
         Ok((gone, bytes))
     }
 
+    /// What of a chunk is in an object of the bucket, and not here.
+    pub(super) fn away(&self, chunk: ChunkId) -> Option<AwayParts> {
+        self.store.away(key(chunk))
+    }
+
+    /// Whether a chunk has any data, here or in its object.
+    pub(super) fn has(&self, chunk: ChunkId) -> bool {
+        !self.store.outline(key(chunk)).1.is_empty()
+    }
+
+    /// All chunks from one on, a part of them, and where to go on.
+    pub(super) fn infos(&self, from: ChunkId) -> (Vec<ChunkInfo>, Option<ChunkId>) {
+        let (found, next) = self.store.list_where(key(from), STEP, |_| true);
+        (found, next.map(|key| id(&key)))
+    }
+
+    /// Takes over from another replica that a range of a chunk is in the chunk's object.
+    pub(super) fn write_away(
+        &self,
+        chunk: ChunkId,
+        version: Version,
+        (offset, len): (u64, u64),
+        object: Version,
+    ) -> Result<i64, StoreError> {
+        let (object, version) = (ChunkVersion(object.0), ChunkVersion(version.0));
+        self.store.write_away(key(chunk), offset, len, object, version)
+    }
+
     /// A chunk's version.
     pub(super) fn version(&self, chunk: ChunkId) -> Version {
         Version(self.store.version(key(chunk)).0)
@@ -210,6 +240,8 @@ impl Chunks {
         match self.store.read(key(chunk), offset, len) {
             Ok(_) => Ok(None),
             Err(StoreError::Corrupt { .. }) => Ok(Some(patch)),
+            // Nothing that is away is damaged here; the rest is found again.
+            Err(StoreError::Away { .. }) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -237,7 +269,13 @@ impl Chunks {
             && out.len() < LISTED
         {
             let (found, more) = self.store.list_where(first, STEP, |key| keep(id(key)));
-            out.extend(found.iter().map(|info| (id(&info.key), Version(info.version.0))));
+            // Part of an older object, which another replica may not have any more: it is no proof of being equal.
+            let mixed = |info: &ChunkInfo| info.away_bytes > 0 && info.object != info.version;
+            let version = |info: &ChunkInfo| match mixed(info) {
+                true => Version::NONE,
+                false => Version(info.version.0),
+            };
+            out.extend(found.iter().map(|info| (id(&info.key), version(info))));
             next = more;
         }
         (out, next.map(|key| id(&key)))
@@ -356,7 +394,7 @@ pub(super) fn id(key: &ChunkKey) -> ChunkId {
     ChunkId { ino: Ino(key.ino), generation: key.generation, index: key.index }
 }
 
-fn key(chunk: ChunkId) -> ChunkKey {
+pub(super) fn key(chunk: ChunkId) -> ChunkKey {
     ChunkKey { ino: chunk.ino.0, generation: chunk.generation, index: chunk.index }
 }
 

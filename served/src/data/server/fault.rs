@@ -16,6 +16,7 @@ pub(super) fn errno(error: &StoreError) -> Errno {
         StoreError::Corrupt { .. }
         | StoreError::NoKey { .. }
         | StoreError::NotEncrypted(_)
+        | StoreError::Away { .. }
         | StoreError::Poisoned(_)
         | StoreError::InUse(_)
         | StoreError::NotAStore { .. }

@@ -1,13 +1,14 @@
 //! Answering the calls of one client.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
-use netfs_common::id::{ChunkId, Epoch, GroupId, InstanceId, SessionId, Verifier};
+use netfs_common::id::{ChunkId, Epoch, GroupId, InstanceId, SessionId, Verifier, Version};
 use netfs_common::net::{BulkHandler, BulkMessage, BulkReplyFuture, Payload};
-use netfs_common::wire::cluster::{Deed, Install, PeerOp};
+use netfs_common::wire::cluster::{Deed, Install, MAX_OBJECTS, PeerOp};
 use netfs_common::wire::data::{At, MAX_PAYLOAD, Op, Reply, Request, Usage};
 use tokio::sync::{Notify, Semaphore};
 
@@ -22,6 +23,9 @@ use super::turns::{AtWork, Client, Superseded, Turns};
 use crate::data::chain::Refusal;
 use crate::data::store::StoreError;
 use crate::flusher::Flusher;
+
+/// A write that has to wait for the bucket is held back so long before its client is told to come again.
+const LATE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Reads up to this size are done on the server's own thread if they need not wait for the disk: they take less time
 /// then than handing them to another one (some 10 µs) costs. Changes never are: they may have to wait for a
@@ -123,6 +127,16 @@ fn name(op: &Op) -> &'static str {
         Op::Fence { .. } => "fence",
         Op::Peer(_) => "peer",
     }
+}
+
+/// A piece of a chunk that a learner gets.
+enum Piece {
+    Bytes(Payload),
+    /// It is in the object of this version.
+    Away {
+        len: u64,
+        object: Version,
+    },
 }
 
 /// What a call is answered with.
@@ -250,8 +264,34 @@ impl Handler {
                 self.belongs(install.chunk, group)?;
                 let work = self.begin(client).await?;
                 let this = self.clone();
-                let task = async move { this.install(group, epoch, install, payload).await };
+                let piece = Piece::Bytes(payload);
+                let task = async move { this.install(group, epoch, install, piece).await };
                 return self.to_its_end(work, task).await;
+            }
+            (PeerOp::InstallAway { install, len, object }, At::Group { group, epoch }) => {
+                self.fits(install.offset, len)?;
+                self.belongs(install.chunk, group)?;
+                if !payload.is_empty() || len == 0 || object == Version::NONE {
+                    return Err(Reply::Failed(Errno::EINVAL));
+                }
+                let work = self.begin(client).await?;
+                let this = self.clone();
+                let piece = Piece::Away { len, object };
+                let task = async move { this.install(group, epoch, install, piece).await };
+                return self.to_its_end(work, task).await;
+            }
+            (PeerOp::Needed { objects }, At::Group { group, epoch }) => {
+                if objects.len() > MAX_OBJECTS {
+                    return Err(Reply::Failed(Errno::EINVAL));
+                }
+                if replicas.epoch(group) != Some(epoch) {
+                    return Err(Reply::Busy);
+                }
+                let chunks = replicas.needed(&objects).await?;
+                if replicas.epoch(group) != Some(epoch) {
+                    return Err(Reply::Busy);
+                }
+                Reply::Listed { chunks, next: None }
             }
             (PeerOp::List { from }, At::Group { group, epoch }) => {
                 if replicas.epoch(group) != Some(epoch) {
@@ -373,6 +413,15 @@ impl Handler {
         if matches!(work.what, What::Write { .. }) && self.is_out_of_room(group) {
             return Err(Reply::Failed(Errno::ENOSPC));
         }
+        if let Some(tier) = &self.replicas.tier
+            && matches!(work.what, What::Write { .. })
+            && self.replicas.is_primary(group)
+            && tier.is_late()
+        {
+            // The client comes again, until the bucket has caught up.
+            tokio::time::sleep(LATE_PAUSE).await;
+            return Err(Reply::Busy);
+        }
         self.replicas.propose(group, epoch, chunk, work).await.map_err(refused)
     }
 
@@ -420,16 +469,29 @@ impl Handler {
         offset: u64,
         len: u64,
     ) -> Result<Bytes, Reply> {
-        let chunks = self.chunks.clone();
-        let cached = match len <= INLINE_BYTES {
-            true => chunks.read_now(chunk, offset, len).map_err(|e| self.failed(&e))?,
-            false => None,
-        };
-        let data = match cached {
-            Some(data) => data,
-            None => self.stored(client, move || chunks.read(chunk, offset, len)).await?,
-        };
-        Ok(data.into())
+        loop {
+            let chunks = self.chunks.clone();
+            let cached = match len <= INLINE_BYTES {
+                true => chunks.read_now(chunk, offset, len),
+                false => Ok(None),
+            };
+            let data = match cached {
+                Ok(Some(data)) => Ok(data),
+                Ok(None) => {
+                    self.try_stored(client, move || chunks.read(chunk, offset, len)).await?
+                }
+                Err(error) => Err(error),
+            };
+            match data {
+                Ok(data) => {
+                    if let Some(tier) = &self.replicas.tier {
+                        tier.used(chunk);
+                    }
+                    return Ok(data.into());
+                }
+                Err(error) => self.fetch_or_fail(&error).await?,
+            }
+        }
     }
 
     /// Copies piece by piece, holes as holes.
@@ -508,7 +570,7 @@ impl Handler {
         group: GroupId,
         epoch: Epoch,
         install: Install,
-        payload: Payload,
+        piece: Piece,
     ) -> Answer {
         let chunk = install.chunk;
         // In the order in which they come, each to its end: the first piece of a new attempt takes away what an old one has left.
@@ -516,13 +578,19 @@ impl Handler {
         let wait = self.replicas.call(group, |g, call| g.install(call, epoch, chunk));
         wait.await.map_err(refused)?;
         let chunks = self.chunks.clone();
-        let data = payload.into_chunks();
         let work = move || {
             if install.first {
                 chunks.erase(chunk)?;
             }
-            if !data.is_empty() {
-                chunks.write(chunk, install.version, install.offset, &data)?;
+            match piece {
+                Piece::Bytes(data) if data.is_empty() => {}
+                Piece::Bytes(data) => {
+                    chunks.write(chunk, install.version, install.offset, &data.into_chunks())?;
+                }
+                Piece::Away { len, object } => {
+                    let range = (install.offset, len);
+                    chunks.write_away(chunk, install.version, range, object)?;
+                }
             }
             Ok(())
         };
@@ -580,15 +648,33 @@ impl Handler {
         self.replicas.blocking(work).await.ok_or(Reply::Failed(Errno::EIO))
     }
 
+    /// What is away comes back; any other failure is one.
+    async fn fetch_or_fail(&self, error: &StoreError) -> Result<(), Reply> {
+        match self.replicas.fetch_if_away(error).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(self.failed(error)),
+            Err(Errno::EAGAIN) => Err(Reply::Busy),
+            Err(errno) => Err(Reply::Failed(errno)),
+        }
+    }
+
     /// Runs a call of the store on a thread that may block.
     pub(super) async fn stored<T: Send + 'static>(
         &self,
         client: &Client,
         work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, Reply> {
+        self.try_stored(client, work).await?.map_err(|error| self.failed(&error))
+    }
+
+    async fn try_stored<T: Send + 'static>(
+        &self,
+        client: &Client,
+        work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<Result<T, StoreError>, Reply> {
         let metrics = self.metrics.clone();
         match self.turns.take(client, move || metrics.during(work)).await {
-            Ok(Some(result)) => result.map_err(|error| self.failed(&error)),
+            Ok(Some(result)) => Ok(result),
             Ok(None) => Err(Reply::Failed(Errno::EIO)),
             Err(Superseded) => Err(superseded(client)),
         }

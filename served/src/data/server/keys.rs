@@ -248,6 +248,7 @@ mod tests {
         let (first, chains) = (GroupId(0), Vec::new());
         let coding = coding.clone();
         let pool = Pool {
+            tier: Default::default(),
             volume: VOLUME,
             class: netfs_common::class::Class::DEFAULT,
             first,

@@ -22,6 +22,34 @@ pub(super) struct OpLabel {
     pub(super) op: &'static str,
 }
 
+/// Counters of the object store. Cheap to clone; clones count together.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TierMetrics {
+    pub(super) away_chunks: Gauge,
+    pub(super) unreachable: Gauge,
+    pub(super) uploads: Counter,
+    pub(super) uploaded_bytes: Counter,
+    pub(super) fetches: Counter,
+    pub(super) fetched_bytes: Counter,
+    pub(super) removed: Counter,
+    pub(super) errors: Counter,
+}
+
+impl TierMetrics {
+    fn register(&self, registry: &mut Registry) {
+        let r = registry.sub_registry_with_prefix("tier");
+        let away = "Chunks of which something is only in the object store";
+        r.register("away_chunks", away, self.away_chunks.clone());
+        r.register("unreachable", "1: its last call failed", self.unreachable.clone());
+        r.register("uploads", "Objects put there", self.uploads.clone());
+        r.register("uploaded_bytes", "Bytes put there", self.uploaded_bytes.clone());
+        r.register("fetches", "Chunks that came back", self.fetches.clone());
+        r.register("fetched_bytes", "Bytes that came back", self.fetched_bytes.clone());
+        r.register("removed", "Objects removed", self.removed.clone());
+        r.register("errors", "Calls that failed", self.errors.clone());
+    }
+}
+
 /// Counters of a data server. Cheap to clone; clones count together.
 #[derive(Clone, Debug)]
 pub struct DataMetrics {
@@ -47,6 +75,8 @@ pub struct DataMetrics {
     pub(super) free: Gauge,
     pub(super) capacity: Gauge,
     pub(super) chunks: Gauge,
+    pub(super) away: Gauge,
+    pub(super) tier: TierMetrics,
     log: Arc<Rarely>,
     /// What the last flush failed with, if it failed. There is one a second at least.
     trouble: Arc<Mutex<Option<String>>>,
@@ -76,6 +106,8 @@ impl Default for DataMetrics {
             free: Gauge::default(),
             capacity: Gauge::default(),
             chunks: Gauge::default(),
+            away: Gauge::default(),
+            tier: TierMetrics::default(),
             log: Arc::new(Rarely::every(LOG_INTERVAL)),
             trouble: Arc::default(),
         }
@@ -131,6 +163,12 @@ impl DataMetrics {
         r.register("free_bytes", "Bytes that can be appended", self.free.clone());
         r.register("capacity_bytes", "Bytes that the store can hold", self.capacity.clone());
         r.register("chunks", "Chunks held", self.chunks.clone());
+        r.register(
+            "away_bytes",
+            "Bytes of chunks that are only in the object store",
+            self.away.clone(),
+        );
+        self.tier.register(r);
     }
 
     /// Logs a failure of the store, unless one was logged just now.

@@ -27,6 +27,7 @@ use super::peers::Peers;
 use super::progress::Progress;
 use super::room::Room;
 use super::teaching::{Pace, Taught};
+use super::tiering::Tier;
 use crate::data::chain::{Action, CallId, Change, Group, Refusal};
 use crate::data::store::Usage;
 use crate::flusher::Flusher;
@@ -122,6 +123,8 @@ pub(super) struct Replicas {
     /// The store's figures, and when they were looked at.
     pub(super) usage: Mutex<Option<(Instant, Usage)>>,
     pub(super) domain: String,
+    /// The bucket for what nobody uses, if there is one.
+    pub(super) tier: Option<Tier>,
 }
 
 /// What this server knows of the cluster.
@@ -191,6 +194,8 @@ pub(super) struct Parts {
     pub(super) domain: String,
     /// Bytes per second.
     pub(super) repair_rate: u64,
+    /// The bucket for what nobody uses.
+    pub(super) tier: Option<Tier>,
 }
 
 impl Replicas {
@@ -222,6 +227,7 @@ impl Replicas {
             sweeping: tokio::sync::Mutex::default(),
             usage: Mutex::default(),
             domain: parts.domain,
+            tier: parts.tier,
         }
     }
 
@@ -473,6 +479,10 @@ impl Replicas {
         }
     }
 
+    fn is_head_of(&self, id: GroupId) -> bool {
+        self.slot(id).is_some_and(|slot| lock(&slot).group.is_head())
+    }
+
     /// Stores a change on a thread that may block.
     fn apply(self: &Arc<Self>, id: GroupId, change: Change<Work>) {
         let this = self.clone();
@@ -506,6 +516,12 @@ impl Replicas {
             }
         };
         drop(thread);
+        if let Some(tier) = &self.tier {
+            tier.used(*chunk);
+            if result.is_ok() && self.is_primary(id) && self.is_head_of(id) {
+                tier.changed(*chunk);
+            }
+        }
         self.run(id, |slot| slot.group.applied(*version, result));
     }
 

@@ -44,7 +44,7 @@ impl Pace {
     }
 
     /// Waits until so many bytes may go.
-    async fn wait(&self, bytes: u64) {
+    pub(super) async fn wait(&self, bytes: u64) {
         if self.rate == 0 {
             return;
         }
@@ -192,8 +192,23 @@ impl Replicas {
     ) -> Option<()> {
         let chunks = self.chunks.clone();
         let (version, ranges) = self.blocking(move || chunks.outline(chunk)).await?;
-        let mut pieces = pieces(&ranges);
+        // What is away is not fetched for the learner: it is told where it is. The chunk is held, so all that can happen to what is away is that
+        // it comes back, and then its object is still there (`tiering/sweeping.rs`).
+        let away = self.chunks.away(chunk);
+        let gone = away.as_ref().map_or(&[][..], |parts| &parts.ranges);
+        let mut pieces = pieces(&without(&ranges, gone));
+        let mut gone = gone.iter().copied();
         let mut first = true;
+        if let Some(object) = away.as_ref().map(|parts| Version(parts.object.0)) {
+            while let Some((offset, len)) = gone.next() {
+                let last = gone.len() == 0 && pieces.is_empty();
+                let version = if last { version } else { Version::NONE };
+                let install = Install { chunk, first, version, offset: offset.into() };
+                let op = PeerOp::InstallAway { install, len: len.into(), object };
+                self.install(id, epoch, learner, op, Bytes::new()).await?;
+                first = false;
+            }
+        }
         while first || !pieces.is_empty() {
             let (offset, len) = pieces.pop().unwrap_or_default();
             let last = pieces.is_empty();
@@ -210,17 +225,28 @@ impl Replicas {
             };
             let version = if last { version } else { Version::NONE };
             let install = PeerOp::Install(Install { chunk, first, version, offset });
-            match self.ask(id, epoch, learner, install, Bytes::from(data)).await? {
-                Reply::Stored { full: false } => {}
-                reply => {
-                    tracing::debug!(group = %id, ?reply, "a learner did not take a chunk");
-                    return None;
-                }
-            }
+            self.install(id, epoch, learner, install, Bytes::from(data)).await?;
             self.taught.bytes.fetch_add(len, Ordering::Relaxed);
             first = false;
         }
         Some(())
+    }
+
+    async fn install(
+        &self,
+        id: GroupId,
+        epoch: Epoch,
+        learner: Replica,
+        op: PeerOp,
+        data: Bytes,
+    ) -> Option<()> {
+        match self.ask(id, epoch, learner, op, data).await? {
+            Reply::Stored { full: false } => Some(()),
+            reply => {
+                tracing::debug!(group = %id, ?reply, "a learner did not take a chunk");
+                None
+            }
+        }
     }
 
     /// Has the learner flush what it has got.
@@ -238,6 +264,28 @@ impl Replicas {
         }
         self.run(id, |slot| slot.group.sealed(learner, epoch, done));
     }
+}
+
+/// Ranges without parts of them, both ascending.
+fn without(ranges: &[(u64, u64)], parts: &[(u32, u32)]) -> Vec<(u64, u64)> {
+    let mut out = Vec::new();
+    for (start, len) in ranges {
+        let (mut at, end) = (*start, start + len);
+        for (offset, len) in parts {
+            let (from, to) = (u64::from(*offset), u64::from(*offset) + u64::from(*len));
+            if to <= at || from >= end {
+                continue;
+            }
+            if from > at {
+                out.push((at, from - at));
+            }
+            at = to.min(end);
+        }
+        if at < end {
+            out.push((at, end - at));
+        }
+    }
+    out
 }
 
 /// What goes in one message each, the last one first.
@@ -271,6 +319,15 @@ mod tests {
         ];
         assert_eq!(all, expected);
         assert!(pieces(&[]).is_empty());
+    }
+
+    #[test]
+    fn ranges_without_parts_of_them() {
+        let all = [(0, 10), (20, 10)];
+        assert_eq!(without(&all, &[]), all);
+        assert_eq!(without(&all, &[(0, 10), (22, 3), (29, 1)]), [(20, 2), (25, 4)]);
+        assert_eq!(without(&all, &[(5, 20)]), [(0, 5), (25, 5)]);
+        assert_eq!(without(&all, &[(0, 30)]), []);
     }
 
     #[tokio::test]

@@ -195,6 +195,7 @@ impl Work {
                 self.metrics.free.set(gauge(usage.free_bytes));
                 self.metrics.capacity.set(gauge(usage.capacity_bytes));
                 self.metrics.chunks.set(gauge(usage.chunks));
+                self.metrics.away.set(gauge(usage.away_bytes));
             }
             Err(error) => self.metrics.store_failed(&error),
         }

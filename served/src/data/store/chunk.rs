@@ -27,8 +27,14 @@
 //!   show a version. The index in memory, and a snapshot of it, have seen the tombstone, and keep theirs.
 //!
 //! A chunk that ends without data is forgotten with its version, and one without data takes none. What comes back later begins with 0.
+//!
+//! **Away.** Ranges of a chunk may be in an *object* of a bucket, which is named by the chunk and by the version that it had when the
+//! object was made, and has all of its bytes of then. An `Away` record says that a range is what the object has there. It is
+//! written only where that is so already, so it is no change, moves like a `Write` and keeps the version like one. All ranges that are
+//! away belong to one object ([`Chunk::object`]): others are sent away only when none is, or those that are belong to the same
+//! object. Changes hide parts of it like parts of any record, and need not look into the object.
 
-use super::extent::Extents;
+use super::extent::{Extent, Extents};
 use super::format::LogPos;
 use super::key::ChunkVersion;
 
@@ -39,12 +45,29 @@ pub(super) struct Chunk {
     pub(super) version: ChunkVersion,
     /// Where the version is written, if that record holds no data; [`LogPos::NOWHERE`] otherwise.
     pub(super) carrier: LogPos,
+    /// Names the object that has what is away; unknown if nothing is.
+    pub(super) object: ChunkVersion,
 }
 
 impl Chunk {
     /// Whether it holds no data: such a chunk is not kept.
     pub(super) fn is_empty(&self) -> bool {
         self.extents.0.is_empty()
+    }
+
+    /// Forgets the object when nothing is in it any more.
+    pub(super) fn forget_object(&mut self) {
+        if self.object != ChunkVersion::UNKNOWN && !self.extents.0.iter().any(Extent::is_away) {
+            self.object = ChunkVersion::UNKNOWN;
+        }
+    }
+
+    /// Bytes that are not here.
+    pub(super) fn away(&self) -> u64 {
+        if self.object == ChunkVersion::UNKNOWN {
+            return 0;
+        }
+        self.extents.0.iter().filter(|e| e.is_away()).map(|e| u64::from(e.len)).sum()
     }
 
     /// Takes the version of a record that holds data.

@@ -41,6 +41,16 @@ pub enum StoreError {
     /// There are no random numbers to encrypt with.
     #[error("data cannot be encrypted: {0}")]
     NotEncrypted(String),
+    /// The bytes are in the bucket, and not here.
+    #[error("bytes {offset}..+{len} of chunk {key} are in the object store, and not here")]
+    Away {
+        /// The chunk.
+        key: ChunkKey,
+        /// First byte that is away, in the chunk.
+        offset: u64,
+        /// Number of bytes.
+        len: u64,
+    },
     /// No room for new data. Deleting still works, and makes room.
     #[error("no space: {needed} bytes needed, {free} free beyond the reserve")]
     NoSpace {

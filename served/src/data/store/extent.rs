@@ -2,21 +2,24 @@
 
 use super::format::LogPos;
 
+/// In place of the length of a record whose bytes are in an object.
+pub(super) const AWAY: u32 = 1 << 30;
+
 /// A range of a chunk that is in one record. 24 bytes, because there is one for each record that lives.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Extent {
     /// First byte, in the chunk.
     pub(super) offset: u32,
     pub(super) len: u32,
-    /// Where the record's payload begins; for lost bytes, where the `Bad` record is.
+    /// Where the record's payload begins; for bytes that are lost or away, where the record is that says so.
     pub(super) at: LogPos,
     /// The range of the whole payload: blocks are cut by it. A length of 0 stands for lost bytes, and [`PACKED`] in it for a packed
-    /// payload.
+    /// payload, [`AWAY`] for bytes that are in the chunk's object.
     pub(super) record_offset: u32,
     pub(super) record_len: u32,
 }
 
-/// No chunk is so long.
+/// In the length of a record: its payload is packed. No chunk is so long, nor as [`AWAY`] says.
 pub(super) const PACKED: u32 = 1 << 31;
 
 impl Extent {
@@ -31,6 +34,10 @@ impl Extent {
     /// The range that is packed, if the payload is.
     pub(super) fn packed(&self) -> Option<(u32, u32)> {
         (self.record_len & PACKED != 0).then_some((self.record_offset, self.record_len & !PACKED))
+    }
+
+    pub(super) fn is_away(&self) -> bool {
+        self.record_len == AWAY
     }
 
     /// The part within `offset..end`, which must overlap.

@@ -44,7 +44,7 @@
 //! | 40 | 8 | sequence number |
 //! | 48 | 8 | durable: all records up to this sequence number were on stable storage when this one was appended |
 //! | 56 | 8 | version that the record gives its chunk, 0 if unknown (see `chunk`); in version 1 always 0 |
-//! | 64 | 8 | in a packed `Write`: the range that is packed, offset and length in the chunk, 4 bytes each. In a moved `Punch` or `Delete`: its first position, segment number << 32 + position. It hides only what is before that. 0: its own position. In `Lost`: where the lost records end |
+//! | 64 | 8 | in a packed `Write`: the range that is packed, offset and length in the chunk, 4 bytes each. In a moved `Punch` or `Delete`: its first position, segment number << 32 + position. It hides only what is before that. 0: its own position. In `Lost`: where the lost records end. In `Away`: the version that names the object |
 //! | 72 | 4 | bytes stored after the header, without padding |
 //! | 76 | 4 | 0 |
 //!
@@ -63,7 +63,7 @@
 //! - 1: the first.
 //! - 2: chunk versions, `Stamp` and `Lost`. An older program would write version 0 when it moves records, and lose punches that
 //!   carry a version.
-//! - 3: packed payloads.
+//! - 3: packed payloads, and `Away`. An older program would take them for damage.
 
 use crc32fast::Hasher;
 
@@ -226,6 +226,8 @@ pub(super) enum Kind {
     Stamp = 7,
     /// Records of the log before its `as_of` are lost, with a segment that was reclaimed.
     Lost = 8,
+    /// These bytes of the chunk are in an object of the bucket. No change: whatever they hide here is the same.
+    Away = 40,
 }
 
 impl Kind {
@@ -239,6 +241,7 @@ impl Kind {
             6 => Self::Retire,
             7 => Self::Stamp,
             8 => Self::Lost,
+            40 => Self::Away,
             _ => return None,
         })
     }
@@ -298,6 +301,11 @@ impl RecordHeader {
             (Kind::Write, Form::Packed { stored, .. }) => stored,
             _ => 0,
         }
+    }
+
+    /// In an `Away`: the version of the chunk that the object has.
+    pub(super) fn object(&self) -> ChunkVersion {
+        ChunkVersion(self.as_of.map_or(0, LogPos::to_u64))
     }
 
     /// Bytes that the whole record takes in the segment.
@@ -364,9 +372,11 @@ impl RecordHeader {
             form,
         };
         let in_chunk = u64::from(header.offset) + u64::from(header.len) <= MAX_CHUNK_BYTES;
-        let has_range = matches!(header.kind, Kind::Write | Kind::Punch | Kind::Bad);
+        let has_range = matches!(header.kind, Kind::Write | Kind::Punch | Kind::Bad | Kind::Away);
         let in_order = header.durable < header.seq && header.seq <= MAX_SEQ;
-        let sound = in_chunk && (header.len > 0) == has_range && in_order && header.is_form_sound();
+        let is_named = header.kind != Kind::Away || header.as_of.is_some();
+        let has_form = in_order && is_named && header.is_form_sound();
+        let sound = in_chunk && (header.len > 0) == has_range && has_form;
         (sound && get_u32(b, 72) == header.stored()).then_some(header)
     }
 

@@ -305,9 +305,10 @@ fn append_record(disk: &SimDisk, input: &mut Input<'_>, marks: &mut Marks, name:
         Kind::Write,
         Kind::Stamp,
         Kind::Lost,
+        Kind::Away,
     ];
     let kind = kinds[usize::from(input.byte()) % kinds.len()];
-    let ranged = matches!(kind, Kind::Write | Kind::Punch | Kind::Bad);
+    let ranged = matches!(kind, Kind::Write | Kind::Punch | Kind::Bad | Kind::Away);
     let offset = (input.telling() % MAX_CHUNK_BYTES) as u32;
     let len = 1 + input.telling() % 5000;
     let len = len.min(MAX_CHUNK_BYTES - u64::from(offset)) as u32;

@@ -6,6 +6,7 @@
 //! - A range that was deleted has a **tombstone** in the log for as long as an older segment may hold what it hides.
 //! - Space is won back by moving what lives out of the emptiest segment (`reclaim.rs`, which says why that is safe).
 //! - Every chunk has the **version** of the last change applied to it, by which replicas tell whether they are equal (`chunk.rs`).
+//! - Chunks that nobody uses may be **away**: the index says where they have data, and an object of a bucket has it (`away.rs`).
 //! - Nothing is returned unverified (`read.rs`), and `scrub.rs` looks for damage before somebody needs the data.
 //! - All file operations go through a small trait (`disk/`), so that tests can cut the power at any of them.
 //!
@@ -16,6 +17,7 @@
 //! written sequentially in records of a MiB to chunks of 4 MiB that is 50 bytes per MiB (`scripts/bench-store` counts
 //! them); in records of 64 KiB about 400.
 
+mod away;
 mod body;
 mod check;
 mod chunk;
@@ -46,6 +48,7 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+pub use away::AwayParts;
 pub use check::{CheckReport, StoreView};
 pub use config::StoreConfig;
 pub use error::StoreError;

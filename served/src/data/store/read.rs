@@ -131,6 +131,10 @@ impl SegmentStore {
         buf: &mut Vec<u8>,
         patience: Patience,
     ) -> Result<(), ReadFault> {
+        if e.is_away() {
+            let (offset, len) = (u64::from(e.offset), u64::from(e.len));
+            return Err(StoreError::Away { key, offset, len }.into());
+        }
         if e.is_bad() {
             return Err(corrupt(key, e.offset, e.len, "it was lost to a disk fault").into());
         }

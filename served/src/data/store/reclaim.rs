@@ -191,7 +191,7 @@ impl SegmentStore {
         done: &mut Reclaimed,
     ) -> Result<(), StoreError> {
         match h.kind {
-            Kind::Write | Kind::Bad => {
+            Kind::Write | Kind::Bad | Kind::Away => {
                 let header_len = if h.kind == Kind::Write { RECORD_HEADER_LEN as u32 } else { 0 };
                 let place = LogPos { segment: at.segment, at: at.at + header_len };
                 self.move_live(&h.key, h.offset, h.offset + h.len, |e| e.at == place, done)
@@ -284,6 +284,17 @@ impl SegmentStore {
         if piece.packed().is_some() {
             return self.move_packed(key, piece);
         }
+        if piece.is_away() {
+            let draft = Draft::range(Kind::Away, *key, piece.offset, piece.len);
+            let object = read(&self.state).object(key);
+            // Unknown: nothing is away any more, so this piece is not there either.
+            let draft = Draft { as_of: LogPos::from_u64(object.0), ..draft };
+            if draft.as_of.is_none() {
+                return Ok(false);
+            }
+            let piece = [piece];
+            return Ok(self.commit(&draft, &[], Space::UseReserve, Some(&piece))?.is_some());
+        }
         if !piece.is_bad() {
             match self.rewrite(*key, piece.offset, piece.end(), &[piece], Space::UseReserve) {
                 Err(StoreError::Corrupt { .. }) => {}
@@ -326,8 +337,10 @@ impl SegmentStore {
         done: &mut Reclaimed,
     ) -> Result<(), StoreError> {
         let victim = job.victim;
-        let left =
-            read(&self.state).segments.get(&victim).map_or(0, |info| info.live + info.pinned);
+        let left = read(&self.state)
+            .segments
+            .get(&victim)
+            .map_or(0, |info| info.live + info.pinned + info.aways.live);
         if left > 0 || info.damaged {
             // Records that can no longer be understood may still hold readable blocks, and the versions of chunks.
             self.move_by_index(victim, done)?;

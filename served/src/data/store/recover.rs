@@ -492,6 +492,7 @@ impl<'a> Replay<'a> {
         if !gone.is_empty() {
             self.state.index.retain(|chunk| {
                 chunk.extents.0.retain(|e| !gone.contains(&e.at.segment));
+                chunk.forget_object();
             });
         }
         let newest =
@@ -510,7 +511,10 @@ impl<'a> Replay<'a> {
         let doubted = self.doubt_versions();
         self.state.recount();
         let unused = |id: &SegmentId| {
-            self.state.segments.get(id).is_none_or(|info| info.live == 0 && info.pinned == 0)
+            self.state
+                .segments
+                .get(id)
+                .is_none_or(|info| info.live == 0 && info.pinned == 0 && info.aways.live == 0)
         };
         self.plan
             .retired

@@ -64,6 +64,8 @@ pub struct Usage {
     pub chunks: u64,
     /// Segment files.
     pub segments: u64,
+    /// Bytes of chunks that are in objects of the bucket, and not here.
+    pub away_bytes: u64,
 }
 
 /// One chunk in a listing.
@@ -77,6 +79,10 @@ pub struct ChunkInfo {
     pub end: u64,
     /// What it has seen.
     pub version: ChunkVersion,
+    /// Those of the allocated bytes that are in its object, and not here.
+    pub away_bytes: u64,
+    /// The version that names the object; unknown if nothing is away.
+    pub object: ChunkVersion,
 }
 
 impl ChunkInfo {
@@ -86,6 +92,8 @@ impl ChunkInfo {
             allocated_bytes: chunk.allocated(),
             end: chunk.extents.0.last().map_or(0, |e| u64::from(e.end())),
             version: chunk.version,
+            away_bytes: chunk.away(),
+            object: chunk.object,
         }
     }
 }
@@ -363,6 +371,7 @@ impl SegmentStore {
                 .sum(),
             chunks: state.index.chunks(),
             segments: state.segments.len() as u64,
+            away_bytes: state.segments.values().map(|s| s.aways.live).sum(),
         })
     }
 
@@ -460,7 +469,7 @@ impl SegmentStore {
         let Some(gone) = applied.gone else { return Ok(Some(applied.grown)) };
         let freed = tally(&gone);
         write(&self.state).account(&freed);
-        let bytes = freed.values().map(|f| f.bytes).sum::<u64>();
+        let bytes = freed.values().map(|f| f.bytes + f.away).sum::<u64>();
         Ok(Some(applied.grown.saturating_sub_unsigned(bytes)))
     }
 

@@ -7,27 +7,28 @@
 //!
 //! - `magic "NETFSIDX", version u32, last sequence number u64, tail segment u32, tail length u64, next segment u32`,
 //! - `segment count u32`, per segment `number u32, flags u32 (1: damaged), length u64, data u64, tombstones u64,
-//!   first seq u64, last seq u64, least inode u64, greatest inode u64`,
+//!   first seq u64, last seq u64, least inode u64, greatest inode u64, taken by records of what is away u64, data of
+//!   them u64`,
 //! - `chunk count u64`, per chunk `inode u64, generation u32, index u64, extent count u32, version u64, place of its
-//!   carrier u64 (0: with data)`, per extent `offset u32, len
+//!   carrier u64 (0: with data), version of its object u64 (0: nothing is away)`, per extent `offset u32, len
 //!   u32, segment u32, position u32, record offset u32, record length u32`.
 //!
 //! The top bit of a record's length says that its payload is packed.
 //!
 //! It changes by raising the version; a program ignores a snapshot of a version that it does not know, and rebuilds. In
-//! version 1 a chunk has neither version nor carrier: all of them are 0 then, in the log too. In versions 1 and 2 nothing is packed.
+//! version 1 a chunk has neither version nor carrier: all of them are 0 then, in the log too. In versions 1 and 2 nothing is packed or away.
 
 use std::io::IoSlice;
 
 use super::chunk::Chunk;
 use super::disk::{DiskFile, read_full, write_all};
 use super::error::StoreError;
-use super::extent::{Extent, Extents, PACKED};
+use super::extent::{AWAY, Extent, Extents, PACKED};
 use super::format::{
     FIRST_RECORD, LogPos, MAX_CHUNK_BYTES, MAX_SEGMENT, MAX_SEQ, SegmentId, StoreId, get_u32,
 };
 use super::key::{ChunkKey, ChunkVersion};
-use super::state::{SegmentInfo, State};
+use super::state::{Aways, SegmentInfo, State};
 
 pub(super) const SNAPSHOT_FILE: &str = "index.snap";
 pub(super) const SNAPSHOT_TEMP: &str = "index.tmp";
@@ -122,6 +123,8 @@ pub(super) fn write(
         for v in [s.len, s.data, s.tombs, s.first_seq, s.last_seq, s.min_ino, s.max_ino] {
             w.u64(v);
         }
+        w.u64(s.aways.taken);
+        w.u64(s.aways.data);
         w.end_item()?;
     }
     w.u64(state.index.chunks());
@@ -133,6 +136,7 @@ pub(super) fn write(
         w.u32(chunk.extents.0.len() as u32);
         w.u64(chunk.version.0);
         w.u64(chunk.carrier.to_u64());
+        w.u64(chunk.object.0);
         w.end_item()?;
         for e in &chunk.extents.0 {
             for v in [e.offset, e.len, e.at.segment, e.at.at, e.record_offset, e.record_len] {
@@ -208,16 +212,19 @@ impl Reader<'_> {
         Ok(len)
     }
 
-    fn segment(&mut self) -> Result<(SegmentId, SegmentInfo), Unusable> {
+    fn segment(&mut self, format: u32) -> Result<(SegmentId, SegmentInfo), Unusable> {
         let (id, flags) = (self.u32()?, self.u32()?);
         let (len, data, tombs) = (self.u64()?, self.u64()?, self.u64()?);
         let (first_seq, last_seq) = (self.u64()?, self.u64()?);
         let (min_ino, max_ino) = (self.u64()?, self.u64()?);
+        let (taken, away) = if format < 3 { (0, 0) } else { (self.u64()?, self.u64()?) };
         let damaged = flags & 1 != 0;
         let possible = (1..=MAX_SEGMENT).contains(&id)
             && len <= MAX_SEGMENT_LEN
             && data <= MAX_SEGMENT_DATA
             && tombs <= len
+            && taken <= len
+            && away <= MAX_SEGMENT_DATA
             && first_seq.max(last_seq) <= MAX_SEQ;
         if !possible {
             return Err("a segment is impossible");
@@ -228,6 +235,7 @@ impl Reader<'_> {
             live: 0,
             tombs,
             pinned: 0,
+            aways: Aways { taken, data: away, live: 0 },
             first_seq,
             last_seq,
             min_ino,
@@ -241,6 +249,7 @@ impl Reader<'_> {
         let key = ChunkKey { ino: self.u64()?, generation: self.u32()?, index: self.u64()? };
         let count = self.u32()?;
         let (version, carrier) = if format == 1 { (0, 0) } else { (self.u64()?, self.u64()?) };
+        let object = if format < 3 { 0 } else { self.u64()? };
         let mut extents = Vec::with_capacity(count.min(4096) as usize);
         let mut free_from = 0;
         for _ in 0..count {
@@ -248,11 +257,20 @@ impl Reader<'_> {
             let at = LogPos { segment: self.u32()?, at: self.u32()? };
             let (record_offset, record_len) = (self.u32()?, self.u32()?);
             let end = u64::from(offset) + u64::from(len);
+            let is_away = record_len == AWAY;
             let packed = format >= 3 && record_len & PACKED != 0;
-            let payload = if packed { record_len & !PACKED } else { record_len };
+            let payload = match is_away {
+                true => 0,
+                false if packed => record_len & !PACKED,
+                false => record_len,
+            };
             let record_end = u64::from(record_offset) + u64::from(payload);
-            let in_record = record_len == 0 || (offset >= record_offset && end <= record_end);
+            let in_record =
+                record_len == 0 || is_away || (offset >= record_offset && end <= record_end);
             let in_chunk = end.max(record_end) <= MAX_CHUNK_BYTES;
+            if is_away && object == 0 {
+                return Err("an extent is in no object");
+            }
             if len == 0 || u64::from(offset) < free_from || !in_chunk || !in_record {
                 return Err("an extent is impossible");
             }
@@ -263,6 +281,7 @@ impl Reader<'_> {
             extents: Extents(extents),
             version: ChunkVersion(version),
             carrier: LogPos::from_u64(carrier).unwrap_or(LogPos::NOWHERE),
+            object: ChunkVersion(object),
         };
         if chunk.is_empty() { Err("a chunk is empty") } else { Ok((key, chunk)) }
     }
@@ -289,7 +308,7 @@ pub(super) fn read(file: &dyn DiskFile, store: StoreId) -> Result<Snapshot, Unus
     }
     let mut state = State::default();
     for _ in 0..r.u32()? {
-        let (id, info) = r.segment()?;
+        let (id, info) = r.segment(format)?;
         state.segments.insert(id, info);
     }
     let mut last = None;

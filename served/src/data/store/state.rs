@@ -4,13 +4,36 @@
 use std::collections::BTreeMap;
 
 use super::chunk::Chunk;
-use super::extent::{Extent, PACKED};
+use super::extent::{AWAY, Extent, PACKED};
 use super::format::{FIRST_RECORD, Form, Kind, LogPos, RECORD_HEADER_LEN, RecordHeader, SegmentId};
 use super::index::{Detached, Index};
 use super::key::{ChunkKey, ChunkVersion};
 
 /// What a record without data takes.
 const CARRIER_LEN: u64 = RECORD_HEADER_LEN as u64;
+
+/// The account of the `Away` records of one segment.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub(super) struct Aways {
+    /// Bytes that they take in the segment.
+    pub(super) taken: u64,
+    /// Bytes of chunks that they speak of.
+    pub(super) data: u64,
+    /// Those of them that the index points to. May be too high for a moment, never too low.
+    pub(super) live: u64,
+}
+
+impl Aways {
+    fn dead(&self) -> u64 {
+        self.data.saturating_sub(self.live)
+    }
+
+    /// Those of the bytes taken that nobody needs.
+    fn reclaimable(&self) -> u64 {
+        let part = u128::from(self.taken) * u128::from(self.dead());
+        part.checked_div(u128::from(self.data)).unwrap_or(0) as u64
+    }
+}
 
 /// The account of one segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,6 +48,7 @@ pub(super) struct SegmentInfo {
     pub(super) tombs: u64,
     /// Those of them that carry the version of a chunk. May be too high for a moment, never too low.
     pub(super) pinned: u64,
+    pub(super) aways: Aways,
     pub(super) first_seq: u64,
     pub(super) last_seq: u64,
     /// Inodes with data in it are within this range.
@@ -42,6 +66,7 @@ impl SegmentInfo {
             live: 0,
             tombs: 0,
             pinned: 0,
+            aways: Aways::default(),
             first_seq,
             last_seq: first_seq - 1,
             min_ino: u64::MAX,
@@ -56,11 +81,12 @@ impl SegmentInfo {
 
     /// Bytes of the file that moving its live data out would win, tombstones aside.
     pub(super) fn reclaimable(&self) -> u64 {
-        let records = self.len.saturating_sub(FIRST_RECORD + self.tombs);
+        let records = self.len.saturating_sub(FIRST_RECORD + self.tombs + self.aways.taken);
+        let aways = self.aways.reclaimable();
         if self.data == 0 {
-            return records;
+            return records + aways;
         }
-        (u128::from(records) * u128::from(self.dead()) / u128::from(self.data)) as u64
+        (u128::from(records) * u128::from(self.dead()) / u128::from(self.data)) as u64 + aways
     }
 
     /// Bytes of its records that hold what lives.
@@ -82,7 +108,8 @@ impl SegmentInfo {
 
     /// Whether it may hold something of this inode that a tombstone hides.
     pub(super) fn may_hide(&self, ino: u64) -> bool {
-        self.damaged || (self.dead() > 0 && self.min_ino <= ino && ino <= self.max_ino)
+        let dead = self.dead() > 0 || self.aways.dead() > 0;
+        self.damaged || (dead && self.min_ino <= ino && ino <= self.max_ino)
     }
 }
 
@@ -122,6 +149,21 @@ impl State {
                 let hidden = self.change(&h.key, |chunk, freed| {
                     chunk.extents.put(extent, freed);
                     chunk.stamp_with_data(h.version);
+                });
+                Applied { grown: i64::from(h.len) - hidden, gone: None }
+            }
+            Kind::Away => {
+                let bytes = u64::from(h.len);
+                info.aways.taken += h.footprint();
+                info.aways.data += bytes;
+                info.aways.live += bytes;
+                info.min_ino = info.min_ino.min(h.key.ino);
+                info.max_ino = info.max_ino.max(h.key.ino);
+                let extent = new_extent(at, h);
+                let hidden = self.change(&h.key, |chunk, freed| {
+                    chunk.extents.put(extent, freed);
+                    chunk.stamp_with_data(h.version);
+                    chunk.object = h.object();
                 });
                 Applied { grown: i64::from(h.len) - hidden, gone: None }
             }
@@ -182,13 +224,15 @@ impl State {
         let mut freed = |e: Extent| {
             bytes += i64::from(e.len);
             if let Some(info) = segments.get_mut(&e.at.segment) {
-                info.live = info.live.saturating_sub(u64::from(e.len));
+                let live = if e.is_away() { &mut info.aways.live } else { &mut info.live };
+                *live = live.saturating_sub(u64::from(e.len));
             }
         };
         let (mut was, mut is) = (LogPos::NOWHERE, LogPos::NOWHERE);
         self.index.update(key, |chunk| {
             was = chunk.carrier;
             change(chunk, &mut freed);
+            chunk.forget_object();
             is = if chunk.is_empty() { LogPos::NOWHERE } else { chunk.carrier };
         });
         if was != is {
@@ -207,6 +251,7 @@ impl State {
         for (segment, freed) in freed {
             if let Some(info) = self.segments.get_mut(segment) {
                 info.live = info.live.saturating_sub(freed.bytes);
+                info.aways.live = info.aways.live.saturating_sub(freed.away);
                 info.pinned = info.pinned.saturating_sub(freed.pinned);
             }
         }
@@ -224,15 +269,21 @@ impl State {
         self.index.get(key).map_or(ChunkVersion::UNKNOWN, |chunk| chunk.version)
     }
 
+    /// The version that names the object of a chunk; unknown if nothing of it is away.
+    pub(super) fn object(&self, key: &ChunkKey) -> ChunkVersion {
+        self.index.get(key).map_or(ChunkVersion::UNKNOWN, |chunk| chunk.object)
+    }
+
     /// Counts what lives in each segment anew.
     pub(super) fn recount(&mut self) {
         for info in self.segments.values_mut() {
-            (info.live, info.pinned) = (0, 0);
+            (info.live, info.pinned, info.aways.live) = (0, 0, 0);
         }
         for (_, chunk) in self.index.iter() {
             for e in &chunk.extents.0 {
                 if let Some(info) = self.segments.get_mut(&e.at.segment) {
-                    info.live += u64::from(e.len);
+                    let live = if e.is_away() { &mut info.aways.live } else { &mut info.live };
+                    *live += u64::from(e.len);
                 }
             }
             if let Some(info) = self.segments.get_mut(&chunk.carrier.segment) {
@@ -246,6 +297,8 @@ impl State {
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Freed {
     pub(super) bytes: u64,
+    /// Of bytes that are in objects.
+    pub(super) away: u64,
     pinned: u64,
 }
 
@@ -254,7 +307,9 @@ pub(super) fn tally(gone: &Detached) -> BTreeMap<SegmentId, Freed> {
     let mut out: BTreeMap<SegmentId, Freed> = BTreeMap::new();
     for chunk in gone.chunks() {
         for e in &chunk.extents.0 {
-            out.entry(e.at.segment).or_default().bytes += u64::from(e.len);
+            let freed = out.entry(e.at.segment).or_default();
+            let bytes = if e.is_away() { &mut freed.away } else { &mut freed.bytes };
+            *bytes += u64::from(e.len);
         }
         if chunk.carrier != LogPos::NOWHERE {
             out.entry(chunk.carrier.segment).or_default().pinned += CARRIER_LEN;
@@ -264,13 +319,13 @@ pub(super) fn tally(gone: &Detached) -> BTreeMap<SegmentId, Freed> {
 }
 
 fn new_extent(at: LogPos, h: &RecordHeader) -> Extent {
-    let bad = h.kind == Kind::Bad;
-    let (record_offset, record_len) = match h.form {
-        _ if bad => (h.offset, 0),
-        Form::Blocks => (h.offset, h.len),
-        Form::Packed { offset, len, .. } => (offset, len | PACKED),
+    let behind = at.at + RECORD_HEADER_LEN as u32;
+    let (payload, record_offset, record_len) = match (h.kind, h.form) {
+        (Kind::Bad, _) => (at.at, h.offset, 0),
+        (Kind::Away, _) => (at.at, h.offset, AWAY),
+        (_, Form::Blocks) => (behind, h.offset, h.len),
+        (_, Form::Packed { offset, len, .. }) => (behind, offset, len | PACKED),
     };
-    let payload = if bad { at.at } else { at.at + RECORD_HEADER_LEN as u32 };
     Extent {
         offset: h.offset,
         len: h.len,

@@ -190,7 +190,8 @@ impl SegmentStore {
     fn defragment(&self, key: ChunkKey, start: u32, end: u32) -> Result<i64, StoreError> {
         let extents = read(&self.state).lookup(&key, start, end);
         // Gaps within a block are filled with the zeros that they read as: otherwise tiny writes could not be joined.
-        let runs = runs(&extents, BLOCK - 1);
+        let here = extents.split(Extent::is_away);
+        let runs: Vec<_> = here.flat_map(|extents| runs(extents, BLOCK - 1)).collect();
         if runs.len() * 2 > extents.len() {
             return Ok(0);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use netfs_common::class::Class;
 use netfs_common::coding::Coding;
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
-use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica};
+use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica, TierMode};
 use netfs_common::wire::cluster::Work;
 
 pub use giving_up::Loss;
@@ -472,10 +472,19 @@ impl Manager {
         Ok(())
     }
 
-    /// Makes sure that a volume has groups. Whether the state has changed.
-    pub fn ensure_pool(&mut self, now: Duration, volume: u64, groups: u32, replicas: u8) -> bool {
+    /// Makes sure that a volume has groups, and that this of it goes to the object store. Whether the state has changed.
+    pub fn ensure_pool(
+        &mut self,
+        now: Duration,
+        volume: u64,
+        (groups, replicas): (u32, u8),
+        tier: TierMode,
+    ) -> bool {
         if !self.state.pools.iter().any(|pool| pool.pool.volume == volume) {
             self.state.add_pool(volume, groups, replicas, 1);
+        }
+        for pool in self.state.pools.iter_mut().filter(|pool| pool.pool.volume == volume) {
+            pool.pool.tier = tier;
         }
         self.plan(now);
         self.changed()

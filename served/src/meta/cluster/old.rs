@@ -6,7 +6,7 @@ use bincode::{Decode, Encode};
 use netfs_common::class::Class;
 use netfs_common::coding::Coding;
 use netfs_common::id::{Epoch, GroupId, ServerId};
-use netfs_common::map::{Chain, Pool};
+use netfs_common::map::{Chain, Pool, TierMode};
 
 use super::state::{Duty, PoolState, ServerState, State, StoreId};
 use super::weight::Share;
@@ -55,6 +55,7 @@ impl From<State1> for State {
                 min_replicas,
                 coding: Coding::default(),
                 chains,
+                tier: TierMode::default(),
             },
         };
         State {

@@ -7,7 +7,9 @@ use netfs_common::class::Class;
 use netfs_common::codec::{self, CodecError};
 use netfs_common::coding::Coding;
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
-use netfs_common::map::{Chain, ClusterMap, DataServer, MAX_REPLICAS, MapError, Pool, Replica};
+use netfs_common::map::{
+    Chain, ClusterMap, DataServer, MAX_REPLICAS, MapError, Pool, Replica, TierMode,
+};
 
 use super::old::State1;
 use super::placement::MAX_WEIGHT;
@@ -138,7 +140,8 @@ impl State {
         let (first, chains) = self.new_groups(groups);
         let replicas = replicas.clamp(1, MAX_REPLICAS as u8);
         let (class, coding) = (Class::DEFAULT, Coding::default());
-        let pool = Pool { volume, class, first, min_replicas, coding, chains };
+        let pool =
+            Pool { volume, class, first, min_replicas, coding, chains, tier: TierMode::default() };
         self.pools.push(PoolState { replicas, pool });
     }
 
@@ -238,6 +241,7 @@ mod tests {
         assert_eq!(state.pools.len(), 3);
         assert_eq!(state.map().validate(), Ok(()));
         state.pools[0].pool.chains[2].replicas = vec![replica(id, InstanceId(9))];
+        state.pools[1].pool.tier = TierMode::Primary;
         let bytes = state.encode().unwrap();
         assert_eq!(State::decode(&bytes).unwrap(), state);
         for at in 0..bytes.len() {

@@ -61,6 +61,8 @@ fn make(disk: &SimDisk) {
     store.delete_chunks(8, 1, 2).unwrap();
     store.set_codec(1, Some(Arc::new(Codec::new(Compression::Lz4, None).with_frames(12))));
     store.write(PACKED, 4000, &[[b'z'; 200]], ChunkVersion(8)).unwrap();
+    store.write(key(9, 1), 100, &[b"away"], ChunkVersion(9)).unwrap();
+    store.send_away(key(9, 1), ChunkVersion(9)).unwrap();
     store.close().unwrap();
 }
 
@@ -120,10 +122,12 @@ fn a_store_of_version_2_opens() {
 #[test]
 fn a_store_of_version_3_opens() {
     each_opening(FILES_V3, |store| {
-        let (stamped, packed) = ((key(9, 0), ChunkVersion(7)), (PACKED, ChunkVersion(8)));
-        let rest = [(key(7, 0), ChunkVersion(6)), stamped, packed, (BIG, BIG_VERSION)];
-        assert_eq!(versions(store), rest);
+        let (stamped, away) = ((key(9, 0), ChunkVersion(7)), (key(9, 1), ChunkVersion(9)));
+        let (first, packed) = ((key(7, 0), ChunkVersion(6)), (PACKED, ChunkVersion(8)));
+        assert_eq!(versions(store), [first, stamped, away, packed, (BIG, BIG_VERSION)]);
         assert_eq!(store.read(PACKED, 4000, 200).unwrap(), [b'z'; 200]);
         assert_eq!(store.read(PACKED, 4090, 10).unwrap(), [b'z'; 10]);
+        let parts = store.away(key(9, 1)).unwrap();
+        assert_eq!((parts.object, parts.ranges), (ChunkVersion(9), vec![(100, 4)]));
     });
 }

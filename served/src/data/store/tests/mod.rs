@@ -1,5 +1,6 @@
 //! Tests of the store as a whole.
 
+mod away;
 mod codecs;
 mod faults;
 mod fixture;
@@ -76,6 +77,8 @@ pub(super) fn assert_rebuilds(store: &SegmentStore, disk: &SimDisk) {
     for (id, info) in &state.segments {
         let pinned = rebuilt.state.segments.get(id).map_or(0, |info| info.pinned);
         assert_eq!(info.pinned, pinned, "segment {id}");
+        let aways = rebuilt.state.segments.get(id).map_or_else(Default::default, |info| info.aways);
+        assert_eq!(info.aways, aways, "segment {id}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! Random operations, power failures and kills, beside a model that cannot fail.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -42,6 +43,58 @@ impl Volumes {
 
 type Content = (Arc<Vec<u8>>, ChunkVersion);
 
+/// What a bucket would hold: chunks as they were in some version.
+type Objects = BTreeMap<(ChunkKey, ChunkVersion), Vec<u8>>;
+
+thread_local! {
+    static BUCKET: RefCell<Objects> = RefCell::default();
+}
+
+fn object(key: ChunkKey, version: ChunkVersion) -> Vec<u8> {
+    BUCKET.with_borrow(|objects| objects[&(key, version)].clone())
+}
+
+/// All of a chunk, wherever it is, without bringing anything back.
+fn read_wherever(store: &SegmentStore, key: ChunkKey) -> Vec<u8> {
+    let Some(parts) = store.away(key) else { return store.read(key, 0, CHUNK as u64).unwrap() };
+    let mut data = vec![0; CHUNK];
+    let mut at = 0;
+    let object = object(key, parts.object);
+    for (offset, len) in parts.ranges {
+        let (start, end) = (offset as usize, (offset + len) as usize);
+        let here = store.read(key, at as u64, (start - at) as u64).unwrap();
+        data[at..start].copy_from_slice(&here);
+        let gone = store.read(key, offset.into(), len.into());
+        assert!(matches!(gone, Err(StoreError::Away { .. })), "{gone:?}");
+        data[start..end].copy_from_slice(&object[start..end]);
+        at = end;
+    }
+    let here = store.read(key, at as u64, (CHUNK - at) as u64).unwrap();
+    data[at..].copy_from_slice(&here);
+    data
+}
+
+fn bring_back(store: &SegmentStore, key: ChunkKey) -> Result<(), StoreError> {
+    let Some(parts) = store.away(key) else { return Ok(()) };
+    let object = object(key, parts.object);
+    let fill = |at: u32, out: &mut [u8]| out.copy_from_slice(&object[at as usize..][..out.len()]);
+    store.bring_back(key, parts.object, fill)?;
+    assert_eq!(store.away(key), None);
+    Ok(())
+}
+
+fn send_away(store: &SegmentStore, key: ChunkKey) -> Result<(), StoreError> {
+    let version = store.version(key);
+    if version == ChunkVersion::UNKNOWN {
+        return Ok(());
+    }
+    if store.away(key).is_none() {
+        let data = read_wherever(store, key);
+        BUCKET.with_borrow_mut(|objects| objects.insert((key, version), data));
+    }
+    store.send_away(key, version).map(drop)
+}
+
 fn all_keys() -> Vec<ChunkKey> {
     let keys = (1..=INOS).flat_map(|n| (0..CHUNKS).map(move |index| (ino(n), index)));
     keys.map(|(ino, index)| ChunkKey { ino, generation: 1, index }).collect()
@@ -64,7 +117,7 @@ impl Model {
 
     fn of(store: &SegmentStore) -> Self {
         let read = |key| {
-            let data = Arc::new(store.read(key, 0, CHUNK as u64).unwrap());
+            let data = Arc::new(read_wherever(store, key));
             (key, (data, store.version(key)))
         };
         Self(all_keys().into_iter().map(read).collect())
@@ -107,6 +160,12 @@ enum Op {
     DeleteOne {
         key: ChunkKey,
     },
+    SendAway {
+        key: ChunkKey,
+    },
+    BringBack {
+        key: ChunkKey,
+    },
     Copy {
         from: ChunkKey,
         from_offset: usize,
@@ -140,7 +199,7 @@ impl Op {
             0 => ChunkVersion::UNKNOWN,
             _ => ChunkVersion(dice.next()),
         };
-        match dice.below(22) {
+        match dice.below(27) {
             0..12 => {
                 let tag = dice.next();
                 let data = (0..len as u64)
@@ -152,6 +211,8 @@ impl Op {
             16..18 => Self::Delete { ino: key.ino, from: dice.below(CHUNKS) },
             18 => Self::DeleteOne { key },
             19 => Self::Stamp { key, version },
+            22..25 => Self::SendAway { key },
+            25 => Self::BringBack { key },
             _ => {
                 let to_offset = dice.below((CHUNK - len) as u64 + 1) as usize;
                 let (from_offset, to) = (offset, some_key(dice));
@@ -183,7 +244,10 @@ impl Op {
             Self::Stamp { key, version } => store.stamp(*key, *version).map(|_| 0),
             Self::Delete { ino, from } => store.delete_chunks(*ino, 1, *from),
             Self::DeleteOne { key } => store.delete_chunk(*key),
+            Self::SendAway { key } => send_away(store, *key).map(|()| 0),
+            Self::BringBack { key } => bring_back(store, *key).map(|()| 0),
             Self::Copy { from, from_offset, to, to_offset, len, version } => {
+                bring_back(store, *from)?;
                 let (source, target) = (*from_offset as u64, *to_offset as u64);
                 store.copy(*from, source, *to, target, *len as u64, *version)
             }
@@ -202,6 +266,7 @@ impl Op {
             }
             Self::Stamp { key, version } => model.edit(*key, *version, |_| {}),
             Self::DeleteOne { key } => drop(model.0.remove(key)),
+            Self::SendAway { .. } | Self::BringBack { .. } => {}
             Self::Delete { ino, from } => model.0.retain(|k, _| k.ino != *ino || k.index < *from),
             Self::Copy { from, from_offset, to, to_offset, len, version } => {
                 let data = model.get(from)[*from_offset..from_offset + len].to_vec();
@@ -265,6 +330,7 @@ fn check_extents(store: &SegmentStore, model: &Model) {
 
 fn one_history(seed: u64) {
     let mut dice = Dice(seed);
+    BUCKET.with_borrow_mut(BTreeMap::clear);
     let disk = SimDisk::new(seed ^ 0xd15c, 64 << 20);
     let mut store = try_open(&disk, small()).unwrap().0;
     let volumes = Volumes::random(&mut dice);
@@ -284,9 +350,7 @@ fn one_history(seed: u64) {
                 2..6 => store.reclaim_step().map(drop),
                 6 => store.checkpoint(),
                 7 => {
-                    if store.read(all_keys()[0], 0, CHUNK as u64).unwrap()
-                        != *history.now().get(&all_keys()[0])
-                    {
+                    if read_wherever(&store, all_keys()[0]) != *history.now().get(&all_keys()[0]) {
                         panic!("seed {seed}: a read is wrong");
                     }
                     Ok(())

@@ -207,7 +207,12 @@ mod tests {
             let up = (1..=servers).map(|id| (id, (u64::from(id) * 100, id as u8))).collect();
             let mut world = World { manager, now: Duration::ZERO, up };
             world.pass(SECOND);
-            world.manager.ensure_pool(world.now, 0, 16, replicas);
+            world.manager.ensure_pool(
+                world.now,
+                0,
+                (16, replicas),
+                netfs_common::map::TierMode::Cold,
+            );
             world.pass(SECOND);
             assert!(world.chains().iter().all(|c| c.replicas.len() == usize::from(replicas)));
             world

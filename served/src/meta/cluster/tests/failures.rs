@@ -33,7 +33,7 @@ fn chain(manager: &Manager) -> Chain {
 fn one_server(replicas: u8) -> Manager {
     let mut manager = Manager::new(State::default(), Config::default(), Duration::ZERO);
     manager.meet(Duration::ZERO, vec!["a:1".into()]);
-    manager.ensure_pool(Duration::ZERO, 0, 1, replicas);
+    manager.ensure_pool(Duration::ZERO, 0, (1, replicas), netfs_common::map::TierMode::Cold);
     manager.heard(SECOND, ServerId(1), report(1, Epoch(0)));
     assert_eq!(chain(&manager).replicas.len(), 1);
     manager

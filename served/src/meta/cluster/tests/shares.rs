@@ -15,7 +15,7 @@ fn manager() -> Manager {
     for id in SERVERS {
         manager.command(Duration::ZERO, Command::Add(vec![format!("h:{id}")])).unwrap();
     }
-    manager.ensure_pool(Duration::ZERO, 0, 64, 1);
+    manager.ensure_pool(Duration::ZERO, 0, (64, 1), netfs_common::map::TierMode::Cold);
     manager
 }
 

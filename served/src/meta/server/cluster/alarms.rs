@@ -25,6 +25,7 @@ impl Cluster {
         }
         core.of_servers(now, &mut lines);
         core.of_keys(names, &mut lines);
+        core.of_tiers(&mut lines);
         for ((volume, class), condition) in core.conditions(now) {
             let name = names.get(&volume).map_or_else(|| format!("number {volume}"), Clone::clone);
             core.of_volume(&of_class(&name, class), &condition, now, &mut lines);
@@ -105,6 +106,27 @@ impl Core {
                     "data server {} has no key for volume {name}, which is encrypted, and takes none of its data: set \
                      data.key_file there",
                     self.name_of(*id)
+                ));
+            }
+        }
+    }
+
+    fn of_tiers(&self, lines: &mut Vec<String>) {
+        for (id, figures) in &self.figures {
+            let Some(tier) = &figures.tier else { continue };
+            let name = self.name_of(*id);
+            if let Some(why) = &tier.trouble {
+                let (chunks, bytes) = (tier.away_chunks, tier.away_bytes);
+                lines.push(format!(
+                    "data server {name} cannot reach its object store, and reads of what is only there fail ({chunks} chunks, \
+                     {bytes} bytes): {why}"
+                ));
+            }
+            if tier.late {
+                lines.push(format!(
+                    "data server {name} does not keep up with its object store: writes to volumes with tier = \"primary\" wait for \
+                     {} chunks",
+                    tier.waiting
                 ));
             }
         }

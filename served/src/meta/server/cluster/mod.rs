@@ -38,7 +38,7 @@ use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId};
 use netfs_common::map::{ClusterMap, Replica};
 use netfs_common::net::{Bulk, Channel};
 use netfs_common::warn_rarely;
-use netfs_common::wire::cluster::{BeatReply, Counts};
+use netfs_common::wire::cluster::{BeatReply, Counts, TierReport};
 use netfs_common::wire::data::MAX_PAYLOAD;
 use netfs_common::wire::operator::Outcome;
 use tokio::sync::{Notify, watch};
@@ -95,6 +95,7 @@ struct Figures {
     counts: Counts,
     /// Volumes for which it has no key.
     locked: Vec<u64>,
+    tier: Option<TierReport>,
 }
 
 /// What everybody may know: it is stored.
@@ -178,17 +179,22 @@ impl Cluster {
         options: PoolOptions,
         coding: Coding,
     ) -> Result<(), MetaError> {
-        let PoolOptions { replicas, groups, .. } = options;
+        let PoolOptions { replicas, groups, tier, .. } = options;
         let before = self.lock().manager.state().clone();
-        if before.pools.iter().any(|pool| pool.pool.volume == volume) {
+        if before.pools.iter().any(|pool| pool.pool.volume == volume && pool.pool.tier == tier) {
             return Ok(());
         }
+        let is_new = !before.pools.iter().any(|pool| pool.pool.volume == volume);
         let mut with = before;
-        with.add_pool(volume, groups, replicas, 1);
+        if is_new {
+            with.add_pool(volume, groups, replicas, 1);
+        }
         check_size(&with)?;
         self.with(|manager, now| {
-            manager.ensure_pool(now, volume, groups, replicas);
-            manager.set_coding(volume, coding);
+            manager.ensure_pool(now, volume, (groups, replicas), tier);
+            if is_new {
+                manager.set_coding(volume, coding);
+            }
         });
         self.store_now(dir)
     }
@@ -447,7 +453,7 @@ impl Cluster {
 
     /// A server has answered.
     fn heard(&self, server: ServerId, reply: BeatReply) {
-        let BeatReply { live, chunks, lacking, counts, locked, .. } = reply;
+        let BeatReply { live, chunks, lacking, counts, locked, tier, .. } = reply;
         let report = Report {
             instance: reply.instance,
             store: StoreId(reply.store),
@@ -466,7 +472,7 @@ impl Cluster {
         self.with(|manager, now| manager.heard(now, server, report));
         let mut core = self.lock();
         if core.manager.state().servers.contains_key(&server) {
-            core.figures.insert(server, Figures { live, chunks, lacking, counts, locked });
+            core.figures.insert(server, Figures { live, chunks, lacking, counts, locked, tier });
         }
         let Core { manager, figures, .. } = &mut *core;
         figures.retain(|id, _| manager.state().servers.contains_key(id));

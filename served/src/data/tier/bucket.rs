@@ -1,0 +1,458 @@
+//! The bucket: objects by name, over whatever speaks S3.
+//!
+//! Every call ends after a while, whatever the bucket does. When it cannot be reached, calls of the next moment fail at once: otherwise
+//! everybody who reads something that is away would wait for the same timeout, and hold up others.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use netfs_common::id::GroupId;
+use object_store::aws::AmazonS3Builder;
+use object_store::path::Path;
+use object_store::{
+    ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig,
+};
+
+use super::name::{self, ClusterIdBytes, ObjectId};
+use super::object::{HEADER, MAX_OBJECT_BYTES, Object, ObjectError, check_header};
+
+/// A connection must come about in this time.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// One request, of which one is repeated once.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
+/// A call as a whole.
+const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// After a failure nothing is tried for so long.
+const REST: Duration = Duration::from_millis(500);
+
+/// Where the bucket is.
+#[derive(Clone, Debug)]
+pub enum Place {
+    /// At a server that speaks S3.
+    S3 {
+        /// Its URL; `None`: that of AWS for the region.
+        endpoint: Option<String>,
+        /// The region, which is part of signatures.
+        region: String,
+        /// The bucket.
+        bucket: String,
+        /// A file with the access key in its first line and the secret in its second, readable by its owner alone. `None`: the
+        /// variables `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.
+        credentials: Option<PathBuf>,
+    },
+    /// Anything that behaves like a bucket.
+    Store(Arc<dyn ObjectStore>),
+}
+
+/// The bucket, and what is ours in it.
+#[derive(Clone, Debug)]
+pub struct BucketOptions {
+    /// Where it is.
+    pub place: Place,
+    /// All names begin with this.
+    pub prefix: String,
+}
+
+/// Why a bucket gave nothing, or took nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BucketError {
+    /// The settings make no sense.
+    #[error("{0}")]
+    Settings(String),
+    /// It does not answer, or refuses.
+    #[error("{0}")]
+    Unreachable(String),
+    /// It has no such object.
+    #[error("there is no such object")]
+    Missing,
+    /// The object is not what it should be.
+    #[error("the object is not what was put there: {0}")]
+    Damaged(#[from] ObjectError),
+}
+
+/// A bucket, as one cluster uses it.
+#[derive(Debug)]
+pub struct Bucket {
+    store: Arc<dyn ObjectStore>,
+    prefix: String,
+    cluster: ClusterIdBytes,
+    trouble: Mutex<Option<Trouble>>,
+}
+
+#[derive(Clone, Debug)]
+struct Trouble {
+    last: Instant,
+    why: String,
+}
+
+impl Bucket {
+    /// Reaches for nothing yet.
+    ///
+    /// # Errors
+    /// The settings make no sense, or the file of the credentials cannot be used.
+    pub fn new(options: &BucketOptions, cluster: ClusterIdBytes) -> Result<Bucket, BucketError> {
+        let store = match &options.place {
+            Place::Store(store) => store.clone(),
+            Place::S3 { .. } => s3(&options.place)?,
+        };
+        // As it is in names: what the library has to escape is escaped.
+        let prefix = Path::from(options.prefix.as_str()).as_ref().to_owned();
+        Ok(Bucket { store, prefix, cluster, trouble: Mutex::default() })
+    }
+
+    /// The cluster whose objects these are.
+    pub fn cluster(&self) -> ClusterIdBytes {
+        self.cluster
+    }
+
+    /// Why the last call failed, if the bucket could not be reached.
+    pub fn trouble(&self) -> Option<String> {
+        self.troubled().as_ref().map(|trouble| trouble.why.clone())
+    }
+
+    fn troubled(&self) -> MutexGuard<'_, Option<Trouble>> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn path(&self, name: &str) -> Path {
+        match self.prefix.as_str() {
+            "" => Path::from(name),
+            prefix => Path::from(format!("{prefix}/{name}")),
+        }
+    }
+
+    /// Makes a call, unless the bucket has just failed; notes how it ended.
+    async fn call<T>(
+        &self,
+        work: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<T, BucketError> {
+        if let Some(trouble) = &*self.troubled()
+            && trouble.last.elapsed() < REST
+        {
+            return Err(BucketError::Unreachable(trouble.why.clone()));
+        }
+        let failure = match tokio::time::timeout(CALL_TIMEOUT, work).await {
+            Ok(Ok(value)) => {
+                *self.troubled() = None;
+                return Ok(value);
+            }
+            // It has answered.
+            Ok(Err(object_store::Error::NotFound { .. })) => {
+                *self.troubled() = None;
+                return Err(BucketError::Missing);
+            }
+            Ok(Err(error)) => one_line(&error),
+            Err(_) => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
+        };
+        *self.troubled() = Some(Trouble { last: Instant::now(), why: failure.clone() });
+        Err(BucketError::Unreachable(failure))
+    }
+
+    /// Puts an object there. It is there when this returns.
+    ///
+    /// # Errors
+    /// See [`BucketError`].
+    pub async fn put(&self, id: &ObjectId, bytes: Bytes) -> Result<(), BucketError> {
+        let path = self.path(&id.name());
+        let put = self.call(self.store.put(&path, PutPayload::from_bytes(bytes))).await;
+        match put {
+            Ok(_) => Ok(()),
+            // Nothing is looked for, but the bucket itself.
+            Err(BucketError::Missing) => {
+                Err(BucketError::Unreachable("there is no such bucket".into()))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// An object, verified.
+    ///
+    /// # Errors
+    /// See [`BucketError`].
+    pub async fn get(&self, id: &ObjectId) -> Result<Object, BucketError> {
+        let path = self.path(&id.name());
+        let get = async {
+            let found = self.store.get(&path).await?;
+            // Memory is taken only for what can be.
+            let size = found.meta.size;
+            match size <= MAX_OBJECT_BYTES {
+                true => found.bytes().await.map(Some),
+                false => Ok(None),
+            }
+        };
+        let bytes = self.call(get).await?;
+        let bytes = bytes.ok_or(ObjectError::Damaged("it is larger than any chunk"))?;
+        // Checksums of megabytes: not on the thread that answers everybody.
+        let id = *id;
+        let decoded = tokio::task::spawn_blocking(move || Object::decode(&id, bytes)).await;
+        decoded.map_err(|_| BucketError::Unreachable("the server ends".into()))?.map_err(Into::into)
+    }
+
+    /// Whether an object is there, as long as it should be and with the right header. Its bytes are verified when they are fetched.
+    ///
+    /// # Errors
+    /// See [`BucketError`]; an object that is not there is none, and one that is damaged counts as not there.
+    pub async fn has(&self, id: &ObjectId) -> Result<bool, BucketError> {
+        let path = self.path(&id.name());
+        let range = Some(GetRange::Bounded(0..HEADER as u64));
+        let options = GetOptions { range, ..GetOptions::default() };
+        let probe = async {
+            let found = self.store.get_opts(&path, options).await?;
+            let size = found.meta.size;
+            match found.range.end - found.range.start <= HEADER as u64 {
+                true => Ok(Some((size, found.bytes().await?))),
+                false => Ok(None),
+            }
+        };
+        let found = match self.call(probe).await {
+            Ok(Some(found)) => found,
+            Ok(None) | Err(BucketError::Missing) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        match check_header(id, &found.1, found.0) {
+            Ok(_) => Ok(true),
+            Err(error) => {
+                tracing::warn!(object = %path, %error, "an object of the bucket is damaged, and made anew");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Objects of a group, in order, after one; fewer than `limit`: there are no more. Names that are not of ours are left out.
+    ///
+    /// # Errors
+    /// See [`BucketError`].
+    pub async fn list(
+        &self,
+        (volume, group): (u64, GroupId),
+        after: Option<&ObjectId>,
+        limit: usize,
+    ) -> Result<(Vec<ObjectId>, bool), BucketError> {
+        let folder = self.path(&name::folder(self.cluster, volume, group));
+        let stream = match after {
+            Some(after) => self.store.list_with_offset(Some(&folder), &self.path(&after.name())),
+            None => self.store.list(Some(&folder)),
+        };
+        let page = async {
+            let mut stream = stream.take(limit);
+            let mut page = Vec::new();
+            while let Some(meta) = stream.next().await {
+                page.push(meta?.location);
+            }
+            Ok(page)
+        };
+        let page = match self.call(page).await {
+            Err(BucketError::Missing) => {
+                return Err(BucketError::Unreachable("there is no such bucket".into()));
+            }
+            page => page?,
+        };
+        let more = page.len() == limit;
+        let ours = |path: &Path| {
+            let name = path.as_ref().strip_prefix(self.prefix.as_str())?;
+            let id = ObjectId::parse(name.trim_start_matches('/'))?;
+            let here = (id.cluster, id.volume, id.group) == (self.cluster, volume, group);
+            here.then_some(id)
+        };
+        let found: Vec<_> = page.iter().filter_map(ours).collect();
+        // A page of nothing but foreign names cannot be gone on from.
+        let more = more && !found.is_empty();
+        Ok((found, more))
+    }
+
+    /// Removes an object; that there is none is as good.
+    ///
+    /// # Errors
+    /// See [`BucketError`].
+    pub async fn delete(&self, id: &ObjectId) -> Result<(), BucketError> {
+        let path = self.path(&id.name());
+        match self.call(self.store.delete(&path)).await {
+            Ok(()) | Err(BucketError::Missing) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn one_line(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut source = error.source();
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    let end = text.char_indices().nth(300).map_or(text.len(), |(at, _)| at);
+    text.truncate(end);
+    text
+}
+
+fn s3(place: &Place) -> Result<Arc<dyn ObjectStore>, BucketError> {
+    let Place::S3 { endpoint, region, bucket, credentials } = place else {
+        return Err(BucketError::Settings("no place".into()));
+    };
+    let (key, secret) = match credentials {
+        Some(path) => read_credentials(path)?,
+        None => {
+            let variable = |name: &str| {
+                std::env::var(name).map_err(|_| {
+                    BucketError::Settings(format!(
+                        "tier.credentials is not set, and neither is the variable {name}"
+                    ))
+                })
+            };
+            (variable("AWS_ACCESS_KEY_ID")?, variable("AWS_SECRET_ACCESS_KEY")?)
+        }
+    };
+    // The library behind the bucket takes the process's provider; a second call finds the first one's.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let plain = endpoint.as_ref().is_some_and(|url| url.starts_with("http://"));
+    let client = ClientOptions::new()
+        .with_allow_http(plain)
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_timeout(REQUEST_TIMEOUT);
+    let retry =
+        RetryConfig { max_retries: 1, retry_timeout: CALL_TIMEOUT, ..RetryConfig::default() };
+    let mut builder = AmazonS3Builder::new()
+        .with_bucket_name(bucket)
+        .with_region(region)
+        .with_access_key_id(key)
+        .with_secret_access_key(secret)
+        .with_client_options(client)
+        .with_retry(retry);
+    if let Some(endpoint) = endpoint {
+        builder = builder.with_endpoint(endpoint);
+    }
+    let store = builder.build().map_err(|error| BucketError::Settings(one_line(&error)))?;
+    Ok(Arc::new(store))
+}
+
+/// The access key and the secret.
+fn read_credentials(path: &std::path::Path) -> Result<(String, String), BucketError> {
+    use std::os::unix::fs::PermissionsExt;
+    let fail = |what: String| BucketError::Settings(format!("{}: {what}", path.display()));
+    let meta = std::fs::metadata(path).map_err(|error| fail(error.to_string()))?;
+    let mode = meta.permissions().mode();
+    if mode & 0o077 != 0 {
+        return Err(fail(format!(
+            "others may read it (mode {:04o}); chmod 600 it, and change the key if they were not meant to",
+            mode & 0o7777
+        )));
+    }
+    if meta.len() > 4096 {
+        return Err(fail("it is too long for an access key and a secret".into()));
+    }
+    let text = std::fs::read_to_string(path).map_err(|error| fail(error.to_string()))?;
+    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+    match (lines.next(), lines.next(), lines.next()) {
+        (Some(key), Some(secret), None) => Ok((key.into(), secret.into())),
+        _ => Err(fail("it must have two lines: the access key, and the secret".into())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netfs_common::id::{ChunkId, Ino, Version};
+    use object_store::memory::InMemory;
+
+    use super::*;
+    use crate::data::tier::encode;
+
+    const CLUSTER: ClusterIdBytes = *b"cluster of tests";
+
+    fn id(index: u64, version: u64) -> ObjectId {
+        let chunk = ChunkId { ino: Ino(1), generation: 0, index };
+        ObjectId {
+            cluster: CLUSTER,
+            volume: 0,
+            group: GroupId(1),
+            chunk,
+            version: Version(version),
+        }
+    }
+
+    fn bucket(store: &Arc<InMemory>, prefix: &str) -> Bucket {
+        let place = Place::Store(store.clone());
+        Bucket::new(&BucketOptions { place, prefix: prefix.into() }, CLUSTER).unwrap()
+    }
+
+    #[tokio::test]
+    async fn objects_are_listed_in_pages_and_foreign_names_are_left_alone() {
+        let store = Arc::new(InMemory::new());
+        for prefix in ["", "some/where/"] {
+            let bucket = bucket(&store, prefix);
+            for index in 0..7 {
+                let bytes = encode(&id(index, 1), &[(0, vec![1; 9])]).unwrap();
+                bucket.put(&id(index, 1), bytes.into()).await.unwrap();
+            }
+            let other = ObjectId { group: GroupId(2), ..id(0, 1) };
+            let bytes = encode(&other, &[]).unwrap();
+            bucket.put(&other, bytes.into()).await.unwrap();
+            let foreign = bucket.path(&format!("{}/README", name::folder(CLUSTER, 0, GroupId(1))));
+            store.put(&foreign, "hello".into()).await.unwrap();
+            let (mut all, mut after) = (Vec::new(), None);
+            loop {
+                let (page, more) = bucket.list((0, GroupId(1)), after.as_ref(), 3).await.unwrap();
+                all.extend(page.iter().copied());
+                after = page.last().copied();
+                if !more {
+                    break;
+                }
+            }
+            assert_eq!(all, (0..7).map(|index| id(index, 1)).collect::<Vec<_>>());
+            bucket.delete(&id(3, 1)).await.unwrap();
+            bucket.delete(&id(3, 1)).await.unwrap();
+            assert!(!bucket.has(&id(3, 1)).await.unwrap() && bucket.has(&id(4, 1)).await.unwrap());
+            assert_eq!(bucket.get(&id(3, 1)).await, Err(BucketError::Missing));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_not_as_it_was_put_there_is_neither_there_nor_given_out() {
+        let store = Arc::new(InMemory::new());
+        let bucket = bucket(&store, "");
+        let bytes = encode(&id(0, 1), &[(0, vec![1; 900])]).unwrap();
+        bucket.put(&id(0, 1), bytes[..500].to_vec().into()).await.unwrap();
+        assert!(!bucket.has(&id(0, 1)).await.unwrap());
+        assert!(matches!(bucket.get(&id(0, 1)).await, Err(BucketError::Damaged(_))));
+        let mut flipped = bytes.clone();
+        flipped[600] ^= 1;
+        bucket.put(&id(0, 1), flipped.into()).await.unwrap();
+        assert!(matches!(bucket.get(&id(0, 1)).await, Err(BucketError::Damaged(_))));
+        bucket.put(&id(0, 2), bytes.clone().into()).await.unwrap();
+        assert!(!bucket.has(&id(0, 2)).await.unwrap(), "it is another version");
+        bucket.put(&id(0, 1), bytes.into()).await.unwrap();
+        assert_eq!(bucket.get(&id(0, 1)).await.unwrap().len(), 900);
+    }
+
+    #[tokio::test]
+    async fn a_bucket_that_is_not_there_is_said_to_be_and_not_waited_for_by_everybody() {
+        let dir = tempfile::tempdir().unwrap();
+        let credentials = dir.path().join("key");
+        std::fs::write(&credentials, "key\nsecret\n").unwrap();
+        let place = Place::S3 {
+            endpoint: Some("http://127.0.0.1:9".into()),
+            region: "r".into(),
+            bucket: "b".into(),
+            credentials: Some(credentials.clone()),
+        };
+        let options = BucketOptions { place, prefix: String::new() };
+        let open = || Bucket::new(&options, CLUSTER);
+        assert!(open().unwrap_err().to_string().contains("others may read it"));
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&credentials, private).unwrap();
+        let bucket = open().unwrap();
+        let began = Instant::now();
+        assert!(matches!(bucket.get(&id(0, 1)).await, Err(BucketError::Unreachable(_))));
+        assert!(bucket.trouble().is_some() && began.elapsed() < CALL_TIMEOUT);
+        let began = Instant::now();
+        assert!(matches!(bucket.get(&id(0, 1)).await, Err(BucketError::Unreachable(_))));
+        assert!(began.elapsed() < Duration::from_millis(50));
+        std::fs::write(&credentials, "key\n").unwrap();
+        assert!(open().unwrap_err().to_string().contains("two lines"));
+    }
+}

@@ -1,0 +1,222 @@
+//! A data server with an object store behind it, driven with raw calls.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::{DataClient, chunk, localhost, make_pki, serve_alone};
+use futures_util::TryStreamExt;
+use netfs_common::errno::Errno;
+use netfs_common::id::Ino;
+use netfs_common::wire::data::{Op, Reply, Span};
+use netfs_served::data::server::{DataOptions, DataServer, TierOptions};
+use netfs_served::data::store::{ChunkKey, SegmentStore};
+use netfs_served::data::tier::{BucketOptions, Place};
+use netfs_served::thread::Ending;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+
+struct World {
+    dir: tempfile::TempDir,
+    pki: common::Pki,
+    bucket: Arc<InMemory>,
+    after: Duration,
+}
+
+impl World {
+    fn new() -> World {
+        let dir = tempfile::tempdir().unwrap();
+        let pki = make_pki(dir.path());
+        World { dir, pki, bucket: Arc::new(InMemory::new()), after: Duration::from_secs(1) }
+    }
+
+    async fn start(&self, with_tier: bool) -> (DataServer, DataClient) {
+        let data = self.dir.path().join("data");
+        let mut options = DataOptions::new(data, localhost(), self.pki.server.clone());
+        let place = Place::Store(self.bucket.clone());
+        let bucket = BucketOptions { place, prefix: "test".into() };
+        options.tier = with_tier.then(|| TierOptions {
+            after: self.after,
+            sweep_interval: Duration::from_secs(1),
+            ..TierOptions::new(bucket)
+        });
+        let server = DataServer::start(options).unwrap();
+        serve_alone(&self.pki, &server).await;
+        let client = DataClient::connect(&self.pki.client, server.addr()).await.unwrap();
+        (server, client)
+    }
+
+    async fn objects(&self) -> Vec<Path> {
+        let all = self.bucket.list(None).map_ok(|meta| meta.location);
+        all.try_collect::<Vec<_>>().await.unwrap()
+    }
+
+    /// Waits until the bucket has so many objects.
+    async fn wait_for_objects(&self, count: usize) -> Vec<Path> {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            let objects = self.objects().await;
+            if objects.len() == count {
+                return objects;
+            }
+            assert!(Instant::now() < deadline, "{objects:?}, and not {count}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+/// Waits until nothing of the chunks of a server is here.
+async fn wait_until_away(client: &DataClient) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        let (reply, _) = client.call(chunk(2, 0), Op::Usage, Bytes::new()).await;
+        let Reply::Usage(usage) = reply else { panic!("{reply:?}") };
+        if usage.live == 0 {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{usage:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn stop(server: DataServer) {
+    tokio::task::spawn_blocking(move || server.stop(Ending::Drain)).await.unwrap().unwrap();
+}
+
+fn pattern(len: u32) -> Vec<u8> {
+    (0..len).map(|i| (i / 7) as u8).collect()
+}
+
+async fn read(client: &DataClient, index: u64, offset: u64, len: u64) -> Reply {
+    let op = Op::Read { chunk: chunk(2, index), offset, len };
+    client.call(chunk(2, index), op, Bytes::new()).await.0
+}
+
+#[tokio::test]
+async fn cold_chunks_go_come_back_on_use_and_stay_away_over_a_restart() {
+    let world = World::new();
+    let (server, client) = world.start(true).await;
+    let big = pattern(4 << 20);
+    client.write(chunk(2, 0), 0, &big).await;
+    client.write(chunk(2, 1), 5_000_000 % (4 << 20), b"small").await;
+    client.flush(&[chunk(2, 0), chunk(2, 1)]).await;
+    wait_until_away(&client).await;
+    world.wait_for_objects(2).await;
+    let span = Span { ino: Ino(2), generation: 0, chunk_bits: 22, from: 0, to: 1 << 62 };
+    let (reply, _) = client.call(chunk(2, 0), Op::Extents { span, limit: 9 }, Bytes::new()).await;
+    let Reply::Extents { extents, .. } = reply else { panic!("{reply:?}") };
+    assert_eq!(extents.len(), 2, "where data is can be told without the bucket");
+    assert_eq!(client.read(chunk(2, 0), 0, 4 << 20).await, big);
+    wait_until_away(&client).await;
+    stop(server).await;
+
+    let (server, client) = world.start(true).await;
+    assert_eq!(client.read(chunk(2, 1), 5_000_000 % (4 << 20), 5).await, b"small"[..]);
+    assert_eq!(client.read(chunk(2, 0), 0, 4 << 20).await, big);
+    wait_until_away(&client).await;
+    assert_eq!(world.objects().await.len(), 2, "what is there need not be put there again");
+    stop(server).await;
+    assert!(SegmentStore::check(&world.dir.path().join("data")).unwrap().is_clean());
+
+    let (server, client) = world.start(false).await;
+    assert_eq!(read(&client, 0, 0, 10).await, Reply::Failed(Errno::EIO), "nowhere to get it from");
+    client.write(chunk(2, 7), 0, b"other chunks go on").await;
+    assert_eq!(client.read(chunk(2, 7), 0, 18).await, b"other chunks go on"[..]);
+    drop(server);
+}
+
+#[tokio::test]
+async fn a_chunk_that_is_away_can_be_changed_and_its_old_objects_vanish() {
+    let world = World::new();
+    let (_server, client) = world.start(true).await;
+    let mut expected = pattern(2 << 20);
+    client.write(chunk(2, 0), 0, &expected).await;
+    wait_until_away(&client).await;
+    let first = world.wait_for_objects(1).await;
+    client.write(chunk(2, 0), 1000, b"changed").await;
+    expected[1000..1007].copy_from_slice(b"changed");
+    let punch = Op::Punch { chunk: chunk(2, 0), offset: 1 << 20, len: 10_000 };
+    client.call(chunk(2, 0), punch, Bytes::new()).await;
+    expected[1 << 20..][..10_000].fill(0);
+    // Longer than it takes to be cold, and for a sweep: a part of it is needed.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(world.objects().await, first);
+    assert_eq!(client.read(chunk(2, 0), 0, 2 << 20).await, expected);
+    wait_until_away(&client).await;
+    let second = world.wait_for_objects(1).await;
+    assert_ne!(first, second);
+    assert_eq!(client.read(chunk(2, 0), 0, 2 << 20).await, expected);
+
+    let server = DataClient::connect(&world.pki.server, _server.addr()).await.unwrap();
+    let delete = Op::Delete { first: chunk(2, 0) };
+    assert!(matches!(
+        server.call(chunk(2, 0), delete, Bytes::new()).await.0,
+        Reply::Deleted { .. }
+    ));
+    world.wait_for_objects(0).await;
+}
+
+#[tokio::test]
+async fn an_object_that_is_damaged_or_gone_is_an_error_and_never_other_bytes() {
+    let world = World::new();
+    let (_server, client) = world.start(true).await;
+    client.write(chunk(2, 0), 0, &pattern(1 << 20)).await;
+    client.write(chunk(2, 1), 0, b"it is gone").await;
+    wait_until_away(&client).await;
+    let objects = world.wait_for_objects(2).await;
+    let of = |index: u64| objects.iter().find(|o| o.as_ref().contains(&format!("/{index:016x}/")));
+    let (big, small) = (of(0).unwrap(), of(1).unwrap());
+    let good = world.bucket.get(big).await.unwrap().bytes().await.unwrap();
+    let mut bad = good.to_vec();
+    bad[300_000] ^= 4;
+    world.bucket.put(big, bad.into()).await.unwrap();
+    world.bucket.delete(small).await.unwrap();
+    assert_eq!(read(&client, 0, 0, 10).await, Reply::Failed(Errno::EIO));
+    assert_eq!(read(&client, 1, 0, 10).await, Reply::Failed(Errno::EIO));
+    world.bucket.put(big, good.into()).await.unwrap();
+    assert_eq!(client.read(chunk(2, 0), 0, 1 << 20).await, pattern(1 << 20));
+    // What is written whole needs no object.
+    client.write(chunk(2, 1), 0, b"it is back").await;
+    assert_eq!(client.read(chunk(2, 1), 0, 10).await, b"it is back"[..]);
+}
+
+#[tokio::test]
+async fn many_readers_of_a_chunk_share_one_fetch() {
+    let world = World::new();
+    let (_server, client) = world.start(true).await;
+    let expected = pattern(4 << 20);
+    client.write(chunk(2, 0), 0, &expected).await;
+    wait_until_away(&client).await;
+    let client = Arc::new(client);
+    let readers: Vec<_> = (0..32)
+        .map(|n| {
+            let client = client.clone();
+            tokio::spawn(async move { (n, client.read(chunk(2, 0), n << 17, 1 << 17).await) })
+        })
+        .collect();
+    for reader in readers {
+        let (n, data) = reader.await.unwrap();
+        assert_eq!(data, expected[(n as usize) << 17..][..1 << 17]);
+    }
+}
+
+#[test]
+fn a_store_with_chunks_that_are_away_is_checked_without_the_bucket() {
+    let world = World::new();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (server, client) = world.start(true).await;
+        client.write(chunk(2, 0), 0, b"cold").await;
+        wait_until_away(&client).await;
+        stop(server).await;
+    });
+    let (report, view) = SegmentStore::examine(&world.dir.path().join("data")).unwrap();
+    assert!(report.is_clean(), "{report:?}");
+    let listed = view.list(ChunkKey::MIN, 9);
+    assert_eq!((listed.len(), listed[0].away_bytes), (1, 4));
+}
