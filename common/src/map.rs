@@ -303,6 +303,7 @@ mod tests {
         let chains = vec![chain(&[1, 2, 3], None); 8];
         let first = GroupId(14);
         map.pools.push(Pool {
+            tier: TierMode::Cold,
             volume: 7,
             class,
             first,

@@ -210,6 +210,7 @@ mod tests {
         };
         let chains = chains.iter().map(chain).collect();
         let pool = Pool {
+            tier: Default::default(),
             volume: 0,
             class: netfs_common::class::Class::DEFAULT,
             first: GroupId(0),
