@@ -48,8 +48,11 @@ fn configure(dir: &Path, volume: &str) -> PathBuf {
 }
 
 fn ready(lines: &mut impl Iterator<Item = std::io::Result<String>>, what: &str) -> SocketAddr {
+    let mut last = String::new();
     loop {
-        let line = lines.next().expect("the server has ended").unwrap();
+        let Some(line) = lines.next() else { panic!("the server has ended: {last}") };
+        let line = line.unwrap();
+        last.clone_from(&line);
         if line.contains(what) {
             let after = line.split("\"address\":\"").nth(1).unwrap();
             return after.split('"').next().unwrap().parse().unwrap();
@@ -138,19 +141,18 @@ async fn nothing_of_an_encrypted_volume_is_readable_and_servers_without_its_key_
     assert!(!holds(&dir.path().join("data"), &[b'x'; 32]));
 
     // Each server says what it lacks.
-    let elsewhere = "meta.data_servers=[\"127.0.0.1:1\"]";
     let why = refusal("data", &config, &[]);
     assert!(why.contains("data.key_file is not set"), "{why}");
-    let why = refusal("meta", &config, &[elsewhere]);
+    let why = refusal("all", &config, &[&data_key]);
     assert!(why.contains("meta.key_file is not set"), "{why}");
     let why = refusal("data", &config, &[&format!("data.key_file={d}/key2")]);
     assert!(why.contains("is not the one"), "{why}");
-    let why = refusal("meta", &config, &[elsewhere, &format!("meta.key_file={d}/key2")]);
+    let why = refusal("all", &config, &[&data_key, &format!("meta.key_file={d}/key2")]);
     assert!(why.contains("is not the one"), "{why}");
     let why = refusal("data", &config, &[&format!("data.key_file={d}/nowhere")]);
     assert!(why.contains("nowhere"), "{why}");
     let plain = configure(dir.path(), "");
-    let why = refusal("meta", &plain, &[elsewhere, &meta_key]);
+    let why = refusal("all", &plain, &[&data_key, &meta_key]);
     assert!(why.contains("aes-256-gcm") && why.contains("cannot be changed"), "{why}");
 
     // The check needs no key; compression may change.
