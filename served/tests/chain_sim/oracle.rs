@@ -31,8 +31,6 @@ struct Chunk {
     deleted: bool,
     /// It is being removed, and copies may be so at any moment.
     going: bool,
-    /// The only server that had everything was given up. What it had is lost for good, but nothing may be shown that was never written.
-    lost: bool,
 }
 
 #[derive(Debug)]
@@ -55,7 +53,6 @@ impl Oracle {
             behind: false,
             deleted: false,
             going: false,
-            lost: false,
         };
         Oracle {
             chunks: groups.map(chunk).collect(),
@@ -120,18 +117,6 @@ impl Oracle {
         self.chunks[index].deleted
     }
 
-    /// A server is lost for good that may have been the only one with everything of a group.
-    pub(crate) fn lost(&mut self, group: GroupId) {
-        self.chunks.iter_mut().filter(|chunk| chunk.group == group).for_each(|c| c.lost = true);
-    }
-
-    /// Whether a chunk may end with this: what was written last, unless that is lost.
-    pub(crate) fn may_end_with(&self, index: usize, cells: Cells) -> bool {
-        let chunk = &self.chunks[index];
-        let known = |cell: usize| chunk.history.iter().any(|c| c[cell] == cells[cell]);
-        cells == self.latest(index) || chunk.lost && known(0) && known(1)
-    }
-
     /// What a group's verifier is from now on.
     pub(crate) fn verifier(&mut self, group: GroupId, now: Verifier) {
         let before = self.verifiers.insert(group, now);
@@ -159,12 +144,6 @@ impl Oracle {
     pub(crate) fn read(&mut self, index: usize, begin: Begin, cells: Cells, by: &str) {
         self.reads += 1;
         let chunk = &mut self.chunks[index];
-        if chunk.lost {
-            if !self.may_end_with(index, cells) {
-                self.fail(format!("{by}: chunk {index} shows {cells:?}, which was never written"));
-            }
-            return;
-        }
         if chunk.behind || begin.behind || chunk.raised != begin.raised {
             let known =
                 |cell: usize| chunk.history[begin.flushed..].iter().any(|c| c[cell] == cells[cell]);

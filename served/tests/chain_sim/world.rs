@@ -21,8 +21,6 @@ const TROUBLE: Duration = Duration::from_millis(2500);
 const REST: Duration = Duration::from_millis(6000);
 const CHECK: Duration = Duration::from_millis(25);
 const MOST_SERVERS: usize = 7;
-/// In one of so many histories a server is lost for good.
-const LOSSES: u64 = 4;
 
 /// What a node has at hand.
 pub(crate) struct Context<'a> {
@@ -93,10 +91,6 @@ enum Event {
     /// A server is as fast as before, and stores everything.
     Well(ServerId),
     Trouble,
-    /// A server is lost for good.
-    Lose,
-    /// An operator gives it up.
-    GiveUp(Replica),
     Check,
 }
 
@@ -209,10 +203,6 @@ impl World {
             rng,
         };
         world.build(servers);
-        // Beside everything else, so that the other histories stay what they are.
-        if mutant.is_none() && seed % LOSSES == LOSSES - 1 {
-            world.schedule(TROUBLE / 2, Event::Lose);
-        }
         world
     }
 
@@ -294,7 +284,6 @@ impl World {
             Event::Call { to, .. } | Event::Reply { to, .. } | Event::Lost { to, .. } => to,
             Event::Wake { node, .. } => node,
             Event::Start(_) | Event::Well(_) | Event::Trouble | Event::Check => return None,
-            Event::Lose | Event::GiveUp(_) => return None,
         };
         let until = self.seats.get(node)?.paused_until;
         (until > self.now).then_some(until)
@@ -474,8 +463,6 @@ impl World {
                     self.schedule(self.now + pause, Event::Trouble);
                 }
             }
-            Event::Lose => self.lose(),
-            Event::GiveUp(lost) => self.give_up(lost),
             Event::Check => {
                 if !std::mem::replace(&mut self.calm, true) {
                     self.heal();
@@ -703,36 +690,6 @@ impl World {
         server.store_id = StoreId(std::array::from_fn(|i| server.store_id.0[i].wrapping_add(16)));
     }
 
-    /// A server loses its store, whatever others have. It is the operator's to say that nobody need wait for it.
-    fn lose(&mut self) {
-        let Some(at) = self.some_server() else { return };
-        let id = self.servers[at].id;
-        let map = self.brain.map();
-        for (group, _) in map.groups().filter(|(_, chain)| chain.has(id)) {
-            self.oracle.lost(group);
-        }
-        self.stop_server(at, true);
-        let server = &mut self.servers[at];
-        let lost = Replica { server: id, instance: server.instance };
-        self.doomed = Some(lost);
-        server.store = Default::default();
-        server.store_id = StoreId(std::array::from_fn(|i| server.store_id.0[i].wrapping_add(32)));
-        self.schedule(self.now + DEADLINE, Event::GiveUp(lost));
-    }
-
-    /// As long as a chain counts on a server that is lost.
-    fn give_up(&mut self, lost: Replica) {
-        let counts = |chain: &netfs_common::map::Chain| chain.replicas.contains(&lost);
-        if !self.brain.state().groups().any(|(_, _, chain)| counts(chain)) {
-            return;
-        }
-        // It may not be known to be lost yet, or there is nobody to go on.
-        self.with_brain(|brain, ctx| {
-            brain.command(ctx, Command::GiveUp(lost.server, BTreeMap::new()))
-        });
-        self.schedule(self.now + DEADLINE / 2, Event::GiveUp(lost));
-    }
-
     /// An operator does something.
     fn operate(&mut self, at: usize) {
         let id = self.servers[at].id;
@@ -808,14 +765,12 @@ impl World {
     fn compare(&mut self) {
         for index in 0..self.groups.len() {
             let expected = self.oracle.latest(index);
-            // What only a lost server had is not written again.
-            let right = |oracle: &Oracle, cells| oracle.may_end_with(index, cells);
             let chain = self.brain.map().chain(self.groups[index]).cloned();
             let mut first = None;
             for replica in chain.into_iter().flat_map(|chain| chain.replicas) {
                 let store = &self.servers[replica.server.0 as usize - 1].store;
                 let (cells, entry) = (store.cells(chunk(index)), store.get(chunk(index)));
-                if !right(&self.oracle, cells) {
+                if cells != expected {
                     self.oracle.fail(format!(
                         "server {}: chunk {index} has {cells:?} in the end, {expected:?} was written (deleted: {})",
                         replica.server,
