@@ -324,7 +324,7 @@ fn view(store: &SegmentStore, of: &[ChunkKey]) -> View {
         for n in blocks.take(BLOCKS_SEEN) {
             let bytes = match store.read(*key, n * block, block) {
                 Ok(bytes) => Some(bytes),
-                Err(StoreError::Corrupt { .. }) => None,
+                Err(StoreError::Corrupt { .. } | StoreError::Away { .. }) => None,
                 Err(e) => panic!("reading chunk {key}: {e}"),
             };
             seen.insert(n, bytes);
