@@ -1,9 +1,11 @@
-//! A data server with an object store behind it, driven with raw calls.
+//! A data server with an object store behind it, driven with raw calls. The store is in memory; with the variable
+//! `NETFS_TEST_S3` it is the bucket `netfs` of the S3 server at that URL, which takes the key `netfs` with the secret `netfs-secret`.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod common;
 
+use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,7 +26,8 @@ use object_store::{ObjectStore, ObjectStoreExt};
 struct World {
     dir: tempfile::TempDir,
     pki: common::Pki,
-    bucket: Arc<InMemory>,
+    bucket: Arc<dyn ObjectStore>,
+    prefix: String,
     after: Duration,
 }
 
@@ -32,14 +35,31 @@ impl World {
     fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let pki = make_pki(dir.path());
-        World { dir, pki, bucket: Arc::new(InMemory::new()), after: Duration::from_secs(1) }
+        let prefix = dir.path().file_name().unwrap().to_str().unwrap().replace('.', "t");
+        let bucket: Arc<dyn ObjectStore> = match std::env::var("NETFS_TEST_S3") {
+            Ok(url) => {
+                // As the servers do it.
+                let key = dir.path().join("bucket.key");
+                std::fs::write(&key, "netfs\nnetfs-secret\n").unwrap();
+                std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
+                let place = Place::S3 {
+                    endpoint: Some(url),
+                    region: "us-east-1".into(),
+                    bucket: "netfs".into(),
+                    credentials: Some(key),
+                };
+                place.open().unwrap()
+            }
+            Err(_) => Arc::new(InMemory::new()),
+        };
+        World { dir, pki, bucket, prefix, after: Duration::from_secs(1) }
     }
 
     async fn start(&self, with_tier: bool) -> (DataServer, DataClient) {
         let data = self.dir.path().join("data");
         let mut options = DataOptions::new(data, localhost(), self.pki.server.clone());
         let place = Place::Store(self.bucket.clone());
-        let bucket = BucketOptions { place, prefix: "test".into() };
+        let bucket = BucketOptions { place, prefix: self.prefix.clone() };
         options.tier = with_tier.then(|| TierOptions {
             after: self.after,
             sweep_interval: Duration::from_secs(1),
@@ -52,7 +72,8 @@ impl World {
     }
 
     async fn objects(&self) -> Vec<Path> {
-        let all = self.bucket.list(None).map_ok(|meta| meta.location);
+        let prefix = Path::from(self.prefix.as_str());
+        let all = self.bucket.list(Some(&prefix)).map_ok(|meta| meta.location);
         all.try_collect::<Vec<_>>().await.unwrap()
     }
 

@@ -357,7 +357,9 @@ fn view(store: &SegmentStore, of: &[ChunkKey]) -> View {
         for n in blocks.take(BLOCKS_SEEN) {
             let bytes = match store.read(*key, n * block, block) {
                 Ok(bytes) => Some(bytes),
-                Err(StoreError::Corrupt { .. } | StoreError::NoKey { .. }) => None,
+                Err(
+                    StoreError::Corrupt { .. } | StoreError::NoKey { .. } | StoreError::Away { .. },
+                ) => None,
                 Err(e) => panic!("reading chunk {key}: {e}"),
             };
             seen.insert(n, bytes);

@@ -47,6 +47,19 @@ pub enum Place {
     Store(Arc<dyn ObjectStore>),
 }
 
+impl Place {
+    /// The bucket. Reaches for nothing yet.
+    ///
+    /// # Errors
+    /// The settings make no sense, or the file of the credentials cannot be used.
+    pub fn open(&self) -> Result<Arc<dyn ObjectStore>, BucketError> {
+        match self {
+            Place::Store(store) => Ok(store.clone()),
+            Place::S3 { .. } => s3(self),
+        }
+    }
+}
+
 /// The bucket, and what is ours in it.
 #[derive(Clone, Debug)]
 pub struct BucketOptions {
@@ -94,10 +107,7 @@ impl Bucket {
     /// # Errors
     /// The settings make no sense, or the file of the credentials cannot be used.
     pub fn new(options: &BucketOptions, cluster: ClusterIdBytes) -> Result<Bucket, BucketError> {
-        let store = match &options.place {
-            Place::Store(store) => store.clone(),
-            Place::S3 { .. } => s3(&options.place)?,
-        };
+        let store = options.place.open()?;
         // As it is in names: what the library has to escape is escaped.
         let prefix = Path::from(options.prefix.as_str()).as_ref().to_owned();
         Ok(Bucket { store, prefix, cluster, trouble: Mutex::default() })
