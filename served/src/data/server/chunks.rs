@@ -1,9 +1,11 @@
 //! The store's operations as calls want them: by chunk or by range of a file, and bounded.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
 
 use netfs_common::id::{ChunkId, Ino, Version};
+use netfs_common::warn_rarely;
 use netfs_common::wire::data::Span;
 
 use crate::data::store::{ChunkKey, ChunkVersion, Patch, SegmentStore, StoreError, Usage};
@@ -22,6 +24,10 @@ pub(super) type Upto<T> = (T, u64);
 
 /// What is kept free, so that no replica runs out of room in the middle of a change that others have stored.
 const MARGIN: u64 = 256 << 20;
+/// How much room there is, is looked at whenever this part of that was written.
+const LOOKS: u64 = 16;
+
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The chunks of a store.
 #[derive(Debug)]
@@ -29,6 +35,10 @@ pub(super) struct Chunks {
     store: Arc<SegmentStore>,
     max_chunk: u64,
     full: AtomicBool,
+    /// Written since somebody looked how much room there is.
+    unseen: AtomicU64,
+    /// When that is so much, somebody looks.
+    look_after: AtomicU64,
 }
 
 /// Part of a file's chunks, with where they have data, and whether there are more.
@@ -36,7 +46,13 @@ pub(super) type Page = (Vec<(ChunkId, Vec<(u64, u64)>)>, Option<ChunkId>);
 
 impl Chunks {
     pub(super) fn new(store: Arc<SegmentStore>, max_chunk: u64) -> Chunks {
-        Chunks { store, max_chunk, full: AtomicBool::new(false) }
+        Chunks {
+            store,
+            max_chunk,
+            full: AtomicBool::new(false),
+            unseen: AtomicU64::new(0),
+            look_after: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn store(&self) -> &SegmentStore {
@@ -55,9 +71,12 @@ impl Chunks {
 
     /// The store's figures of now.
     pub(super) fn usage(&self) -> Result<Usage, StoreError> {
+        self.unseen.store(0, Ordering::Relaxed);
         let usage = self.store.usage()?;
         let left = usage.free_bytes.saturating_add(usage.reclaimable_bytes);
-        self.full.store(left < MARGIN.min(usage.capacity_bytes / 8), Ordering::Relaxed);
+        let margin = MARGIN.min(usage.capacity_bytes / 8);
+        self.full.store(left < margin, Ordering::Relaxed);
+        self.look_after.store(margin / LOOKS, Ordering::Relaxed);
         Ok(usage)
     }
 
@@ -68,7 +87,17 @@ impl Chunks {
         offset: u64,
         data: &[B],
     ) -> Result<i64, StoreError> {
-        self.store.write(key(chunk), offset, data, ChunkVersion(version.0))
+        let grown = self.store.write(key(chunk), offset, data, ChunkVersion(version.0))?;
+        // Nearly full must be known long before there is no room. Other looks come at intervals, in which much may be written.
+        let len: u64 = data.iter().map(|d| d.as_ref().len() as u64).sum();
+        let unseen = self.unseen.fetch_add(len, Ordering::Relaxed).saturating_add(len);
+        if unseen >= self.look_after.load(Ordering::Relaxed)
+            && let Err(error) = self.usage()
+        {
+            // The write is done, and whoever looks next says so too.
+            warn_rarely!(LOG_INTERVAL, %error, "how much room there is cannot be seen");
+        }
+        Ok(grown)
     }
 
     pub(super) fn read(
@@ -297,6 +326,28 @@ mod tests {
         assert!(chunks.punch(chunk(2, 0), v, 5 << 20, u64::MAX).is_err());
         assert!(chunks.fits(1, (4 << 20) - 1) && !chunks.fits(1, 4 << 20));
         assert!(!chunks.fits(u64::MAX, 2));
+    }
+
+    #[test]
+    fn nearly_full_is_known_by_the_writing_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = StoreConfig {
+            segment_bytes: 2 << 20,
+            reserve_bytes: 4 << 20,
+            capacity_limit_bytes: Some(36 << 20),
+            ..StoreConfig::default()
+        };
+        let (store, _) = SegmentStore::open(dir.path(), config).unwrap();
+        let chunks = Chunks::new(Arc::new(store), 4 << 20);
+        let (data, mut index) = (vec![7u8; 64 << 10], 0);
+        while !chunks.is_full() {
+            let written = chunks.write(chunk(1, index), Version(1), 0, &[&data]);
+            written.expect("there is no room, and nobody was told before");
+            index += 1;
+        }
+        // An eighth of 32 MiB, and less by what was written since the look before.
+        let left = chunks.usage().unwrap().free_bytes;
+        assert!((3 << 20..4 << 20).contains(&left), "{left} bytes are left");
     }
 
     fn span(ino: u64, from: u64, to: u64) -> Span {
