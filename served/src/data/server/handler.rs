@@ -378,7 +378,12 @@ impl Handler {
 
     /// The answer to a change that was passed on.
     fn stored_reply(&self, group: GroupId) -> Reply {
-        Reply::Stored { full: self.chunks.is_full() || self.replicas.room.is_out(group) }
+        let view = self.replicas.view();
+        let last = view.map.chain(group).and_then(|chain| chain.members().last());
+        // Nobody comes after the last one, whatever was heard when somebody did.
+        let passes_on = last.is_none_or(|last| last.instance != self.instance);
+        let full = self.chunks.is_full() || (passes_on && self.replicas.room.is_out(group));
+        Reply::Stored { full }
     }
 
     async fn read(
