@@ -4,18 +4,16 @@
 declare -A DISKS=()
 declare -A THROTTLES=()
 
-# make_disk NAME MIB
+# make_disk NAME MIB: with as much again that is taken at first; to enlarge a file system in use is not allowed everywhere.
 make_disk() {
     local loop
-    truncate -s "$2M" "$WORK/$1.img" && mkfs.ext4 -q -F -m 0 "$WORK/$1.img" && mkdir -p "$WORK/$1" || return 1
+    truncate -s "$((2 * $2))M" "$WORK/$1.img" && mkfs.ext4 -q -F -m 0 "$WORK/$1.img" && mkdir -p "$WORK/$1" || return 1
     loop=$(losetup --find --show "$WORK/$1.img") || return 1
     DISKS[$1]=$loop
-    mount "$loop" "$WORK/$1"
+    mount "$loop" "$WORK/$1" && fallocate -l "$2M" "$WORK/$1/taken"
 }
-# grow_disk NAME MIB: while it is used.
-grow_disk() {
-    truncate -s "$2M" "$WORK/$1.img" && losetup --set-capacity "${DISKS[$1]}" && resize2fs "${DISKS[$1]}" >/dev/null 2>&1
-}
+# grow_disk NAME: to twice its size, while it is used.
+grow_disk() { rm "$WORK/$1/taken"; }
 disk_left() { df --output=avail -BM "$WORK/$1" | tail -n 1 | tr -d ' '; }
 # disk_written NAME: so many bytes, since it was made.
 disk_written() { awk '{ print $7 * 512 }' "/sys/block/${DISKS[$1]#/dev/}/stat"; }

@@ -63,7 +63,9 @@ fn ready(lines: &mut impl Iterator<Item = std::io::Result<String>>, what: &str) 
 fn start(config: &Path, set: &[String]) -> Server {
     let mut command = Command::new(BINARY);
     command.args(["all", "--config"]).arg(config);
-    set.iter().for_each(|set| drop(command.args(["--set", set])));
+    for set in set {
+        command.args(["--set", set]);
+    }
     let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let data = ready(&mut lines, "data server ready");

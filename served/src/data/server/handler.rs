@@ -410,7 +410,8 @@ impl Handler {
         chunk: ChunkId,
         work: Work,
     ) -> Result<(i64, Verifier), Reply> {
-        if matches!(work.what, What::Write { .. }) && self.is_out_of_room(group) {
+        let takes_room = matches!(work.what, What::Write { .. });
+        if takes_room && self.is_out_of_room((group, epoch), chunk).await {
             return Err(Reply::Failed(Errno::ENOSPC));
         }
         if let Some(tier) = &self.replicas.tier
@@ -426,15 +427,33 @@ impl Handler {
     }
 
     /// Whether data is refused: one of the replicas is nearly full. A replica that is alone finds out when it is.
-    fn is_out_of_room(&self, group: GroupId) -> bool {
+    async fn is_out_of_room(&self, (group, epoch): (GroupId, Epoch), chunk: ChunkId) -> bool {
         let view = self.replicas.view();
-        let alone = view.map.chain(group).is_none_or(|chain| chain.members().count() < 2);
-        !alone && (self.chunks.is_full() || self.replicas.room.is_out(group))
+        if view.map.chain(group).is_none_or(|chain| chain.members().count() < 2) {
+            return false;
+        }
+        let room = &self.replicas.room;
+        if self.chunks.is_full() {
+            return true;
+        }
+        if room.asks(group) {
+            // It takes no room.
+            let nothing = Work::passed_on(What::Punch { offset: 0, len: 0 });
+            if let Err(why) = self.replicas.propose(group, epoch, chunk, nothing).await {
+                tracing::debug!(%group, ?why, "how much room there is was not heard");
+            }
+        }
+        room.is_out(group)
     }
 
     /// The answer to a change that was passed on.
     fn stored_reply(&self, group: GroupId) -> Reply {
-        Reply::Stored { full: self.chunks.is_full() || self.replicas.room.is_known_out(group) }
+        let view = self.replicas.view();
+        let last = view.map.chain(group).and_then(|chain| chain.members().last());
+        // Nobody comes after the last one, whatever was heard when somebody did.
+        let passes_on = last.is_none_or(|last| last.instance != self.instance);
+        let full = self.chunks.is_full() || (passes_on && self.replicas.room.is_out(group));
+        Reply::Stored { full }
     }
 
     async fn read(
