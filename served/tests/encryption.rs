@@ -133,7 +133,7 @@ async fn nothing_of_an_encrypted_volume_is_readable_and_servers_without_its_key_
     let data = DataClient::connect(&pki.client, server.data).await.unwrap();
     let ino = meta.create(Ino::ROOT, "file", NewInode::File).await.unwrap();
     let contents = [MARKER, &vec![b'x'; 100_000], MARKER].concat();
-    write_file(&meta, &data, ino, &[contents.clone()]).await;
+    write_file(&meta, &data, ino, std::slice::from_ref(&contents)).await;
     let read = data.read(chunk(ino.0, 0), 0, contents.len() as u64).await;
     assert_eq!(read, contents);
     drop((meta, data));

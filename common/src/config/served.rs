@@ -144,7 +144,7 @@ settings! {
         /// needs key files and never changes after the volume was made.
         pub encryption: Encryption = Encryption::None, e.g. "\"none\"";
         /// What of its data goes to the object store of the data servers: "none"; "cold", what is not used for a while; "primary",
-        /// everything after a bounded delay, so that the data servers are a cache before it. Looked at at every start.
+        /// everything after a bounded delay, so that the data servers are a cache before it. Nothing of an encrypted volume goes there. Looked at at every start.
         pub tier: TierMode = TierMode::Cold, e.g. "\"cold\"";
     }
 }
@@ -287,7 +287,9 @@ fn validate_volumes(volumes: &[VolumeConfig]) -> Result<(), String> {
     if volumes.is_empty() {
         return Err("there must be at least one volume".into());
     }
-    for (index, VolumeConfig { name, replicas, groups, .. }) in volumes.iter().enumerate() {
+    for (index, VolumeConfig { name, replicas, groups, encryption, tier, .. }) in
+        volumes.iter().enumerate()
+    {
         let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         if name.is_empty() || name.len() > 64 || !name.bytes().all(ok) || name.starts_with('.') {
             return Err(format!(
@@ -297,6 +299,11 @@ fn validate_volumes(volumes: &[VolumeConfig]) -> Result<(), String> {
         }
         if volumes[..index].iter().any(|other| other.name == *name) {
             return Err(format!("volume.name = \"{name}\" is there twice"));
+        }
+        if *encryption != Encryption::None && *tier == TierMode::Primary {
+            return Err(format!(
+                "volume \"{name}\" is encrypted, and tier = \"primary\" would put it into the object store as it is"
+            ));
         }
         if !(1..=MAX_REPLICAS).contains(&usize::from(*replicas)) {
             return Err(format!(

@@ -9,7 +9,6 @@ use super::extent::Extent;
 use super::format::{Kind, LogPos};
 use super::key::{ChunkKey, ChunkVersion};
 use super::log::{Draft, Space};
-use super::payload::Payload;
 use super::segment_store::SegmentStore;
 use super::sync::{lock, read, write};
 
@@ -117,12 +116,13 @@ impl SegmentStore {
         for piece in pieces {
             let mut data = vec![0; piece.len as usize];
             contents(piece.offset, &mut data);
-            let data = std::iter::once(data.as_slice());
-            let payload = Payload::new(&key, piece.offset, piece.len, data);
+            let data = [data.as_slice()];
+            let body = self.body(&key, piece.offset, piece.len, &data)?;
             let draft = Draft::range(Kind::Write, key, piece.offset, piece.len);
+            let draft = draft.with_form(body.form());
             // Moved or split meanwhile: the caller looks again.
             let same = [piece];
-            let put = || self.commit(&draft, &payload.slices(), Space::Keep, Some(&same));
+            let put = || self.commit(&draft, &body.slices(), Space::Keep, Some(&same));
             if self.with_room(put)?.is_some() {
                 back += u64::from(piece.len);
             }

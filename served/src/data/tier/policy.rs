@@ -2,6 +2,7 @@
 //!
 //! Times are seconds since the start of the server, coarse on purpose. What was used before the start counts as used at the start.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -137,8 +138,8 @@ impl Dirty {
 
     /// A chunk was changed.
     pub fn changed(&mut self, chunk: ChunkId, now: Duration) {
-        if !self.since.contains_key(&chunk) {
-            self.since.insert(chunk, now);
+        if let Entry::Vacant(entry) = self.since.entry(chunk) {
+            entry.insert(now);
             self.order.insert((now, chunk));
         }
     }

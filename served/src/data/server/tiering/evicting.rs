@@ -93,7 +93,7 @@ impl Replicas {
     fn mode_of(&self, chunk: ChunkId) -> TierMode {
         let view = self.view();
         let pool = view.group_of(chunk).and_then(|group| view.map.pool_of(group));
-        pool.map_or(TierMode::None, |pool| pool.tier)
+        pool.map_or(TierMode::None, |pool| pool.tier_mode())
     }
 
     /// One look at all chunks.
