@@ -1,7 +1,7 @@
 //! The store's operations as calls want them: by chunk or by range of a file, and bounded.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use netfs_common::id::{ChunkId, Ino, Version};
 use netfs_common::wire::data::Span;
@@ -38,6 +38,8 @@ pub(super) struct Chunks {
     left: AtomicU64,
     /// What is kept free.
     margin: AtomicU64,
+    /// What was said last.
+    full: AtomicBool,
     /// What was stored since it was looked.
     since: AtomicU64,
 }
@@ -48,7 +50,8 @@ pub(super) type Page = (Vec<(ChunkId, Vec<(u64, u64)>)>, Option<ChunkId>);
 impl Chunks {
     pub(super) fn new(store: Arc<SegmentStore>, max_chunk: u64) -> Chunks {
         let (left, margin) = (AtomicU64::new(u64::MAX), AtomicU64::new(MARGIN));
-        let chunks = Chunks { store, max_chunk, left, margin, since: AtomicU64::new(0) };
+        let (full, since) = (AtomicBool::new(false), AtomicU64::new(0));
+        let chunks = Chunks { store, max_chunk, left, margin, full, since };
         if let Err(error) = chunks.usage() {
             tracing::warn!(%error, "it is not known how much room the store has");
         }
@@ -64,9 +67,17 @@ impl Chunks {
         offset.checked_add(len).is_some_and(|end| end <= self.max_chunk)
     }
 
-    /// There is hardly any room left. What was stored counts at once.
+    /// There is hardly any room left. What was stored counts at once; it takes a little more than that until there is room again, so
+    /// that it does not change with every segment that is reclaimed.
     pub(super) fn is_full(&self) -> bool {
-        self.left.load(Ordering::Relaxed) < self.margin.load(Ordering::Relaxed)
+        let margin = self.margin.load(Ordering::Relaxed);
+        let enough = match self.full.load(Ordering::Relaxed) {
+            true => margin + margin / 4,
+            false => margin,
+        };
+        let full = self.left.load(Ordering::Relaxed) < enough;
+        self.full.store(full, Ordering::Relaxed);
+        full
     }
 
     /// So much was stored.
