@@ -15,78 +15,15 @@ use super::model::*;
 use super::store::{Entry, Shot, Store};
 use super::world::Context;
 
+mod jobs;
 mod teaching;
+
+use jobs::{After, Applying, Caller, FlushJob, Part, Purpose, Waiting};
 
 /// One that has not answered for so long is reported.
 const STALLED: Duration = Duration::from_millis(300);
 const PATIENCE: u32 = 4;
 const PAGE: usize = 2;
-
-/// Whom to answer.
-#[derive(Clone, Copy, Debug)]
-struct Caller {
-    node: Node,
-    conn: u64,
-    id: u64,
-}
-
-/// A call that waits in a group.
-#[derive(Clone, Debug)]
-enum Waiting {
-    Write,
-    Forward,
-    Read(ChunkId),
-    Install(ChunkId, Piece),
-    List(Option<ChunkId>),
-    Settle,
-}
-
-/// What an answer is awaited for.
-#[derive(Clone, Debug)]
-enum Purpose {
-    Forward { group: GroupId, to: Replica, step: Box<Step<Deed>>, since: Duration },
-    List(Lesson, BTreeMap<ChunkId, Version>),
-    Push { of: Lesson, chunk: ChunkId, version: Version, last: bool },
-    Seal(Lesson),
-    FlushMember(u64, Lesson),
-    Delete(u64),
-}
-
-/// Something that is being stored.
-#[derive(Clone, Debug)]
-struct Applying {
-    group: GroupId,
-    change: Change<Deed>,
-    /// The membership in which it was begun.
-    membership: u64,
-}
-
-/// A flush that a client has asked for.
-#[derive(Debug)]
-struct FlushJob {
-    caller: Caller,
-    groups: Vec<(GroupId, Epoch)>,
-    left: usize,
-}
-
-/// What is to be answered when what is in memory now has become durable.
-#[derive(Debug)]
-enum After {
-    Answer(Caller),
-    Member(u64),
-}
-
-/// A part in a group.
-struct Part {
-    group: Group<Deed>,
-    /// Raised whenever everything may be told anew.
-    membership: u64,
-    /// The last change of each chunk that was stored in this membership.
-    order: BTreeMap<ChunkId, Version>,
-    synced: Option<(Epoch, Replica)>,
-    broken: Option<Epoch>,
-    revoked: Option<Epoch>,
-}
 
 pub(crate) struct Server {
     pub(crate) id: ServerId,

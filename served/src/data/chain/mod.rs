@@ -51,9 +51,11 @@
 //! - A removal is told by [`Group::removed`], and waited for at [`Group::heir`]. It begins anew if the map has changed meanwhile.
 //! - Flushes reach all members, the learner too, and count if the epoch is still the same.
 
+mod action;
 mod group;
 mod sync;
 #[cfg(test)]
 mod tests;
 
-pub use group::{Action, CallId, Change, Group, Refusal, Step};
+pub use action::{Action, CallId, Change, Refusal, Step};
+pub use group::Group;

@@ -22,7 +22,7 @@
 //! is not noticed by this alone is that an old state of a place is put back, all of it, by somebody who can write to the disk.
 //!
 //! **Frames are independent of the place of the record.** The moved part of a range is the same frames under another table with the same
-//! salt ([`Table::part`]).
+//! salt (`Table::part`).
 //!
 //! **Untrusted input.** The table says no plain lengths: they follow from the range, which the caller knows. So nothing is ever
 //! decompressed to more than that.
