@@ -220,8 +220,9 @@ def share(listed, groups, replicas):
     groups, replicas = int(groups), int(replicas)
     with open(listed) as lines:
         rows = [re.split(r"  +", line.strip()) for line in lines if re.match(r"[0-9a-f]+ +\S+:\d+ ", line)]
-    has = {int(row[0], 16): sum(map(int, row[-2].split("/")[:2])) for row in rows}
-    live = {int(row[0], 16): size(row[-4]) for row in rows}
+    places = {int(row[0], 16): next(i for i, cell in enumerate(row) if re.fullmatch(r"\d+/\d+/\d+", cell)) for row in rows}
+    has = {int(row[0], 16): sum(map(int, row[places[int(row[0], 16)]].split("/")[:2])) for row in rows}
+    live = {int(row[0], 16): size(row[places[int(row[0], 16)] - 2]) for row in rows}
     computed, last = placed(sorted(has), groups, replicas), max(has)
     moved, part = has[last] / (groups * replicas), live[last] / sum(live.values())
     told = f"server {last} has {has[last]} of {groups * replicas} replicas ({moved:.1%}), computed {computed[last]}, and {part:.1%} of the bytes"

@@ -400,7 +400,11 @@ fn pools(
         let number = volume::number_of(&settings);
         let wanted = options.pools.get(name);
         if let Some(coding) = data.coding(number) {
-            keep_coding(options, data, (name, number), coding, keys)?;
+            keep_coding(options, data, (name, number), coding.clone(), keys)?;
+            if let Some(wanted) = wanted {
+                // It has its groups; what of it goes to an object store may have changed.
+                data.ensure_pool(&options.dir, number, *wanted, coding)?;
+            }
         } else {
             // Contents of files are in inodes already, or may be: too late for encryption.
             let encryption = wanted.map_or(Encryption::None, |wanted| wanted.encryption);
