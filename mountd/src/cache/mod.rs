@@ -597,6 +597,8 @@ impl Cache {
     /// What was asked of an inode before this is not kept, and it keeps no more than a lease.
     pub fn recalled(&self, node: &Node, keep: Option<Lease>, attrs: bool) {
         let mut state = node.state();
+        state.not_shown();
+        state.behind |= keep.is_none();
         state.held.recalled(self.clock.stamp(), keep);
         self.pages.drop_range(node.ino, 0, u64::MAX);
         state.unsettle(DISPUTED);

@@ -80,6 +80,10 @@ pub struct State {
     pub contended: Duration,
     /// Changed a moment ago: until this time since boot the kernel is given no attributes to keep.
     pub unsettled: Duration,
+    /// The attributes that the kernel was given last, and since when.
+    shown: Option<(Shown, Duration)>,
+    /// Of a file: others may have made it longer than the kernel knows.
+    pub behind: bool,
     /// Change counter, see [`crate::cache`].
     pub changes: u64,
     /// Of a directory: every name in it is in the cache of names.
@@ -100,6 +104,25 @@ pub struct State {
     /// Data on its way; most inodes have none.
     pub file: Option<Box<File>>,
 }
+
+/// What tells attributes of an inode from those of another moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shown {
+    version: u64,
+    size: u64,
+    mtime: Timestamp,
+    ctime: Timestamp,
+}
+
+impl Shown {
+    fn of(attr: &Attr) -> Shown {
+        let Attr { version, size, mtime, ctime, .. } = *attr;
+        Shown { version, size, mtime, ctime }
+    }
+}
+
+/// After so long the kernel has taken in what it was answered, although whoever has asked had to wait for a processor.
+const TAKEN_IN: Duration = Duration::from_millis(10);
 
 /// Failures, each reported once to every open file (as the kernel's `errseq_t` does).
 #[derive(Clone, Copy, Debug, Default)]
@@ -210,7 +233,7 @@ impl File {
 impl Node {
     pub(super) fn new(ino: Ino, changes: u64, held: Held) -> Node {
         // The kernel may have pages of one that was evicted here.
-        let state = State { changes, held, told: true, ..State::default() };
+        let state = State { changes, held, told: true, behind: true, ..State::default() };
         Node { ino, state: Mutex::new(state), gates: OnceLock::new() }
     }
 
@@ -281,6 +304,37 @@ impl State {
     /// It has just been changed, here or by another client.
     pub fn unsettle(&mut self, how_long: Duration) {
         self.unsettled = self.unsettled.max(since_boot() + how_long);
+    }
+
+    /// Attributes may be given to the kernel to keep.
+    pub fn settled(&self) -> bool {
+        self.passing == 0 && self.unsettled <= since_boot()
+    }
+
+    /// The kernel was given these attributes, and has had the time to store them.
+    pub fn has_stored(&self, attr: &Attr) -> bool {
+        let since =
+            self.shown.filter(|(shown, _)| *shown == Shown::of(attr)).map(|(_, since)| since);
+        since.is_some_and(|since| since_boot().saturating_sub(since) >= TAKEN_IN)
+    }
+
+    /// The kernel is being given these attributes.
+    pub fn show(&mut self, attr: &Attr) {
+        let new = Shown::of(attr);
+        if self.shown.is_none_or(|(shown, _)| shown != new) {
+            self.shown = Some((new, since_boot()));
+        }
+    }
+
+    /// An answer may be dropped by the kernel from now on: it has been told that the attributes have changed.
+    pub fn not_shown(&mut self) {
+        self.shown = None;
+    }
+
+    /// The kernel may have attributes or pages: they are about to be taken back, all of them.
+    pub fn take_told(&mut self) -> bool {
+        self.not_shown();
+        std::mem::take(&mut self.told) || self.filling > 0
     }
 
     /// The time of a change that is made now: after that of the one before it, which may have been made by a client whose clock is a little

@@ -86,6 +86,11 @@ impl Table {
         *lock(&self.inner).refs.entry(ino).or_insert(0) += 1;
     }
 
+    /// The kernel has references, or is about to.
+    pub fn is_referred(&self, ino: Ino) -> bool {
+        ino == Ino::ROOT || lock(&self.inner).refs.contains_key(&ino)
+    }
+
     /// The kernel gives references back. `true` when it has none left and the inode is an
     /// orphan, which then is no longer in use by anybody.
     pub fn forget(&self, ino: Ino, count: u64) -> bool {

@@ -45,7 +45,7 @@ use tokio::time::Instant;
 
 use crate::cache::{self, Cache, Node};
 use crate::insight::{Insight, carried};
-use crate::session::{DialError, Dialer, Session, SessionConfig, Traffic, since_boot};
+use crate::session::{DialError, Dialer, Session, SessionConfig, Traffic};
 use crate::writeback::{self, Writeback};
 use delivery::{Delivery, Outcome};
 use handles::Handles;
@@ -371,8 +371,15 @@ impl Vfs {
         let ttl = self.cache.ttl();
         let mut state = node.state();
         let attr = state.effective()?;
-        let kept = state.valid && state.passing == 0 && state.unsettled <= since_boot();
+        // The kernel notes that what it is given is good before it stores it, so it is given the same twice before it may keep it. Where
+        // it has never heard of the inode, it makes one from the first.
+        let settled = state.valid && state.settled();
+        let kept = settled && (state.has_stored(&attr) || !self.cache.table.is_referred(node.ino));
+        if settled {
+            state.show(&attr);
+        }
         state.told |= kept;
+        state.behind &= !kept;
         Some(Entry { attr, ttl: if kept { ttl } else { Duration::ZERO } })
     }
 

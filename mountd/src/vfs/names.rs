@@ -1,6 +1,7 @@
 //! Names: looking them up and changing them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use netfs_common::attr::Attr;
@@ -250,7 +251,11 @@ impl Vfs {
             let (ticket, changed) = changed;
             let attr = changed.target_attr()?;
             this.cache.table.adopted(ino);
-            let ttl = this.cache.set_name(ticket, &dir, &name, Some(ino));
+            let mut ttl = this.cache.set_name(ticket, &dir, &name, Some(ino));
+            if this.company.load(Ordering::SeqCst) {
+                // This answer alone the kernel takes for the truth even if it was told meanwhile that the inode has changed.
+                ttl = Duration::ZERO;
+            }
             let entry = this.entry_for(&this.cache.table.obtain(ino), attr, ttl);
             this.cache.table.refer(ino);
             Ok(Referred(entry))

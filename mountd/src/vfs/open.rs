@@ -55,7 +55,7 @@ impl Vfs {
         let node = self.cache.table.obtain(ino);
         // Pages go when the lease does.
         let leased = self.served(&node).is_some();
-        let direct = self.past_pages(flags);
+        let direct = self.past_pages(&node, flags);
         Opened {
             fh: self.handles.add(node, flags, direct),
             keep_cache: leased && self.keeps_pages(),
@@ -71,9 +71,29 @@ impl Vfs {
     /// The kernel puts what is written into its pages before it asks for permission, and shows it to others here while
     /// the daemon still waits for the write lease: they would see it before other clients can. And it sends a write in pieces, page by page, which is
     /// nothing for appends. So writers go past the pages while others use the volume, and those that append always.
-    fn past_pages(&self, flags: i32) -> bool {
+    ///
+    /// Readers do where the kernel may not know the length. It asks for that, but drops the answer when it is told meanwhile that the file has
+    /// changed once more, and then reads up to where the file ended before.
+    fn past_pages(&self, node: &Node, flags: i32) -> bool {
         let writes = flags & libc::O_ACCMODE != libc::O_RDONLY;
-        writes && (flags & libc::O_APPEND != 0 || self.company.load(Ordering::SeqCst))
+        if !self.company.load(Ordering::SeqCst) {
+            return writes && flags & libc::O_APPEND != 0;
+        }
+        writes || self.is_behind(node)
+    }
+
+    /// The kernel may not know that others have made the file longer. It does once it has stored what it was answered, or has made the
+    /// inode from it.
+    fn is_behind(&self, node: &Node) -> bool {
+        let mut state = node.state();
+        if state.behind
+            && state.valid
+            && state.settled()
+            && let Some(attr) = state.effective()
+        {
+            state.behind = !state.has_stored(&attr);
+        }
+        state.behind
     }
 
     /// A file descriptor is closed: tells of failures known by now. Data that is on its way does

@@ -18,6 +18,9 @@ use crate::writeback::Content;
 /// The longest single read. The kernel's are 1 MiB.
 const MAX_READ: u64 = 8 << 20;
 
+/// So often a read begins again because the file was taken back meanwhile. One that is changed all the time must be readable nevertheless.
+const MAX_TRIES: u32 = 8;
+
 /// A read, as far as it can be answered here.
 #[derive(Debug)]
 pub(super) struct Plan {
@@ -151,8 +154,10 @@ impl Vfs {
         watch: Option<&Watch>,
     ) -> Result<Bytes, Errno> {
         let pages = if watch.is_some() { Take::All } else { Take::Nothing };
+        let mut tries = 0;
         loop {
             self.up()?;
+            tries += 1;
             if self.served(node).is_none() {
                 // The kernel keeps what it is told: until the lease is here nothing is.
                 let _pinned = Pinned::new(node, offset, size);
@@ -162,7 +167,7 @@ impl Vfs {
                 }
             }
             let filling = Filling::new(node);
-            let epoch = self.cache.epoch();
+            let before = (self.cache.epoch(), node.state().held.last_recall());
             // The buffers first, the server second: what leaves the buffers in between is at the
             // server by then. The other way round it could be missed in both.
             let Some(mut plan) = self.plan_read(node, offset, size, pages) else {
@@ -204,10 +209,13 @@ impl Vfs {
                         waiting
                     });
                     let parts = self.gather(node.ino, generation, size, found).await?;
-                    if self.cache.live() && self.cache.epoch() == epoch {
+                    let after = (self.cache.epoch(), node.state().held.last_recall());
+                    let same = before == after || (before.0 == after.0 && tries >= MAX_TRIES);
+                    if self.cache.live() && same {
                         return Ok(plan.over_chunks(&parts));
                     }
-                    // Stopped meanwhile: what lies over it may have been lost.
+                    // Stopped meanwhile: what lies over it may have been lost. Or changed by another client, who may have cut the file, and
+                    // filled it again: what was planned fits no state of it. Nobody waits for reads that the kernel keeps no pages of.
                 }
             }
         }

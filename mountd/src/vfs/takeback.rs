@@ -97,6 +97,9 @@ async fn take_slice(kernel: &dyn KernelCache, node: &Node, from: u64, to: u64) {
     if timeout(BLOCKED, &mut whole).await.is_ok() {
         return;
     }
+    // By then it has been begun with as well, and whoever asks for attributes from now on is answered by the daemon: this takes no lock of
+    // the kernel, and waits for a processor at most.
+    let _ = timeout(ENOUGH, kernel.drop_attr(node.ino)).await;
     let begun = Instant::now();
     let within = to.min(node.state().size()).saturating_sub(from);
     let patience = PATIENCE + Duration::from_millis(within / PER_MILLISECOND);

@@ -165,10 +165,7 @@ impl Vfs {
         let passing = Passing::new(node);
         let attr = node.state().attr.clone().ok_or(Errno::EIO)?;
         self.kill_privileges(node, &attr, write_flags).await?;
-        let told = {
-            let mut state = node.state();
-            std::mem::take(&mut state.told) || state.filling > 0
-        };
+        let told = node.state().take_told();
         if told {
             self.take_pages(node, 0, u64::MAX).await;
         }
@@ -177,10 +174,7 @@ impl Vfs {
 
     /// The write is taken. A mapping may have read pages meanwhile, with what was before.
     async fn pass_again(&self, node: &Node, passing: Option<Passing<'_>>) {
-        let read = passing.is_some() && {
-            let mut state = node.state();
-            std::mem::take(&mut state.told) || state.filling > 0
-        };
+        let read = passing.is_some() && node.state().take_told();
         if read {
             self.take_pages(node, 0, u64::MAX).await;
         }

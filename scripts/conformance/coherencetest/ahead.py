@@ -105,6 +105,28 @@ class Size(Counter):
         return [lambda: os.fstat(self.fd).st_size, lambda: os.stat(self.name).st_size]
 
 
+class Tail(Counter):
+    """The bytes of a file that grows, by handles that only read: through those the kernel may go by its pages and the length it knows."""
+
+    def __init__(self, root):
+        super().__init__(root)
+        self.floor = 0
+
+    def advance(self, value):
+        os.pwrite(self.fd, b"x", value - 1)
+
+    def fresh(self):
+        before = max(self.floor - 1, 0)
+        fd = os.open(self.name, os.O_RDONLY)
+        data = os.pread(fd, 4096, before)
+        os.close(fd)
+        return before + len(data)
+
+    def looks(self):
+        # Not by a handle that was opened before the file grew (docs/semantics.md).
+        return [self.fresh]
+
+
 class Listing:
     """A directory that gains names."""
 
@@ -123,7 +145,7 @@ class Listing:
         return [lambda: len(os.listdir(self.root)), lambda: len(os.listdir(self.fd))]
 
 
-WHAT = {"counter": Counter, "replace": Replaced, "mtime": Mtime, "size": Size, "listing": Listing}
+WHAT = {"counter": Counter, "replace": Replaced, "mtime": Mtime, "size": Size, "tail": Tail, "listing": Listing}
 
 
 def advance(barrier, seen, thing, process, seconds):
@@ -148,6 +170,7 @@ def watch(barrier, seen, thing, process, beside):
     while not seen.ended():
         n += 1
         floor = max(before[0], seen.of(0)) if beside and thing.BESIDE_LATER else seen.furthest()
+        thing.floor = floor
         value = looks[n % len(looks)]()
         if value < floor:
             own = f"; this process itself has seen {before[0]}" if before[0] > value else ""

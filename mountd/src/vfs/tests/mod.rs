@@ -14,6 +14,7 @@ mod files;
 mod histories;
 mod lapsed;
 mod leasing;
+mod lengths;
 mod locks;
 mod meta_server;
 mod names;
