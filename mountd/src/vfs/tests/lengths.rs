@@ -51,7 +51,8 @@ async fn what_the_kernel_may_not_know_the_length_of_is_read_past_its_pages() {
 #[tokio::test]
 async fn attributes_are_given_twice_before_they_are_kept() {
     let world = World::new(2, 16);
-    let vfs = world.mount().await;
+    // What is written is not reported meanwhile.
+    let vfs = world.mount_with(|o| o.writeback.age = Duration::from_secs(60)).await;
     let f = file(&vfs, "f").await;
     assert!(matches!(vfs.lookup(Ino::ROOT, &name("f")).await, Ok(Looked::Found(_))));
     for round in 0..3 {
