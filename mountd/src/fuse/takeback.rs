@@ -4,6 +4,7 @@
 //! has a thread for as long as it takes, and those behind it go on in others.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
@@ -28,6 +29,10 @@ pub(super) enum Notice {
     Inodes(Vec<Ino>),
     /// Names of a directory: it has one lock for all of them.
     Names(Ino, Vec<Name>),
+    /// Inodes, as far as they are only cached.
+    Unused(Vec<Ino>),
+    /// A name with all below it.
+    Gone(Ino, Name),
 }
 
 type Job = (Notice, oneshot::Sender<()>);
@@ -46,6 +51,8 @@ pub(super) struct TakeBack {
     inner: Mutex<Inner>,
     arrived: Condvar,
     kernel: std::sync::OnceLock<Box<dyn Kernel + Sync>>,
+    /// It has refused to drop inodes that are only cached.
+    never_prunes: AtomicBool,
 }
 
 impl TakeBack {
@@ -107,13 +114,44 @@ impl TakeBack {
         }
     }
 
+    /// The kernel can drop inodes that are only cached, as far as is known.
+    pub(super) fn prunes(&self) -> bool {
+        !self.never_prunes.load(Ordering::Relaxed)
+    }
+
+    fn deliver(&self, kernel: &dyn Kernel, notice: &Notice) {
+        match notice {
+            Notice::Unused(all) => match kernel.prune(all) {
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
+                    self.never_prunes.store(true, Ordering::Relaxed);
+                }
+                told => report("unused inodes", Ino::ROOT, told),
+            },
+            Notice::Gone(parent, name) => report("name", *parent, kernel.remove(*parent, name)),
+            Notice::Attr(ino) => report("attributes", *ino, kernel.attr(*ino)),
+            Notice::Data(ino, offset, len) => {
+                report("pages", *ino, kernel.data(*ino, *offset, *len));
+            }
+            Notice::Inodes(all) => {
+                for ino in all {
+                    report("pages", *ino, kernel.data(*ino, 0, 0));
+                }
+            }
+            Notice::Names(parent, names) => {
+                for name in names {
+                    report("name", *parent, kernel.entry(*parent, name));
+                }
+            }
+        }
+    }
+
     fn work(&self) {
         let Some(kernel) = self.kernel.get() else { return };
         let mut inner = self.lock();
         loop {
             if let Some((notice, done)) = inner.jobs.pop_front() {
                 drop(inner);
-                deliver(&**kernel, &notice);
+                self.deliver(&**kernel, &notice);
                 // Nobody waits for it any more: then nobody needs to be told.
                 let _ = done.send(());
                 inner = self.lock();
@@ -130,27 +168,9 @@ impl TakeBack {
     }
 }
 
-fn deliver(kernel: &dyn Kernel, notice: &Notice) {
-    match notice {
-        Notice::Attr(ino) => report("attributes", *ino, kernel.attr(*ino)),
-        Notice::Data(ino, offset, len) => report("pages", *ino, kernel.data(*ino, *offset, *len)),
-        Notice::Inodes(all) => {
-            for ino in all {
-                report("pages", *ino, kernel.data(*ino, 0, 0));
-            }
-        }
-        Notice::Names(parent, names) => {
-            for name in names {
-                report("name", *parent, kernel.entry(*parent, name));
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io;
-    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
     use super::*;
@@ -189,6 +209,24 @@ mod tests {
             self.told.lock().unwrap().push("all".into());
             Err(io::Error::from_raw_os_error(libc::EINVAL))
         }
+
+        fn remove(&self, parent: Ino, name: &Name) -> io::Result<()> {
+            self.wait(format!("gone {parent} {name:?}"))
+        }
+
+        fn prune(&self, _: &[Ino]) -> io::Result<()> {
+            Err(io::Error::from_raw_os_error(libc::EINVAL))
+        }
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_drop_inodes_is_not_told_to_again() {
+        let (kernel, all) = (Arc::new(Locked::default()), Arc::new(TakeBack::default()));
+        all.start(Box::new(kernel));
+        assert!(all.prunes());
+        all.tell(Notice::Unused(vec![Ino(1)])).blocking_recv().unwrap();
+        assert!(!all.prunes());
+        all.close();
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod life;
 mod locks;
 mod names;
 mod open;
+mod orphans;
 mod read;
 mod recall;
 mod space;

@@ -22,6 +22,8 @@ enum Asked {
     Known(Looked),
     /// It is one whose old names the kernel may still be at work with.
     Moving(Ino),
+    /// It was removed while the answer was under way, and is given up here.
+    Gone,
 }
 
 impl Vfs {
@@ -30,6 +32,7 @@ impl Vfs {
         if self.is_down() {
             return Some(Err(Errno::EIO));
         }
+        self.cache.asked_for(parent, name);
         if !self.cache.live() {
             return None;
         }
@@ -39,8 +42,7 @@ impl Vfs {
                 let node = self.cache.table.get(ino)?;
                 let mut entry = self.served_entry(&node)?;
                 entry.ttl = entry.ttl.min(ttl);
-                self.cache.table.refer(ino);
-                Some(Ok(Looked::Found(entry)))
+                self.cache.table.refer(ino).then_some(Ok(Looked::Found(entry)))
             }
             Some((None, ttl)) => Some(Ok(Looked::Absent { ttl })),
             None => {
@@ -63,6 +65,7 @@ impl Vfs {
                 match self.ask_name(parent, name).await? {
                     Asked::Known(looked) => return Ok(looked),
                     Asked::Moving(ino) => self.let_settle(ino, parent).await,
+                    Asked::Gone => {}
                 }
             }
             // The kernel begins again, by the names as they are then.
@@ -86,8 +89,10 @@ impl Vfs {
                 let ttl = self.cache.learn_name(ticket, &dir, name, Some(ino), of_dir);
                 let mut entry = self.entry(&node).ok_or(Errno::EIO)?;
                 entry.ttl = entry.ttl.min(ttl);
-                self.cache.table.refer(ino);
-                Ok(Asked::Known(Looked::Found(entry)))
+                Ok(match self.cache.table.refer(ino) {
+                    true => Asked::Known(Looked::Found(entry)),
+                    false => Asked::Gone,
+                })
             }
             Err(Errno::ENOENT) => {
                 let ttl = self.cache.learn_name(ticket, &dir, name, None, of_dir);
@@ -140,8 +145,7 @@ impl Vfs {
         let (this, name) = (Arc::clone(self), name.clone());
         self.run(async move {
             let entry = this.make_now(parent, &name, new, perm, umask, caller).await?;
-            this.cache.table.refer(entry.attr.ino);
-            Ok(Referred(entry))
+            this.refer(entry)
         })
         .await
         .map(|made| made.0)
@@ -185,6 +189,14 @@ impl Vfs {
         Ok(self.entry_for(&node, attr, ttl))
     }
 
+    /// Counts an entry as a reference of the kernel's.
+    ///
+    /// # Errors
+    /// `ESTALE` when another client has removed it since, and it is given up here: the kernel begins again.
+    fn refer(&self, entry: Entry) -> Result<Referred, Errno> {
+        self.cache.table.refer(entry.attr.ino).then_some(Referred(entry)).ok_or(Errno::ESTALE)
+    }
+
     /// An inode that a name leads to, which the kernel may keep for so long.
     fn entry_for(&self, node: &Node, attr: Attr, ttl: Duration) -> Entry {
         let mut entry = self.entry(node).unwrap_or(Entry { attr, ttl });
@@ -211,10 +223,10 @@ impl Vfs {
             let made = this.make_now(parent, &name, NewInode::File, perm, umask, caller).await;
             match made {
                 Ok(entry) => {
+                    let ino = entry.attr.ino;
+                    let made = this.refer(entry)?;
                     // Made empty: there is nothing for `O_TRUNC` to do.
-                    let opened = this.opened(entry.attr.ino, flags);
-                    this.cache.table.refer(entry.attr.ino);
-                    Ok((Referred(entry), opened))
+                    Ok((made, this.opened(ino, flags)))
                 }
                 // Somebody else was faster. The kernel would open that file without asking whether
                 // the caller may; told this, it looks the name up again and checks.
@@ -251,9 +263,7 @@ impl Vfs {
             let attr = changed.target_attr()?;
             this.cache.table.adopted(ino);
             let ttl = this.cache.set_name(ticket, &dir, &name, Some(ino));
-            let entry = this.entry_for(&this.cache.table.obtain(ino), attr, ttl);
-            this.cache.table.refer(ino);
-            Ok(Referred(entry))
+            this.refer(this.entry_for(&this.cache.table.obtain(ino), attr, ttl))
         })
         .await
         .map(|linked| linked.0)

@@ -17,6 +17,7 @@ mod leasing;
 mod locks;
 mod meta_server;
 mod names;
+mod orphans;
 mod power;
 mod silence;
 mod takeback;
