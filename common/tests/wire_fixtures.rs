@@ -197,6 +197,7 @@ fn messages_about_leases_are_pinned() {
         "0103010100010000010101612a0001010100fdffffffffffffffff0207010100010000",
     );
     pin(&meta::Push::Company { generation: 3, others: true }, "000301");
+    pin(&meta::Push::Orphans(vec![Ino(7), Ino(300)]), "030207fb2c01");
     pin(&meta::PushReply::Done, "00");
 }
 

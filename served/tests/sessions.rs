@@ -16,7 +16,7 @@ use netfs_common::name::Name;
 use netfs_common::net::CallError;
 use netfs_common::wire::hello::SESSION_OVER;
 use netfs_common::wire::lock::LockCall;
-use netfs_common::wire::meta::{BURIAL, Mutation, NewInode, Op, Request, Response};
+use netfs_common::wire::meta::{BURIAL, Mutation, NewInode, Op, RenameMode, Request, Response};
 use netfs_common::wire::{Claim, Hello, Role};
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::meta::server::{DataServers, MetaOptions, MetaServer};
@@ -178,6 +178,80 @@ async fn what_one_client_deletes_gives_its_space_back_while_another_is_there() {
     assert_eq!(first.get(seen).await.map(|a| a.nlink), Ok(0), "the other may have it open");
     second.change(Op::Forget { inos: vec![seen] }).await.unwrap();
     assert_eq!(first.get(seen).await, Err(Errno::ESTALE));
+}
+
+/// Waits until a client was told of inodes without a name.
+async fn told(client: &MetaClient, inos: &[Ino]) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let told = client.answers.orphans.lock().unwrap().clone();
+        if inos.iter().all(|ino| told.contains(ino)) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{told:?} instead of {inos:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn clients_are_told_of_what_another_removes_and_again_after_a_loss_or_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let servers = start(dir.path(), PATIENCE);
+    let (first, second) = (servers.meta(1).await, servers.meta(2).await);
+    let stranger = servers.meta(3).await;
+    let name = |text| Name::new(text).unwrap();
+    let mut made = Vec::new();
+    for text in ["removed", "replaced", "linked", "unseen"] {
+        made.push(first.create(Ino::ROOT, text, NewInode::File).await.unwrap());
+        if text != "unseen" {
+            second.lookup(Ino::ROOT, text).await.unwrap();
+        }
+    }
+    let [removed, replaced, linked, unseen] = made[..] else { panic!() };
+    let directory = first.create(Ino::ROOT, "directory", NewInode::Dir).await.unwrap();
+    second.lookup(Ino::ROOT, "directory").await.unwrap();
+    let parent = Ino::ROOT;
+    first.change(Op::Link { ino: linked, parent, name: name("second") }).await.unwrap();
+    first.change(Op::Unlink { parent, name: name("linked") }).await.unwrap();
+    first.change(Op::Unlink { parent, name: name("removed") }).await.unwrap();
+    first.change(Op::Rmdir { parent, name: name("directory") }).await.unwrap();
+    let (new_parent, new_name) = (parent, name("replaced"));
+    let mode = RenameMode::Replace;
+    let over = Op::Rename { parent, name: name("unseen"), new_parent, new_name, mode };
+    first.change(over).await.unwrap();
+    let gone = [removed, replaced, directory];
+    told(&second, &gone).await;
+    assert!(!second.answers.orphans.lock().unwrap().contains(&linked), "it has a name yet");
+    first.change(Op::Unlink { parent, name: name("second") }).await.unwrap();
+    told(&second, &[linked]).await;
+    assert!(!second.answers.orphans.lock().unwrap().contains(&unseen));
+    assert_eq!(*stranger.answers.orphans.lock().unwrap(), []);
+    assert_eq!(*first.answers.orphans.lock().unwrap(), [], "it knows");
+    // Another connection, and another life of the server.
+    second.link.close();
+    let second = servers.meta(2).await;
+    second.resume_after(100);
+    told(&second, &gone).await;
+    let Servers { pki, meta, data } = servers;
+    stop(meta).await;
+    let at = DataServers::At(vec![data.as_ref().unwrap().addr().to_string()]);
+    let mut options =
+        MetaOptions::new(dir.path().join("meta"), localhost(), at, pki.server.clone());
+    options.volumes = vec!["v".into()];
+    let servers = Servers { meta: MetaServer::start(options).unwrap(), pki, data };
+    let (first, second, _stranger) =
+        tokio::join!(servers.meta(1), servers.meta(2), servers.meta(3));
+    second.resume_after(200);
+    first.resume_after(200);
+    told(&second, &[gone[0], gone[1], gone[2], linked]).await;
+    let inos = vec![removed, replaced, directory, linked];
+    for client in [&first, &second] {
+        client.change(Op::Forget { inos: inos.clone() }).await.unwrap();
+    }
+    assert_eq!(first.get(removed).await, Err(Errno::ESTALE));
+    let third = servers.meta(2).await;
+    third.sync().await;
+    assert_eq!(*third.answers.orphans.lock().unwrap(), []);
 }
 
 #[tokio::test]

@@ -510,6 +510,9 @@ pub enum Push {
     Recall(Vec<Recall>),
     /// The cluster map has changed. One with a lower version than the client knows is ignored.
     Map(crate::map::ClusterMap),
+    /// These inodes have lost their last name for good, which is on stable storage, and are kept for this client, at most
+    /// [`MAX_BATCH`]: it says [`Op::Forget`] as soon as nobody there uses them. It may be told again, and of what it has never seen.
+    Orphans(Vec<Ino>),
 }
 
 /// A client's answer to a [`Push`].

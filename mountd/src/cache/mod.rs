@@ -13,6 +13,7 @@
 //! a leaf. None is held across an `await`.
 
 mod contents;
+mod expired;
 mod node;
 mod pages;
 mod paths;
@@ -38,9 +39,10 @@ use crate::lease::{self, Clock};
 use crate::session::{Changed, LostPositions, Restored, lock, since_boot};
 use crate::vfs::{FOREVER, KernelCache};
 use contents::Contents;
+use expired::Expired;
 pub use node::{FailLog, File, Gates, Mark, Node, State};
 pub use pages::{Coming, Fetch, Found, Held, Key, Pages};
-pub use table::Table;
+pub use table::{Lingering, Table};
 use touched::touch_name;
 pub use touched::{Touched, noting, touch_all, touch_inode};
 
@@ -118,6 +120,8 @@ pub struct Cache {
     pub table: Table,
     names: Mutex<LruCache<(Ino, Name), Known>>,
     name_limit: usize,
+    /// Its lock is a leaf.
+    expired: Mutex<Expired>,
     contents: Mutex<Contents>,
     /// What was read ahead. Its lock is a leaf.
     pub pages: Pages,
@@ -149,6 +153,7 @@ impl Cache {
             table: Table::new(limits.nodes, clock.clone()),
             names: Mutex::new(LruCache::unbounded()),
             name_limit: limits.names,
+            expired: Mutex::new(Expired::new()),
             contents: Mutex::new(Contents::new(limits.contents)),
             pages: Pages::new(limits.ahead),
             xattrs: Mutex::new(LruCache::new(at_least_one(limits.xattrs))),
@@ -254,7 +259,8 @@ impl Cache {
         lock(&self.xattrs).clear();
         let mut by_directory: HashMap<Ino, Vec<Name>> = HashMap::new();
         let mut names = lock(&self.names);
-        while let Some(((parent, name), _)) = names.pop_lru() {
+        while let Some(((parent, name), known)) = names.pop_lru() {
+            self.expired(parent, &name, known);
             by_directory.entry(parent).or_default().push(name);
         }
         drop(names);
@@ -485,6 +491,7 @@ impl Cache {
         drop(state);
         let popped = gone.into_iter().filter_map(|name| {
             let known = names.pop(&(dir.ino, name.clone()))?;
+            self.expired(dir.ino, &name, known);
             Some((name, known.ino, known.told))
         });
         popped.collect()
@@ -535,6 +542,26 @@ impl Cache {
         self.in_time(ticket, &state) && state.changes == ticket.changes
     }
 
+    /// The kernel may not use a name any more, and keeps it nevertheless.
+    fn expired(&self, dir: Ino, name: &Name, known: Known) {
+        if let Some(ino) = known.ino {
+            lock(&self.expired).add(dir, name.clone(), ino);
+        }
+    }
+
+    /// The kernel asks for a name, or is about to be shown it.
+    pub fn asked_for(&self, dir: Ino, name: &Name) {
+        let mut expired = lock(&self.expired);
+        if !expired.is_empty() {
+            expired.asked(&(dir, name.clone()));
+        }
+    }
+
+    /// A name by which the kernel may keep an inode although it has expired, if nobody has asked for it since.
+    pub fn take_expired(&self, ino: Ino) -> Option<(Ino, Name)> {
+        lock(&self.expired).take(ino)
+    }
+
     /// Evicts down to the limit. A directory that loses a name is no longer known completely.
     fn shrink(&self, mut names: MutexGuard<'_, LruCache<(Ino, Name), Known>>) {
         let mut parents = Vec::new();
@@ -546,6 +573,7 @@ impl Cache {
             {
                 kernel.inval_entry(parent, &name);
             }
+            self.expired(parent, &name, known);
             if known.ino.is_some() {
                 parents.push(parent);
             }

@@ -139,7 +139,10 @@ async fn end(dialer: &dyn Dialer, volume: &str, session: SessionId) -> Result<()
         let mut unanswered = Vec::new();
         while let Some(call) = told.recv().await {
             match call.push {
-                Push::Company { .. } | Push::Map(_) => drop(call.answer.send(PushReply::Done)),
+                Push::Company { .. } | Push::Map(_) | Push::Orphans(_) => {
+                    // A server that has gone meanwhile no longer waits for it.
+                    let _ = call.answer.send(PushReply::Done);
+                }
                 Push::Recall(_) => unanswered.push(call),
             }
         }

@@ -164,8 +164,10 @@ impl Adapter {
                 }
                 entry = vfs.getattr(entry.attr.parent, None).await?;
             }
-            vfs.referenced(entry.attr.ino);
-            Ok(Looked::Found(entry))
+            match vfs.referenced(entry.attr.ino) {
+                true => Ok(Looked::Found(entry)),
+                false => Err(Errno::ESTALE),
+            }
         });
     }
 }

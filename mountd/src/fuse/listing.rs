@@ -140,15 +140,22 @@ async fn fill<L: Listing>(
                     Err(e) => return Err(e),
                 }
             }
+            // Before the answer: the kernel may forget it right after.
+            if counts && !vfs.listed(ino, &mut item) {
+                continue;
+            }
             match slot.with(|reply| reply.push(&item)) {
                 Some(true) => {}
                 // Full, or the caller was killed.
-                Some(false) | None => return Ok(()),
+                Some(false) | None => {
+                    if counts {
+                        vfs.forget(item.ino, 1);
+                    }
+                    return Ok(());
+                }
             }
             sent_some = true;
             if counts {
-                // Before the answer: the kernel may forget it right after.
-                vfs.referenced(item.ino);
                 referenced.push(item.ino);
             }
         }

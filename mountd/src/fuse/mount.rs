@@ -110,9 +110,11 @@ impl Mounted {
         config.clone_fd = true;
         let session = Session::from_fd(adapter, fd, SessionACL::All, config)
             .map_err(|e| undo(MountError::Session(e)))?;
+        let one = Arc::clone(&vfs);
+        let is_known = Box::new(move |ino| one.is_known(ino));
         let known = Box::new(move || vfs.known_inodes());
         let channel = Channel { notifier: session.notifier(), device };
-        notices.start(channel, known).map_err(|e| undo(MountError::Thread(e)))?;
+        notices.start(channel, known, is_known).map_err(|e| undo(MountError::Thread(e)))?;
         let (tx, ended) = oneshot::channel();
         let closing = notices.clone();
         thread::Builder::new()

@@ -21,7 +21,7 @@ use netfs_common::id::Ino;
 use netfs_common::name::Name;
 use tokio::sync::oneshot;
 
-use super::takeback::{Notice, TakeBack};
+use super::takeback::{IsKnown, Notice, TakeBack};
 use crate::vfs::KernelCache;
 
 /// The most notifications that wait, equal ones counted once: some 30 MiB.
@@ -35,6 +35,10 @@ pub(super) trait Kernel: Send {
     fn entry(&self, parent: Ino, name: &Name) -> io::Result<()>;
     /// Has every name looked up again.
     fn all_entries(&self) -> io::Result<()>;
+    /// Takes a name out of the tree, with all below it.
+    fn remove(&self, parent: Ino, name: &Name) -> io::Result<()>;
+    /// Drops inodes that are only cached.
+    fn prune(&self, inodes: &[Ino]) -> io::Result<()>;
 }
 
 /// The code of a notification about a name, and the flag by which the name only expires (Linux
@@ -44,6 +48,10 @@ const EXPIRE_ONLY: u32 = 1;
 
 /// The code of the notification after which the kernel uses no name that it has (Linux 6.16). It takes no lock.
 const NOTIFY_INC_EPOCH: i32 = 8;
+
+/// The code of the notification after which the kernel keeps inodes only if they are in use (Linux 6.18). It takes no lock but those that it needs to
+/// drop their pages.
+const NOTIFY_PRUNE: i32 = 9;
 
 /// The kernel's end of a mount.
 #[derive(Clone)]
@@ -65,7 +73,15 @@ impl Kernel for Channel {
 
     fn entry(&self, parent: Ino, name: &Name) -> io::Result<()> {
         // A message is taken whole or not at all.
-        (&*self.device).write_all(&expiry(parent, name))
+        (&*self.device).write_all(&entry(parent, name, EXPIRE_ONLY))
+    }
+
+    fn remove(&self, parent: Ino, name: &Name) -> io::Result<()> {
+        (&*self.device).write_all(&entry(parent, name, 0))
+    }
+
+    fn prune(&self, inodes: &[Ino]) -> io::Result<()> {
+        (&*self.device).write_all(&pruning(inodes))
     }
 
     fn all_entries(&self) -> io::Result<()> {
@@ -76,9 +92,9 @@ impl Kernel for Channel {
     }
 }
 
-/// The message that lets a name expire: `fuse_out_header`, `fuse_notify_inval_entry_out` and the
+/// The message that takes a name back: `fuse_out_header`, `fuse_notify_inval_entry_out` and the
 /// name with a NUL behind it.
-fn expiry(parent: Ino, name: &Name) -> Vec<u8> {
+fn entry(parent: Ino, name: &Name, flags: u32) -> Vec<u8> {
     const FIXED: usize = 32;
     let name = name.as_bytes();
     // A name has at most 255 bytes.
@@ -89,9 +105,24 @@ fn expiry(parent: Ino, name: &Name) -> Vec<u8> {
     message.extend(0u64.to_ne_bytes());
     message.extend(parent.0.to_ne_bytes());
     message.extend((name.len() as u32).to_ne_bytes());
-    message.extend(EXPIRE_ONLY.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
     message.extend(name);
     message.push(0);
+    message
+}
+
+/// The message that has inodes dropped: `fuse_out_header`, `fuse_notify_prune_out` and their numbers.
+fn pruning(inodes: &[Ino]) -> Vec<u8> {
+    const FIXED: usize = 32;
+    // They are at most a few hundred.
+    let (total, count) = ((FIXED + 8 * inodes.len()) as u32, inodes.len() as u32);
+    let mut message = Vec::with_capacity(total as usize);
+    message.extend(total.to_ne_bytes());
+    message.extend(NOTIFY_PRUNE.to_ne_bytes());
+    message.extend(0u64.to_ne_bytes());
+    message.extend(count.to_ne_bytes());
+    message.extend([0; 12]);
+    inodes.iter().for_each(|ino| message.extend(ino.0.to_ne_bytes()));
     message
 }
 
@@ -180,8 +211,9 @@ impl NoticeQueue {
         self: &Arc<Self>,
         kernel: impl Kernel + Clone + Sync + 'static,
         known: KnownInodes,
+        is_known: IsKnown,
     ) -> io::Result<thread::JoinHandle<()>> {
-        self.awaited.start(Box::new(kernel.clone()));
+        self.awaited.start(Box::new(kernel.clone()), is_known);
         let queue = self.clone();
         thread::Builder::new()
             .name("netfs-notice".into())
@@ -302,6 +334,14 @@ impl KernelCache for NoticeQueue {
         self.awaited.tell(Notice::Names(parent, names))
     }
 
+    fn drop_unused(&self, inodes: Vec<Ino>) -> Option<oneshot::Receiver<()>> {
+        self.awaited.prunes().then(|| self.awaited.tell(Notice::Unused(inodes)))
+    }
+
+    fn remove_name(&self, parent: Ino, name: Name) -> oneshot::Receiver<()> {
+        self.awaited.tell(Notice::Gone(parent, name))
+    }
+
     fn drop_all_names(&self) -> bool {
         self.awaited.all_names()
     }
@@ -356,11 +396,20 @@ mod tests {
         fn all_entries(&self) -> io::Result<()> {
             self.note("all".into())
         }
+
+        fn remove(&self, parent: Ino, name: &Name) -> io::Result<()> {
+            self.note(format!("gone {parent} {name:?}"))
+        }
+
+        fn prune(&self, inodes: &[Ino]) -> io::Result<()> {
+            self.note(format!("unused {inodes:?}"))
+        }
     }
 
     #[test]
     fn a_name_that_expires_is_a_message_of_the_kernel_s_layout() {
-        let message = expiry(Ino(0x0102), &Name::new("ab").unwrap());
+        let name = Name::new("ab").unwrap();
+        let message = entry(Ino(0x0102), &name, EXPIRE_ONLY);
         assert_eq!(message.len(), 35);
         assert_eq!(message[..4], 35u32.to_ne_bytes());
         assert_eq!(message[4..8], 3i32.to_ne_bytes());
@@ -369,6 +418,20 @@ mod tests {
         assert_eq!(message[24..28], 2u32.to_ne_bytes());
         assert_eq!(message[28..32], 1u32.to_ne_bytes());
         assert_eq!(message[32..], *b"ab\0");
+        assert_eq!(entry(Ino(0x0102), &name, 0)[28..32], [0; 4]);
+    }
+
+    #[test]
+    fn inodes_that_are_dropped_are_a_message_of_the_kernel_s_layout() {
+        let message = pruning(&[Ino(0x0102), Ino(7)]);
+        assert_eq!(message.len(), 48);
+        assert_eq!(message[..4], 48u32.to_ne_bytes());
+        assert_eq!(message[4..8], 9i32.to_ne_bytes());
+        assert_eq!(message[8..16], [0; 8]);
+        assert_eq!(message[16..20], 2u32.to_ne_bytes());
+        assert_eq!(message[20..32], [0; 12]);
+        assert_eq!(message[32..40], 0x0102u64.to_ne_bytes());
+        assert_eq!(message[40..], 7u64.to_ne_bytes());
     }
 
     fn none() -> KnownInodes {
@@ -436,7 +499,7 @@ mod tests {
     fn a_closed_queue_ends_its_thread_and_resolves_barriers() {
         let queue = NoticeQueue::new();
         let mut before = queue.barrier();
-        let thread = queue.start(Told::default(), none()).unwrap();
+        let thread = queue.start(Told::default(), none(), Box::new(|_| false)).unwrap();
         queue.close();
         thread.join().unwrap();
         assert_eq!(before.try_recv(), Ok(()));

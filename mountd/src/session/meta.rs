@@ -100,6 +100,8 @@ pub trait SessionEvents: Send + Sync {
     fn lapsed(&self);
     /// Something must be given back; the answer goes out when the future is done.
     fn recall(self: Arc<Self>, recalls: Vec<Recall>) -> Answer<'static, ()>;
+    /// Inodes have lost their last name for good, and the server keeps them until this client gives them up. Must not wait.
+    fn orphaned(self: Arc<Self>, inos: &[Ino]);
     /// Whether others use the volume. Must not wait.
     fn company(&self, others: bool);
     /// Those leases that the server has given back. Must not wait.

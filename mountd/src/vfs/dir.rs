@@ -6,6 +6,7 @@ use std::sync::Arc;
 use netfs_common::attr::FileKind;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
+use netfs_common::name::Name;
 use netfs_common::wire::lease::Grant;
 use netfs_common::wire::meta::{DirEntry, Request, Response};
 
@@ -72,9 +73,22 @@ impl Vfs {
         let _ = self.handles.remove(fh);
     }
 
-    /// The kernel was given an entry of [`Vfs::readdir`]: counts one reference.
-    pub fn referenced(&self, ino: Ino) {
-        self.cache.table.refer(ino);
+    /// The kernel is about to be given an inode: counts one reference. `false`: it must not be, since the inode was removed and is given up here.
+    #[must_use]
+    pub fn referenced(&self, ino: Ino) -> bool {
+        self.cache.table.refer(ino)
+    }
+
+    /// As [`Vfs::referenced`], for an entry of [`Vfs::readdir`] with attributes.
+    #[must_use]
+    pub fn listed(&self, dir: Ino, item: &mut DirItem) -> bool {
+        // `.` and `..` are no names.
+        if let Ok(name) = Name::new(item.name.as_slice()) {
+            self.cache.asked_for(dir, &name);
+        }
+        let Some(entry) = item.entry.take() else { return self.referenced(item.ino) };
+        item.entry = self.counted(entry);
+        item.entry.is_some()
     }
 
     /// Entries after a cookie, at most `max`, often fewer; none at the end.

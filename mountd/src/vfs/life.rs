@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
+use super::orphans::Lingering;
 use super::{Vfs, atime, takeback};
 use crate::insight::carried;
 use crate::session::{Answer, Reconnected, SessionEvents, lock};
@@ -35,6 +36,16 @@ impl Vfs {
         for (ino, nlookup) in all {
             self.forget(ino, nlookup);
         }
+    }
+
+    /// Inodes have lost their last name for good, by the hand of another client or as the server remembers.
+    fn lost_names(self: &Arc<Self>, inos: &[Ino]) {
+        for ino in inos {
+            if self.cache.table.orphaned_for_good(*ino) {
+                self.unused(*ino);
+            }
+        }
+        self.background.notify_one();
     }
 
     /// An orphan is used by nobody any more: its data need not be sent, and the server may
@@ -230,6 +241,10 @@ impl SessionEvents for Vfs {
         Box::pin(async move { self.give_all_back(recalls).await })
     }
 
+    fn orphaned(self: Arc<Self>, inos: &[Ino]) {
+        self.lost_names(inos);
+    }
+
     fn company(&self, others: bool) {
         self.company.store(others, Ordering::SeqCst);
     }
@@ -248,6 +263,7 @@ impl SessionEvents for Vfs {
 /// Duties that no call waits for.
 pub(super) async fn attend(weak: Weak<Vfs>) {
     let mut accessed = Instant::now();
+    let mut lingering = Lingering::default();
     loop {
         {
             let Some(vfs) = weak.upgrade() else { return };
@@ -263,6 +279,7 @@ pub(super) async fn attend(weak: Weak<Vfs>) {
         if vfs.is_down() {
             return;
         }
+        vfs.have_forgotten(&mut lingering).await;
         vfs.send_forgotten().await;
         vfs.watch_space().await;
         let many = lock(&vfs.accessed).len() >= 1000;

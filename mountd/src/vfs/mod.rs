@@ -18,6 +18,7 @@ mod life;
 mod locks;
 mod names;
 mod open;
+mod orphans;
 mod read;
 mod recall;
 mod space;
@@ -285,6 +286,11 @@ impl Vfs {
     /// Everything fails until the next mount: it has gone down on request, or was unmounted.
     pub fn is_down(&self) -> bool {
         self.down.load(Ordering::SeqCst)
+    }
+
+    /// The kernel knows an inode, or is about to.
+    pub fn is_known(&self, ino: Ino) -> bool {
+        self.cache.table.is_referred(ino)
     }
 
     /// Every inode that the kernel knows.

@@ -23,6 +23,8 @@ enum Asked {
     Known(Looked),
     /// It is one whose old names the kernel may still be at work with.
     Moving(Ino),
+    /// It was removed while the answer was under way, and is given up here.
+    Gone,
 }
 
 impl Vfs {
@@ -31,6 +33,7 @@ impl Vfs {
         if self.is_down() {
             return Some(Err(Errno::EIO));
         }
+        self.cache.asked_for(parent, name);
         if !self.cache.live() {
             return None;
         }
@@ -40,8 +43,7 @@ impl Vfs {
                 let node = self.cache.table.get(ino)?;
                 let mut entry = self.served_entry(&node)?;
                 entry.ttl = entry.ttl.min(ttl);
-                self.cache.table.refer(ino);
-                Some(Ok(Looked::Found(entry)))
+                Some(Ok(Looked::Found(self.counted(entry)?)))
             }
             Some((None, ttl)) => Some(Ok(Looked::Absent { ttl })),
             None => {
@@ -64,6 +66,7 @@ impl Vfs {
                 match self.ask_name(parent, name).await? {
                     Asked::Known(looked) => return Ok(looked),
                     Asked::Moving(ino) => self.let_settle(ino, parent).await,
+                    Asked::Gone => {}
                 }
             }
             // The kernel begins again, by the names as they are then.
@@ -87,8 +90,8 @@ impl Vfs {
                 let ttl = self.cache.learn_name(ticket, &dir, name, Some(ino), of_dir);
                 let mut entry = self.entry(&node).ok_or(Errno::EIO)?;
                 entry.ttl = entry.ttl.min(ttl);
-                self.cache.table.refer(ino);
-                Ok(Asked::Known(Looked::Found(entry)))
+                let counted = self.counted(entry);
+                Ok(counted.map_or(Asked::Gone, |entry| Asked::Known(Looked::Found(entry))))
             }
             Err(Errno::ENOENT) => {
                 let ttl = self.cache.learn_name(ticket, &dir, name, None, of_dir);
@@ -141,8 +144,7 @@ impl Vfs {
         let (this, name) = (Arc::clone(self), name.clone());
         self.run(async move {
             let entry = this.make_now(parent, &name, new, perm, umask, caller).await?;
-            this.cache.table.refer(entry.attr.ino);
-            Ok(Referred(entry))
+            this.refer(entry)
         })
         .await
         .map(|made| made.0)
@@ -186,6 +188,30 @@ impl Vfs {
         Ok(self.entry_for(&node, attr, ttl))
     }
 
+    /// Counts an entry as a reference of the kernel's.
+    ///
+    /// # Errors
+    /// `ESTALE` when another client has removed it since, and it is given up here: the kernel begins again.
+    fn refer(&self, entry: Entry) -> Result<Referred, Errno> {
+        self.counted(entry).map(Referred).ok_or(Errno::ESTALE)
+    }
+
+    /// Counts an entry as a reference of the kernel's; `None` when it must not get one. What was taken back since the entry was made the kernel may not
+    /// keep. For what is taken back from now on it is waited for: it may make the inode from this answer only then.
+    pub(super) fn counted(&self, mut entry: Entry) -> Option<Entry> {
+        if !self.cache.table.refer(entry.attr.ino) {
+            return None;
+        }
+        if !entry.ttl.is_zero() {
+            let node = self.cache.table.obtain(entry.attr.ino);
+            let state = node.state();
+            if !state.valid || state.effective().as_ref() != Some(&entry.attr) {
+                entry.ttl = Duration::ZERO;
+            }
+        }
+        Some(entry)
+    }
+
     /// An inode that a name leads to, which the kernel may keep for so long.
     fn entry_for(&self, node: &Node, attr: Attr, ttl: Duration) -> Entry {
         let mut entry = self.entry(node).unwrap_or(Entry { attr, ttl });
@@ -212,10 +238,10 @@ impl Vfs {
             let made = this.make_now(parent, &name, NewInode::File, perm, umask, caller).await;
             match made {
                 Ok(entry) => {
+                    let ino = entry.attr.ino;
+                    let made = this.refer(entry)?;
                     // Made empty: there is nothing for `O_TRUNC` to do.
-                    let opened = this.opened(entry.attr.ino, flags);
-                    this.cache.table.refer(entry.attr.ino);
-                    Ok((Referred(entry), opened))
+                    Ok((made, this.opened(ino, flags)))
                 }
                 // Somebody else was faster. The kernel would open that file without asking whether
                 // the caller may; told this, it looks the name up again and checks.
@@ -256,9 +282,7 @@ impl Vfs {
                 // This answer alone the kernel takes for the truth even if it was told meanwhile that the inode has changed.
                 ttl = Duration::ZERO;
             }
-            let entry = this.entry_for(&this.cache.table.obtain(ino), attr, ttl);
-            this.cache.table.refer(ino);
-            Ok(Referred(entry))
+            this.refer(this.entry_for(&this.cache.table.obtain(ino), attr, ttl))
         })
         .await
         .map(|linked| linked.0)

@@ -106,6 +106,11 @@ pub trait KernelCache: Send + Sync {
     fn drop_inodes(&self, inodes: Vec<Ino>) -> oneshot::Receiver<()>;
     /// As [`KernelCache::inval_entry`], for names of one directory; resolves when it is done.
     fn drop_names(&self, parent: Ino, names: Vec<Name>) -> oneshot::Receiver<()>;
+    /// Has the kernel forget inodes that nobody uses there, although it has them in its caches. Resolves when it is done. `None`: the kernel cannot do it.
+    fn drop_unused(&self, inodes: Vec<Ino>) -> Option<oneshot::Receiver<()>>;
+    /// A name that has gone goes from the kernel's tree with all that is below it. Takes the path from working directories there. Resolves when it
+    /// is done.
+    fn remove_name(&self, parent: Ino, name: Name) -> oneshot::Receiver<()>;
     /// Every name must be looked up again, at once: needs no lock of the kernel. Takes the path from working directories until that is done, and
     /// detaches what is mounted below. `false`: the kernel cannot do it.
     fn drop_all_names(&self) -> bool;

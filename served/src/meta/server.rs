@@ -32,6 +32,7 @@ mod leasing;
 mod locks;
 mod lookups;
 mod members;
+mod orphans;
 mod recent;
 mod replaying;
 mod terms;

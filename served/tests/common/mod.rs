@@ -251,6 +251,8 @@ pub struct Answers {
     pub nonsense: std::sync::atomic::AtomicBool,
     /// What it was told of others.
     pub company: std::sync::Mutex<Vec<(u64, bool)>>,
+    /// What it was told to have lost its last name.
+    pub orphans: std::sync::Mutex<Vec<Ino>>,
 }
 
 impl Answers {
@@ -266,6 +268,10 @@ impl Handler for Answers {
         match codec::decode(&request).unwrap() {
             Push::Recall(recalls) => self.recalled.lock().unwrap().extend(recalls),
             Push::Map(_) => return Box::pin(std::future::ready(done())),
+            Push::Orphans(inos) => {
+                self.orphans.lock().unwrap().extend(inos);
+                return Box::pin(std::future::ready(done()));
+            }
             Push::Company { generation, others } => {
                 self.company.lock().unwrap().push((generation, others));
                 return Box::pin(std::future::ready(done()));
@@ -325,6 +331,7 @@ impl MetaClient {
             silent: false.into(),
             nonsense: false.into(),
             company: Default::default(),
+            orphans: Default::default(),
         });
         let dialer = dialer(identity);
         let (link, welcome) = dialer.link(addr, &words, answers.clone()).await?;

@@ -163,12 +163,15 @@ async fn attend(
                         Err(e) => error!(error = %e, "a new cluster map cannot be used"),
                     }
                 }
+                if let (Push::Orphans(inos), Some(events)) = (&call.push, &events) {
+                    Arc::clone(events).orphaned(inos);
+                }
                 session.counters.recalled();
                 // In a task of its own: what is buffered is sent first, and renewals go on.
                 tokio::spawn(async move {
                     match call.push {
                         // Seen to already.
-                        Push::Company { .. } | Push::Map(_) => {}
+                        Push::Company { .. } | Push::Map(_) | Push::Orphans(_) => {}
                         Push::Recall(recalls) => {
                             if let Some(events) = events { events.recall(recalls).await }
                         }

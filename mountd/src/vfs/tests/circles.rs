@@ -125,6 +125,14 @@ impl KernelCache for Handle {
         self.0.when(move |l| !l.dirs.contains(&parent))
     }
 
+    fn drop_unused(&self, _: Vec<Ino>) -> Option<oneshot::Receiver<()>> {
+        Some(done())
+    }
+
+    fn remove_name(&self, _: Ino, _: Name) -> oneshot::Receiver<()> {
+        done()
+    }
+
     fn drop_all_names(&self) -> bool {
         true
     }

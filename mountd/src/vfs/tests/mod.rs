@@ -18,6 +18,7 @@ mod lengths;
 mod locks;
 mod meta_server;
 mod names;
+mod orphans;
 mod power;
 mod silence;
 mod takeback;

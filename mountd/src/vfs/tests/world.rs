@@ -236,6 +236,18 @@ impl World {
         }
     }
 
+    /// The metadata server tells a client that inodes have lost their last name. Returns when it has heard.
+    pub(super) async fn push_orphans(self: &Arc<Self>, vfs: &Vfs, inos: &[Ino]) {
+        let peer = self.peer(vfs);
+        let (connection, push) = (peer.connection().unwrap(), Push::Orphans(inos.to_vec()));
+        let answered = connection.through(self, &peer, async || {
+            let (answer, wait) = oneshot::channel();
+            connection.pushes.send(PushCall { push, answer }).await.ok()?;
+            wait.await.ok()
+        });
+        assert_eq!(answered.await.ok().flatten(), Some(PushReply::Done));
+    }
+
     /// The data servers are killed with everything they had not flushed, and started again.
     pub(super) fn restart_data(&self) {
         lock(&self.data).crash();
@@ -535,6 +547,16 @@ impl KernelCache for Kernel {
 
     fn drop_names(&self, parent: Ino, names: Vec<Name>) -> oneshot::Receiver<()> {
         names.iter().for_each(|name| self.inval_entry(parent, name));
+        done()
+    }
+
+    fn drop_unused(&self, inodes: Vec<Ino>) -> Option<oneshot::Receiver<()>> {
+        lock(&self.told).push(format!("unused {inodes:?}"));
+        Some(done())
+    }
+
+    fn remove_name(&self, parent: Ino, name: Name) -> oneshot::Receiver<()> {
+        lock(&self.told).push(format!("gone {parent} {name:?}"));
         done()
     }
 

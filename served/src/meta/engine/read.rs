@@ -194,6 +194,14 @@ impl Engine {
         self.query(|store| namespace::deletions(store, limit))
     }
 
+    /// Inodes without a name that a session holds, of those with higher numbers than `after`, at most `limit`, in order.
+    ///
+    /// # Errors
+    /// `EIO` when the store fails.
+    pub fn held(&self, session: SessionId, after: Ino, limit: usize) -> Result<Vec<Ino>, Errno> {
+        self.query(|store| namespace::held(store, session, after, limit))
+    }
+
     /// The condition of the volume.
     ///
     /// # Errors

@@ -33,7 +33,7 @@ use crate::meta::kv::{Read, StoreError, Txn};
 use crate::meta::record::{self, State, Volume};
 use change::Change;
 
-pub use orphans::{deletions, ended_sessions, trims, trims_of};
+pub use orphans::{deletions, ended_sessions, held, trims, trims_of};
 pub(crate) use read::{get, get_xattr, list_xattrs, lookup, read_dir, read_link};
 pub use session::{MAX_SESSIONS, MAX_WINDOW, precheck, sessions, was_made};
 pub use volume::{lost, state, volume};

@@ -125,6 +125,23 @@ pub fn deletions(store: &dyn Read, limit: usize) -> Result<Vec<(u64, Deletion)>,
     data::tasks(store, keys::DELETION, limit)
 }
 
+/// Orphans that a session holds, of those with higher numbers than `after`, at most `limit`, in order.
+///
+/// # Errors
+/// When the store fails.
+pub fn held(
+    store: &dyn Read,
+    session: SessionId,
+    after: Ino,
+    limit: usize,
+) -> Result<Vec<Ino>, StoreError> {
+    let end = keys::after_prefix(&keys::key(keys::HOLD, [session.0]));
+    let Some(next) = after.0.checked_add(1) else { return Ok(Vec::new()) };
+    let all = store.range(&keys::hold(session, Ino(next)), &end, limit)?;
+    let ino = |key: &[u8]| keys::field(key, 1).ok_or_else(|| StoreError::damaged(key, "bad key"));
+    all.iter().map(|(key, _)| Ok(Ino(ino(key)?))).collect()
+}
+
 /// Sessions that have ended and left something that is still to be removed.
 ///
 /// # Errors

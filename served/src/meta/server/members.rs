@@ -305,6 +305,12 @@ impl Members {
         inner.members.values().filter_map(|m| Some(m.link.as_ref()?.1.clone())).collect()
     }
 
+    /// The connection of a session, if it has one now.
+    pub(super) fn present_link(&self, id: SessionId) -> Option<Link> {
+        let inner = self.lock();
+        inner.members.get(&id)?.link.as_ref().map(|(_, link)| link.clone())
+    }
+
     /// The connection of a session, as soon as it has one; `None` when there is no such session any more.
     pub(super) async fn link_of(&self, id: SessionId) -> Option<Link> {
         loop {

@@ -204,7 +204,7 @@ impl Volume {
     }
 
     async fn make_one_again(
-        &self,
+        self: &Arc<Self>,
         session: SessionId,
         change: Replayed,
         deleted: &HashSet<Ino>,

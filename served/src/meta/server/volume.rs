@@ -10,7 +10,6 @@ use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, SessionId};
 use netfs_common::map::INODE_BITS;
 use netfs_common::net::Link;
-use netfs_common::warn_rarely;
 use netfs_common::wire::hello::Lost;
 use netfs_common::wire::lease::{Grant, Lease};
 use netfs_common::wire::meta::{
@@ -29,6 +28,7 @@ use super::leasing::Leasing;
 use super::locks::LockTable;
 use super::lookups::Lookups;
 use super::members::{Entry, LinkId, Members, NotAdmitted};
+use super::orphans::OrphanNews;
 use super::recent::Recent;
 use super::replaying::Replaying;
 use super::terms;
@@ -64,6 +64,7 @@ pub(super) struct Volume {
     pub(super) leasing: Leasing,
     pub(super) trims: Trims,
     pub(super) lookups: Lookups,
+    pub(super) orphan_news: OrphanNews,
     pub(super) locks: LockTable,
     pub(super) replaying: Replaying,
     /// Where the changes are in the log that are not on stable storage yet.
@@ -141,6 +142,7 @@ impl Volume {
             answer: options.answer,
             trims: Trims::default(),
             lookups,
+            orphan_news: OrphanNews::default(),
             locks,
             replaying: Replaying::new(if replays { &before } else { &[] }),
             recent: std::sync::Mutex::default(),
@@ -299,6 +301,7 @@ impl Volume {
     ) -> Option<LinkId> {
         let link_id = self.members.connected(id, entry, link.clone())?;
         self.tell_company(Some(link));
+        self.tell_all_orphans(id);
         Some(link_id)
     }
 
@@ -626,29 +629,6 @@ impl Volume {
             self.flush_to(index.max(newest(&reply))).await?;
         }
         Ok(reply)
-    }
-
-    /// Inodes that have lost their last name: sessions that cannot have them open let go of them.
-    pub(super) async fn release(&self, by: SessionId, response: &Response) {
-        let Response::Changed { attrs, .. } = response else { return };
-        let orphans: Vec<Ino> = attrs.iter().filter(|a| a.nlink == 0).map(|a| a.ino).collect();
-        if orphans.is_empty() || self.members.count() < 2 {
-            return;
-        }
-        let others = self.members.others(by);
-        let mut holds = Vec::new();
-        for ino in orphans {
-            holds.extend(self.lookups.strangers(&others, ino).into_iter().map(|id| (id, ino)));
-        }
-        if holds.is_empty() {
-            return;
-        }
-        let (_, reply) =
-            self.execute(Command { time: now(), action: Action::Release { holds } }).await;
-        if let Err(errno) = reply {
-            // Their sessions' end gives the space back.
-            warn_rarely!(WARN_INTERVAL, volume = %self.name, %errno, "a removed file is kept for clients that never saw it");
-        }
     }
 
     /// Brings what an answer says of inodes up to date that have been cut since.
