@@ -274,7 +274,7 @@ impl Client {
             for item in items {
                 if let Some(entry) = &item.entry {
                     let n = std::str::from_utf8(&item.name).unwrap();
-                    assert!(self.vfs.listed(dir, &item));
+                    assert!(self.vfs.listed(dir, &mut item));
                     self.keep_name(dir, n, Some(item.ino), entry.ttl);
                     self.keep_attr(&entry.attr, entry.ttl);
                 }
