@@ -77,12 +77,17 @@ impl Replicas {
     async fn report(self: &Arc<Self>, beat: &Beat, stall: Duration) -> Result<BeatReply, Reply> {
         let (mut synced, mut broken) = (Vec::new(), Vec::new());
         let (mut stalled, mut lacking) = (Vec::new(), Vec::new());
+        // Whether others store the same, and have to get out of the way before one is full.
+        let mut shares = false;
         for (id, slot) in self.slots() {
             let slot = lock(&slot);
             let epoch = slot.group.epoch();
             if let Some((at, learner)) = slot.synced.filter(|(at, _)| *at == epoch) {
                 synced.push((id, at, learner));
             }
+            shares |= slot.group.chain().is_some_and(|chain| {
+                chain.members().any(|m| m.instance == self.instance) && chain.members().count() > 1
+            });
             if slot.broken == Some(epoch) {
                 broken.push((id, epoch));
             }
@@ -116,16 +121,21 @@ impl Replicas {
         lacking.truncate(MAX_TOLD);
         let usage = self.usage().await?;
         let free = usage.free_bytes.saturating_add(usage.reclaimable_bytes);
+        let free = match shares {
+            true => self.chunks.beyond_margin(free),
+            false => free,
+        };
+        let free = free.min(usage.capacity_bytes);
         Ok(BeatReply {
             token: lease::now(),
             instance: self.instance,
             store: self.chunks.store().identity(),
             domain: self.domain.clone(),
             capacity: usage.capacity_bytes,
-            free: free.min(usage.capacity_bytes),
+            free,
             live: usage.live_bytes,
             chunks: usage.chunks,
-            full: self.chunks.is_full(),
+            full: self.chunks.is_called_full(),
             version: self.view().map.version,
             revoked: beat.revoke.clone(),
             synced,
