@@ -289,10 +289,11 @@ fn messages_of_chains_are_pinned() {
         lease_ms: 3,
         version: Epoch(4),
         revoke: vec![(GroupId(5), Epoch(6))],
+        hand_over: vec![(GroupId(9), Epoch(10))],
         hold_ms: 7,
         stall_ms: 8,
     };
-    pin(&cluster::PeerOp::Beat(beat), "00010102030401050607 08".replace(' ', "").as_str());
+    pin(&cluster::PeerOp::Beat(beat), "000101020304010506 01090a 0708".replace(' ', "").as_str());
 }
 
 #[test]

@@ -87,6 +87,7 @@ impl<'a> Cluster<'a> {
             lease_ms: 60_000,
             version: self.map.version,
             revoke: Vec::new(),
+            hand_over: Vec::new(),
             hold_ms: 0,
             stall_ms: 1000,
         };

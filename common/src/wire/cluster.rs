@@ -70,6 +70,8 @@ pub struct Beat {
     pub version: Epoch,
     /// Reads are to be refused in these groups, up to these epochs.
     pub revoke: Vec<(GroupId, Epoch)>,
+    /// In these groups, of which it is the head, it is to order nothing more up to these epochs: another server is to be the head.
+    pub hand_over: Vec<(GroupId, Epoch)>,
     /// The answer may be held back for so long if there is nothing to say, in milliseconds.
     pub hold_ms: u32,
     /// A replica that keeps a change for so long is reported as stalled, in milliseconds.
@@ -107,6 +109,9 @@ pub struct BeatReply {
     pub broken: Vec<(GroupId, Epoch)>,
     /// Replicas after it that have not answered for too long.
     pub stalled: Vec<(GroupId, Epoch, Replica)>,
+    /// Groups of which it is the head and orders nothing more, where all that it has ordered is stored by all; said again until
+    /// the epoch is over.
+    pub handed_over: Vec<(GroupId, Epoch)>,
     /// Chunks that its learners still lack, or nothing while that is found out.
     pub lacking: Vec<(GroupId, Option<u64>)>,
     /// Volumes that are encrypted and for which it has no key: it takes none of their data.

@@ -219,6 +219,7 @@ fn meta_options(config: &ServedConfig, identity: Arc<Identity>, data: DataServer
     options.key_file.clone_from(&meta.key_file);
     options.cluster.deadline = Duration::from_millis(u64::from(meta.data_deadline_ms));
     options.cluster.repair_after = Duration::from_millis(u64::from(meta.repair_after_ms));
+    options.cluster.calm = options.cluster.deadline * 2;
     let mut engine =
         EngineConfig { reserve_bytes: meta.reserve_bytes.0, ..EngineConfig::default() };
     engine.store.cache_bytes = meta.cache_bytes.0;

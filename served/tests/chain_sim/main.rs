@@ -76,6 +76,8 @@ fn every_broken_rule_is_noticed() {
         Mutant::RemovesQuietly,
         Mutant::AloneForEver,
         Mutant::CopiesOn,
+        Mutant::TurnsAtOnce,
+        Mutant::OrdersOn,
     ];
     let seeds = |mutant| match RARE.contains(&mutant) {
         true => SEEDS_FOR_RARE,

@@ -60,7 +60,8 @@ pub(crate) struct Brain {
 
 impl Brain {
     pub(crate) fn new(mutant: Option<Mutant>) -> Brain {
-        let config = Config { deadline: DEADLINE, repair_after: DEADLINE * 4, learners: 2 };
+        let config =
+            Config { deadline: DEADLINE, repair_after: DEADLINE * 4, learners: 2, calm: MS * 40 };
         let state = State::default();
         let map = Rc::new(state.map());
         let life = None;
@@ -102,7 +103,10 @@ impl Brain {
     pub(crate) fn is_steady(&self) -> bool {
         let Some(life) = &self.life else { return false };
         let mut servers = self.kept.servers.keys();
-        servers.all(|id| life.manager.revocations(*id).is_empty())
+        let at_rest = |id: &ServerId| {
+            life.manager.revocations(*id).is_empty() && life.manager.hand_overs(*id).is_empty()
+        };
+        servers.all(at_rest)
             && self.kept.groups().all(|(_, replicas, chain)| {
                 chain.replicas.len() <= replicas && chain.learner.is_none()
             })
@@ -192,7 +196,9 @@ impl Brain {
             contact.call = Some((call, ctx.now));
             life.calls.insert(call, id);
             let revoke = life.manager.revocations(id);
-            let beat = Call::Beat { token: contact.token, map: self.map.clone(), revoke };
+            let hand_over = life.manager.hand_overs(id);
+            let (token, map) = (contact.token, self.map.clone());
+            let beat = Call::Beat { token, map, revoke, hand_over };
             ctx.out.push(Out::Call { to: Node(id.0), id: call, call: beat });
         }
     }
@@ -204,7 +210,7 @@ impl Brain {
             contact.call = None;
             if let Some(Reply::Beat { report, token }) = reply {
                 contact.token = Some(token);
-                let report = self.bend(report);
+                let report = self.bend(server, report);
                 self.with(ctx, |m, now| m.heard(now, server, report));
             }
             return;
@@ -223,7 +229,12 @@ impl Brain {
         }
     }
 
-    fn bend(&self, mut report: Report) -> Report {
+    fn bend(&self, server: ServerId, mut report: Report) -> Report {
+        if self.mutant == Some(Mutant::TurnsAtOnce)
+            && let Some(life) = &self.life
+        {
+            report.handed_over = life.manager.hand_overs(server);
+        }
         if self.mutant == Some(Mutant::PromotesLate) {
             let groups: BTreeMap<_, _> =
                 self.kept.groups().map(|(group, _, chain)| (group, chain.epoch)).collect();
@@ -288,6 +299,12 @@ impl Brain {
             if life.manager.version_at(*id) != Some(self.kept.version) {
                 return Some(format!("server {id} has an old map"));
             }
+        }
+        if life.manager.misled() > 0 {
+            return Some(format!(
+                "{} groups have another head than they should",
+                life.manager.misled()
+            ));
         }
         for (group, replicas, chain) in self.kept.groups() {
             // One that is drained stays while there is nobody in its place.

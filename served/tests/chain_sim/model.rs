@@ -58,14 +58,39 @@ pub(crate) enum Piece {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Call {
-    Beat { token: Option<Duration>, map: Rc<ClusterMap>, revoke: Vec<(GroupId, Epoch)> },
+    Beat {
+        token: Option<Duration>,
+        map: Rc<ClusterMap>,
+        revoke: Vec<(GroupId, Epoch)>,
+        hand_over: Vec<(GroupId, Epoch)>,
+    },
     Map,
-    Write { group: GroupId, epoch: Epoch, chunk: ChunkId, deed: Deed },
-    Read { group: GroupId, epoch: Epoch, chunk: ChunkId },
+    Write {
+        group: GroupId,
+        epoch: Epoch,
+        chunk: ChunkId,
+        deed: Deed,
+    },
+    Read {
+        group: GroupId,
+        epoch: Epoch,
+        chunk: ChunkId,
+    },
     Flush(Vec<(GroupId, Epoch)>),
-    Forward { group: GroupId, to: Replica, step: Step<Deed> },
-    List { of: Lesson, after: Option<ChunkId> },
-    Install { of: Lesson, chunk: ChunkId, piece: Piece },
+    Forward {
+        group: GroupId,
+        to: Replica,
+        step: Step<Deed>,
+    },
+    List {
+        of: Lesson,
+        after: Option<ChunkId>,
+    },
+    Install {
+        of: Lesson,
+        chunk: ChunkId,
+        piece: Piece,
+    },
     FlushGroup(Lesson),
     Settle(GroupId),
     Delete(GroupId, ChunkId),
@@ -159,4 +184,8 @@ pub(crate) enum Mutant {
     AloneForEver,
     /// A copy goes on in another epoch, in which the chunk is not held.
     CopiesOn,
+    /// A chain is turned although its head has changes under way.
+    TurnsAtOnce,
+    /// A head that has said that it orders nothing more goes on.
+    OrdersOn,
 }

@@ -146,7 +146,9 @@ impl Server {
         }
         let caller = Caller { node: from, conn, id };
         match call {
-            Call::Beat { token, map, revoke } => self.beat(ctx, caller, token, &map, &revoke),
+            Call::Beat { token, map, revoke, hand_over } => {
+                self.beat(ctx, caller, token, &map, (&revoke, &hand_over));
+            }
             Call::Write { group, epoch, chunk, deed } => {
                 let call = self.wait(caller, group, Waiting::Write);
                 self.with(ctx, group, |g| g.propose(call, epoch, chunk, deed));
@@ -232,6 +234,7 @@ impl Server {
             synced: None,
             broken: None,
             revoked: None,
+            asked: None,
         });
         let actions = f(&mut part.group);
         for action in actions {
@@ -282,6 +285,8 @@ impl Server {
                 }
             },
             Action::Synced(learner) => self.synced(group, epoch, learner),
+            // It is in what it says next.
+            Action::HandedOver => {}
             Action::Broken(_) => {
                 if let Some(part) = self.parts.get_mut(&group) {
                     part.broken = Some(epoch);
@@ -307,7 +312,7 @@ impl Server {
         caller: Caller,
         token: Option<Duration>,
         map: &Rc<ClusterMap>,
-        revoke: &[(GroupId, Epoch)],
+        (revoke, hand_over): (&[(GroupId, Epoch)], &[(GroupId, Epoch)]),
     ) {
         if let Some(token) = token {
             self.lease_until = self.lease_until.max(token + ctx.lease);
@@ -325,6 +330,13 @@ impl Server {
             }
             if let Some(part) = self.parts.get_mut(group) {
                 part.revoked = part.revoked.max(Some(*epoch));
+            }
+        }
+        for (group, epoch) in hand_over {
+            if !self.is(Mutant::OrdersOn) {
+                self.with(ctx, *group, |g| g.hand_over(*epoch));
+            } else if let Some(part) = self.parts.get_mut(group) {
+                part.asked = part.asked.max(Some(*epoch));
             }
         }
         let Caller { node, conn, id } = caller;
@@ -389,6 +401,12 @@ impl Server {
         }
         let replica =
             |(group, epoch, server, instance)| (group, epoch, Replica { server, instance });
+        let stops = |(_, part): &(&GroupId, &Part)| {
+            let quiet = part.asked.is_some_and(|asked| asked >= part.group.epoch())
+                && part.group.is_head()
+                && part.group.is_quiet();
+            part.group.has_handed_over() || quiet
+        };
         Report {
             instance: self.instance,
             store: self.store_id,
@@ -402,6 +420,7 @@ impl Server {
             synced: parts().filter_map(|(g, p)| p.synced.map(|(e, r)| (*g, e, r))).collect(),
             broken: parts().filter_map(|(g, part)| Some((*g, part.broken?))).collect(),
             stalled: stalled.into_iter().map(replica).collect(),
+            handed_over: parts().filter(stops).map(|(g, p)| (*g, p.group.epoch())).collect(),
         }
     }
 
@@ -637,7 +656,7 @@ impl Server {
             return self.answer(ctx, caller, Reply::Done);
         }
         self.with(ctx, group, |g| g.removed([chunk]));
-        match self.group(group).and_then(Group::heir) {
+        match self.group(group).and_then(|group| group.heirs().next()) {
             Some(heir) => {
                 let id = ctx.next_id();
                 self.deletes.insert(id, caller);

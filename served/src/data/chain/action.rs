@@ -69,6 +69,8 @@ pub enum Action<D> {
     Seal(Replica),
     /// The learner has everything: tell whoever makes the map.
     Synced(Replica),
+    /// Nothing is under way any more in this epoch, and nothing more will be ordered: tell whoever makes the map.
+    HandedOver,
     /// Something could not be stored here that others have stored. The replica must leave the chain.
     Broken(Errno),
 }

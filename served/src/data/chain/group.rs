@@ -56,6 +56,10 @@ pub struct Group<D> {
     min_replicas: usize,
     /// Reads are refused up to this epoch.
     revoked: Option<Epoch>,
+    /// As the head it orders nothing more up to this epoch: another one is to be the head.
+    handing_over: Option<Epoch>,
+    /// It was said in this epoch that nothing is under way any more.
+    handed_over: bool,
     broken: bool,
     /// Number of the last change ordered in this epoch, by the head.
     last: u32,
@@ -73,8 +77,8 @@ pub struct Group<D> {
     settles: Vec<(CallId, Version)>,
     installs: Vec<(CallId, ChunkId)>,
     sync: Option<Sync>,
-    /// The successor was this replica's learner.
-    tutored: Option<Replica>,
+    /// Replicas of the chain that were this one's learners.
+    tutored: Vec<Replica>,
     /// In which epoch this replica had everything at last, and from whom.
     joined: Option<(Epoch, Replica)>,
     /// The learner was said to have everything, in this epoch.
@@ -89,6 +93,8 @@ impl<D: Clone> Group<D> {
             chain: None,
             min_replicas: 1,
             revoked: None,
+            handing_over: None,
+            handed_over: false,
             broken: false,
             last: 0,
             ops: BTreeMap::new(),
@@ -100,7 +106,7 @@ impl<D: Clone> Group<D> {
             settles: Vec::new(),
             installs: Vec::new(),
             sync: None,
-            tutored: None,
+            tutored: Vec::new(),
             joined: None,
             told: false,
         }
@@ -168,9 +174,9 @@ impl<D: Clone> Group<D> {
         self.replicas().get(self.place()? + 1).copied()
     }
 
-    /// The replica that has got from this one what it has, and may have got something that was removed here meanwhile.
-    pub fn heir(&self) -> Option<Replica> {
-        self.sync.as_ref().map(|sync| sync.learner).or(self.tutored)
+    /// The replicas that have got from this one what they have, and may have got something that was removed here meanwhile.
+    pub fn heirs(&self) -> impl Iterator<Item = Replica> {
+        self.sync.iter().map(|sync| sync.learner).chain(self.tutored.iter().copied())
     }
 
     /// Whether anything is noted.
@@ -200,7 +206,7 @@ impl<D: Clone> Group<D> {
         let stale = Refusal::Stale(chain.epoch);
         self.chain = Some(chain);
         self.broken = false;
-        self.told = false;
+        (self.told, self.handed_over) = (false, false);
         self.last = 0;
         // What is being shown is of the epoch before, and counts for nothing.
         let reads = self.reads.drain(..).filter(|read| !read.goes).map(|read| read.call);
@@ -232,11 +238,11 @@ impl<D: Clone> Group<D> {
         }
         let before = self.sync.take();
         let learner = self.learner();
-        let successor = self.successor();
-        self.tutored = match before.as_ref().map(|sync| sync.learner).or(self.tutored) {
-            Some(heir) if successor == Some(heir) => Some(heir),
-            _ => None,
-        };
+        // Wherever they are in the chain now.
+        let mut tutored = std::mem::take(&mut self.tutored);
+        tutored.extend(before.as_ref().map(|sync| sync.learner));
+        tutored.retain(|heir| self.place().is_some() && self.replicas().contains(heir));
+        self.tutored = tutored;
         if self.is_tail()
             && let Some(learner) = learner
         {
@@ -283,6 +289,24 @@ impl<D: Clone> Group<D> {
     fn refuse_reads(&mut self) -> impl Iterator<Item = Action<D>> + use<D> {
         let waiting = self.reads.extract_if(.., |read| !read.goes).collect::<Vec<_>>();
         waiting.into_iter().map(|read| Action::Refuse(read.call, Refusal::Busy))
+    }
+
+    /// Another replica is to be the head: in this epoch and before nothing more is ordered here. What clients want waits for the next epoch.
+    /// When all that was ordered is stored by all, all replicas have the same, and whichever is the next head lacks nothing.
+    pub fn hand_over(&mut self, epoch: Epoch) -> Vec<Action<D>> {
+        self.handing_over = self.handing_over.max(Some(epoch));
+        let mut out = Vec::new();
+        self.advance(&mut out);
+        out
+    }
+
+    fn is_handing_over(&self) -> bool {
+        self.is_head() && self.handing_over.is_some_and(|epoch| self.epoch() <= epoch)
+    }
+
+    /// Whether this replica is the head, has stopped ordering changes in this epoch, and everybody has all that it has ordered.
+    pub fn has_handed_over(&self) -> bool {
+        self.is_handing_over() && self.ops.is_empty() && self.running.is_empty() && !self.broken
     }
 
     fn is_revoked(&self) -> bool {
@@ -582,13 +606,16 @@ impl<D: Clone> Group<D> {
             return;
         }
         loop {
-            if self.is_head() {
+            if self.is_head() && !self.is_handing_over() {
                 self.admit(out);
             }
             self.begin(out);
             if !self.end(out) || self.backlog.is_empty() {
                 break;
             }
+        }
+        if self.has_handed_over() && !std::mem::replace(&mut self.handed_over, true) {
+            out.push(Action::HandedOver);
         }
         self.answer_reads(out);
         self.answer_installs(out);

@@ -82,3 +82,32 @@ fn a_read_that_is_given_up_holds_nothing_up() {
     assert!(matches!(refused[..], [Action::Refuse(CallId(102), _)]), "{refused:?}");
     assert!(!group.may_show());
 }
+
+#[test]
+fn a_head_that_hands_over_ends_what_it_has_begun_and_begins_nothing() {
+    let (mut group, v) = (head(), |epoch, seq| Version::new(Epoch(epoch), seq).unwrap());
+    assert_eq!(applied(&group.propose(CallId(1), Epoch(1), CHUNK, 1)), [v(1, 1)]);
+    assert!(group.hand_over(Epoch(1)).is_empty() && !group.has_handed_over());
+    assert!(group.propose(CallId(2), Epoch(1), CHUNK, 2).is_empty(), "it waits");
+    assert!(group.applied(v(1, 1), Ok(0)).is_empty() && !group.has_handed_over());
+    let done = group.acked(Epoch(1), v(1, 1));
+    assert_eq!(done, [Action::Done(CallId(1), 0), Action::HandedOver]);
+    assert!(group.has_handed_over());
+    assert!(group.hand_over(Epoch(1)).is_empty(), "it was said");
+    // It may stay the head: then it goes on.
+    let chain = |epoch, replicas: [u32; 2]| Chain {
+        epoch: Epoch(epoch),
+        verifier: Verifier(1),
+        replicas: replicas.map(replica).to_vec(),
+        learner: None,
+    };
+    assert_eq!(applied(&group.set_chain(chain(2, [1, 2]), 1)), [v(2, 1)]);
+    assert!(!group.has_handed_over() && group.hand_over(Epoch(1)).is_empty());
+    group.applied(v(2, 1), Ok(0));
+    group.acked(Epoch(2), v(2, 1));
+    assert_eq!(group.hand_over(Epoch(2)), [Action::HandedOver]);
+    assert!(group.propose(CallId(3), Epoch(2), CHUNK, 3).is_empty());
+    let turned = group.set_chain(chain(3, [2, 1]), 1);
+    assert_eq!(turned, [Action::Refuse(CallId(3), super::Refusal::Stale(Epoch(3)))]);
+    assert!(!group.is_head() && !group.has_handed_over());
+}

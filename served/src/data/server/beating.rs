@@ -52,6 +52,10 @@ impl Replicas {
             self.run(*id, |slot| slot.group.revoke(*epoch));
             at_once = true;
         }
+        // Answered at once when nothing is under way any more, which may be now.
+        for (id, epoch) in &beat.hand_over {
+            self.run(*id, |slot| slot.group.hand_over(*epoch));
+        }
         let until = Instant::now() + Duration::from_millis(beat.hold_ms.into()).min(MAX_HOLD);
         let stall = Duration::from_millis(beat.stall_ms.into());
         loop {
@@ -63,6 +67,7 @@ impl Replicas {
             let nothing = reply.synced.is_empty()
                 && reply.broken.is_empty()
                 && reply.stalled.is_empty()
+                && reply.handed_over.is_empty()
                 && reply.version == beat.version;
             if at_once || !nothing || left.is_zero() {
                 return Ok(Reply::Beat(Box::new(reply)));
@@ -77,11 +82,20 @@ impl Replicas {
     async fn report(self: &Arc<Self>, beat: &Beat, stall: Duration) -> Result<BeatReply, Reply> {
         let (mut synced, mut broken) = (Vec::new(), Vec::new());
         let (mut stalled, mut lacking) = (Vec::new(), Vec::new());
+        let mut handed_over = Vec::new();
+        // Whether others store the same, and have to get out of the way before one is full.
+        let mut shares = false;
         for (id, slot) in self.slots() {
             let slot = lock(&slot);
             let epoch = slot.group.epoch();
             if let Some((at, learner)) = slot.synced.filter(|(at, _)| *at == epoch) {
                 synced.push((id, at, learner));
+            }
+            shares |= slot.group.chain().is_some_and(|chain| {
+                chain.members().any(|m| m.instance == self.instance) && chain.members().count() > 1
+            });
+            if slot.group.has_handed_over() {
+                handed_over.push((id, epoch));
             }
             if slot.broken == Some(epoch) {
                 broken.push((id, epoch));
@@ -114,23 +128,30 @@ impl Replicas {
         broken.truncate(MAX_TOLD);
         stalled.truncate(MAX_TOLD);
         lacking.truncate(MAX_TOLD);
+        handed_over.truncate(MAX_TOLD);
         let usage = self.usage().await?;
         let free = usage.free_bytes.saturating_add(usage.reclaimable_bytes);
+        let free = match shares {
+            true => self.chunks.beyond_margin(free),
+            false => free,
+        };
+        let free = free.min(usage.capacity_bytes);
         Ok(BeatReply {
             token: lease::now(),
             instance: self.instance,
             store: self.chunks.store().identity(),
             domain: self.domain.clone(),
             capacity: usage.capacity_bytes,
-            free: free.min(usage.capacity_bytes),
+            free,
             live: usage.live_bytes,
             chunks: usage.chunks,
-            full: self.chunks.is_full(),
+            full: self.chunks.is_called_full(),
             version: self.view().map.version,
             revoked: beat.revoke.clone(),
             synced,
             broken,
             stalled,
+            handed_over,
             lacking,
             locked: self.keys.locked(),
             counts: Counts {

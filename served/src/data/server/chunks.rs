@@ -38,7 +38,7 @@ pub(super) struct Chunks {
     left: AtomicU64,
     /// What is kept free.
     margin: AtomicU64,
-    /// What was said last.
+    /// It is called full.
     full: AtomicBool,
     /// What was stored since it was looked.
     since: AtomicU64,
@@ -67,17 +67,28 @@ impl Chunks {
         offset.checked_add(len).is_some_and(|end| end <= self.max_chunk)
     }
 
-    /// There is hardly any room left. What was stored counts at once; it takes a little more than that until there is room again, so
-    /// that it does not change with every segment that is reclaimed.
+    /// There is hardly any room left: no more data is to come. What was stored counts at once.
     pub(super) fn is_full(&self) -> bool {
-        let margin = self.margin.load(Ordering::Relaxed);
-        let enough = match self.full.load(Ordering::Relaxed) {
-            true => margin + margin / 4,
-            false => margin,
-        };
-        let full = self.left.load(Ordering::Relaxed) < enough;
-        self.full.store(full, Ordering::Relaxed);
+        let full = self.left.load(Ordering::Relaxed) < self.margin.load(Ordering::Relaxed);
+        if full {
+            self.full.store(true, Ordering::Relaxed);
+        }
         full
+    }
+
+    /// It was full, and there is not much more room since: so it is called, and learns nothing new. Data is taken as soon as there is room, but
+    /// what is said of a server does not change with every segment that is reclaimed.
+    pub(super) fn is_called_full(&self) -> bool {
+        let margin = self.margin.load(Ordering::Relaxed);
+        if !self.is_full() && self.left.load(Ordering::Relaxed) >= margin + margin / 4 {
+            self.full.store(false, Ordering::Relaxed);
+        }
+        self.full.load(Ordering::Relaxed)
+    }
+
+    /// What of the free space data gets, if other replicas store the same.
+    pub(super) fn beyond_margin(&self, free: u64) -> u64 {
+        free.saturating_sub(self.margin.load(Ordering::Relaxed))
     }
 
     /// So much was stored.
@@ -461,10 +472,19 @@ mod tests {
         for more in 0..2 {
             chunks.write(chunk(2, more), Version(1), 0, &[&data]).unwrap();
         }
-        assert!(chunks.is_full());
+        assert!(chunks.is_full() && chunks.is_called_full());
+        chunks.remove(chunk(2, 0), |_| true).unwrap();
+        chunks.usage().unwrap();
+        let free = || {
+            let usage = chunks.store().usage().unwrap();
+            usage.free_bytes + usage.reclaimable_bytes
+        };
+        assert_eq!(chunks.is_full(), chunks.beyond_margin(free()) == 0);
+        assert!(chunks.is_called_full(), "there is little more room than none");
         chunks.remove(chunk(1, 0), |_| true).unwrap();
         chunks.usage().unwrap();
         assert!(!chunks.is_full(), "what was removed can be reclaimed");
+        assert!(!chunks.is_called_full() && chunks.beyond_margin(free()) > 16 << 20);
     }
 
     fn span(ino: u64, from: u64, to: u64) -> Span {

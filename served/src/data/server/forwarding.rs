@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use netfs_common::id::{Epoch, GroupId, ServerId, Version};
-use netfs_common::map::Replica;
+use netfs_common::map::{Chain, Replica};
 use netfs_common::net::Payload;
 use netfs_common::wire::cluster::{Deed, Forward, PeerOp};
 use netfs_common::wire::data::{At, Op, Reply, Request};
@@ -87,7 +87,11 @@ impl Replicas {
             () = self.epoch_over(id, epoch) => return,
         };
         drop(work);
-        self.room.note(id, full);
+        // A learner without room leaves; nobody is refused anything for it.
+        let counts = |chain: &Chain| chain.replicas.contains(&to);
+        if self.view().map.chain(id).is_some_and(counts) {
+            self.room.note(id, full);
+        }
         self.progress.note(to.server);
         self.run(id, |slot| {
             slot.passed_on.remove(&version);

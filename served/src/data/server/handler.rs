@@ -411,7 +411,7 @@ impl Handler {
         work: Work,
     ) -> Result<(i64, Verifier), Reply> {
         let takes_room = matches!(work.what, What::Write { .. });
-        if takes_room && self.is_out_of_room((group, epoch), chunk).await {
+        if takes_room && self.is_out_of_room((group, epoch), chunk).await? {
             return Err(Reply::Failed(Errno::ENOSPC));
         }
         if let Some(tier) = &self.replicas.tier
@@ -427,32 +427,34 @@ impl Handler {
     }
 
     /// Whether data is refused: one of the replicas is nearly full. A replica that is alone finds out when it is.
-    async fn is_out_of_room(&self, (group, epoch): (GroupId, Epoch), chunk: ChunkId) -> bool {
+    async fn is_out_of_room(
+        &self,
+        (group, epoch): (GroupId, Epoch),
+        chunk: ChunkId,
+    ) -> Result<bool, Reply> {
         let view = self.replicas.view();
         if view.map.chain(group).is_none_or(|chain| chain.members().count() < 2) {
-            return false;
+            return Ok(false);
         }
-        let room = &self.replicas.room;
         if self.chunks.is_full() {
-            return true;
+            return Ok(true);
         }
-        if room.asks(group) {
+        let ask = async {
             // It takes no room.
             let nothing = Work::passed_on(What::Punch { offset: 0, len: 0 });
-            if let Err(why) = self.replicas.propose(group, epoch, chunk, nothing).await {
-                tracing::debug!(%group, ?why, "how much room there is was not heard");
-            }
-        }
-        room.is_out(group)
+            let asked = self.replicas.propose(group, epoch, chunk, nothing).await;
+            asked.map(drop).map_err(refused)
+        };
+        self.replicas.room.is_out(group, ask).await
     }
 
     /// The answer to a change that was passed on.
     fn stored_reply(&self, group: GroupId) -> Reply {
         let view = self.replicas.view();
-        let last = view.map.chain(group).and_then(|chain| chain.members().last());
-        // Nobody comes after the last one, whatever was heard when somebody did.
+        let last = view.map.chain(group).and_then(|chain| chain.replicas.last());
+        // Nobody who counts comes after the last one, whatever was heard when somebody did.
         let passes_on = last.is_none_or(|last| last.instance != self.instance);
-        let full = self.chunks.is_full() || (passes_on && self.replicas.room.is_out(group));
+        let full = self.chunks.is_full() || (passes_on && self.replicas.room.is_full(group));
         Reply::Stored { full }
     }
 

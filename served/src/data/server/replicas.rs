@@ -467,6 +467,7 @@ impl Replicas {
                 }
                 self.news.notify_waiters();
             }
+            Action::HandedOver => self.news.notify_waiters(),
             Action::Broken(errno) => {
                 tracing::error!(group = %id, %errno, "a change that others have could not be stored: this replica leaves the chain");
                 if let Some(slot) = self.slot(id) {
@@ -560,7 +561,7 @@ impl Replicas {
         let mut heirs = BTreeSet::new();
         for (id, chunks) in of_groups {
             self.run(id, |slot| {
-                heirs.extend(slot.group.heir().map(|heir| heir.server));
+                heirs.extend(slot.group.heirs().map(|heir| heir.server));
                 slot.group.removed(chunks)
             });
         }

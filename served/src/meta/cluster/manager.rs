@@ -2,6 +2,7 @@
 
 mod giving_up;
 mod messages;
+mod turning;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,6 +14,8 @@ use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica, TierMode};
 
 pub use giving_up::Loss;
 pub use messages::{Command, CommandError, Config, Health, Report, Verdict};
+
+use turning::Turns;
 
 use super::placement::{Candidate, Ring};
 use super::state::{Duty, State, StoreId, replica};
@@ -47,6 +50,7 @@ pub struct Manager {
     told: State,
     /// Groups whose only replica cannot store what it must.
     failing: BTreeMap<GroupId, Failing>,
+    turns: Turns,
 }
 
 /// A group's only replica cannot go on, and nobody can take its place.
@@ -80,6 +84,7 @@ impl Manager {
             wanted: Wanted::default(),
             settled: BTreeMap::new(),
             failing: BTreeMap::new(),
+            turns: Turns::default(),
         }
     }
 
@@ -134,6 +139,9 @@ impl Manager {
         for (group, epoch, stalled) in &report.stalled {
             self.revoke(*group, *epoch, *stalled);
             self.shun(stalled.server, heard);
+        }
+        for (group, epoch) in &report.handed_over {
+            self.turn(*group, *epoch, replica(server, report.instance));
         }
         let seen = self.seen.entry(server).or_default();
         seen.meter.note(heard, report.instance, report.work);
@@ -218,6 +226,7 @@ impl Manager {
         self.start = now;
         // Nobody knows what was meanwhile.
         self.settled.clear();
+        self.turns.forget();
     }
 
     /// An operator's command. Whether the state has changed.
@@ -575,6 +584,7 @@ impl Manager {
         self.state.pools = pools;
         self.adopt();
         self.note_settled(now);
+        self.plan_turns(now);
     }
 
     /// A server that has come with another store has nothing of before, and no chain counts on that any more: from now on

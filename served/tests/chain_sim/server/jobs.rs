@@ -66,4 +66,6 @@ pub(super) struct Part {
     pub(super) synced: Option<(Epoch, Replica)>,
     pub(super) broken: Option<Epoch>,
     pub(super) revoked: Option<Epoch>,
+    /// It was asked to order nothing more up to this epoch, and does so none the less.
+    pub(super) asked: Option<Epoch>,
 }

@@ -187,6 +187,7 @@ mod tests {
             synced: Vec::new(),
             broken: Vec::new(),
             stalled: Vec::new(),
+            handed_over: Vec::new(),
         }
     }
 

@@ -19,6 +19,8 @@ pub struct Config {
     pub repair_after: Duration,
     /// Learners that a server may be at a time, over all groups; and as many it may have as a tail.
     pub learners: usize,
+    /// A group has been at rest for so long before another replica becomes its head.
+    pub calm: Duration,
 }
 
 impl Default for Config {
@@ -27,6 +29,7 @@ impl Default for Config {
             deadline: Duration::from_secs(5),
             repair_after: Duration::from_secs(300),
             learners: 8,
+            calm: Duration::from_secs(10),
         }
     }
 }
@@ -71,6 +74,8 @@ pub struct Report {
     pub broken: Vec<(GroupId, Epoch)>,
     /// Replicas, of other servers, that have not answered for too long.
     pub stalled: Vec<(GroupId, Epoch, Replica)>,
+    /// Groups of which it is the head and orders nothing more, and everybody has all that it has ordered.
+    pub handed_over: Vec<(GroupId, Epoch)>,
 }
 
 /// Whether a server can be counted on.

@@ -23,6 +23,7 @@ fn report(number: u8, version: Epoch) -> Report {
         synced: Vec::new(),
         broken: Vec::new(),
         stalled: Vec::new(),
+        handed_over: Vec::new(),
     }
 }
 

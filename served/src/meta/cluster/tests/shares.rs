@@ -35,6 +35,7 @@ fn report(id: ServerId, now: Duration, load: u64) -> Report {
         synced: Vec::new(),
         broken: Vec::new(),
         stalled: Vec::new(),
+        handed_over: Vec::new(),
     }
 }
 

@@ -25,6 +25,9 @@ const PACE: Duration = Duration::from_millis(20);
 /// Refusals of reads in one call; the rest follows when these are done.
 const MAX_REVOKED: usize = 2048;
 
+/// What a server is to do in which groups, up to which epochs.
+type Groups = Vec<(GroupId, Epoch)>;
+
 /// What a server has said last.
 #[derive(Debug, Default)]
 struct Pulse {
@@ -81,17 +84,18 @@ pub(super) async fn beat(cluster: Arc<Cluster>, server: ServerId, channel: Chann
     let pulse = Arc::new(Mutex::new(Pulse::default()));
     let mut maps = cluster.maps();
     let mut calls = JoinSet::new();
-    let mut sent: (Epoch, Vec<(GroupId, Epoch)>) = (Epoch(0), Vec::new());
+    let mut sent: (Epoch, Groups, Groups) = (Epoch(0), Vec::new(), Vec::new());
     let mut last = Instant::now();
     loop {
-        let mut revoke = cluster.revocations(server);
+        let (mut revoke, hand_over) = cluster.requests(server);
         revoke.truncate(MAX_REVOKED);
-        let says = (maps.borrow_and_update().map.version, revoke);
+        let says = (maps.borrow_and_update().map.version, revoke, hand_over);
         if calls.is_empty() || (calls.len() < CALLS && says != sent) {
             tokio::time::sleep(PACE.saturating_sub(last.elapsed())).await;
             last = Instant::now();
             sent.clone_from(&says);
-            let words = Words { server, config, map: cluster.published(), revoke: says.1 };
+            let (_, revoke, hand_over) = says;
+            let words = Words { server, config, map: cluster.published(), revoke, hand_over };
             calls.spawn(one(cluster.clone(), channel.clone(), pulse.clone(), words));
         }
         tokio::select! {
@@ -116,7 +120,8 @@ struct Words {
     server: ServerId,
     config: Config,
     map: Arc<super::Published>,
-    revoke: Vec<(GroupId, Epoch)>,
+    revoke: Groups,
+    hand_over: Groups,
 }
 
 /// One call. A late answer of an older connection counts for nothing.
@@ -126,7 +131,7 @@ async fn one(
     pulse: Arc<Mutex<Pulse>>,
     words: Words,
 ) -> Result<Box<BeatReply>, Silence> {
-    let Words { server, config, map, revoke } = words;
+    let Words { server, config, map, revoke, hand_over } = words;
     let hold = config.deadline / 10;
     let until = Instant::now() + config.deadline / 5 + hold;
     let (connection, bulk) = channel.peer(until).await?;
@@ -141,6 +146,7 @@ async fn one(
         lease_ms: millis(config.lease()),
         version,
         revoke,
+        hand_over,
         hold_ms: millis(hold),
         stall_ms: millis(config.deadline),
     };

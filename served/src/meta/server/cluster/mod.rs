@@ -467,6 +467,7 @@ impl Cluster {
             synced: reply.synced,
             broken: reply.broken,
             stalled: reply.stalled,
+            handed_over: reply.handed_over,
         };
         let lacking = lacking.into_iter().collect();
         self.with(|manager, now| manager.heard(now, server, report));
@@ -480,14 +481,19 @@ impl Cluster {
         self.events.send_replace(());
     }
 
-    /// What a server has to refuse, as far as it has been told of the chains.
-    fn revocations(&self, server: ServerId) -> Vec<(GroupId, Epoch)> {
-        let mut all = self.lock().manager.revocations(server);
+    /// In which groups a server has to refuse reads, and in which to order nothing more, as far as it has been told of the chains.
+    fn requests(&self, server: ServerId) -> (Vec<(GroupId, Epoch)>, Vec<(GroupId, Epoch)>) {
+        let (mut revoke, mut hand_over) = {
+            let core = self.lock();
+            (core.manager.revocations(server), core.manager.hand_overs(server))
+        };
         let published = self.published.borrow();
-        all.retain(|(group, epoch)| {
+        let is_known = |(group, epoch): &(GroupId, Epoch)| {
             published.map.chain(*group).is_some_and(|chain| chain.epoch == *epoch)
-        });
-        all
+        };
+        revoke.retain(is_known);
+        hand_over.retain(is_known);
+        (revoke, hand_over)
     }
 }
 

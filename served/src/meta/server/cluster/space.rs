@@ -13,19 +13,22 @@ use crate::meta::cluster::{Duty, Verdict};
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl Cluster {
-    /// Space for a volume's data: what the servers have, divided by the number of copies that data has unless its directory says otherwise. The figures come with the signs of life.
+    /// Space for a volume's data, with as many copies as it has unless its directory says otherwise, each on another server: where one server has much
+    /// more than the others, part of that is of no use. The figures come with the signs of life.
     pub(in crate::meta::server) async fn usage(&self, volume: u64) -> Result<Usage, Errno> {
         let mut events = self.events();
         let limit = Instant::now() + PATIENCE;
         loop {
             events.borrow_and_update();
-            if let Some(usage) = self.usage_now() {
+            if let Some(servers) = self.usage_now() {
                 let copies = self.replicas(volume, Class::DEFAULT);
+                let of = |what: fn(&Usage) -> u64| servers.iter().map(what).collect::<Vec<_>>();
+                let sum = |what| of(what).into_iter().fold(0, u64::saturating_add) / copies;
                 return Ok(Usage {
-                    capacity: usage.capacity / copies,
-                    free: usage.free / copies,
-                    live: usage.live / copies,
-                    chunks: usage.chunks / copies,
+                    capacity: fits(of(|usage| usage.capacity), copies),
+                    free: fits(of(|usage| usage.free), copies),
+                    live: sum(|usage| usage.live),
+                    chunks: sum(|usage| usage.chunks),
                 });
             }
             // There is an event at every tick.
@@ -36,11 +39,11 @@ impl Cluster {
     }
 
     /// Of all servers that answer; if none does, of all as they were last. `None`: none ever has.
-    fn usage_now(&self) -> Option<Usage> {
+    fn usage_now(&self) -> Option<Vec<Usage>> {
         let mut core = self.lock();
         let now = self.now(&mut core);
         let Core { manager, figures, .. } = &*core;
-        let (mut alive, mut known) = (None, None);
+        let (mut alive, mut known) = (Vec::new(), Vec::new());
         for (id, server) in &manager.state().servers {
             let health = manager.health(*id, now);
             let (Some(report), Some(figures)) = (health.report, figures.get(id)) else { continue };
@@ -51,19 +54,48 @@ impl Cluster {
                 live: figures.live,
                 chunks: figures.chunks,
             };
-            add(&mut known, own);
+            known.push(own);
             if health.verdict != Verdict::Dead {
-                add(&mut alive, own);
+                alive.push(own);
             }
         }
-        alive.or(known)
+        let some = |servers: Vec<Usage>| (!servers.is_empty()).then_some(servers);
+        some(alive).or(some(known))
     }
 }
 
-fn add(sum: &mut Option<Usage>, own: Usage) {
-    let sum = sum.get_or_insert_default();
-    sum.capacity = sum.capacity.saturating_add(own.capacity);
-    sum.free = sum.free.saturating_add(own.free);
-    sum.live = sum.live.saturating_add(own.live);
-    sum.chunks = sum.chunks.saturating_add(own.chunks);
+/// How much fits on servers with so much space each, if all of it is to be on so many of them, or on all if there are fewer.
+fn fits(mut spaces: Vec<u64>, copies: u64) -> u64 {
+    spaces.sort_unstable();
+    let mut copies = copies.clamp(1, spaces.len().max(1) as u64);
+    // A server that has more than the share of each copy takes one copy of everything.
+    while let Some(largest) = spaces.pop() {
+        let rest = spaces.iter().copied().fold(0, u64::saturating_add);
+        let share = rest.saturating_add(largest) / copies;
+        if largest <= share || copies == 1 {
+            return share;
+        }
+        copies -= 1;
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn each_copy_is_on_another_server() {
+        assert_eq!(fits(vec![], 2), 0);
+        assert_eq!(fits(vec![10, 20, 30], 1), 60);
+        assert_eq!(fits(vec![10, 10, 10], 3), 10);
+        assert_eq!(fits(vec![1000, 1000, 10], 3), 10, "the smallest is full first");
+        assert_eq!(fits(vec![1000, 10, 10], 2), 20);
+        assert_eq!(fits(vec![30, 20, 10], 2), 30);
+        assert_eq!(fits(vec![40, 20, 10], 2), 30);
+        assert_eq!(fits(vec![0, 50, 50], 2), 50);
+        assert_eq!(fits(vec![0, 50, 50], 3), 0);
+        assert_eq!(fits(vec![7], 3), 7, "fewer servers than copies");
+        assert_eq!(fits(vec![u64::MAX, u64::MAX], 2), u64::MAX);
+    }
 }

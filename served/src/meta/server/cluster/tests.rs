@@ -186,6 +186,7 @@ impl Fake {
             synced,
             broken: Vec::new(),
             stalled: Vec::new(),
+            handed_over: Vec::new(),
             lacking: Vec::new(),
             locked: Vec::new(),
             counts: Counts::default(),
