@@ -271,10 +271,12 @@ impl Client {
             let items = self.vfs.readdir(dir, opened.fh, after, 100).await.unwrap();
             let Some(last) = items.last() else { break };
             after = last.cookie;
-            for item in items {
+            for mut item in items {
+                if item.entry.is_some() {
+                    assert!(self.vfs.listed(dir, &mut item));
+                }
                 if let Some(entry) = &item.entry {
                     let n = std::str::from_utf8(&item.name).unwrap();
-                    assert!(self.vfs.listed(dir, &mut item));
                     self.keep_name(dir, n, Some(item.ino), entry.ttl);
                     self.keep_attr(&entry.attr, entry.ttl);
                 }
