@@ -60,7 +60,7 @@ weed_certificate() {
 
 start_weed() {
     "$WEED" server -s3 -dir="$WEED_DIR/data" -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.port="$WEED_MASTER" -volume.port="$WEED_VOLUME" \
-        -filer.port="$WEED_FILER" -s3.port="$WEED_PORT" -s3.config="$WEED_DIR/s3.json" -master.volumeSizeLimitMB=64 -volume.max=50 \
+        -filer.port="$WEED_FILER" -s3.port="$WEED_PORT" -s3.config="$WEED_DIR/s3.json" -master.volumeSizeLimitMB=64 -volume.max=50 -s3.port.iceberg=0 -s3.port.lance=0 \
         "${WEED_TLS[@]}" >>"$WEED_DIR/log" 2>&1 </dev/null &
     WEED_PID=$!
     wait_until 60 weed_answers
