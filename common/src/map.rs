@@ -106,16 +106,6 @@ pub struct Pool {
     pub tier: TierMode,
 }
 
-impl Pool {
-    /// What of it goes to an object store as things are. Nothing of an encrypted volume does: objects are not encrypted.
-    pub fn tier_mode(&self) -> TierMode {
-        match self.coding.key {
-            Some(_) => TierMode::None,
-            None => self.tier,
-        }
-    }
-}
-
 /// Which server holds which chunk.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct ClusterMap {

@@ -50,6 +50,7 @@ fn operators() {
     pin(&Response::Operated(Outcome::Audit(Box::new(report))), pinned);
     pin(&Response::Operated(Outcome::Done("ok".into())), "0c01026f6b");
     pin(&Response::Operated(Outcome::Refused("no".into())), "0c02026e6f");
+    pin(&Response::Operated(Outcome::Underway("so".into())), "0c0402736f");
     let line = ServerLine {
         id: ServerId(1),
         addrs: vec!["h:1".into()],

@@ -275,6 +275,14 @@ fn messages_of_chains_are_pinned() {
     pin(&cluster::PeerOp::Audit(holdings), "060107");
     let sweep = audit::AuditOp::Sweep { groups: vec![(GroupId(7), Epoch(2))], from: chunk };
     pin(&cluster::PeerOp::Audit(sweep), "0602010702 2a0103".replace(' ', "").as_str());
+    let after = Some((chunk, Version(5)));
+    let seed = audit::AuditOp::Seed { group: GroupId(7), epoch: Epoch(2), after };
+    pin(&cluster::PeerOp::Audit(seed), "0603070201 2a010305".replace(' ', "").as_str());
+    let seeded = audit::Seeded { chunks: 1, bytes: 2, kept: 3, bad: 4 };
+    let seeded = audit::AuditReply::Seeded { seeded, next: None };
+    pin(&data::Reply::Audited(seeded), "12020102030400");
+    let trouble = audit::Unseeded::Trouble("x".into());
+    pin(&data::Reply::Audited(audit::AuditReply::NotSeeded(trouble)), "1203010178");
     let holding = audit::Holding { group: GroupId(7), chunks: 3, newest: Version(4) };
     let held = audit::AuditReply::Holdings { groups: vec![holding], next: None };
     pin(&data::Reply::Audited(held), "12000107030400");

@@ -6,6 +6,7 @@ WEED_DIR=
 WEED_PORT=
 WEED_KEY=netfs
 WEED_SECRET=netfs-secret
+WEED_TLS=()
 
 # weed_tool: sets WEED to the program.
 weed_tool() {
@@ -47,10 +48,20 @@ JSON
     on_exit end_weed
 }
 
+# weed_certificate: it speaks https from the next start on, with a certificate of an authority of its own, DIRECTORY/ca.pem.
+weed_certificate() {
+    local d=$WEED_DIR
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj /CN=authority -keyout "$d/ca.key" -out "$d/ca.pem" 2>/dev/null &&
+        openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=s3 -keyout "$d/tls.key" -out "$d/tls.csr" 2>/dev/null &&
+        openssl x509 -req -in "$d/tls.csr" -CA "$d/ca.pem" -CAkey "$d/ca.key" -CAcreateserial -days 30 -out "$d/tls.pem" \
+            -extfile <(printf 'subjectAltName=IP:127.0.0.1\nbasicConstraints=critical,CA:FALSE\n') 2>/dev/null || return 1
+    WEED_TLS=(-s3.cert.file="$d/tls.pem" -s3.key.file="$d/tls.key")
+}
+
 start_weed() {
     "$WEED" server -s3 -dir="$WEED_DIR/data" -ip=127.0.0.1 -ip.bind=127.0.0.1 -master.port="$WEED_MASTER" -volume.port="$WEED_VOLUME" \
-        -filer.port="$WEED_FILER" -s3.port="$WEED_PORT" -s3.config="$WEED_DIR/s3.json" -master.volumeSizeLimitMB=64 -volume.max=50 \
-        >>"$WEED_DIR/log" 2>&1 </dev/null &
+        -filer.port="$WEED_FILER" -s3.port="$WEED_PORT" -s3.config="$WEED_DIR/s3.json" -master.volumeSizeLimitMB=64 -volume.max=50 -s3.port.iceberg=0 -s3.port.lance=0 \
+        "${WEED_TLS[@]}" >>"$WEED_DIR/log" 2>&1 </dev/null &
     WEED_PID=$!
     wait_until 60 weed_answers
 }

@@ -407,4 +407,13 @@ async fn a_lost_server_is_given_up_and_everything_goes_on_without_it() {
     assert!(matches!(world.operate(Operation::Remove(ServerId(1))).await, Outcome::Done(_)));
     let report = world.audit(false).await;
     assert!(is_clean(&report), "{report:?}");
+    // Metadata counts more than the chunks that are left can hold.
+    let allocated = 20 * CHUNK as i64;
+    let mtime = std::time::SystemTime::now().into();
+    let end = 20 * CHUNK;
+    let wrote = MetaOp::WroteChunks { ino: file, generation: 0, end, allocated, mtime };
+    client.change(wrote).await.unwrap();
+    let report = world.audit(false).await;
+    let named = format!("some are lost; inodes {}", file.0);
+    assert!(report.notes.iter().any(|note| note.contains(&named)), "{report:?}");
 }

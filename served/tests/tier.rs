@@ -47,6 +47,7 @@ impl World {
                     region: "us-east-1".into(),
                     bucket: "netfs".into(),
                     credentials: Some(key),
+                    ca: None,
                 };
                 place.open().unwrap()
             }

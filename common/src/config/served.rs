@@ -100,6 +100,9 @@ settings! {
         /// A file with the access key in its first line and the secret in its second (mode 0600). Absent: the variables
         /// AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
         pub credentials: Option<PathBuf> = None, e.g. "\"/etc/netfs/bucket.key\"";
+        /// A file with certificates in PEM, for an https:// endpoint: its certificate must be from one of these authorities. Absent: those that
+        /// the system trusts.
+        pub ca: Option<PathBuf> = None, e.g. "\"/etc/netfs/bucket-ca.pem\"";
         /// All names in the bucket begin with this; the same for all data servers of a cluster, for ever.
         pub prefix: String = String::new();
         /// What was not used for so long goes, in milliseconds. Shorter saves local space and makes more reads wait for the bucket.
@@ -144,7 +147,7 @@ settings! {
         /// needs key files and never changes after the volume was made.
         pub encryption: Encryption = Encryption::None, e.g. "\"none\"";
         /// What of its data goes to the object store of the data servers: "none"; "cold", what is not used for a while; "primary",
-        /// everything after a bounded delay, so that the data servers are a cache before it. Nothing of an encrypted volume goes there. Looked at at every start.
+        /// everything after a bounded delay, so that the data servers are a cache before it. Looked at at every start.
         pub tier: TierMode = TierMode::Cold, e.g. "\"cold\"";
     }
 }
@@ -183,6 +186,10 @@ impl TierConfig {
             return Err(format!(
                 "tier.endpoint = \"{url}\" does not begin with https:// or http://"
             ));
+        }
+        let is_https = self.endpoint.as_ref().is_none_or(|url| url.starts_with("https://"));
+        if self.ca.is_some() && !is_https {
+            return Err("tier.ca is set, and tier.endpoint does not begin with https://".into());
         }
         if !(10..=95).contains(&self.fill_percent) {
             let percent = self.fill_percent;
@@ -287,9 +294,7 @@ fn validate_volumes(volumes: &[VolumeConfig]) -> Result<(), String> {
     if volumes.is_empty() {
         return Err("there must be at least one volume".into());
     }
-    for (index, VolumeConfig { name, replicas, groups, encryption, tier, .. }) in
-        volumes.iter().enumerate()
-    {
+    for (index, VolumeConfig { name, replicas, groups, .. }) in volumes.iter().enumerate() {
         let ok = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
         if name.is_empty() || name.len() > 64 || !name.bytes().all(ok) || name.starts_with('.') {
             return Err(format!(
@@ -299,11 +304,6 @@ fn validate_volumes(volumes: &[VolumeConfig]) -> Result<(), String> {
         }
         if volumes[..index].iter().any(|other| other.name == *name) {
             return Err(format!("volume.name = \"{name}\" is there twice"));
-        }
-        if *encryption != Encryption::None && *tier == TierMode::Primary {
-            return Err(format!(
-                "volume \"{name}\" is encrypted, and tier = \"primary\" would put it into the object store as it is"
-            ));
         }
         if !(1..=MAX_REPLICAS).contains(&usize::from(*replicas)) {
             return Err(format!(

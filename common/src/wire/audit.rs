@@ -30,6 +30,17 @@ pub enum AuditOp {
         /// Where to begin.
         from: ChunkId,
     },
+    /// Take over what the object store has of a group in this epoch, as far as it is newer than what is here: where it is, not the bytes. The
+    /// server must not be one of the group's replicas. What it has taken over is on stable storage when it answers with
+    /// [`AuditReply::Seeded`], or with [`AuditReply::NotSeeded`].
+    Seed {
+        /// The group.
+        group: GroupId,
+        /// Its epoch.
+        epoch: Epoch,
+        /// Objects up to this one have been looked at.
+        after: Option<(ChunkId, Version)>,
+    },
 }
 
 /// An answer.
@@ -51,6 +62,37 @@ pub enum AuditReply {
         /// Where to go on; `None`: it has been through.
         next: Option<ChunkId>,
     },
+    /// So much was taken over.
+    Seeded {
+        /// How much.
+        seeded: Seeded,
+        /// The last object that was looked at; `None`: it has been through.
+        next: Option<(ChunkId, Version)>,
+    },
+    /// Nothing was taken over.
+    NotSeeded(Unseeded),
+}
+
+/// What a server has taken over from its object store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Seeded {
+    /// Chunks.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Chunks of which the server has what is as new, or newer.
+    pub kept: u64,
+    /// Objects that are damaged.
+    pub bad: u64,
+}
+
+/// Why a server has taken nothing over.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Unseeded {
+    /// It has no object store.
+    NoStore,
+    /// What is wrong.
+    Trouble(String),
 }
 
 /// What a server has of a group.

@@ -103,6 +103,8 @@ pub enum Outcome {
     Refused(String),
     /// How an audit stands.
     Audit(Box<AuditReport>),
+    /// It takes a while, and this is how far it is. Who asks for the same again hears what has come of it.
+    Underway(String),
 }
 
 /// Whether a data server answers.

@@ -31,7 +31,15 @@ pub(super) fn run(command: DataCommand) -> Result<(), CliError> {
     let ClusterArgs { server, identity } = of;
     let server: ServerAddr = server.parse()?;
     let refused = |why: String| CliError::Ask { server: server.to_string(), why };
-    match admin::ask(&server, &identity, &Request::Operate(operation))? {
+    let request = Request::Operate(operation);
+    let answer = loop {
+        match admin::ask(&server, &identity, &request)? {
+            // It holds the answer back until there is one, or a few seconds.
+            Response::Operated(Outcome::Underway(text)) => complain!("{text}"),
+            answer => break answer,
+        }
+    };
+    match answer {
         Response::Operated(Outcome::Servers(servers)) => print(&servers),
         Response::Operated(Outcome::Done(text)) => say!("{text}"),
         Response::Operated(Outcome::Refused(why)) => return Err(refused(why)),

@@ -187,8 +187,8 @@ fn data_options(config: &ServedConfig, identity: Arc<Identity>) -> DataOptions {
 
 /// The object store, if one is named.
 fn tier_options(config: &TierConfig) -> Option<TierOptions> {
-    let TierConfig { bucket, endpoint, region, credentials, prefix, .. } = config.clone();
-    let place = Place::S3 { endpoint, region, bucket: bucket?, credentials };
+    let TierConfig { bucket, endpoint, region, credentials, ca, prefix, .. } = config.clone();
+    let place = Place::S3 { endpoint, region, bucket: bucket?, credentials, ca };
     Some(TierOptions {
         after: Duration::from_millis(config.after_ms),
         fill_percent: config.fill_percent,

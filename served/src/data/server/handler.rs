@@ -314,13 +314,22 @@ impl Handler {
                 if len > MAX_PAYLOAD {
                     return Err(Reply::Failed(Errno::EINVAL));
                 }
-                let shown = replicas.show(group, epoch, chunk).await.map_err(refused)?;
-                let chunks = self.chunks.clone();
-                let read = move || chunks.read_version(chunk, offset, len);
-                let (version, data) = self.stored(client, read).await?.ok_or(Reply::Busy)?;
-                replicas.still(group, epoch).map_err(refused)?;
-                drop(shown);
-                return Ok((Reply::Fetched(version), data.into()));
+                loop {
+                    let shown = replicas.show(group, epoch, chunk).await.map_err(refused)?;
+                    let chunks = self.chunks.clone();
+                    let read = move || chunks.read_version(chunk, offset, len);
+                    let found = self.try_stored(client, read).await?;
+                    replicas.still(group, epoch).map_err(refused)?;
+                    // No change of the chunk waits for the bucket.
+                    drop(shown);
+                    match found {
+                        Ok(Some((version, data))) => {
+                            return Ok((Reply::Fetched(version), data.into()));
+                        }
+                        Ok(None) => return Err(Reply::Busy),
+                        Err(error) => self.fetch_or_fail(&error).await?,
+                    }
+                }
             }
             (PeerOp::Audit(op), At::Server) => {
                 let work = self.begin(client).await?;

@@ -2,7 +2,8 @@
 //!
 //! Replicas that show the same version of a chunk have the same bytes. So another replica that has the version of the
 //! damaged copy knows what belongs there; it is put there if that part of the chunk has not changed since the version was
-//! looked at. Where versions differ something is under way, and it is tried again.
+//! looked at. Where versions differ something is under way, and it is tried again. A replica whose bytes are away fetches them for that. The
+//! object of that version in the bucket, if there is one, is as good as a replica.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
@@ -103,16 +104,6 @@ impl Replicas {
             Some(Ok(None)) => return true,
             Some(Err(_)) | None => return false,
         };
-        if others.is_empty() {
-            warn_rarely!(
-                Duration::from_secs(60),
-                ?chunk,
-                offset,
-                len,
-                "a chunk is damaged, and there is no other replica to mend it from"
-            );
-            return false;
-        }
         for range in patch.ranges().collect::<Vec<_>>() {
             let version = Version(patch.version().0);
             let mut data = None;
@@ -122,7 +113,22 @@ impl Replicas {
                     break;
                 }
             }
-            let Some(data) = data else { return false };
+            let from = if data.is_some() { "another replica" } else { "the object store" };
+            if data.is_none() {
+                data = self.from_object(chunk, range, version).await;
+            }
+            let Some(data) = data else {
+                if others.is_empty() {
+                    warn_rarely!(
+                        Duration::from_secs(60),
+                        ?chunk,
+                        offset,
+                        len,
+                        "a chunk is damaged, and there is no other replica to mend it from"
+                    );
+                }
+                return false;
+            };
             let (chunks, patch) = (self.chunks.clone(), patch.clone());
             let put = move || chunks.store().mend(&patch, range, &data);
             match self.blocking(put).await {
@@ -132,7 +138,8 @@ impl Replicas {
                         ?chunk,
                         offset = range.0,
                         len = range.1,
-                        "damaged data was replaced from another replica"
+                        from,
+                        "damaged data was replaced"
                     );
                 }
                 // It was written to meanwhile: what is there now is new.

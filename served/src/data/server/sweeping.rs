@@ -41,6 +41,9 @@ impl Replicas {
             }
             AuditOp::Holdings { from } => self.holdings(from).await,
             AuditOp::Sweep { groups, from } => self.sweep(groups, from).await,
+            AuditOp::Seed { group, epoch, after } => {
+                Ok(Reply::Audited(self.seed(group, epoch, after).await?))
+            }
         }
     }
 

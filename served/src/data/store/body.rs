@@ -54,6 +54,14 @@ impl SegmentStore {
         write(&self.codecs.0).insert(volume, codec);
     }
 
+    /// How the bytes of a chunk look wherever they are kept.
+    ///
+    /// # Errors
+    /// [`StoreError::NoKey`].
+    pub fn codec(&self, key: ChunkKey) -> Result<Arc<Codec>, StoreError> {
+        Ok(self.codec_of(&key)?.unwrap_or_default())
+    }
+
     /// How a chunk is written; `None`: as it is.
     pub(super) fn codec_of(&self, key: &ChunkKey) -> Result<Option<Arc<Codec>>, StoreError> {
         let volume = volume_of(key);

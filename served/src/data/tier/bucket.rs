@@ -13,11 +13,13 @@ use netfs_common::id::GroupId;
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
 use object_store::{
-    ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload, RetryConfig,
+    Certificate, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload,
+    RetryConfig,
 };
 
 use super::name::{self, ClusterIdBytes, ObjectId};
-use super::object::{HEADER, MAX_OBJECT_BYTES, Object, ObjectError, check_header};
+use super::object::{self, HEADER, MAX_OBJECT_BYTES, Object, ObjectError, Ranges, check_header};
+use crate::data::codec::Codec;
 
 /// A connection must come about in this time.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
@@ -25,6 +27,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
 /// A call as a whole.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// So much of an object is fetched to learn which ranges it has; for more than that it is asked again.
+const OUTLINE: u64 = 16 << 10;
 /// After a failure nothing is tried for so long.
 const REST: Duration = Duration::from_millis(500);
 
@@ -42,6 +46,8 @@ pub enum Place {
         /// A file with the access key in its first line and the secret in its second, readable by its owner alone. `None`: the
         /// variables `AWS_ACCESS_KEY_ID` and `AWS_SECRET_ACCESS_KEY`.
         credentials: Option<PathBuf>,
+        /// A file with certificates: the server's must be from one of these authorities. `None`: those that the system trusts.
+        ca: Option<PathBuf>,
     },
     /// Anything that behaves like a bucket.
     Store(Arc<dyn ObjectStore>),
@@ -178,11 +184,11 @@ impl Bucket {
         }
     }
 
-    /// An object, verified.
+    /// An object, verified, as `codec` has made it.
     ///
     /// # Errors
     /// See [`BucketError`].
-    pub async fn get(&self, id: &ObjectId) -> Result<Object, BucketError> {
+    pub async fn get(&self, id: &ObjectId, codec: Arc<Codec>) -> Result<Object, BucketError> {
         let path = self.path(&id.name());
         let get = async {
             let found = self.store.get(&path).await?;
@@ -197,38 +203,63 @@ impl Bucket {
         let bytes = bytes.ok_or(ObjectError::Damaged("it is larger than any chunk"))?;
         // Checksums of megabytes: not on the thread that answers everybody.
         let id = *id;
-        let decoded = tokio::task::spawn_blocking(move || Object::decode(&id, bytes)).await;
+        let decoded = tokio::task::spawn_blocking(move || Object::decode(&id, bytes, &codec)).await;
         decoded.map_err(|_| BucketError::Unreachable("the server ends".into()))?.map_err(Into::into)
     }
 
-    /// Whether an object is there, as long as it should be and with the right header. Its bytes are verified when they are fetched.
-    ///
-    /// # Errors
-    /// See [`BucketError`]; an object that is not there is none, and one that is damaged counts as not there.
-    pub async fn has(&self, id: &ObjectId) -> Result<bool, BucketError> {
+    /// The begin of an object, and how long all of it is.
+    async fn begin(&self, id: &ObjectId, bytes: u64) -> Result<(Bytes, u64), BucketError> {
         let path = self.path(&id.name());
-        let range = Some(GetRange::Bounded(0..HEADER as u64));
+        let range = Some(GetRange::Bounded(0..bytes));
         let options = GetOptions { range, ..GetOptions::default() };
         let probe = async {
             let found = self.store.get_opts(&path, options).await?;
             let size = found.meta.size;
-            match found.range.end - found.range.start <= HEADER as u64 {
-                true => Ok(Some((size, found.bytes().await?))),
+            // Memory is taken for what was asked for only.
+            match found.range.end - found.range.start <= bytes {
+                true => Ok(Some((found.bytes().await?, size))),
                 false => Ok(None),
             }
         };
-        let found = match self.call(probe).await {
-            Ok(Some(found)) => found,
-            Ok(None) | Err(BucketError::Missing) => return Ok(false),
+        let found = self.call(probe).await?;
+        Ok(found.ok_or(ObjectError::Damaged("more of it came than was asked for"))?)
+    }
+
+    /// Whether an object is there, as long as it should be, with the right header, and packed if it has to be encrypted. Its bytes are verified
+    /// when they are fetched.
+    ///
+    /// # Errors
+    /// See [`BucketError`]; an object that is not there is none, and one that is damaged counts as not there.
+    pub async fn has(&self, id: &ObjectId, codec: &Codec) -> Result<bool, BucketError> {
+        let why = match self.begin(id, HEADER as u64).await {
+            Ok((begin, size)) => match check_header(id, &begin, size) {
+                Ok(head) if codec.cipher().is_none() || head.is_packed() => return Ok(true),
+                Ok(_) => ObjectError::Forged,
+                Err(error) => error,
+            },
+            Err(BucketError::Damaged(error)) => error,
+            Err(BucketError::Missing) => return Ok(false),
             Err(error) => return Err(error),
         };
-        match check_header(id, &found.1, found.0) {
-            Ok(_) => Ok(true),
-            Err(error) => {
-                tracing::warn!(object = %path, %error, "an object of the bucket is damaged, and made anew");
-                Ok(false)
-            }
+        let object = id.name();
+        tracing::warn!(object, error = %why, "an object of the bucket is damaged, and made anew");
+        Ok(false)
+    }
+
+    /// Which ranges of its chunk an object has. That is verified, and what is in the ranges only when it is fetched.
+    ///
+    /// # Errors
+    /// See [`BucketError`].
+    pub async fn outline(&self, id: &ObjectId, codec: Arc<Codec>) -> Result<Ranges, BucketError> {
+        let (mut begin, size) = self.begin(id, OUTLINE).await?;
+        let head = check_header(id, &begin, size)?;
+        let Some(enough) = head.outline_bytes() else {
+            return Ok(self.get(id, codec).await?.ranges().to_vec());
+        };
+        if begin.len() < enough {
+            begin = self.begin(id, enough as u64).await?.0;
         }
+        Ok(object::outline(id, &head, &begin, &codec)?)
     }
 
     /// Objects of a group, in order, after one; fewer than `limit`: there are no more. Names that are not of ours are left out.
@@ -302,7 +333,7 @@ fn one_line(error: &dyn std::error::Error) -> String {
 }
 
 fn s3(place: &Place) -> Result<Arc<dyn ObjectStore>, BucketError> {
-    let Place::S3 { endpoint, region, bucket, credentials } = place else {
+    let Place::S3 { endpoint, region, bucket, credentials, ca } = place else {
         return Err(BucketError::Settings("no place".into()));
     };
     let (key, secret) = match credentials {
@@ -321,10 +352,16 @@ fn s3(place: &Place) -> Result<Arc<dyn ObjectStore>, BucketError> {
     // The library behind the bucket takes the process's provider; a second call finds the first one's.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let plain = endpoint.as_ref().is_some_and(|url| url.starts_with("http://"));
-    let client = ClientOptions::new()
+    let mut client = ClientOptions::new()
         .with_allow_http(plain)
         .with_connect_timeout(CONNECT_TIMEOUT)
         .with_timeout(REQUEST_TIMEOUT);
+    if let Some(path) = ca {
+        for certificate in read_authorities(path)? {
+            client = client.with_root_certificate(certificate);
+        }
+        client = client.with_no_system_certificates(true);
+    }
     let retry =
         RetryConfig { max_retries: 1, retry_timeout: CALL_TIMEOUT, ..RetryConfig::default() };
     let mut builder = AmazonS3Builder::new()
@@ -339,6 +376,17 @@ fn s3(place: &Place) -> Result<Arc<dyn ObjectStore>, BucketError> {
     }
     let store = builder.build().map_err(|error| BucketError::Settings(one_line(&error)))?;
     Ok(Arc::new(store))
+}
+
+/// Certificates of authorities.
+fn read_authorities(path: &std::path::Path) -> Result<Vec<Certificate>, BucketError> {
+    let fail = |what: String| BucketError::Settings(format!("{}: {what}", path.display()));
+    let pem = std::fs::read(path).map_err(|error| fail(error.to_string()))?;
+    match Certificate::from_pem_bundle(&pem) {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(fail("it has no certificate in PEM".into())),
+        Err(error) => Err(fail(one_line(&error))),
+    }
 }
 
 /// The access key and the secret.
@@ -396,11 +444,11 @@ mod tests {
         for prefix in ["", "some/where/"] {
             let bucket = bucket(&store, prefix);
             for index in 0..7 {
-                let bytes = encode(&id(index, 1), &[(0, vec![1; 9])]).unwrap();
+                let bytes = encode(&id(index, 1), &[(0, vec![1; 9])], &Codec::default()).unwrap();
                 bucket.put(&id(index, 1), bytes.into()).await.unwrap();
             }
             let other = ObjectId { group: GroupId(2), ..id(0, 1) };
-            let bytes = encode(&other, &[]).unwrap();
+            let bytes = encode(&other, &[], &Codec::default()).unwrap();
             bucket.put(&other, bytes.into()).await.unwrap();
             let foreign = bucket.path(&format!("{}/README", name::folder(CLUSTER, 0, GroupId(1))));
             store.put(&foreign, "hello".into()).await.unwrap();
@@ -416,8 +464,11 @@ mod tests {
             assert_eq!(all, (0..7).map(|index| id(index, 1)).collect::<Vec<_>>());
             bucket.delete(&id(3, 1)).await.unwrap();
             bucket.delete(&id(3, 1)).await.unwrap();
-            assert!(!bucket.has(&id(3, 1)).await.unwrap() && bucket.has(&id(4, 1)).await.unwrap());
-            assert_eq!(bucket.get(&id(3, 1)).await, Err(BucketError::Missing));
+            assert!(
+                !bucket.has(&id(3, 1), &Codec::default()).await.unwrap()
+                    && bucket.has(&id(4, 1), &Codec::default()).await.unwrap()
+            );
+            assert_eq!(bucket.get(&id(3, 1), Arc::default()).await, Err(BucketError::Missing));
         }
     }
 
@@ -425,18 +476,51 @@ mod tests {
     async fn what_is_not_as_it_was_put_there_is_neither_there_nor_given_out() {
         let store = Arc::new(InMemory::new());
         let bucket = bucket(&store, "");
-        let bytes = encode(&id(0, 1), &[(0, vec![1; 900])]).unwrap();
+        let bytes = encode(&id(0, 1), &[(0, vec![1; 900])], &Codec::default()).unwrap();
         bucket.put(&id(0, 1), bytes[..500].to_vec().into()).await.unwrap();
-        assert!(!bucket.has(&id(0, 1)).await.unwrap());
-        assert!(matches!(bucket.get(&id(0, 1)).await, Err(BucketError::Damaged(_))));
+        assert!(!bucket.has(&id(0, 1), &Codec::default()).await.unwrap());
+        assert!(matches!(
+            bucket.get(&id(0, 1), Arc::default()).await,
+            Err(BucketError::Damaged(_))
+        ));
         let mut flipped = bytes.clone();
         flipped[600] ^= 1;
         bucket.put(&id(0, 1), flipped.into()).await.unwrap();
-        assert!(matches!(bucket.get(&id(0, 1)).await, Err(BucketError::Damaged(_))));
+        assert!(matches!(
+            bucket.get(&id(0, 1), Arc::default()).await,
+            Err(BucketError::Damaged(_))
+        ));
         bucket.put(&id(0, 2), bytes.clone().into()).await.unwrap();
-        assert!(!bucket.has(&id(0, 2)).await.unwrap(), "it is another version");
+        assert!(!bucket.has(&id(0, 2), &Codec::default()).await.unwrap(), "it is another version");
         bucket.put(&id(0, 1), bytes.into()).await.unwrap();
-        assert_eq!(bucket.get(&id(0, 1)).await.unwrap().len(), 900);
+        assert_eq!(bucket.get(&id(0, 1), Arc::default()).await.unwrap().len(), 900);
+    }
+
+    #[tokio::test]
+    async fn which_ranges_an_object_has_is_known_without_all_of_it() {
+        use netfs_common::coding::{Cipher, Compression};
+
+        use crate::data::codec::VolumeKey;
+
+        let bucket = bucket(&Arc::new(InMemory::new()), "");
+        let key = VolumeKey::fixed(Cipher::Aes256Gcm, [1; 32]);
+        for codec in [Codec::default(), Codec::new(Compression::None, Some(key))] {
+            let codec = Arc::new(codec);
+            // With so many the table is longer than what is fetched at first.
+            for count in [0, 1, 9, 5000] {
+                let pieces: Vec<_> = (0..count).map(|n| (n * 10, vec![n as u8; 5])).collect();
+                let bytes = encode(&id(0, 1), &pieces, &codec).unwrap();
+                bucket.put(&id(0, 1), bytes.into()).await.unwrap();
+                let ranges = bucket.outline(&id(0, 1), codec.clone()).await.unwrap();
+                assert_eq!(ranges, (0..count).map(|n| (n * 10, 5)).collect::<Vec<_>>());
+                assert!(bucket.has(&id(0, 1), &codec).await.unwrap());
+            }
+            let open = encode(&id(0, 1), &[(0, vec![1; 9])], &Codec::default()).unwrap();
+            bucket.put(&id(0, 1), open.into()).await.unwrap();
+            let is_plain = codec.is_plain();
+            assert_eq!(bucket.has(&id(0, 1), &codec).await.unwrap(), is_plain);
+            assert_eq!(bucket.outline(&id(0, 1), codec.clone()).await.is_ok(), is_plain);
+        }
     }
 
     #[tokio::test]
@@ -449,6 +533,7 @@ mod tests {
             region: "r".into(),
             bucket: "b".into(),
             credentials: Some(credentials.clone()),
+            ca: None,
         };
         let options = BucketOptions { place, prefix: String::new() };
         let open = || Bucket::new(&options, CLUSTER);
@@ -457,11 +542,26 @@ mod tests {
         std::fs::set_permissions(&credentials, private).unwrap();
         let bucket = open().unwrap();
         let began = Instant::now();
-        assert!(matches!(bucket.get(&id(0, 1)).await, Err(BucketError::Unreachable(_))));
+        assert!(matches!(
+            bucket.get(&id(0, 1), Arc::default()).await,
+            Err(BucketError::Unreachable(_))
+        ));
         assert!(bucket.trouble().is_some() && began.elapsed() < CALL_TIMEOUT);
         let began = Instant::now();
-        assert!(matches!(bucket.get(&id(0, 1)).await, Err(BucketError::Unreachable(_))));
+        assert!(matches!(
+            bucket.get(&id(0, 1), Arc::default()).await,
+            Err(BucketError::Unreachable(_))
+        ));
         assert!(began.elapsed() < Duration::from_millis(50));
+        // Authorities that cannot be read are not left out.
+        let no_ca = Place::S3 {
+            endpoint: Some("https://127.0.0.1:9".into()),
+            region: "r".into(),
+            bucket: "b".into(),
+            credentials: Some(credentials.clone()),
+            ca: Some(credentials.clone()),
+        };
+        assert!(no_ca.open().unwrap_err().to_string().contains("no certificate"));
         std::fs::write(&credentials, "key\n").unwrap();
         assert!(open().unwrap_err().to_string().contains("two lines"));
     }

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use super::super::chunks::{self, Chunks};
 use super::super::replicas::{Replicas, lock};
 use super::Tier;
+use crate::data::codec::Codec;
 use crate::data::store::{ChunkInfo, ChunkVersion, StoreError};
 use crate::data::tier::{BucketError, Fill, ObjectId, encode};
 
@@ -93,7 +94,9 @@ impl Replicas {
     fn mode_of(&self, chunk: ChunkId) -> TierMode {
         let view = self.view();
         let pool = view.group_of(chunk).and_then(|group| view.map.pool_of(group));
-        pool.map_or(TierMode::None, |pool| pool.tier_mode())
+        // Of a volume whose key is not at hand nothing can be read.
+        let open = self.codec(chunk).is_ok();
+        pool.filter(|_| open).map_or(TierMode::None, |pool| pool.tier)
     }
 
     /// One look at all chunks.
@@ -189,10 +192,11 @@ impl Replicas {
         if !self.is_quiet(id.group, chunk) || self.chunks.version(chunk) != version {
             return Err(Stays::Changed);
         }
-        if tier.bucket.has(&id).await.map_err(Stays::Bucket)? {
+        let codec = self.codec(chunk).map_err(Stays::Store)?;
+        if tier.bucket.has(&id, &codec).await.map_err(Stays::Bucket)? {
             return Ok(());
         }
-        let bytes = self.make_object(id).await?;
+        let bytes = self.make_object(id, codec).await?;
         let len = bytes.len() as u64;
         tier.pace.wait(len).await;
         tier.bucket.put(&id, bytes).await.map_err(Stays::Bucket)?;
@@ -201,13 +205,13 @@ impl Replicas {
         Ok(())
     }
 
-    async fn make_object(&self, id: ObjectId) -> Result<Bytes, Stays> {
+    async fn make_object(&self, id: ObjectId, codec: Arc<Codec>) -> Result<Bytes, Stays> {
         let chunks = self.chunks.clone();
         let make = move || {
             let found = contents(&chunks, id.chunk, id.version).map_err(Stays::Store)?;
             let pieces = found.ok_or(Stays::Changed)?;
-            let bytes = encode(&id, &pieces).map_err(|e| Stays::Bucket(BucketError::Damaged(e)))?;
-            Ok(Bytes::from(bytes))
+            let bytes = encode(&id, &pieces, &codec);
+            Ok(Bytes::from(bytes.map_err(|e| Stays::Bucket(BucketError::Damaged(e)))?))
         };
         self.blocking(make).await.ok_or(Stays::Changed)?
     }

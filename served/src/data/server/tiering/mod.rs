@@ -7,9 +7,11 @@
 //! A read that meets bytes which are away waits until they are back ([`Replicas::bring_back`]). A change does not: it
 //! hides parts of what is away, like parts of anything else. So a bucket that cannot be reached stops reads of what is only there, and nothing else.
 //!
-//! Objects that no replica needs any more are removed by the head (`sweeping.rs`, which says why that is safe).
+//! Objects that no replica needs any more are removed by the head (`sweeping.rs`, which says why that is safe). A server that is to go on with a group whose
+//! replicas are all lost finds out first what the bucket has of it (`seeding.rs`).
 
 mod evicting;
+mod seeding;
 mod sweeping;
 
 use std::collections::HashMap;
@@ -27,6 +29,7 @@ use super::fault;
 use super::metrics::TierMetrics;
 use super::replicas::{Replicas, lock};
 use super::teaching::Pace;
+use crate::data::codec::Codec;
 use crate::data::store::StoreError;
 use crate::data::tier::{
     Bucket, BucketError, BucketOptions, Dirty, ObjectId, Policy, PolicyConfig,
@@ -185,6 +188,35 @@ impl Replicas {
         Some(ObjectId { cluster: tier.bucket.cluster(), volume, group, chunk, version })
     }
 
+    /// How the bytes of a chunk's object look.
+    fn codec(&self, chunk: ChunkId) -> Result<Arc<Codec>, StoreError> {
+        self.chunks.store().codec(chunks::key(chunk))
+    }
+
+    /// A range of a chunk as it was in a version, from the object of that version, if there is one that is good.
+    pub(super) async fn from_object(
+        &self,
+        chunk: ChunkId,
+        (offset, len): (u64, u64),
+        version: Version,
+    ) -> Option<Vec<u8>> {
+        let tier = self.tier.as_ref()?;
+        let id = self.object_of(tier, chunk, version).filter(|_| version != Version::NONE)?;
+        let (offset, len) = (u32::try_from(offset).ok()?, usize::try_from(len).ok()?);
+        match tier.bucket.get(&id, self.codec(chunk).ok()?).await {
+            Ok(object) => {
+                let mut out = vec![0; len];
+                object.fill(offset, &mut out);
+                Some(out)
+            }
+            Err(BucketError::Missing) => None,
+            Err(error) => {
+                tier.failed("fetch", &error);
+                None
+            }
+        }
+    }
+
     /// Waits until nothing of a chunk is away. All who wait for a chunk share one fetch.
     pub(super) async fn bring_back(self: &Arc<Self>, chunk: ChunkId) -> Result<(), Errno> {
         let Some(tier) = &self.tier else {
@@ -237,7 +269,8 @@ impl Replicas {
             let Some(parts) = self.chunks.away(chunk) else { return Ok(()) };
             let version = Version(parts.object.0);
             let Some(id) = self.object_of(tier, chunk, version) else { return Err(Errno::EIO) };
-            let object = match tier.bucket.get(&id).await {
+            let codec = self.codec(chunk).map_err(|error| fault::errno(&error))?;
+            let object = match tier.bucket.get(&id, codec).await {
                 Ok(object) => object,
                 Err(error) => {
                     // It may have changed hands meanwhile: a whole overwrite needs no object.

@@ -84,7 +84,7 @@ impl Replicas {
     }
 
     pub(in super::super) fn is_primary(&self, group: GroupId) -> bool {
-        self.view().map.pool_of(group).is_some_and(|pool| pool.tier_mode() == TierMode::Primary)
+        self.view().map.pool_of(group).is_some_and(|pool| pool.tier == TierMode::Primary)
     }
 
     /// Removes what nobody needs of a group; `None`: it could not be looked at to the end.

@@ -32,8 +32,8 @@ impl Manager {
         }
         let mut loss = Loss::default();
         for (group, _, chain) in self.state.groups() {
-            match others(chain, server) {
-                _ if !chain.replicas.iter().any(|r| r.server == server) => {}
+            match self.others(chain, server, now) {
+                others if others.len() == chain.replicas.len() => {}
                 others if others.is_empty() => loss.lost.push(group),
                 _ => loss.spared += 1,
             }
@@ -55,19 +55,16 @@ impl Manager {
         server: ServerId,
         heirs: &BTreeMap<GroupId, ServerId>,
     ) -> Result<(), CommandError> {
-        let loss = self.loss(now, server)?;
         // All or nothing.
-        let mut found = BTreeMap::new();
-        for group in &loss.lost {
-            let heir = self.heir(now, server, *group, heirs.get(group).copied());
-            found.insert(*group, heir.ok_or(CommandError::NoHeir(server))?);
-        }
+        let found = self.heirs(now, server, heirs)?;
+        let there = self.present(server, now);
+        let is_lost = |r: &Replica| r.server == server && Some(*r) != there;
         for (group, _, chain) in self.state.groups_mut() {
-            if !chain.has(server) {
+            if !chain.members().any(|member| is_lost(&member)) {
                 continue;
             }
-            chain.replicas = others(chain, server);
-            chain.learner = chain.learner.filter(|learner| learner.server != server);
+            chain.replicas.retain(|replica| !is_lost(replica));
+            chain.learner = chain.learner.filter(|learner| !is_lost(learner));
             if let Some(heir) = found.get(&group) {
                 chain.replicas = vec![*heir];
                 chain.learner = None;
@@ -76,6 +73,30 @@ impl Manager {
             chain.epoch.0 += 1;
         }
         Ok(())
+    }
+
+    /// The replicas of a chain without those that are lost with a server. With a new store it may have been given groups already, in
+    /// place of others that are lost: of these it has what there is.
+    fn others(&self, chain: &Chain, server: ServerId, now: Duration) -> Vec<Replica> {
+        let there = self.present(server, now);
+        let lost = |r: &Replica| r.server == server && Some(*r) != there;
+        chain.replicas.iter().filter(|replica| !lost(replica)).copied().collect()
+    }
+
+    /// Who goes on with each of the groups of which nobody else has everything, those that are named and others.
+    ///
+    /// # Errors
+    /// As of [`Manager::loss`]; or there is nobody.
+    pub fn heirs(
+        &self,
+        now: Duration,
+        server: ServerId,
+        named: &BTreeMap<GroupId, ServerId>,
+    ) -> Result<BTreeMap<GroupId, Replica>, CommandError> {
+        let loss = self.loss(now, server)?;
+        let heir = |group| self.heir(now, server, group, named.get(&group).copied());
+        let of_group = |group| Ok((group, heir(group).ok_or(CommandError::NoHeir(server))?));
+        loss.lost.into_iter().map(of_group).collect()
     }
 
     /// Who goes on with a group in place of its last replica.
@@ -156,11 +177,6 @@ impl Manager {
         let of_others = groups.filter(|(group, _, chain)| !chain.has(server) && old(group, chain));
         of_others.map(|(group, _, chain)| (group, chain.epoch)).collect()
     }
-}
-
-/// The replicas of a chain without a server.
-fn others(chain: &Chain, server: ServerId) -> Vec<Replica> {
-    chain.replicas.iter().filter(|r| r.server != server).copied().collect()
 }
 
 #[cfg(test)]
@@ -325,6 +341,33 @@ mod tests {
         let before = world.chains();
         assert_eq!(world.give_up(1, &[]), Err(CommandError::NoHeir(ServerId(1))));
         assert_eq!(world.chains(), before);
+    }
+
+    #[test]
+    fn when_all_have_lost_their_disks_none_is_given_up_with_what_it_has_got_since() {
+        let mut world = World::new(3, 2);
+        for id in 1..=3 {
+            world.up.insert(id, (u64::from(id) * 100 + 1, id as u8 + 10));
+        }
+        world.pass(SECOND * 60);
+        let is_new = |c: &Chain| c.replicas.iter().all(|r| r.instance.0 % 100 == 1);
+        let mut found = BTreeMap::new();
+        for id in 1..=3 {
+            // Who was heard first with its new store has left the chains in time, and is there.
+            let Ok(loss) = world.manager.loss(world.now, ServerId(id)) else { continue };
+            let heirs = world.manager.heirs(world.now, ServerId(id), &BTreeMap::new()).unwrap();
+            assert!(loss.lost.iter().eq(heirs.keys()));
+            for (group, heir) in heirs {
+                assert!(found.insert(group, heir).is_none(), "{group} was given to another before");
+            }
+            assert_eq!(world.give_up(id, &[]), Ok(true));
+        }
+        assert!(found.len() == 16 && world.chains().iter().all(is_new));
+        for (group, heir) in found {
+            assert_eq!(world.chains()[group.0 as usize].replicas, [heir]);
+        }
+        world.pass(SECOND * 60);
+        assert!(world.chains().iter().all(is_new));
     }
 
     #[test]

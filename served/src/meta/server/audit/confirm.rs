@@ -12,7 +12,7 @@ use netfs_common::wire::data::Reply;
 use netfs_common::wire::meta::Response;
 
 use super::replicas::{State, learner};
-use super::{Audit, MAX_NAMES, MIN_PAUSE, Place, Suspects, chunk_named, named, place};
+use super::{Audit, MAX_NAMES, MIN_PAUSE, Place, Suspects, chunk_named, files, named, place};
 use crate::meta::server::volume::Volume;
 
 /// Kinds of what is found.
@@ -23,6 +23,8 @@ const STRANGERS: &str = "copies where nobody asks for them any more";
 
 /// Contents, or files, in one command.
 const BATCH: usize = 1024;
+/// Chunks that a server tells at a time when they are counted.
+const COUNTED: u32 = 1024;
 /// Removals, cuts and repairs are waited for so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether they are done.
@@ -46,8 +48,8 @@ impl Audit {
     /// Looks at all suspects once more; mends what is wrong.
     pub(super) async fn confirm(&mut self) {
         let suspects = std::mem::take(&mut self.suspects);
-        let Suspects { gone, tails, ahead, differ, strangers, empty, .. } = suspects;
-        let all = gone.len() + tails.len() + ahead.len() + differ.len() + empty.len();
+        let Suspects { gone, tails, ahead, differ, strangers, lacking, .. } = suspects;
+        let all = gone.len() + tails.len() + ahead.len() + differ.len() + lacking.len();
         if all > 0 {
             let before = self.sample(differ).await;
             // What keeps a change for longer than the deadline leaves its chain.
@@ -65,7 +67,7 @@ impl Audit {
             }
             self.of_replicas(before).await;
             self.of_ahead(ahead).await;
-            self.of_empty(empty).await;
+            self.of_lacking(lacking).await;
         }
         self.of_strangers(strangers).await;
     }
@@ -216,28 +218,62 @@ impl Audit {
         }
     }
 
-    async fn of_empty(&self, suspects: BTreeSet<(Ino, u32)>) {
-        let (mut count, mut names) = (0u64, Vec::new());
+    async fn of_lacking(&self, suspects: BTreeSet<(Ino, u32)>) {
+        let (mut empty, mut partly) = ((0u64, Vec::new()), (0u64, Vec::new()));
         for contents in suspects {
             let first = first_of(contents);
             let Some(volume) = self.volume(netfs_common::map::volume_of(first.ino)) else {
                 continue;
             };
-            let counted = matches!(attr_of(&volume, first.ino), Ok(Some(attr))
-                if !attr.inline && attr.allocated > 0 && attr.generation == first.generation);
-            if counted && self.is_there(first).await == Some(false) {
-                count += 1;
-                if names.len() < MAX_NAMES {
-                    names.push(first.ino.0.to_string());
-                }
+            let fewest = match attr_of(&volume, first.ino) {
+                Ok(Some(attr)) if attr.generation == first.generation => files::fewest(&attr),
+                _ => 0,
+            };
+            let there = self.count(first, fewest).await;
+            let (count, names) = match there {
+                Some(0) if fewest > 0 => &mut empty,
+                Some(there) if there < fewest => &mut partly,
+                _ => continue,
+            };
+            *count += 1;
+            if names.len() < MAX_NAMES {
+                names.push(first.ino.0.to_string());
             }
         }
-        if count > 0 {
+        if let (count @ 1.., names) = empty {
             self.note(format!(
                 "{count} files have data by the metadata, and no data server has any of it; inodes {}",
                 names.join(", ")
             ));
         }
+        if let (count @ 1.., names) = partly {
+            self.note(format!(
+                "{count} files have more data by the metadata than all their chunks at the data servers can hold: some are lost; inodes {}",
+                names.join(", ")
+            ));
+        }
+    }
+
+    /// How many chunks of these contents there are, or that there are enough. `None`: not all servers have said.
+    async fn count(&self, first: ChunkId, enough: u64) -> Option<u64> {
+        let of_these = |c: &ChunkId| (c.ino, c.generation) == (first.ino, first.generation);
+        let mut seen = BTreeSet::new();
+        for server in self.parts.cluster.present().into_keys() {
+            let mut next = Some(first);
+            while let Some(from) = next.filter(|from| of_these(from) && *from >= first)
+                && (seen.len() as u64) < enough
+            {
+                match self.link.audit(server, AuditOp::Inventory { from, limit: COUNTED }).await {
+                    Ok(Reply::Listed { chunks, next: more }) => {
+                        let ours = chunks.into_iter().map(|(chunk, _)| chunk).filter(of_these);
+                        seen.extend(ours.map(|chunk| chunk.index));
+                        next = more.filter(|more| *more > from);
+                    }
+                    _ => return None,
+                }
+            }
+        }
+        Some(seen.len() as u64)
     }
 
     /// Copies on servers that have no place in the group. How many there are now the servers know themselves.

@@ -16,8 +16,8 @@ const PAGE: usize = 512;
 /// A file that is being looked at.
 struct Current {
     attr: Attr,
-    /// There is a chunk of its present contents.
-    has_chunk: bool,
+    /// Chunks of its present contents that were seen.
+    chunks: u64,
 }
 
 struct Cursor {
@@ -36,14 +36,19 @@ pub(super) struct Files {
 /// What was noted on the way.
 #[derive(Default)]
 struct Notes {
-    /// Files with data of which no chunk was seen.
-    empty: BTreeSet<(Ino, u32)>,
+    /// Files of which fewer chunks were seen than their data fills.
+    lacking: BTreeSet<(Ino, u32)>,
     counted: u64,
 }
 
 /// Whether a file's data is counted, and in chunks.
 fn counts(attr: &Attr) -> bool {
     attr.kind == FileKind::File && !attr.inline && attr.allocated > 0
+}
+
+/// How many chunks a file's data fills at least. Where there are holes it may be in more.
+pub(super) fn fewest(attr: &Attr) -> u64 {
+    if counts(attr) { attr.allocated.div_ceil(attr.chunk_size().max(1)) } else { 0 }
 }
 
 impl Files {
@@ -72,27 +77,27 @@ impl Files {
             cursor.pass(Some(chunk.ino), &mut self.notes).await?;
         }
         let Some(current) = cursor.current.as_mut() else { return Ok(None) };
-        current.has_chunk |= current.attr.generation == chunk.generation;
+        current.chunks += u64::from(current.attr.generation == chunk.generation);
         Ok(Some(current.attr.clone()))
     }
 
-    /// Goes to the end. Files with data of which no chunk was seen, the first of them.
+    /// Goes to the end. Files of which fewer chunks were seen than their data fills, the first of them.
     pub(super) async fn finish(&mut self) -> Result<BTreeSet<(Ino, u32)>, Errno> {
         for cursor in self.volumes.values_mut() {
             cursor.pass(None, &mut self.notes).await?;
         }
-        Ok(std::mem::take(&mut self.notes.empty))
+        Ok(std::mem::take(&mut self.notes.lacking))
     }
 }
 
 impl Notes {
-    fn passed(&mut self, Current { attr, has_chunk }: Current) {
+    fn passed(&mut self, Current { attr, chunks }: Current) {
         if !counts(&attr) {
             return;
         }
         self.counted += 1;
-        if !has_chunk && self.empty.len() < MAX_SUSPECTS {
-            self.empty.insert((attr.ino, attr.generation));
+        if chunks < fewest(&attr) && self.lacking.len() < MAX_SUSPECTS {
+            self.lacking.insert((attr.ino, attr.generation));
         }
     }
 }
@@ -118,7 +123,7 @@ impl Cursor {
             }
             let Some(attr) = self.page.pop_front() else { continue };
             let found = to == Some(attr.ino);
-            let current = Current { attr, has_chunk: false };
+            let current = Current { attr, chunks: 0 };
             if found {
                 self.current = Some(current);
                 return Ok(());

@@ -5,7 +5,7 @@
 //! every volume's inodes, in order ---+--- beyond the end of its file?     -> a cut
 //!                                    +--- not the same on all replicas?   -> that replica learns anew
 //!                                    +--- no place for it there?          -> removed there, if it may be forgotten
-//!                                    +--- a file with data, and none there? -> told
+//!                                    +--- fewer than its data fills?      -> told
 //! ```
 //!
 //! It takes one walk through all (`inventory.rs`, `files.rs`), page by page, and remembers only what looks wrong, at most [`MAX_SUSPECTS`] of each kind. While
@@ -127,8 +127,8 @@ struct Suspects {
     differ: BTreeSet<ChunkId>,
     /// Chunks that servers have of groups in which they have no place.
     strangers: BTreeMap<(ServerId, GroupId), u64>,
-    /// Files with data of which there is none.
-    empty: BTreeSet<(Ino, u32)>,
+    /// Files with fewer chunks than their data fills.
+    lacking: BTreeSet<(Ino, u32)>,
     /// Chunks of volumes that are not served here, by their numbers.
     foreign: BTreeMap<u64, u64>,
     /// There were more than are remembered.
@@ -290,10 +290,10 @@ impl Audit {
         match files.finish().await {
             // Those of a server that has gone meanwhile would all be missing.
             Ok(_) if !inventory.lost().is_empty() => {}
-            Ok(empty) => self.suspects.empty = empty,
+            Ok(lacking) => self.suspects.lacking = lacking,
             Err(errno) => self.unfinished(format!("metadata cannot be read: {errno}")),
         }
-        self.suspects.more |= self.suspects.empty.len() >= MAX_SUSPECTS;
+        self.suspects.more |= self.suspects.lacking.len() >= MAX_SUSPECTS;
         self.report().files = files.counted();
         for (number, chunks) in std::mem::take(&mut self.suspects.foreign) {
             self.unfinished(format!(

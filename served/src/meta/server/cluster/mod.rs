@@ -48,6 +48,7 @@ use crate::meta::cluster::{Command, Config, Manager, Report, State, StoreId, Ver
 use crate::meta::metrics::MetaMetrics;
 pub use file::FileError;
 use file::StateFile;
+use giving_up::GivingUp;
 pub(super) use news::tell;
 pub(super) use roster::Caller;
 use roster::Roster;
@@ -73,6 +74,8 @@ pub(super) struct Cluster {
     changed: Notify,
     /// Told whenever a server was heard, a map was published, or time has passed.
     events: watch::Sender<()>,
+    /// The data server that is being given up, if one is.
+    giving_up: Mutex<Option<GivingUp>>,
 }
 
 struct Core {
@@ -168,6 +171,7 @@ impl Cluster {
             published: watch::Sender::new(published),
             changed: Notify::new(),
             events: watch::Sender::new(()),
+            giving_up: Mutex::default(),
         }))
     }
 

@@ -1,6 +1,7 @@
 //! What operators do to the cluster.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use netfs_common::class::Class;
@@ -20,7 +21,7 @@ const MAX_ADDRS: (usize, usize) = (16, 256);
 impl Cluster {
     /// Does what an operator wants. `number`: of the volume that is named, if there is one.
     pub(in crate::meta::server) async fn operate(
-        &self,
+        self: &Arc<Self>,
         operation: Operation,
         number: Option<u64>,
     ) -> Outcome {

@@ -1,0 +1,442 @@
+//! Several data servers before one object store, which is in memory; the test makes the map.
+
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use common::{DataClient, GROUPS, PATIENCE, Pki, chunk, localhost, make_pki, map_of_one};
+use futures_util::TryStreamExt;
+use netfs_common::codec;
+use netfs_common::coding::{Cipher, Coding};
+use netfs_common::errno::Errno;
+use netfs_common::id::{ChunkId, Epoch, InstanceId, ServerId, Verifier, Version};
+use netfs_common::map::{Chain, ClusterMap, DataServer as Described, Replica, TierMode};
+use netfs_common::wire::audit::{AuditOp, AuditReply, Seeded, Unseeded};
+use netfs_common::wire::cluster::{Beat, BeatReply, PeerOp};
+use netfs_common::wire::data::{At, Op, Reply, Request};
+use netfs_served::data::codec::{KeyFile, VolumeKey};
+use netfs_served::data::server::{DataOptions, DataServer, TierOptions};
+use netfs_served::data::tier::{BucketOptions, Place};
+use object_store::memory::InMemory;
+use object_store::path::Path as Name;
+use object_store::{ObjectStore, ObjectStoreExt};
+
+/// Nothing goes before it was not used for so long.
+const SOON: Duration = Duration::from_secs(1);
+const NEVER: Duration = Duration::from_secs(100_000);
+
+struct Cluster<'a> {
+    dir: &'a Path,
+    pki: Pki,
+    servers: Vec<DataServer>,
+    map: ClusterMap,
+    bucket: Arc<InMemory>,
+}
+
+impl<'a> Cluster<'a> {
+    /// Servers with these times after which chunks go; `None`: without an object store.
+    fn start(dir: &'a Path, after: &[Option<Duration>]) -> Cluster<'a> {
+        let (pki, bucket) = (make_pki(dir), Arc::new(InMemory::new()));
+        let mut map = map_of_one(InstanceId(0), localhost());
+        (map.version, map.servers) = (Epoch(0), Vec::new());
+        KeyFile::make(&dir.join("key")).unwrap();
+        let mut cluster = Cluster { dir, pki, servers: Vec::new(), map, bucket };
+        after.iter().for_each(|after| cluster.add(*after));
+        cluster
+    }
+
+    fn add(&mut self, after: Option<Duration>) {
+        let index = self.servers.len();
+        let own = self.dir.join(format!("data{index}"));
+        let mut options = DataOptions::new(own, localhost(), self.pki.server.clone());
+        let place = Place::Store(self.bucket.clone());
+        let bucket = BucketOptions { place, prefix: "p".into() };
+        options.key_file = Some(self.dir.join("key"));
+        options.tier = after.map(|after| TierOptions {
+            after,
+            delay: Duration::from_secs(1),
+            sweep_interval: Duration::from_secs(1),
+            ..TierOptions::new(bucket)
+        });
+        let server = DataServer::start(options).unwrap();
+        let id = ServerId(index as u32 + 1);
+        self.map.servers.push(Described { id, addrs: vec![server.addr().to_string()] });
+        self.servers.push(server);
+    }
+
+    fn encrypt(&mut self) {
+        let file = KeyFile::load(&self.dir.join("key")).unwrap();
+        let key = VolumeKey::draw(Cipher::Aes256Gcm).unwrap();
+        let sealed = file.seal(0, &key).unwrap();
+        self.map.pools[0].coding = Coding { key: Some(sealed), ..Coding::default() };
+    }
+
+    /// All groups get this chain, and all servers are told.
+    async fn set(&mut self, replicas: &[usize], learner: Option<usize>) {
+        let replica = |index: usize| {
+            let instance = self.servers[index].instance();
+            Replica { server: ServerId(index as u32 + 1), instance }
+        };
+        let epoch = Epoch(self.map.version.0 + 1);
+        let replicas = replicas.iter().map(|index| replica(*index)).collect();
+        let learner = learner.map(replica);
+        let chain = Chain { epoch, verifier: Verifier(1), replicas, learner };
+        self.map.version = epoch;
+        for pool in &mut self.map.pools {
+            pool.chains = vec![chain.clone(); GROUPS as usize];
+        }
+        for index in 0..self.servers.len() {
+            self.beat(index, true).await;
+        }
+    }
+
+    async fn server(&self, index: usize) -> DataClient {
+        DataClient::connect_as(&self.pki.server, self.servers[index].addr(), 0).await.unwrap()
+    }
+
+    async fn beat(&self, index: usize, tell: bool) -> BeatReply {
+        let meta = self.server(index).await;
+        let mut beat = Beat {
+            server: ServerId(index as u32 + 1),
+            echo: None,
+            lease_ms: 60_000,
+            version: self.map.version,
+            revoke: Vec::new(),
+            hold_ms: 0,
+            stall_ms: 1000,
+        };
+        let map: Bytes = if tell { codec::encode(&self.map).unwrap().into() } else { Bytes::new() };
+        let call = async |beat: &Beat, payload| {
+            let op = Op::Peer(PeerOp::Beat(beat.clone()));
+            match meta.raw(&Request { at: At::Server, op }, payload).await.unwrap().0 {
+                Reply::Beat(reply) => *reply,
+                other => panic!("{other:?}"),
+            }
+        };
+        let first = call(&beat, map).await;
+        beat.echo = Some(first.token);
+        call(&beat, Bytes::new()).await
+    }
+
+    async fn client(&self, index: usize) -> DataClient {
+        DataClient::connect(&self.pki.client, self.servers[index].addr()).await.unwrap()
+    }
+
+    async fn objects(&self) -> Vec<Name> {
+        let all = self.bucket.list(None).map_ok(|meta| meta.location);
+        all.try_collect::<Vec<_>>().await.unwrap()
+    }
+
+    /// Has a server take over what the bucket has of all groups of the first volume.
+    async fn seed(&self, index: usize) -> Result<Seeded, Reply> {
+        let (meta, mut sum) = (self.server(index).await, Seeded::default());
+        for (group, chain) in self.map.groups().take(GROUPS as usize) {
+            let mut after: Option<(ChunkId, Version)> = None;
+            loop {
+                let op = AuditOp::Seed { group, epoch: chain.epoch, after };
+                let request = Request { at: At::Server, op: Op::Peer(PeerOp::Audit(op)) };
+                let (reply, _) = meta.raw(&request, Bytes::new()).await.unwrap();
+                let Reply::Audited(AuditReply::Seeded { seeded, next }) = reply else {
+                    return Err(reply);
+                };
+                sum.chunks += seeded.chunks;
+                sum.bytes += seeded.bytes;
+                sum.kept += seeded.kept;
+                sum.bad += seeded.bad;
+                after = next;
+                if after.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(sum)
+    }
+
+    /// Flips a bit wherever these bytes are in the files of a server. How often.
+    fn damage(&self, index: usize, what: &[u8]) -> usize {
+        let mut found = 0;
+        for entry in fs::read_dir(self.dir.join(format!("data{index}"))).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                continue;
+            }
+            let mut bytes = fs::read(&path).unwrap();
+            let places = bytes.windows(what.len()).enumerate().filter(|(_, part)| *part == what);
+            let places: Vec<usize> = places.map(|(at, _)| at).collect();
+            for at in &places {
+                bytes[at + 3] ^= 8;
+                std::os::unix::fs::FileExt::write_all_at(
+                    &fs::OpenOptions::new().write(true).open(&path).unwrap(),
+                    &bytes[at + 3..at + 4],
+                    *at as u64 + 3,
+                )
+                .unwrap();
+            }
+            found += places.len();
+        }
+        found
+    }
+}
+
+/// Waits until something is so.
+async fn until<F: Future<Output = bool>>(what: &str, is_so: impl Fn() -> F) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn live(client: &DataClient) -> u64 {
+    match client.call(chunk(2, 0), Op::Usage, Bytes::new()).await.0 {
+        Reply::Usage(usage) => usage.live,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A read in the present epoch.
+async fn read(cluster: &Cluster<'_>, index: usize, of: ChunkId, len: u64) -> (Reply, Bytes) {
+    let (group, chain) = cluster.map.chain_of(of).unwrap();
+    let at = At::Group { group, epoch: chain.epoch };
+    let op = Op::Read { chunk: of, offset: 0, len };
+    cluster.client(index).await.raw(&Request { at, op }, Bytes::new()).await.unwrap()
+}
+
+async fn until_read(cluster: &Cluster<'_>, index: usize, of: ChunkId, expected: &[u8]) {
+    until("it cannot be read", async || {
+        let (reply, data) = read(cluster, index, of, expected.len() as u64).await;
+        match reply {
+            Reply::Read => {
+                assert_eq!(data, *expected);
+                true
+            }
+            Reply::Failed(Errno::EIO) | Reply::Busy => false,
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+}
+
+async fn write(cluster: &Cluster<'_>, index: usize, of: ChunkId, offset: u64, data: &[u8]) {
+    let (group, chain) = cluster.map.chain_of(of).unwrap();
+    let at = At::Group { group, epoch: chain.epoch };
+    let request = Request { at, op: Op::Write { chunk: of, offset } };
+    let client = cluster.client(index).await;
+    let (reply, _) = client.raw(&request, data.to_vec().into()).await.unwrap();
+    assert!(matches!(reply, Reply::Written { .. }), "{reply:?}");
+    let op = Op::Flush { groups: vec![(group, chain.epoch)] };
+    let flushed = client.raw(&Request { at: At::Server, op }, Bytes::new()).await.unwrap();
+    assert!(matches!(flushed.0, Reply::Flushed { .. }));
+}
+
+fn bytes(seed: u64, len: usize) -> Vec<u8> {
+    (0..len as u64).map(|i| (i.wrapping_mul(seed * 2 + 1) >> 3) as u8).collect()
+}
+
+#[tokio::test]
+async fn a_damaged_copy_is_mended_from_a_replica_whose_bytes_are_away() {
+    let dir = tempfile::tempdir().unwrap();
+    // The first has no object store: it can only ask the other.
+    let mut cluster = Cluster::start(dir.path(), &[None, Some(SOON)]);
+    cluster.set(&[0, 1], None).await;
+    let data = [&bytes(1, 50_000)[..], b"here it will be damaged", &bytes(2, 50_000)].concat();
+    write(&cluster, 0, chunk(2, 0), 0, &data).await;
+    let other = cluster.client(1).await;
+    until("it does not go", async || live(&other).await == 0).await;
+    assert_eq!(cluster.damage(0, b"here it will be damaged"), 1);
+    assert_eq!(read(&cluster, 0, chunk(2, 0), 100_000).await.0, Reply::Failed(Errno::EIO));
+    until_read(&cluster, 0, chunk(2, 0), &data).await;
+}
+
+#[tokio::test]
+async fn a_damaged_copy_without_other_replicas_is_mended_from_the_bucket() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), &[Some(NEVER)]);
+    cluster.map.pools[0].tier = TierMode::Primary;
+    cluster.set(&[0], None).await;
+    let data = [&bytes(1, 50_000)[..], b"here it will be damaged", &bytes(2, 50_000)].concat();
+    write(&cluster, 0, chunk(2, 0), 0, &data).await;
+    until("it is not uploaded", async || cluster.objects().await.len() == 1).await;
+    assert_eq!(cluster.damage(0, b"here it will be damaged"), 1);
+    assert_eq!(read(&cluster, 0, chunk(2, 0), 100_000).await.0, Reply::Failed(Errno::EIO));
+    until_read(&cluster, 0, chunk(2, 0), &data).await;
+}
+
+#[tokio::test]
+async fn an_object_stays_as_long_as_any_replica_needs_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), &[Some(NEVER), Some(SOON)]);
+    cluster.set(&[0, 1], None).await;
+    let mut data = bytes(1, 200_000);
+    write(&cluster, 0, chunk(2, 0), 0, &data).await;
+    let other = cluster.client(1).await;
+    until("it does not go", async || live(&other).await == 0).await;
+    let first = cluster.objects().await;
+    assert_eq!(first.len(), 1);
+    // The head needs the object no more, and the other for what was not changed.
+    write(&cluster, 0, chunk(2, 0), 1000, b"changed").await;
+    data[1000..1007].copy_from_slice(b"changed");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(cluster.objects().await, first);
+    until_read(&cluster, 1, chunk(2, 0), &data).await;
+    until("the old object stays", async || !cluster.objects().await.contains(&first[0])).await;
+    until_read(&cluster, 1, chunk(2, 0), &data).await;
+    until_read(&cluster, 0, chunk(2, 0), &data).await;
+}
+
+#[tokio::test]
+async fn a_new_replica_is_told_what_is_away_and_goes_on_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), &[Some(SOON), Some(NEVER)]);
+    cluster.set(&[0], None).await;
+    let (whole, mut mixed) = (bytes(1, 1 << 20), bytes(2, 300_000));
+    write(&cluster, 0, chunk(2, 0), 0, &whole).await;
+    write(&cluster, 0, chunk(2, 1), 0, &mixed).await;
+    let first = cluster.client(0).await;
+    until("they do not go", async || live(&first).await == 0).await;
+    // A part of it is in an older object.
+    write(&cluster, 0, chunk(2, 1), 100_000, b"changed").await;
+    mixed[100_000..100_007].copy_from_slice(b"changed");
+    cluster.set(&[0], Some(1)).await;
+    until("it does not learn", async || {
+        cluster.beat(0, false).await.synced.len() == 2 * GROUPS as usize
+    })
+    .await;
+    let second = cluster.client(1).await;
+    assert!(live(&second).await < 100_000, "what is away is not copied");
+    cluster.set(&[1], None).await;
+    until_read(&cluster, 1, chunk(2, 0), &whole).await;
+    until_read(&cluster, 1, chunk(2, 1), &mixed).await;
+}
+
+/// A bucket with the chunks of a first server, of which some were changed, and what they are; the second has some of them as they were before.
+async fn with_lost_server<'a>(dir: &'a Path, is_encrypted: bool) -> (Cluster<'a>, Vec<Vec<u8>>) {
+    let mut cluster = Cluster::start(dir, &[Some(NEVER), Some(NEVER)]);
+    cluster.map.pools[0].tier = TierMode::Primary;
+    if is_encrypted {
+        cluster.encrypt();
+    }
+    let mut chunks: Vec<_> = (0..12u64).map(|n| bytes(n, 10_000 + n as usize * 999)).collect();
+    cluster.set(&[0, 1], None).await;
+    for (index, data) in chunks.iter().enumerate().take(6) {
+        write(&cluster, 0, chunk(2, index as u64), 0, data).await;
+    }
+    // From here on the second has an older copy.
+    cluster.set(&[0], None).await;
+    for (index, data) in chunks.iter_mut().enumerate().skip(3) {
+        data[5000..5007].copy_from_slice(b"changed");
+        write(&cluster, 0, chunk(2, index as u64), 0, data).await;
+    }
+    // A hole in the middle.
+    let punch = Op::Punch { chunk: chunk(2, 11), offset: 100, len: 200 };
+    let (group, chain) = cluster.map.chain_of(chunk(2, 11)).unwrap();
+    let request = Request { at: At::Group { group, epoch: chain.epoch }, op: punch };
+    cluster.client(0).await.raw(&request, Bytes::new()).await.unwrap();
+    chunks[11][100..300].fill(0);
+    until("not all is uploaded", async || {
+        let report = cluster.beat(0, false).await.tier.unwrap();
+        report.waiting == 0 && cluster.objects().await.len() == 12
+    })
+    .await;
+    (cluster, chunks)
+}
+
+#[tokio::test]
+async fn what_is_in_the_bucket_is_there_again_when_the_server_is_lost() {
+    for is_encrypted in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut cluster, chunks) = with_lost_server(dir.path(), is_encrypted).await;
+        let refused = cluster.seed(0).await;
+        assert_eq!(refused, Err(Reply::Failed(Errno::EBUSY)), "its own chunks are shown");
+        let sum = cluster.seed(1).await.unwrap();
+        let all = chunks[3..].iter().map(|data| data.len() as u64).sum::<u64>() - 200;
+        assert_eq!(sum, Seeded { chunks: 9, bytes: all, kept: 3, bad: 0 });
+        // Once more is as good.
+        let again = cluster.seed(1).await.unwrap();
+        assert_eq!(again, Seeded { kept: 12, ..Seeded::default() });
+        cluster.set(&[1], None).await;
+        for (index, data) in chunks.iter().enumerate() {
+            until_read(&cluster, 1, chunk(2, index as u64), data).await;
+        }
+        write(&cluster, 1, chunk(2, 5), 3, b"goes on").await;
+        until("its change is not uploaded", async || {
+            let waiting = cluster.beat(1, false).await.tier.unwrap().waiting;
+            waiting == 0 && cluster.objects().await.len() == 12
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn of_damaged_objects_older_ones_are_taken_and_an_unreachable_bucket_gives_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut cluster, chunks) = with_lost_server(dir.path(), true).await;
+    cluster.add(Some(NEVER));
+    cluster.add(None);
+    cluster.set(&[0], None).await;
+    let objects = cluster.objects().await;
+    let of = |index: u64| {
+        objects.iter().find(|o| o.as_ref().contains(&format!("/{index:016x}/"))).unwrap()
+    };
+    // The latest of one is damaged, and what is older is not what it was said to be.
+    let good = cluster.bucket.get(of(7)).await.unwrap().bytes().await.unwrap();
+    let mut bad = good.to_vec();
+    bad[110] ^= 1;
+    cluster.bucket.put(of(7), bad.into()).await.unwrap();
+    let (folder, _) = of(8).as_ref().rsplit_once('/').unwrap();
+    let foreign = Name::from(format!("{folder}/00000fff00000001"));
+    cluster.bucket.put(&foreign, good.into()).await.unwrap();
+    let sum = cluster.seed(2).await.unwrap();
+    assert_eq!((sum.chunks, sum.kept, sum.bad), (11, 0, 2));
+    let none = cluster.seed(3).await;
+    assert_eq!(none, Err(Reply::Audited(AuditReply::NotSeeded(Unseeded::NoStore))));
+    cluster.set(&[2], None).await;
+    for index in (0..12).filter(|index| *index != 7) {
+        until_read(&cluster, 2, chunk(2, index), &chunks[index as usize]).await;
+    }
+    let (reply, data) = read(&cluster, 2, chunk(2, 7), 10).await;
+    assert_eq!((reply, data), (Reply::Read, vec![0; 10].into()));
+}
+
+#[tokio::test]
+async fn nothing_of_an_encrypted_volume_can_be_read_in_the_bucket() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), &[Some(SOON)]);
+    cluster.encrypt();
+    cluster.set(&[0], None).await;
+    let marker = b"words that stand in no other file";
+    write(&cluster, 0, chunk(2, 0), 0, &marker.repeat(1000)).await;
+    write(&cluster, 0, chunk(2, 1), 0, &marker.repeat(1000)).await;
+    let client = cluster.client(0).await;
+    until("they do not go", async || live(&client).await == 0).await;
+    let objects = cluster.objects().await;
+    assert_eq!(objects.len(), 2);
+    let get = async |name: &Name| cluster.bucket.get(name).await.unwrap().bytes().await.unwrap();
+    for name in &objects {
+        let bytes = get(name).await;
+        assert!(!bytes.windows(marker.len()).any(|part| part == marker));
+        assert!(bytes.len() < 40_000);
+    }
+    until_read(&cluster, 0, chunk(2, 0), &marker.repeat(1000)).await;
+    until("it does not go again", async || live(&client).await == 0).await;
+    let good = get(&objects[0]).await;
+    let mut flipped = good.to_vec();
+    let last = flipped.len() - 1;
+    flipped[last] ^= 1;
+    // Another object of the same size in its place.
+    for bad in [flipped, get(&objects[1]).await.to_vec()] {
+        cluster.bucket.put(&objects[0], bad.into()).await.unwrap();
+        let index = if objects[0].as_ref().contains(&format!("/{:016x}/", 0)) { 0 } else { 1 };
+        let (reply, _) = read(&cluster, 0, chunk(2, index), 10).await;
+        assert_eq!(reply, Reply::Failed(Errno::EIO));
+    }
+    cluster.bucket.put(&objects[0], good.into()).await.unwrap();
+    until_read(&cluster, 0, chunk(2, 0), &marker.repeat(1000)).await;
+    until_read(&cluster, 0, chunk(2, 1), &marker.repeat(1000)).await;
+}
