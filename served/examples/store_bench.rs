@@ -1,5 +1,9 @@
-//! Figures of the segment store beside raw files in the same directory, as one table: medians of several rounds, in which
-//! the two take turns.
+//! Figures of the segment store beside raw files in the same directory, as one table. The two take turns, now the one and now the other
+//! first, and each turn is compared with the one beside it: the ratio is the median of these, with the quartiles around it. A machine that is
+//! slow for a while is so for both.
+//!
+//! What is in memory waits for nothing, so random reads are timed by the processor time of the thread that makes them: others on the
+//! machine do not count then. Everything else is timed by the clock.
 //!
 //! `cargo run --release -p netfs-served --example store_bench -- [--rounds N] [--mib N] [--only PART] [--all] [DIR]`, or `scripts/bench-store`.
 //! PART: sequential, reads, durable, overwrites or codecs. Uses up to eight times `--mib` (512) of disk in a folder of its own below DIR, which it removes.
@@ -95,7 +99,7 @@ impl Options {
 }
 
 fn options() -> Options {
-    let mut out = Options { dir: "/var/tmp".into(), rounds: 5, mib: 512, all: false, only: None };
+    let mut out = Options { dir: "/var/tmp".into(), rounds: 9, mib: 512, all: false, only: None };
     let mut args = std::env::args().skip(1);
     while let Some(arg) = args.next() {
         match arg.as_str() {
@@ -109,28 +113,65 @@ fn options() -> Options {
     out
 }
 
-/// Rates of two kinds of work, round by round.
+/// Rates of two kinds of work, turn by turn.
 #[derive(Default)]
 struct Pair {
     base: Vec<f64>,
     own: Vec<f64>,
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The value of which this share of all is less.
+fn at_share(values: &[f64], share: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    sorted[sorted.len() / 2]
+    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+}
+
+fn median(values: &[f64]) -> f64 {
+    at_share(values, 0.5)
 }
 
 impl Pair {
-    fn show(&self, options: &Options, what: &str, unit: &str, aim: f64) {
+    /// Takes `turns` turns of each, and as many as `warm_up` before that do not count.
+    fn take(
+        warm_up: usize,
+        turns: usize,
+        mut base: impl FnMut() -> f64,
+        mut own: impl FnMut() -> f64,
+    ) -> Self {
+        let mut out = Self::default();
+        for turn in 0..warm_up + turns {
+            let (first, second);
+            if turn % 2 == 0 {
+                first = base();
+                second = own();
+            } else {
+                second = own();
+                first = base();
+            }
+            if turn >= warm_up {
+                out.base.push(first);
+                out.own.push(second);
+            }
+        }
+        out
+    }
+
+    fn show(&self, options: &Options, what: &str, unit: &str, aim: Option<f64>) {
         if options.all {
             eprintln!("base {:.0?}\nstore {:.0?}", self.base, self.own);
         }
         let (base, own) = (median(&self.base), median(&self.own));
-        let ratio = own / base;
-        let met = if ratio >= aim { "met" } else { "MISSED" };
-        println!("| {what} | {unit} | {base:.0} | {own:.0} | {ratio:.2} | {aim} | {met} |");
+        let ratios: Vec<f64> =
+            self.own.iter().zip(&self.base).map(|(own, base)| own / base).collect();
+        let [low, ratio, high] = [0.25, 0.5, 0.75].map(|share| at_share(&ratios, share));
+        let (aim, met) = match aim {
+            None => (String::new(), ""),
+            Some(aim) => (aim.to_string(), if ratio >= aim { "met" } else { "MISSED" }),
+        };
+        println!(
+            "| {what} | {unit} | {base:.0} | {own:.0} | {ratio:.2} ({low:.2} to {high:.2}) | {aim} | {met} |"
+        );
     }
 }
 
@@ -138,6 +179,37 @@ fn per_second(count: u64, work: impl FnOnce()) -> f64 {
     let start = Instant::now();
     work();
     count as f64 / start.elapsed().as_secs_f64()
+}
+
+/// Processor time that this thread has had, in seconds.
+fn processor_seconds() -> f64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` may be filled for the duration of the call.
+    let done = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    assert_eq!(done, 0);
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+}
+
+fn per_processor_second(count: u64, work: impl FnOnce()) -> f64 {
+    let start = processor_seconds();
+    work();
+    count as f64 / (processor_seconds() - start)
+}
+
+/// Bytes that this process has had written to disks.
+fn written_bytes() -> f64 {
+    let io = std::fs::read_to_string("/proc/self/io").unwrap_or_default();
+    let line = io.lines().find_map(|line| line.strip_prefix("write_bytes: "));
+    line.and_then(|count| count.parse().ok()).unwrap_or(f64::NAN)
+}
+
+/// Removes what a turn has left, with the work that this leaves to the file system: it is not the next one's.
+fn clear(dir: &Path, path: &Path) {
+    match path.is_dir() {
+        true => std::fs::remove_dir_all(path).unwrap(),
+        false => std::fs::remove_file(path).unwrap(),
+    }
+    File::open(dir).unwrap().sync_all().unwrap();
 }
 
 fn main() {
@@ -158,11 +230,11 @@ fn main() {
     }
 }
 
-/// Appending and random reads with each codec, of data of which half can be compressed. Against the same without any.
+/// Writing and reading with each codec, of data of which half can be compressed. Beside the same without any, in turn.
 fn codecs(dir: &Path, options: &Options) {
     let ways = [Compression::None, Compression::Lz4, Compression::Zstd];
     let ciphers = [None, Some(Cipher::Aes256Gcm), Some(Cipher::ChaCha20Poly1305)];
-    let mib = options.mib.min(256);
+    let mib = options.mib.min(128);
     let mut dice = Dice(11);
     // Lines of text, each with as many random characters.
     let mut data = Vec::with_capacity(MIB as usize + 64);
@@ -171,39 +243,67 @@ fn codecs(dir: &Path, options: &Options) {
         data.extend((0..33).map(|_| b' ' + dice.below(90) as u8));
     }
     data.truncate(MIB as usize);
-    let mut base = None;
+    let store_of = |name: &str, codec: Option<Codec>| {
+        let home = dir.join(name);
+        let store = open(&home, StoreConfig { reserve_bytes: 0, ..StoreConfig::default() });
+        store.set_codec(0, codec.map(Arc::new).or_else(|| Some(Arc::default())));
+        (home, store)
+    };
+    let written = |store: &SegmentStore| {
+        per_processor_second(mib, || {
+            for n in 0..mib {
+                let (key, at) = place(1, n * MIB);
+                store.write(key, at, &[&data], ChunkVersion(n)).unwrap();
+            }
+        })
+    };
+    let scanned = |store: &SegmentStore| {
+        per_processor_second(mib, || {
+            for n in 0..mib {
+                let (key, at) = place(1, n * MIB);
+                std::hint::black_box(store.read(key, at, MIB).unwrap());
+            }
+        })
+    };
+    let picked = |store: &SegmentStore, dice: &mut Dice| {
+        per_processor_second(1000, || {
+            for _ in 0..1000 {
+                let (key, at) = place(1, dice.below(mib * MIB / 4096) * 4096);
+                std::hint::black_box(store.read(key, at, 4096).unwrap());
+            }
+        })
+    };
+    let (plain_home, plain) = store_of("codec-plain", None);
+    written(&plain);
     for cipher in ciphers {
         for way in ways {
             let key = cipher.map(|cipher| VolumeKey::draw(cipher).unwrap());
             let cipher = cipher.map_or("none".into(), |cipher| cipher.to_string());
-            let home = dir.join(format!("codec-{way:?}-{cipher}"));
-            let store = open(&home, StoreConfig { reserve_bytes: 0, ..StoreConfig::default() });
-            store.set_codec(0, Some(Arc::new(Codec::new(way, key))));
-            let appended = per_second(mib, || {
-                for n in 0..mib {
-                    let (key, at) = place(1, n * MIB);
-                    store.write(key, at, &[&data], ChunkVersion(n)).unwrap();
-                }
-            });
-            let count = 4000;
-            let mut dice = Dice(5);
-            let read = per_second(count, || {
-                for _ in 0..count {
-                    let (key, at) = place(1, dice.below(mib * MIB / 4096) * 4096);
-                    store.read(key, at, 4096).unwrap();
-                }
-            });
-            let (append_base, read_base) = *base.get_or_insert((appended, read));
+            let (home, store) = store_of("codec", Some(Codec::new(way, key)));
+            let turns = options.rounds.min(5);
+            let write = Pair::take(1, turns, || written(&plain), || written(&store));
+            store.flush().unwrap();
             let usage = store.usage().unwrap();
             let size = usage.stored_bytes as f64 / usage.live_bytes as f64;
             let what = format!("{way:?}, {cipher}, to {size:.2}");
-            let (a, r) = (appended / append_base, read / read_base);
-            println!("| append: {what} | MiB/s | {append_base:.0} | {appended:.0} | {a:.2} | | |");
-            println!("| read 4 KiB: {what} | /s | {read_base:.0} | {read:.0} | {r:.2} | | |");
+            let (mut base_dice, mut own_dice) = (Dice(5), Dice(5));
+            let read = Pair::take(1, turns, || scanned(&plain), || scanned(&store));
+            let pick = Pair::take(
+                1,
+                4 * turns,
+                || picked(&plain, &mut base_dice),
+                || picked(&store, &mut own_dice),
+            );
+            let unit = "MiB per processor second";
+            write.show(options, &format!("write: {what}"), unit, None);
+            read.show(options, &format!("read 1 MiB: {what}"), unit, None);
+            pick.show(options, &format!("read 4 KiB: {what}"), "1 per processor second", None);
             drop(store);
-            std::fs::remove_dir_all(home).unwrap();
+            clear(dir, &home);
         }
     }
+    drop(plain);
+    clear(dir, &plain_home);
 }
 
 fn open(dir: &Path, config: StoreConfig) -> SegmentStore {
@@ -231,27 +331,27 @@ fn write_store(store: &SegmentStore, options: &Options, data: &[u8]) {
 fn sequential(dir: &Path, options: &Options) {
     let data: Vec<u8> = (0..MIB).map(|i| (i * 7 % 253) as u8).collect();
     let (raw_path, store_path) = (dir.join("raw"), dir.join("sequential"));
-    let (mut append, mut memory) = (Pair::default(), Vec::new());
-    for round in 0..=options.rounds {
-        append.base.push(per_second(options.mib, || write_raw(&raw_path, options, &data)));
-        std::fs::remove_file(&raw_path).unwrap();
-        let store = open(&store_path, StoreConfig::default());
-        let before = NOW.load(Relaxed);
-        append.own.push(per_second(options.mib, || write_store(&store, options, &data)));
-        memory.push((NOW.load(Relaxed) - before) as f64 / options.mib as f64);
-        drop(store);
-        std::fs::remove_dir_all(&store_path).unwrap();
-        if round == 0 {
-            // To warm up.
-            append = Pair::default();
-        }
-    }
-    append.show(
-        options,
-        "sequential writes of 1 MiB, flushed at the end, beside a file",
-        "MiB/s",
-        0.8,
+    let mut memory = Vec::new();
+    let append = Pair::take(
+        2,
+        options.rounds,
+        || {
+            let rate = per_second(options.mib, || write_raw(&raw_path, options, &data));
+            clear(dir, &raw_path);
+            rate
+        },
+        || {
+            let store = open(&store_path, StoreConfig::default());
+            let before = NOW.load(Relaxed);
+            let rate = per_second(options.mib, || write_store(&store, options, &data));
+            memory.push((NOW.load(Relaxed) - before) as f64 / options.mib as f64);
+            drop(store);
+            clear(dir, &store_path);
+            rate
+        },
     );
+    let what = "sequential writes of 1 MiB, flushed at the end, beside a file";
+    append.show(options, what, "MiB/s", Some(0.8));
     let each = median(&memory);
     let met = if each < 64.0 { "met" } else { "MISSED" };
     println!(
@@ -261,7 +361,7 @@ fn sequential(dir: &Path, options: &Options) {
 
 /// Random reads of what is in memory.
 fn reads(dir: &Path, options: &Options) {
-    const READS: u64 = 200_000;
+    const READS: u64 = 4_000;
     let data: Vec<u8> = (0..MIB).map(|i| (i * 7 % 253) as u8).collect();
     let (raw_path, store_path) = (dir.join("raw"), dir.join("reads"));
     write_raw(&raw_path, options, &data);
@@ -275,26 +375,33 @@ fn reads(dir: &Path, options: &Options) {
         assert_eq!(store.read(key, offset, MIB).unwrap(), whole);
     }
     let blocks = options.mib * MIB / 4096;
-    let (mut pair, mut dice) = (Pair::default(), Dice(88172645463325252));
-    for _ in 0..options.rounds {
-        pair.base.push(per_second(READS, || {
-            for _ in 0..READS {
-                let mut buf = vec![0; 4096];
-                raw.read_exact_at(&mut buf, dice.below(blocks) * 4096).unwrap();
-                std::hint::black_box(buf);
-            }
-        }));
-        pair.own.push(per_second(READS, || {
-            for _ in 0..READS {
-                let (key, offset) = place(1, dice.below(blocks) * 4096);
-                std::hint::black_box(store.read(key, offset, 4096).unwrap());
-            }
-        }));
-    }
-    pair.show(options, "random reads of 4 KiB, in memory, beside a file", "1/s", 0.7);
+    let (mut base_dice, mut own_dice) = (Dice(88172645463325252), Dice(88172645463325252));
+    let pair = Pair::take(
+        10,
+        20 * options.rounds,
+        || {
+            per_processor_second(READS, || {
+                for _ in 0..READS {
+                    let mut buf = vec![0; 4096];
+                    raw.read_exact_at(&mut buf, base_dice.below(blocks) * 4096).unwrap();
+                    std::hint::black_box(buf);
+                }
+            })
+        },
+        || {
+            per_processor_second(READS, || {
+                for _ in 0..READS {
+                    let (key, offset) = place(1, own_dice.below(blocks) * 4096);
+                    std::hint::black_box(store.read(key, offset, 4096).unwrap());
+                }
+            })
+        },
+    );
+    let what = "random reads of 4 KiB, in memory, beside a file";
+    pair.show(options, what, "1 per processor second", Some(0.7));
     drop(store);
-    std::fs::remove_file(&raw_path).unwrap();
-    std::fs::remove_dir_all(&store_path).unwrap();
+    clear(dir, &raw_path);
+    clear(dir, &store_path);
 }
 
 /// Small writes, each flushed before the next: one thread, then many, which share flushes.
@@ -302,30 +409,28 @@ fn durable(dir: &Path, options: &Options) {
     const EACH: u64 = 400;
     let store = open(&dir.join("durable"), StoreConfig::default());
     let data = vec![5; 4096];
-    let mut pair = Pair::default();
-    for _ in 0..options.rounds {
-        for (threads, rates) in [(1, &mut pair.base), (THREADS, &mut pair.own)] {
-            let barrier = Barrier::new(threads as usize);
-            rates.push(per_second(threads * EACH, || {
-                std::thread::scope(|scope| {
-                    for thread in 0..threads {
-                        let (store, data, barrier) = (&store, &data, &barrier);
-                        scope.spawn(move || {
-                            barrier.wait();
-                            for n in 0..EACH {
-                                let (key, offset) = place(1 + thread, n * 4096);
-                                store.write(key, offset, &[data], ChunkVersion(n + 1)).unwrap();
-                                store.flush().unwrap();
-                            }
-                        });
-                    }
-                });
-            }));
-        }
-    }
-    pair.show(options, "durable writes of 4 KiB, 16 threads beside 1", "1/s", 8.0);
+    let run = |threads: u64| {
+        let barrier = Barrier::new(threads as usize);
+        per_second(threads * EACH, || {
+            std::thread::scope(|scope| {
+                for thread in 0..threads {
+                    let (store, data, barrier) = (&store, &data, &barrier);
+                    scope.spawn(move || {
+                        barrier.wait();
+                        for n in 0..EACH {
+                            let (key, offset) = place(1 + thread, n * 4096);
+                            store.write(key, offset, &[data], ChunkVersion(n + 1)).unwrap();
+                            store.flush().unwrap();
+                        }
+                    });
+                }
+            });
+        })
+    };
+    let pair = Pair::take(1, options.rounds, || run(1), || run(THREADS));
+    pair.show(options, "durable writes of 4 KiB, 16 threads beside 1", "1/s", Some(8.0));
     drop(store);
-    std::fs::remove_dir_all(dir.join("durable")).unwrap();
+    clear(dir, &dir.join("durable"));
 }
 
 /// Random overwrites in a store of which four fifths hold data, beside the same in an empty one.
@@ -341,30 +446,44 @@ fn overwrites(dir: &Path, options: &Options) {
         let (key, offset) = place(1, block * OVERWRITE);
         store.write(key, offset, &[&data], ChunkVersion(1)).unwrap();
     };
-    let mut dice = Dice(1234567);
-    let mut run = |store: &SegmentStore| {
+    let run = |store: &SegmentStore, dice: &mut Dice| {
         with_upkeep(store, || {
             (0..load).for_each(|_| write(store, dice.below(region)));
             store.flush().unwrap();
         });
     };
+    let (mut base_dice, mut own_dice) = (Dice(1234567), Dice(1234567));
     let full = open(&dir.join("full"), config.clone());
     (0..region).for_each(|block| write(&full, block));
     // Until what is free has been used once, nothing needs to be reclaimed.
-    run(&full);
-    let mut pair = Pair::default();
-    for _ in 0..options.rounds {
-        let path = dir.join("empty");
-        let empty = open(&path, config.clone());
-        pair.base.push(per_second(load * OVERWRITE / MIB, || run(&empty)));
-        drop(empty);
-        std::fs::remove_dir_all(path).unwrap();
-        pair.own.push(per_second(load * OVERWRITE / MIB, || run(&full)));
-    }
+    run(&full, &mut own_dice);
+    let (mib, empty_path) = (load * OVERWRITE / MIB, dir.join("empty"));
+    let mut amplified = Vec::new();
+    let pair = Pair::take(
+        1,
+        options.rounds,
+        || {
+            let empty = open(&empty_path, config.clone());
+            let rate = per_second(mib, || run(&empty, &mut base_dice));
+            drop(empty);
+            clear(dir, &empty_path);
+            rate
+        },
+        || {
+            let before = written_bytes();
+            let rate = per_second(mib, || run(&full, &mut own_dice));
+            amplified.push((written_bytes() - before) / (load * OVERWRITE) as f64);
+            rate
+        },
+    );
     let usage = full.usage().unwrap();
     let fill = usage.live_bytes as f64 / usage.capacity_bytes as f64 * 100.0;
     let what = format!("random overwrites of 64 KiB at {fill:.0} % fill, beside an empty store");
-    pair.show(options, &what, "MiB/s", 0.5);
+    pair.show(options, &what, "MiB/s", Some(0.5));
+    let each = median(&amplified);
+    println!("| bytes written to the disk for each of these | | | {each:.2} | | | |");
+    drop(full);
+    clear(dir, &dir.join("full"));
 }
 
 /// Does something while the store is reclaimed in the background, as the server does it: one part of work, three of rest.

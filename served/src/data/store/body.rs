@@ -9,7 +9,7 @@ use netfs_common::map::INODE_BITS;
 use super::error::StoreError;
 use super::format::Form;
 use super::key::ChunkKey;
-use super::payload::Payload;
+use super::payload::{Payload, cut};
 use super::segment_store::SegmentStore;
 use super::sync::{read, write};
 use crate::data::codec::{Codec, CodecError};
@@ -21,6 +21,7 @@ pub(super) struct Codecs(RwLock<BTreeMap<u64, Option<Arc<Codec>>>>);
 /// The payload of a write.
 pub(super) enum Body<'a> {
     Blocks(Payload<'a>),
+    Pages { table: Vec<[u8; 4]>, data: &'a [&'a [u8]] },
     Packed { range: (u32, u32), bytes: Vec<u8> },
 }
 
@@ -28,6 +29,8 @@ impl Body<'_> {
     pub(super) fn form(&self) -> Form {
         match self {
             Self::Blocks(_) => Form::Blocks,
+            // Where it is appended decides.
+            Self::Pages { .. } => Form::Pages { gap: 0 },
             Self::Packed { range: (offset, len), bytes } => {
                 Form::Packed { offset: *offset, len: *len, stored: bytes.len() as u32 }
             }
@@ -37,6 +40,10 @@ impl Body<'_> {
     pub(super) fn slices(&self) -> Vec<IoSlice<'_>> {
         match self {
             Self::Blocks(payload) => payload.slices(),
+            Self::Pages { table, data } => {
+                let data = data.iter().map(|part| IoSlice::new(part));
+                std::iter::once(IoSlice::new(table.as_flattened())).chain(data).collect()
+            }
             Self::Packed { bytes, .. } => vec![IoSlice::new(bytes)],
         }
     }
@@ -88,6 +95,10 @@ impl SegmentStore {
             if let Some(bytes) = packed {
                 return Ok(Body::Packed { range: (offset, len), bytes });
             }
+        }
+        if len >= self.config.paged_bytes {
+            let table = cut(key, offset, data.iter().copied(), |_, _| {});
+            return Ok(Body::Pages { table, data });
         }
         Ok(Body::Blocks(Payload::new(key, offset, len, data.iter().copied())))
     }

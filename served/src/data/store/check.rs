@@ -4,9 +4,7 @@ use std::path::Path;
 
 use super::disk::{Access, Disk, RealDisk};
 use super::error::StoreError;
-use super::format::{
-    FIRST_RECORD, Kind, LogPos, RECORD_HEADER_LEN, SegmentId, SegmentSeed, StoreId, segment_name,
-};
+use super::format::{FIRST_RECORD, Kind, LogPos, SegmentId, SegmentSeed, StoreId, segment_name};
 use super::index::Index;
 use super::key::ChunkKey;
 use super::recover::{self, Recovered, RecoveryReport};
@@ -195,7 +193,7 @@ fn verify_segment(
                 let lost = verify_payload(file.as_ref(), at, &header)
                     .map_err(StoreError::io("read", &name))?;
                 for (offset, len) in lost {
-                    let place = LogPos { segment, at: at as u32 + RECORD_HEADER_LEN as u32 };
+                    let place = LogPos { segment, at: header.data_at(at) as u32 };
                     let live = is_live(&opened.state, &header.key, place, offset, len);
                     let kind = if header.kind == Kind::Write && live { "live" } else { "dead" };
                     let (key, to) = (header.key, offset + len);

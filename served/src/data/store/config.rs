@@ -28,6 +28,11 @@ pub struct StoreConfig {
     pub step_bytes: u64,
     /// A new index snapshot is due after this much was appended; it bounds what recovery has to read.
     pub checkpoint_bytes: u64,
+    /// Records of at least so many bytes have them at whole pages of the file, where a block is read and verified at the least cost. Each of
+    /// them costs up to 4 KiB of the disk.
+    pub paged_bytes: u32,
+    /// Memory for the checksums of such records, 1 KiB per MiB. Of a record whose checksums are not in it they are read first.
+    pub checksum_cache_bytes: usize,
     /// Segment files kept open for reading.
     pub max_open_segments: usize,
     /// Closed segments that may wait for a flush before a writer has to help with it. Bounds what a power failure loses
@@ -47,6 +52,8 @@ impl Default for StoreConfig {
             reclaim_dead_percent_when_full: 3,
             step_bytes: 8 << 20,
             checkpoint_bytes: 1 << 30,
+            paged_bytes: 128 << 10,
+            checksum_cache_bytes: 16 << 20,
             max_open_segments: 256,
             max_unflushed_segments: 4,
         }

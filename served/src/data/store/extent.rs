@@ -11,16 +11,19 @@ pub(super) struct Extent {
     /// First byte, in the chunk.
     pub(super) offset: u32,
     pub(super) len: u32,
-    /// Where the record's payload begins; for bytes that are lost or away, where the record is that says so.
+    /// Where the record's payload begins, or its blocks if they are in pages; for bytes that are lost or away, where the record is that says so.
     pub(super) at: LogPos,
-    /// The range of the whole payload: blocks are cut by it. A length of 0 stands for lost bytes, and [`PACKED`] in it for a packed
-    /// payload, [`AWAY`] for bytes that are in the chunk's object.
+    /// The range of the whole payload: blocks are cut by it. A length of 0 stands for lost bytes, [`PACKED`] in it for a packed
+    /// payload, [`PAGES`] for one in pages, and [`AWAY`] for bytes that are in the chunk's object.
     pub(super) record_offset: u32,
     pub(super) record_len: u32,
 }
 
 /// In the length of a record: its payload is packed. No chunk is so long, nor as [`AWAY`] says.
 pub(super) const PACKED: u32 = 1 << 31;
+
+/// In the length of a record: its payload is in pages.
+pub(super) const PAGES: u32 = 1 << 29;
 
 impl Extent {
     pub(super) fn end(&self) -> u32 {
@@ -34,6 +37,13 @@ impl Extent {
     /// The range that is packed, if the payload is.
     pub(super) fn packed(&self) -> Option<(u32, u32)> {
         (self.record_len & PACKED != 0).then_some((self.record_offset, self.record_len & !PACKED))
+    }
+
+    /// The range of the payload, if it is in pages.
+    pub(super) fn pages(&self) -> Option<(u32, u32)> {
+        let plain = self.record_len & (PACKED | AWAY) == 0;
+        (plain && self.record_len & PAGES != 0)
+            .then_some((self.record_offset, self.record_len & !PAGES))
     }
 
     pub(super) fn is_away(&self) -> bool {

@@ -19,7 +19,7 @@
 //! | at | size | |
 //! | --- | --- | --- |
 //! | 0 | 8 | magic |
-//! | 8 | 4 | format version, 1 to 3 |
+//! | 8 | 4 | format version, 1 to 4 |
 //! | 12 | 4 | flags, 0 |
 //! | 16 | 16 | store id, random |
 //! | 32 | 8 | segment number; 0 in `store` |
@@ -34,7 +34,7 @@
 //! | 0 | 4 | magic `NFR1` |
 //! | 4 | 4 | CRC-32 of store id, segment number (8), position of the record in the segment (8), bytes 8..80 of the header: a record is valid only where it was written |
 //! | 8 | 1 | kind: [`Kind`] |
-//! | 9 | 1 | flags: 1 in a `Write` whose payload is packed; otherwise 0 |
+//! | 9 | 1 | flags: 1 in a `Write` whose payload is packed, 2 in one whose payload is in pages; otherwise 0 |
 //! | 10 | 2 | 0 |
 //! | 12 | 4 | generation |
 //! | 16 | 8 | inode number; in `Retire` the segment number |
@@ -52,6 +52,9 @@
 //! last may be shorter, is followed by its CRC-32, which starts from the chunk's key and the block's offset: bytes are
 //! valid only for the place that they were written for. So any block can be read and verified alone.
 //!
+//! A payload in *pages* has the same blocks and the same checksums, but all checksums first, as a table, and then all blocks. Before
+//! the table there are up to 4095 zeros, so many that a byte at a multiple of 4096 of the chunk is at a multiple of 4096 of the file.
+//!
 //! A *packed* payload is compressed, encrypted, or both; `data/codec` describes it. It may hold more of the chunk than its record says:
 //! when part of a record is moved, whole frames are. What the record says is within what is packed.
 //!
@@ -64,6 +67,7 @@
 //! - 2: chunk versions, `Stamp` and `Lost`. An older program would write version 0 when it moves records, and lose punches that
 //!   carry a version.
 //! - 3: packed payloads, and `Away`. An older program would take them for damage.
+//! - 4: payloads in pages. An older program would take them for damage.
 
 use crc32fast::Hasher;
 
@@ -72,7 +76,7 @@ use super::key::{ChunkKey, ChunkVersion};
 use crate::data::codec::{HEAD, Table};
 
 /// The version written, and the latest one understood.
-pub const FORMAT_VERSION: u32 = 3;
+pub const FORMAT_VERSION: u32 = 4;
 /// The format's limit for the size of a chunk.
 pub const MAX_CHUNK_BYTES: u64 = 64 << 20;
 
@@ -90,6 +94,8 @@ pub(super) const BLOCK: u32 = 4096;
 pub(super) const CRC_LEN: u32 = 4;
 /// The flag of packed payloads.
 const PACKED: u8 = 1;
+/// The flag of payloads in pages.
+const PAGES: u8 = 2;
 
 /// Position of a segment's first record.
 pub(super) const FIRST_RECORD: u64 = HEADER_BLOCK_LEN as u64;
@@ -111,7 +117,7 @@ pub(super) const MAX_SEGMENT: SegmentId = 1 << 30;
 pub(super) const MAX_SEQ: u64 = 1 << 62;
 
 /// A place in the log. The order of places is the order of writing.
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct LogPos {
     pub(super) segment: SegmentId,
     pub(super) at: u32,
@@ -255,6 +261,8 @@ pub(super) enum Form {
     Blocks,
     /// Packed: this range of the chunk, in so many bytes.
     Packed { offset: u32, len: u32, stored: u32 },
+    /// A table of checksums, and the blocks at whole pages of the file. So many zeros are before the table.
+    Pages { gap: u32 },
 }
 
 /// The first 80 bytes of a record.
@@ -299,7 +307,32 @@ impl RecordHeader {
         match (self.kind, self.form) {
             (Kind::Write, Form::Blocks) => stored_len(self.offset, self.len),
             (Kind::Write, Form::Packed { stored, .. }) => stored,
+            (Kind::Write, Form::Pages { gap }) => gap + stored_len(self.offset, self.len),
             _ => 0,
+        }
+    }
+
+    /// The same record at a position of a segment.
+    pub(super) fn placed_at(self, position: u64) -> Self {
+        match self.form {
+            Form::Pages { .. } => {
+                let gap = page_gap(position, self.offset, self.len);
+                Self { form: Form::Pages { gap }, ..self }
+            }
+            Form::Blocks | Form::Packed { .. } => self,
+        }
+    }
+
+    /// Where the extent of a record that is at this position points to: the begin of the payload, of the blocks if they are in pages,
+    /// or of the record if it holds no data.
+    pub(super) fn data_at(&self, position: u64) -> u64 {
+        let payload = position + RECORD_HEADER_LEN as u64;
+        match (self.kind, self.form) {
+            (Kind::Write, Form::Pages { gap }) => {
+                payload + u64::from(gap) + table_len(self.offset, self.len)
+            }
+            (Kind::Write, Form::Blocks | Form::Packed { .. }) => payload,
+            _ => position,
         }
     }
 
@@ -331,6 +364,9 @@ impl RecordHeader {
             put(&mut b, 64, &offset.to_le_bytes());
             put(&mut b, 68, &len.to_le_bytes());
         }
+        if let Form::Pages { .. } = self.form {
+            b[9] = PAGES;
+        }
         put(&mut b, 72, &self.stored().to_le_bytes());
         let crc = seed.crc(position, &b);
         put(&mut b, 4, &crc.to_le_bytes());
@@ -345,8 +381,11 @@ impl RecordHeader {
         {
             return None;
         }
+        let (offset, len) = (get_u32(b, 32), get_u32(b, 36));
         let form = match b[9] {
             0 => Form::Blocks,
+            // The bytes stored are compared with what follows from this.
+            PAGES => Form::Pages { gap: page_gap(position, offset, len) },
             PACKED => {
                 let (offset, len) = (get_u32(b, 64), get_u32(b, 68));
                 Form::Packed { offset, len, stored: get_u32(b, 72) }
@@ -360,13 +399,13 @@ impl RecordHeader {
                 generation: get_u32(b, 12),
                 index: get_u64(b, 24),
             },
-            offset: get_u32(b, 32),
-            len: get_u32(b, 36),
+            offset,
+            len,
             seq: get_u64(b, 40),
             durable: get_u64(b, 48),
             version: ChunkVersion(get_u64(b, 56)),
             as_of: match form {
-                Form::Blocks => LogPos::from_u64(get_u64(b, 64)),
+                Form::Blocks | Form::Pages { .. } => LogPos::from_u64(get_u64(b, 64)),
                 Form::Packed { .. } => None,
             },
             form,
@@ -382,7 +421,11 @@ impl RecordHeader {
 
     /// Whether what is packed holds what the record says.
     fn is_form_sound(&self) -> bool {
-        let Form::Packed { offset, len, stored } = self.form else { return true };
+        let (offset, len, stored) = match self.form {
+            Form::Blocks => return true,
+            Form::Pages { .. } => return self.kind == Kind::Write,
+            Form::Packed { offset, len, stored } => (offset, len, stored),
+        };
         let end = u64::from(offset) + u64::from(len);
         self.kind == Kind::Write
             && end <= MAX_CHUNK_BYTES
@@ -405,6 +448,19 @@ pub(super) fn block_count(offset: u32, len: u32) -> u32 {
 /// Bytes that such a payload takes on disk.
 pub(super) fn stored_len(offset: u32, len: u32) -> u32 {
     len + CRC_LEN * block_count(offset, len)
+}
+
+/// Bytes of the checksums of such a payload. For any numbers, also impossible ones.
+pub(super) fn table_len(offset: u32, len: u32) -> u64 {
+    let (block, end) = (u64::from(BLOCK), u64::from(offset) + u64::from(len));
+    u64::from(CRC_LEN) * (end.div_ceil(block) - u64::from(offset) / block)
+}
+
+/// Zeros before the table of a payload in pages. For any numbers, also impossible ones.
+fn page_gap(position: u64, offset: u32, len: u32) -> u32 {
+    let block = u64::from(BLOCK);
+    let data = position + RECORD_HEADER_LEN as u64 + table_len(offset, len);
+    ((u64::from(offset) % block + block - data % block) % block) as u32
 }
 
 /// What makes a block valid for one place of one chunk only.
@@ -440,8 +496,14 @@ pub(super) struct Block {
     /// Its first byte, in the chunk.
     pub(super) offset: u32,
     pub(super) len: u32,
-    /// Its first byte, from the begin of the payload.
+    /// Its first byte, from the begin of the payload, or of the blocks if they are in pages.
     pub(super) at: u32,
+}
+
+/// As [`block_at`], of a payload that is `in_pages` or has its checksums between the blocks.
+pub(super) fn block_in(in_pages: bool, (offset, len): (u32, u32), x: u32) -> Block {
+    let block = block_at(offset, len, x);
+    if in_pages { Block { at: block.offset - offset, ..block } } else { block }
 }
 
 /// The block that holds byte `x` of the chunk, in a record that covers `offset..offset + len`.

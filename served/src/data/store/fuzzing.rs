@@ -65,6 +65,8 @@ fn config() -> StoreConfig {
         max_extents_per_mib: 12,
         step_bytes: 8 << 10,
         checkpoint_bytes: 64 << 10,
+        paged_bytes: 5000,
+        checksum_cache_bytes: 300,
         max_open_segments: 3,
         ..StoreConfig::default()
     }
@@ -307,7 +309,10 @@ fn append_record(disk: &SimDisk, input: &mut Input<'_>, marks: &mut Marks, name:
         Kind::Lost,
         Kind::Away,
     ];
-    let kind = kinds[usize::from(input.byte()) % kinds.len()];
+    let which = usize::from(input.byte()) % kinds.len();
+    let kind = kinds[which];
+    // One of the two writes is in pages.
+    let form = if which == 6 { Form::Pages { gap: 0 } } else { Form::Blocks };
     let ranged = matches!(kind, Kind::Write | Kind::Punch | Kind::Bad | Kind::Away);
     let offset = (input.telling() % MAX_CHUNK_BYTES) as u32;
     let len = 1 + input.telling() % 5000;
@@ -321,11 +326,12 @@ fn append_record(disk: &SimDisk, input: &mut Input<'_>, marks: &mut Marks, name:
         durable: input.telling(),
         version: ChunkVersion(input.telling()),
         as_of: LogPos::from_u64(input.telling()),
-        form: Form::Blocks,
+        form,
     };
     disk.tamper(name, |bytes| {
         bytes.resize(bytes.len().next_multiple_of(RECORD_ALIGN as usize), 0);
         let at = bytes.len() as u64;
+        let header = header.placed_at(at);
         bytes.extend(header.encode(SegmentSeed::new(ID, id), at));
         bytes.resize((at + header.footprint()) as usize, 7);
         marks.records.entry(name.into()).or_default().push(at);

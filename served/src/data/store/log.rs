@@ -10,7 +10,7 @@ use super::config::StoreConfig;
 use super::disk::{Disk, DiskFile, write_all};
 use super::error::StoreError;
 use super::format::{
-    FIRST_RECORD, FORMAT_VERSION, Form, HeaderBlock, Kind, LogPos, MAX_SEGMENT, MAX_SEQ,
+    BLOCK, FIRST_RECORD, FORMAT_VERSION, Form, HeaderBlock, Kind, LogPos, MAX_SEGMENT, MAX_SEQ,
     RECORD_ALIGN, RecordHeader, SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId, segment_name,
 };
 use super::key::{ChunkKey, ChunkVersion};
@@ -25,6 +25,9 @@ const GATHER_MAX: Duration = Duration::from_millis(2);
 
 /// The disk begins with records when there are so many bytes of them.
 const START_BYTES: u64 = 8 << 20;
+
+/// What is left free before the pages of a payload.
+static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 
 /// Who appends: only new data has to leave the reserve alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -278,19 +281,25 @@ impl Log {
         self.check_poison()?;
         check_numbers(tail.current.id, tail.next_seq)?;
         let header = draft.header(tail.next_seq, self.durable());
-        let footprint = header.footprint();
+        let mut header = header.placed_at(tail.current.len);
+        let mut footprint = header.footprint();
         self.admit(tail, footprint, space)?;
         if tail.current.len > FIRST_RECORD
             && tail.current.len + footprint > self.config.segment_bytes
         {
             self.roll(tail)?;
+            header = header.placed_at(tail.current.len);
+            footprint = header.footprint();
         }
         let at = tail.current.len;
         let encoded = header.encode(tail.current.seed, at);
         let padding = [0; RECORD_ALIGN as usize];
         let unpadded = encoded.len() as u64 + u64::from(header.stored());
-        let mut slices = Vec::with_capacity(payload.len() + 2);
+        let mut slices = Vec::with_capacity(payload.len() + 3);
         slices.push(IoSlice::new(&encoded));
+        if let Form::Pages { gap } = header.form {
+            slices.push(IoSlice::new(&ZEROS[..gap as usize]));
+        }
         slices.extend_from_slice(payload);
         slices.push(IoSlice::new(&padding[..(footprint - unpadded) as usize]));
         if let Err(e) = write_all(tail.current.file.as_ref(), &mut slices, at) {

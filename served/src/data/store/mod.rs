@@ -7,6 +7,7 @@
 //! - Space is won back by moving what lives out of the emptiest segment (`reclaim.rs`, which says why that is safe).
 //! - Every chunk has the **version** of the last change applied to it, by which replicas tell whether they are equal (`chunk.rs`).
 //! - Chunks that nobody uses may be **away**: the index says where they have data, and an object of a bucket has it (`away.rs`).
+//! - Long records have their data at whole pages of the file, and their checksums apart (`pages.rs`).
 //! - Nothing is returned unverified (`read.rs`), and `scrub.rs` looks for damage before somebody needs the data.
 //! - All file operations go through a small trait (`disk/`), so that tests can cut the power at any of them.
 //!
@@ -33,6 +34,7 @@ mod key;
 mod log;
 mod mend;
 mod packed;
+mod pages;
 mod payload;
 mod read;
 mod reclaim;

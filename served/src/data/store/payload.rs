@@ -12,6 +12,38 @@ pub(super) struct Payload<'a> {
     crcs: Vec<[u8; 4]>,
 }
 
+/// The checksums of `data`, which goes to `offset` of the chunk. `found` is told of each piece of a block, with the block's number.
+pub(super) fn cut<'a>(
+    key: &ChunkKey,
+    offset: u32,
+    data: impl Iterator<Item = &'a [u8]>,
+    mut found: impl FnMut(usize, &'a [u8]),
+) -> Vec<[u8; 4]> {
+    let seed = ChunkSeed::new(key);
+    let mut crcs = Vec::new();
+    let mut at = offset;
+    let mut hasher = seed.block(offset);
+    for mut part in data {
+        crcs.reserve(part.len() / BLOCK as usize + 1);
+        while !part.is_empty() {
+            let room = (BLOCK - at % BLOCK) as usize;
+            let (piece, rest) = part.split_at(room.min(part.len()));
+            hasher.update(piece);
+            found(crcs.len(), piece);
+            at += piece.len() as u32;
+            part = rest;
+            if at.is_multiple_of(BLOCK) {
+                let full = std::mem::replace(&mut hasher, seed.block(at));
+                crcs.push(full.finalize().to_le_bytes());
+            }
+        }
+    }
+    if !at.is_multiple_of(BLOCK) {
+        crcs.push(hasher.finalize().to_le_bytes());
+    }
+    crcs
+}
+
 impl<'a> Payload<'a> {
     /// Cuts `data`, which goes to `offset` of the chunk.
     pub(super) fn new(
@@ -20,29 +52,9 @@ impl<'a> Payload<'a> {
         len: u32,
         data: impl Iterator<Item = &'a [u8]>,
     ) -> Self {
-        let seed = ChunkSeed::new(key);
-        let blocks = block_count(offset, len) as usize;
-        let mut out = Self { pieces: Vec::with_capacity(blocks), crcs: Vec::with_capacity(blocks) };
-        let mut at = offset;
-        let mut hasher = seed.block(offset);
-        for mut part in data {
-            while !part.is_empty() {
-                let room = (BLOCK - at % BLOCK) as usize;
-                let (piece, rest) = part.split_at(room.min(part.len()));
-                hasher.update(piece);
-                out.pieces.push((out.crcs.len(), piece));
-                at += piece.len() as u32;
-                part = rest;
-                if at.is_multiple_of(BLOCK) {
-                    let full = std::mem::replace(&mut hasher, seed.block(at));
-                    out.crcs.push(full.finalize().to_le_bytes());
-                }
-            }
-        }
-        if !at.is_multiple_of(BLOCK) {
-            out.crcs.push(hasher.finalize().to_le_bytes());
-        }
-        out
+        let mut pieces = Vec::with_capacity(block_count(offset, len) as usize);
+        let crcs = cut(key, offset, data, |block, piece| pieces.push((block, piece)));
+        Self { pieces, crcs }
     }
 
     pub(super) fn slices(&self) -> Vec<IoSlice<'_>> {

@@ -6,11 +6,12 @@ use super::disk::{DiskFile, read_full, read_full_now, read_vectored_full};
 use super::error::StoreError;
 use super::extent::Extent;
 use super::format::{
-    BLOCK, Block, CRC_LEN, ChunkSeed, block_at, block_count, get_u32, segment_name,
+    BLOCK, Block, CRC_LEN, ChunkSeed, block_count, block_in, get_u32, segment_name,
 };
 use super::key::ChunkKey;
 use super::scan::is_medium_error;
 use super::segment_store::SegmentStore;
+use super::state::Pieces;
 use super::sync::{read, try_read};
 
 /// Blocks that are read at a time.
@@ -49,7 +50,6 @@ impl SegmentStore {
     /// bytes that are not those that were written.
     pub fn read(&self, key: ChunkKey, offset: u64, len: u64) -> Result<Vec<u8>, StoreError> {
         let (offset, len) = self.check_range(offset, len)?;
-        self.codec_of(&key)?;
         let mut out = vec![0; len as usize];
         self.read_into(key, offset, &mut out)?;
         Ok(out)
@@ -63,9 +63,8 @@ impl SegmentStore {
         len: u64,
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let (offset, len) = self.check_range(offset, len)?;
-        self.codec_of(&key)?;
         let Some(state) = try_read(&self.state) else { return Ok(None) };
-        let extents = state.lookup(&key, offset, offset + len);
+        let extents = state.pieces(&key, offset, offset + len);
         drop(state);
         let mut out = vec![0; len as usize];
         match self.read_extents(key, offset, &extents, &mut out, Patience::Now) {
@@ -81,9 +80,9 @@ impl SegmentStore {
         key: ChunkKey,
         offset: u32,
         out: &mut [u8],
-    ) -> Result<Vec<Extent>, StoreError> {
+    ) -> Result<Pieces, StoreError> {
         let end = offset + out.len() as u32;
-        let mut extents = read(&self.state).lookup(&key, offset, end);
+        let mut extents = read(&self.state).pieces(&key, offset, end);
         for _ in 0..MOVED_MAX {
             let gone = match self.read_extents(key, offset, &extents, out, Patience::Wait) {
                 Ok(()) => return Ok(extents),
@@ -91,7 +90,7 @@ impl SegmentStore {
                 Err(ReadFault::Gone(extent)) => extent,
                 Err(ReadFault::WouldWait) => continue,
             };
-            let now = read(&self.state).lookup(&key, offset, end);
+            let now = read(&self.state).pieces(&key, offset, end);
             if now == extents {
                 let why = format!("{} is missing", segment_name(gone.at.segment));
                 return Err(corrupt(key, gone.offset, gone.len, why));
@@ -114,10 +113,17 @@ impl SegmentStore {
         patience: Patience,
     ) -> Result<(), ReadFault> {
         let seed = ChunkSeed::new(&key);
+        // Also where nothing is to be read: without its key a volume says nothing.
+        let encrypted = self.codec_of(&key)?.is_some_and(|codec| codec.cipher().is_some());
         let mut buf = Vec::new();
         for e in extents {
             let start = (e.offset - offset) as usize;
             let part = &mut out[start..start + e.len as usize];
+            // Anybody can write what is not encrypted.
+            if encrypted && !e.is_away() && !e.is_bad() && e.packed().is_none() {
+                let why = "it is not encrypted as its volume is";
+                return Err(corrupt(key, e.offset, e.len, why).into());
+            }
             self.read_extent((key, seed), e, part, &mut buf, patience)?;
         }
         Ok(())
@@ -148,12 +154,6 @@ impl SegmentStore {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Err(ReadFault::Gone(*e)),
             Err(err) => return Err(StoreError::io("open", name())(err).into()),
         };
-        // Anybody can write what is not encrypted.
-        if e.packed().is_none() && self.codec_of(&key)?.is_some_and(|c| c.cipher().is_some()) {
-            return Err(
-                corrupt(key, e.offset, e.len, "it is not encrypted as its volume is").into()
-            );
-        }
         if e.packed().is_some() {
             return match patience {
                 Patience::Wait => self.read_packed(key, e, file.as_ref(), out),
@@ -166,9 +166,12 @@ impl SegmentStore {
             let to = (from / BLOCK * BLOCK + STEP_BLOCKS * BLOCK).min(e.end());
             let step = Step::new(e, from, to);
             let part = &mut out[(from - e.offset) as usize..(to - e.offset) as usize];
-            let unsound = match step.is_whole() {
-                true => step.read_whole(file.as_ref(), seed, part, patience),
-                false => step.read_parts(file.as_ref(), seed, part, buf, patience),
+            let unsound = if step.in_pages {
+                self.read_pages(&step, (file.as_ref(), seed), part, buf, patience)
+            } else if step.is_whole() {
+                step.read_whole(file.as_ref(), seed, part, patience)
+            } else {
+                step.read_parts(file.as_ref(), seed, part, buf, patience)
             };
             match unsound {
                 Ok(None) => {}
@@ -195,36 +198,45 @@ impl SegmentStore {
 }
 
 /// A range of an extent that is read at a time.
-struct Step<'a> {
-    e: &'a Extent,
-    from: u32,
+pub(super) struct Step<'a> {
+    pub(super) e: &'a Extent,
+    /// The range of the whole payload.
+    pub(super) record: (u32, u32),
+    in_pages: bool,
+    pub(super) from: u32,
     to: u32,
     /// The blocks that hold its first and its last byte.
-    first: Block,
-    last: Block,
+    pub(super) first: Block,
+    pub(super) last: Block,
 }
 
 impl<'a> Step<'a> {
     fn new(e: &'a Extent, from: u32, to: u32) -> Self {
-        let first = block_at(e.record_offset, e.record_len, from);
-        let last = block_at(e.record_offset, e.record_len, to - 1);
-        Self { e, from, to, first, last }
+        let record = e.pages().unwrap_or((e.record_offset, e.record_len));
+        let in_pages = e.pages().is_some();
+        let block = |x| block_in(in_pages, record, x);
+        Self { e, record, in_pages, from, to, first: block(from), last: block(to - 1) }
     }
 
     /// Whether all of its blocks are wanted from end to end.
-    fn is_whole(&self) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         self.first.offset == self.from && self.last.offset + self.last.len == self.to
     }
 
-    fn blocks(&self) -> impl Iterator<Item = Block> {
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Block> {
         let next = |block: &Block| {
             let x = block.offset + block.len;
-            (x < self.to).then(|| block_at(self.e.record_offset, self.e.record_len, x))
+            (x < self.to).then(|| block_in(self.in_pages, self.record, x))
         };
         std::iter::successors(Some(self.first), next)
     }
 
-    fn position(&self) -> u64 {
+    /// Which of its record's blocks this is.
+    pub(super) fn number(&self, block: &Block) -> usize {
+        (block.offset / BLOCK - self.record.0 / BLOCK) as usize
+    }
+
+    pub(super) fn position(&self) -> u64 {
         u64::from(self.e.at.at) + u64::from(self.first.at)
     }
 

@@ -16,9 +16,7 @@
 
 use super::error::StoreError;
 use super::extent::Extent;
-use super::format::{
-    BLOCK, Kind, LogPos, RECORD_HEADER_LEN, RecordHeader, SegmentId, SegmentSeed, segment_name,
-};
+use super::format::{BLOCK, Kind, LogPos, RecordHeader, SegmentId, SegmentSeed, segment_name};
 use super::key::{ChunkKey, ChunkVersion};
 use super::log::{Draft, Space};
 use super::scan::{Item, Scanner};
@@ -192,8 +190,7 @@ impl SegmentStore {
     ) -> Result<(), StoreError> {
         match h.kind {
             Kind::Write | Kind::Bad | Kind::Away => {
-                let header_len = if h.kind == Kind::Write { RECORD_HEADER_LEN as u32 } else { 0 };
-                let place = LogPos { segment: at.segment, at: at.at + header_len };
+                let place = LogPos { segment: at.segment, at: h.data_at(at.at.into()) as u32 };
                 self.move_live(&h.key, h.offset, h.offset + h.len, |e| e.at == place, done)
             }
             Kind::Punch => {

@@ -6,9 +6,11 @@ use super::disk::{DiskFile, read_full};
 use super::error::StoreError;
 use super::format::{
     BLOCK, CRC_LEN, ChunkSeed, Form, RECORD_ALIGN, RECORD_HEADER_LEN, RECORD_MAGIC, RecordHeader,
-    SegmentId, SegmentSeed, block_at, get_u32, segment_name,
+    SegmentId, SegmentSeed, block_in, get_u32, segment_name,
 };
 use super::packed::verify_packed;
+use super::pages::{Table, read_table};
+use super::read::Patience;
 
 /// What is at a position of a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -159,28 +161,41 @@ pub(super) fn verify_payload(
         return verify_packed(file, at, h, (offset, len));
     }
     let seed = ChunkSeed::new(&h.key);
+    let (record, data_at) = ((h.offset, h.len), h.data_at(at));
+    let in_pages = matches!(h.form, Form::Pages { .. });
+    let table = match in_pages {
+        false => Table::default(),
+        true => match read_table(file, data_at, record, Patience::Wait) {
+            Err(e) if is_medium_error(&e) => Table::default(),
+            other => other?,
+        },
+    };
+    let crc_len = if in_pages { 0 } else { CRC_LEN };
     let end = h.offset + h.len;
     let mut buf = Vec::new();
     let mut from = h.offset;
     while from < end {
         let to = (from / BLOCK * BLOCK + STEP_BLOCKS * BLOCK).min(end);
-        let first = block_at(h.offset, h.len, from);
-        let last = block_at(h.offset, h.len, to - 1);
+        let first = block_in(in_pages, record, from);
+        let last = block_in(in_pages, record, to - 1);
         buf.clear();
-        buf.resize((last.at + last.len + CRC_LEN - first.at) as usize, 0);
-        let got =
-            match read_full(file, &mut buf, at + RECORD_HEADER_LEN as u64 + u64::from(first.at)) {
-                Ok(n) => n,
-                Err(e) if is_medium_error(&e) => 0,
-                Err(e) => return Err(e),
-            };
+        buf.resize((last.at + last.len + crc_len - first.at) as usize, 0);
+        let got = match read_full(file, &mut buf, data_at + u64::from(first.at)) {
+            Ok(n) => n,
+            Err(e) if is_medium_error(&e) => 0,
+            Err(e) => return Err(e),
+        };
         let mut x = from;
         while x < to {
-            let block = block_at(h.offset, h.len, x);
+            let block = block_in(in_pages, record, x);
             let start = (block.at - first.at) as usize;
             let stop = start + block.len as usize;
-            let sound = stop + CRC_LEN as usize <= got
-                && seed.crc(block.offset, &buf[start..stop]) == get_u32(&buf, stop);
+            let stored = match in_pages {
+                true => table.get((block.offset / BLOCK - h.offset / BLOCK) as usize).copied(),
+                false => (stop + CRC_LEN as usize <= got).then(|| get_u32(&buf, stop)),
+            };
+            let sound = stop <= got
+                && stored.is_some_and(|crc| seed.crc(block.offset, &buf[start..stop]) == crc);
             if !sound {
                 match bad.last_mut() {
                     Some((offset, len)) if *offset + *len == block.offset => *len += block.len,

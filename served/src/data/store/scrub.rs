@@ -1,7 +1,7 @@
 //! Looking for damage before somebody needs the data.
 
 use super::error::StoreError;
-use super::format::{Kind, LogPos, RECORD_HEADER_LEN, RecordHeader, SegmentId, segment_name};
+use super::format::{Kind, LogPos, RecordHeader, SegmentId, segment_name};
 use super::key::ChunkKey;
 use super::recover::Damage;
 use super::scan::{Item, Scanner, verify_payload};
@@ -103,7 +103,7 @@ impl SegmentStore {
         if h.kind != Kind::Write {
             return;
         }
-        let place = LogPos { segment, at: at as u32 + RECORD_HEADER_LEN as u32 };
+        let place = LogPos { segment, at: h.data_at(at) as u32 };
         let live = read(&self.state).lookup(&h.key, offset, offset + len);
         bad.extend(live.iter().filter(|e| e.at == place).map(|e| BadRange {
             key: h.key,

@@ -20,6 +20,7 @@ use super::format::{
 };
 use super::key::{ChunkKey, ChunkVersion};
 use super::log::{self, Draft, Log, Resume, Space};
+use super::pages::Tables;
 use super::reclaim::Reclaimer;
 use super::recover::{self, Recovered, RecoveryReport};
 use super::scan::is_medium_error;
@@ -29,7 +30,7 @@ use super::sync::{lock, read, try_lock, write};
 
 /// Chunks on a local disk. See the [module](super) for how.
 ///
-/// Locks, in the order in which they are taken: `reclaimer`, the log's, `state`, `files`.
+/// Locks, in the order in which they are taken: `reclaimer`, the log's, `state`, `files`; that of `tables` alone.
 pub struct SegmentStore {
     pub(super) disk: Arc<dyn Disk>,
     id: StoreId,
@@ -38,6 +39,8 @@ pub struct SegmentStore {
     pub(super) state: RwLock<State>,
     /// Segments open for reading. Opened under the lock, so that a removed one cannot come back.
     files: Mutex<LruCache<SegmentId, Arc<dyn DiskFile>>>,
+    /// Checksums of what was read lately.
+    pub(super) tables: Tables,
     pub(super) reclaimer: Mutex<Reclaimer>,
     /// How the chunks of volumes are written, by their numbers. All others are written as they are.
     pub(super) codecs: Codecs,
@@ -244,6 +247,7 @@ impl SegmentStore {
         };
         let log = Log::resume(disk.clone(), id, config.clone(), resume)?;
         let open_files = NonZeroUsize::new(config.max_open_segments).unwrap_or(NonZeroUsize::MIN);
+        let tables = Tables::new(config.checksum_cache_bytes);
         let store = Self {
             disk,
             id,
@@ -251,6 +255,7 @@ impl SegmentStore {
             log,
             state: RwLock::new(state),
             files: Mutex::new(LruCache::new(open_files)),
+            tables,
             reclaimer: Mutex::new(Reclaimer::default()),
             codecs: Codecs::default(),
             snapshot_seq: AtomicU64::new(0),

@@ -13,19 +13,21 @@
 //!   carrier u64 (0: with data), version of its object u64 (0: nothing is away)`, per extent `offset u32, len
 //!   u32, segment u32, position u32, record offset u32, record length u32`.
 //!
-//! The top bit of a record's length says that its payload is packed.
+//! The top bit of a record's length says that its payload is packed, bit 29 that it is in pages.
 //!
 //! It changes by raising the version; a program ignores a snapshot of a version that it does not know, and rebuilds. In
-//! version 1 a chunk has neither version nor carrier: all of them are 0 then, in the log too. In versions 1 and 2 nothing is packed or away.
+//! version 1 a chunk has neither version nor carrier: all of them are 0 then, in the log too. In versions 1 and 2 nothing is packed or away,
+//! and up to version 3 nothing in pages.
 
 use std::io::IoSlice;
 
 use super::chunk::Chunk;
 use super::disk::{DiskFile, read_full, write_all};
 use super::error::StoreError;
-use super::extent::{AWAY, Extent, Extents, PACKED};
+use super::extent::{AWAY, Extent, Extents, PACKED, PAGES};
 use super::format::{
-    FIRST_RECORD, LogPos, MAX_CHUNK_BYTES, MAX_SEGMENT, MAX_SEQ, SegmentId, StoreId, get_u32,
+    FIRST_RECORD, LogPos, MAX_CHUNK_BYTES, MAX_SEGMENT, MAX_SEQ, RECORD_HEADER_LEN, SegmentId,
+    StoreId, get_u32, table_len,
 };
 use super::key::{ChunkKey, ChunkVersion};
 use super::state::{Aways, SegmentInfo, State};
@@ -33,7 +35,7 @@ use super::state::{Aways, SegmentInfo, State};
 pub(super) const SNAPSHOT_FILE: &str = "index.snap";
 pub(super) const SNAPSHOT_TEMP: &str = "index.tmp";
 const MAGIC: &[u8; 8] = b"NETFSIDX";
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const FRAME_FULL: usize = 1 << 20;
 const FRAME_MAX: usize = FRAME_FULL + (64 << 10);
 /// Positions in a segment have 32 bits.
@@ -259,15 +261,20 @@ impl Reader<'_> {
             let end = u64::from(offset) + u64::from(len);
             let is_away = record_len == AWAY;
             let packed = format >= 3 && record_len & PACKED != 0;
+            let paged = format >= 4 && !packed && record_len & PAGES != 0;
             let payload = match is_away {
                 true => 0,
                 false if packed => record_len & !PACKED,
+                false if paged => record_len & !PAGES,
                 false => record_len,
             };
             let record_end = u64::from(record_offset) + u64::from(payload);
             let in_record =
                 record_len == 0 || is_away || (offset >= record_offset && end <= record_end);
             let in_chunk = end.max(record_end) <= MAX_CHUNK_BYTES;
+            if paged && u64::from(at.at) < first_blocks((record_offset, payload)) {
+                return Err("an extent has no room for its checksums");
+            }
             if is_away && object == 0 {
                 return Err("an extent is in no object");
             }
@@ -285,6 +292,11 @@ impl Reader<'_> {
         };
         if chunk.is_empty() { Err("a chunk is empty") } else { Ok((key, chunk)) }
     }
+}
+
+/// The least position that the blocks of a payload in pages can have.
+fn first_blocks((offset, len): (u32, u32)) -> u64 {
+    FIRST_RECORD + RECORD_HEADER_LEN as u64 + table_len(offset, len)
 }
 
 /// Reads a snapshot, or says why it cannot be used.

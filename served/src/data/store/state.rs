@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::chunk::Chunk;
-use super::extent::{AWAY, Extent, PACKED};
+use super::extent::{AWAY, Extent, PACKED, PAGES};
 use super::format::{FIRST_RECORD, Form, Kind, LogPos, RECORD_HEADER_LEN, RecordHeader, SegmentId};
 use super::index::{Detached, Index};
 use super::key::{ChunkKey, ChunkVersion};
@@ -139,31 +139,26 @@ impl State {
         info.last_seq = h.seq;
         let end = h.offset + h.len;
         match h.kind {
-            Kind::Write | Kind::Bad => {
+            Kind::Write | Kind::Bad | Kind::Away => {
                 let bytes = u64::from(h.len);
-                info.data += bytes;
-                info.live += bytes;
+                let (data, live) = match h.kind {
+                    Kind::Away => (&mut info.aways.data, &mut info.aways.live),
+                    _ => (&mut info.data, &mut info.live),
+                };
+                *data += bytes;
+                *live += bytes;
+                if h.kind == Kind::Away {
+                    info.aways.taken += h.footprint();
+                }
                 info.min_ino = info.min_ino.min(h.key.ino);
                 info.max_ino = info.max_ino.max(h.key.ino);
                 let extent = new_extent(at, h);
                 let hidden = self.change(&h.key, |chunk, freed| {
                     chunk.extents.put(extent, freed);
                     chunk.stamp_with_data(h.version);
-                });
-                Applied { grown: i64::from(h.len) - hidden, gone: None }
-            }
-            Kind::Away => {
-                let bytes = u64::from(h.len);
-                info.aways.taken += h.footprint();
-                info.aways.data += bytes;
-                info.aways.live += bytes;
-                info.min_ino = info.min_ino.min(h.key.ino);
-                info.max_ino = info.max_ino.max(h.key.ino);
-                let extent = new_extent(at, h);
-                let hidden = self.change(&h.key, |chunk, freed| {
-                    chunk.extents.put(extent, freed);
-                    chunk.stamp_with_data(h.version);
-                    chunk.object = h.object();
+                    if h.kind == Kind::Away {
+                        chunk.object = h.object();
+                    }
                 });
                 Applied { grown: i64::from(h.len) - hidden, gone: None }
             }
@@ -264,6 +259,15 @@ impl State {
         chunk.extents.range(offset, end).iter().map(|e| e.clip(offset, end)).collect()
     }
 
+    /// As [`Self::lookup`], without memory of its own for what is most often asked: a part of one extent.
+    pub(super) fn pieces(&self, key: &ChunkKey, offset: u32, end: u32) -> Pieces {
+        let found = self.index.get(key).map_or(&[][..], |chunk| chunk.extents.range(offset, end));
+        match found {
+            [one] => Pieces::One([one.clip(offset, end)]),
+            many => Pieces::Many(many.iter().map(|e| e.clip(offset, end)).collect()),
+        }
+    }
+
     /// The version of a chunk; unknown if there is none.
     pub(super) fn version(&self, key: &ChunkKey) -> ChunkVersion {
         self.index.get(key).map_or(ChunkVersion::UNKNOWN, |chunk| chunk.version)
@@ -289,6 +293,24 @@ impl State {
             if let Some(info) = self.segments.get_mut(&chunk.carrier.segment) {
                 info.pinned += CARRIER_LEN;
             }
+        }
+    }
+}
+
+/// Extents that overlap a range, cut to it.
+#[derive(PartialEq)]
+pub(super) enum Pieces {
+    One([Extent; 1]),
+    Many(Vec<Extent>),
+}
+
+impl std::ops::Deref for Pieces {
+    type Target = [Extent];
+
+    fn deref(&self) -> &[Extent] {
+        match self {
+            Self::One(one) => one,
+            Self::Many(many) => many,
         }
     }
 }
@@ -319,17 +341,17 @@ pub(super) fn tally(gone: &Detached) -> BTreeMap<SegmentId, Freed> {
 }
 
 fn new_extent(at: LogPos, h: &RecordHeader) -> Extent {
-    let behind = at.at + RECORD_HEADER_LEN as u32;
-    let (payload, record_offset, record_len) = match (h.kind, h.form) {
-        (Kind::Bad, _) => (at.at, h.offset, 0),
-        (Kind::Away, _) => (at.at, h.offset, AWAY),
-        (_, Form::Blocks) => (behind, h.offset, h.len),
-        (_, Form::Packed { offset, len, .. }) => (behind, offset, len | PACKED),
+    let (record_offset, record_len) = match (h.kind, h.form) {
+        (Kind::Bad, _) => (h.offset, 0),
+        (Kind::Away, _) => (h.offset, AWAY),
+        (_, Form::Blocks) => (h.offset, h.len),
+        (_, Form::Pages { .. }) => (h.offset, h.len | PAGES),
+        (_, Form::Packed { offset, len, .. }) => (offset, len | PACKED),
     };
     Extent {
         offset: h.offset,
         len: h.len,
-        at: LogPos { segment: at.segment, at: payload },
+        at: LogPos { segment: at.segment, at: h.data_at(at.at.into()) as u32 },
         record_offset,
         record_len,
     }

@@ -107,8 +107,10 @@ impl SegmentStore {
     }
 
     /// Copies a range of one chunk into another, or within one; holes become holes. If that takes several records, the target
-    /// has no version until the last of them: a part of it must not pass for the whole.
-    pub fn copy(
+    /// has no version until the last of them: a part of it must not pass for the whole. Servers copy by reading and writing; this
+    /// is how tests make changes of several records.
+    #[cfg(test)]
+    pub(super) fn copy(
         &self,
         from: ChunkKey,
         from_offset: u64,

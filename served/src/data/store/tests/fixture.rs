@@ -31,6 +31,12 @@ const FILES_V3: Files = [
     ("index.snap", include_str!("fixture_v3/snapshot.hex")),
 ];
 
+const FILES_V4: Files = [
+    ("store", include_str!("fixture_v4/store.hex")),
+    ("0000000000000001.seg", include_str!("fixture_v4/segment.hex")),
+    ("index.snap", include_str!("fixture_v4/snapshot.hex")),
+];
+
 /// In a volume that is compressed. What LZ4 makes of it may change with the library.
 const PACKED: ChunkKey = ChunkKey { ino: 1 << 48, generation: 1, index: 0 };
 const BIG: ChunkKey = ChunkKey { ino: 0x0102_0304_0506_0708, generation: 9, index: 10 };
@@ -51,7 +57,8 @@ fn from_hex(text: &str) -> Vec<u8> {
 
 /// One record of each kind that a client can cause.
 fn make(disk: &SimDisk) {
-    let store = try_open(disk, StoreConfig { segment_bytes: 64 << 10, ..small() }).unwrap().0;
+    let config = StoreConfig { segment_bytes: 64 << 10, paged_bytes: 4097, ..small() };
+    let store = try_open(disk, config).unwrap().0;
     store.write(key(7, 0), 4090, &[b"two blocks of a chunk"], ChunkVersion(5)).unwrap();
     store.write(BIG, 0, &[b"big key"], BIG_VERSION).unwrap();
     store.write(key(8, 3), 0, &[b"to be deleted"], V0).unwrap();
@@ -63,6 +70,7 @@ fn make(disk: &SimDisk) {
     store.write(PACKED, 4000, &[[b'z'; 200]], ChunkVersion(8)).unwrap();
     store.write(key(9, 1), 100, &[b"away"], ChunkVersion(9)).unwrap();
     store.send_away(key(9, 1), ChunkVersion(9)).unwrap();
+    store.write(key(9, 2), 4000, &[[b'p'; 4200]], ChunkVersion(10)).unwrap();
     store.close().unwrap();
 }
 
@@ -70,7 +78,7 @@ fn make(disk: &SimDisk) {
 fn the_format_is_pinned() {
     let disk = SimDisk::new(1, 8 << 20);
     make(&disk);
-    for (name, expected) in FILES_V3 {
+    for (name, expected) in FILES_V4 {
         let bytes = disk.tamper(name, |b| b.clone());
         assert_eq!(to_hex(&bytes), expected, "{name}");
     }
@@ -129,5 +137,20 @@ fn a_store_of_version_3_opens() {
         assert_eq!(store.read(PACKED, 4090, 10).unwrap(), [b'z'; 10]);
         let parts = store.away(key(9, 1)).unwrap();
         assert_eq!((parts.object, parts.ranges), (ChunkVersion(9), vec![(100, 4)]));
+    });
+}
+
+#[test]
+fn a_store_of_version_4_opens() {
+    each_opening(FILES_V4, |store| {
+        let (away, paged) = ((key(9, 1), ChunkVersion(9)), (key(9, 2), ChunkVersion(10)));
+        assert_eq!(versions(store)[2..4], [away, paged]);
+        assert_eq!(store.read(PACKED, 4000, 200).unwrap(), [b'z'; 200]);
+        assert_eq!(store.read(key(9, 2), 4000, 4200).unwrap(), [b'p'; 4200]);
+        assert_eq!(store.read(key(9, 2), 4095, 2).unwrap(), [b'p'; 2]);
+        let place =
+            super::super::sync::read(&store.state).index.get(&key(9, 2)).unwrap().extents.0[0];
+        // Byte 4096 of the chunk is the first of a page.
+        assert_eq!((place.pages(), (place.at.at + 96) % 4096), (Some((4000, 4200)), 0));
     });
 }

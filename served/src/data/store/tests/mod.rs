@@ -6,6 +6,7 @@ mod faults;
 mod fixture;
 mod model;
 mod operations;
+mod pages;
 mod rot;
 mod stress;
 mod versions;
@@ -28,6 +29,10 @@ pub(super) fn small() -> StoreConfig {
         max_extents_per_mib: 12,
         step_bytes: 16 * KIB,
         checkpoint_bytes: 256 * KIB,
+        // Half of the longer records have checksums in between.
+        paged_bytes: 10_000,
+        // Of two or three records.
+        checksum_cache_bytes: 300,
         max_open_segments: 3,
         ..StoreConfig::default()
     }

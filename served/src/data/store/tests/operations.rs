@@ -199,7 +199,7 @@ fn only_what_a_full_store_would_reclaim_counts_as_free() {
     let store = open(&SimDisk::new(1, 8 << 20));
     let config = small();
     for index in 0..20 {
-        store.write(key(1, index), 0, &[vec![1; 30_000]], V0).unwrap();
+        store.write(key(1, index), 0, &[vec![1; 24_000]], V0).unwrap();
     }
     let before = store.usage().unwrap();
     // Two in a hundred bytes of each segment, where three are worth it.

@@ -141,7 +141,7 @@ fn an_unreadable_sector_gives_an_error_for_its_blocks_only() {
     let store = open(&disk);
     store.write(key(1, 0), 0, &[vec![1; 30_000]], V0).unwrap();
     store.close().unwrap();
-    disk.set_unreadable("0000000000000001.seg", 8000, 8512);
+    disk.set_unreadable("0000000000000001.seg", 8192, 8704);
     let (store, report) = try_open(&disk, small()).unwrap();
     assert!(report.is_clean());
     assert_eq!(store.read(key(1, 0), 0, 4096).unwrap(), [1; 4096]);
@@ -168,8 +168,8 @@ fn a_scrub_finds_live_damage_and_a_new_write_mends_it() {
     };
     let found = scrub();
     assert_eq!(found.len(), 1);
-    assert_eq!((found[0].key, found[0].offset, found[0].len), (key(1, 0), 8192, 4096));
-    store.write(key(1, 0), 8192, &[vec![1; 4096]], V0).unwrap();
+    assert_eq!((found[0].key, found[0].offset, found[0].len), (key(1, 0), 4096, 4096));
+    store.write(key(1, 0), 4096, &[vec![1; 4096]], V0).unwrap();
     assert!(scrub().is_empty());
     assert_eq!(store.read(key(1, 0), 0, 20_000).unwrap(), vec![1; 20_000]);
 }
