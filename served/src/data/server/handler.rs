@@ -299,6 +299,8 @@ impl Handler {
                 }
                 // A copy may be being removed of which nobody knew yet that it is wanted.
                 drop(replicas.sweeping.lock().await);
+                // A removal may be at work that was done without this server, and chunks may have been written since.
+                replicas.removals.over().await;
                 // What it has forgotten, or another tail has sent, may be being stored.
                 let _alone = replicas.no_install(group).await;
                 replicas.call(group, |g, call| g.settle(call)).await.map_err(refused)?;

@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::chunks::Chunks;
+use super::deleting::Removals;
 use super::fault;
 use super::forwarding::Hops;
 use super::keys::Keys;
@@ -120,6 +121,8 @@ pub(super) struct Replicas {
     pub(super) damage: Damage,
     /// Held while a copy is removed of a group in which this server has no place, and by who asks what it has.
     pub(super) sweeping: tokio::sync::Mutex<()>,
+    /// Chunks are being removed apart from the chains.
+    pub(super) removals: Removals,
     /// The store's figures, and when they were looked at.
     pub(super) usage: Mutex<Option<(Instant, Usage)>>,
     pub(super) domain: String,
@@ -225,6 +228,7 @@ impl Replicas {
             taught: Taught::default(),
             damage: Damage::new(parts.metrics.clone()),
             sweeping: tokio::sync::Mutex::default(),
+            removals: Removals::default(),
             usage: Mutex::default(),
             domain: parts.domain,
             tier: parts.tier,
