@@ -475,3 +475,15 @@ async fn cuts_and_fences_go_on_while_the_map_changes_all_the_time() {
     let after = world.cluster.published().map.version;
     assert!(after.0 > before.0 + 3, "it has hardly changed: {before:?} {after:?}");
 }
+
+#[tokio::test]
+async fn a_server_is_told_to_forget_only_what_it_may_forget_now() {
+    let (dir, identity) = world();
+    let (a, b) = (Fake::start(&identity, 1), Fake::start(&identity, 2));
+    let world = World::new(&[&a, &b], dir, identity);
+    world.until("all groups have two replicas", |map| replicas(map, 2)).await;
+    // Decided some time ago; it has a place in all groups meanwhile. It would refuse the call.
+    let map = world.cluster.published().map.clone();
+    let stale: Vec<_> = map.groups().map(|(group, chain)| (group, chain.epoch)).collect();
+    assert_eq!(world.cluster.sweep(ServerId(1), &stale).await, Ok(0));
+}
