@@ -117,6 +117,8 @@ pub struct BeatReply {
     pub work: Work,
     /// What it keeps in an object store; `None`: it has none.
     pub tier: Option<TierReport>,
+    /// Its disk has lost some of what had been flushed, and there are chains that count on what it had.
+    pub lacks: bool,
 }
 
 /// Calls that a data server's store has done. Two of these tell how busy it was in between.

@@ -16,6 +16,7 @@ mod forwarding;
 mod handler;
 mod keys;
 mod lease;
+mod loss;
 mod mending;
 mod metrics;
 mod noted;
@@ -59,6 +60,7 @@ use chunks::Chunks;
 use fences::Fences;
 use handler::{Handler, Peer};
 use keys::Keys;
+use loss::Loss;
 use peers::{Greeting, Peers};
 use replicas::{Parts, Replicas};
 use rights::Rights;
@@ -151,6 +153,14 @@ pub enum DataError {
         /// What is wrong.
         source: std::io::Error,
     },
+    /// The note that the disk has lost something.
+    #[error("data server: {}: {source}", path.display())]
+    Loss {
+        /// Where it is kept.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
     /// The endpoint.
     #[error("data server: {0}")]
     Endpoint(#[from] EndpointError),
@@ -235,6 +245,11 @@ async fn begin(
     } else {
         tracing::error!(dir = %dir.display(), ?report, "data store opened; the disk has lost data");
     }
+    let loss = Loss::open(&options.dir, &report)
+        .map_err(|source| DataError::Loss { path: Loss::file(&options.dir), source })?;
+    if loss.lacks() {
+        tracing::error!(note = %Loss::file(&options.dir).display(), "the disk has lost data: other replicas go on in place of this server's, if there are any");
+    }
     keys.begin(&store);
     let store = Arc::new(store);
     let (fences, damaged) = Fences::open(&options.dir)
@@ -258,13 +273,14 @@ async fn begin(
         None if watched.strong_count() == 0 => Err("the data server has ended".into()),
         None => Ok(()),
     });
-    let work = async move { serve(server, (store, fences, keys), options, instance, stop).await };
+    let work =
+        async move { serve(server, (store, fences, keys, loss), options, instance, stop).await };
     Ok(((addr, instance, health), work))
 }
 
 async fn serve(
     server: Server,
-    (store, fences, keys): (Arc<SegmentStore>, Fences, Keys),
+    (store, fences, keys, loss): (Arc<SegmentStore>, Fences, Keys, Loss),
     options: DataOptions,
     instance: InstanceId,
     mut stop: StopSignal,
@@ -295,6 +311,7 @@ async fn serve(
     let tier = options.tier.clone().map(|tier| Tier::new(tier, cluster.0, counts)).transpose()?;
     let replicas = Arc::new(Replicas::new(Parts {
         tier,
+        loss,
         instance,
         chunks: chunks.clone(),
         keys,

@@ -141,6 +141,7 @@ impl Replicas {
             },
             work: self.metrics.work(),
             tier: self.tier.as_ref().map(|tier| tier.report(usage.away_bytes)),
+            lacks: self.loss.lacks(),
         })
     }
 

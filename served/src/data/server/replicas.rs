@@ -21,6 +21,7 @@ use super::fault;
 use super::forwarding::Hops;
 use super::keys::Keys;
 use super::lease::Lease;
+use super::loss::Loss;
 use super::mending::Damage;
 use super::metrics::DataMetrics;
 use super::noted::{Held, Noted};
@@ -123,6 +124,8 @@ pub(super) struct Replicas {
     pub(super) sweeping: tokio::sync::Mutex<()>,
     /// Chunks are being removed apart from the chains.
     pub(super) removals: Removals,
+    /// The disk has lost something.
+    pub(super) loss: Loss,
     /// The store's figures, and when they were looked at.
     pub(super) usage: Mutex<Option<(Instant, Usage)>>,
     pub(super) domain: String,
@@ -199,6 +202,8 @@ pub(super) struct Parts {
     pub(super) repair_rate: u64,
     /// The bucket for what nobody uses.
     pub(super) tier: Option<Tier>,
+    /// Whether the disk has lost something.
+    pub(super) loss: Loss,
 }
 
 impl Replicas {
@@ -229,6 +234,7 @@ impl Replicas {
             damage: Damage::new(parts.metrics.clone()),
             sweeping: tokio::sync::Mutex::default(),
             removals: Removals::default(),
+            loss: parts.loss,
             usage: Mutex::default(),
             domain: parts.domain,
             tier: parts.tier,
@@ -262,6 +268,7 @@ impl Replicas {
             view.clone()
         };
         self.peers.follow(&view.map);
+        self.loss.follow(&view.map, me, self.instance);
         self.progress.retain(|server| view.map.server(server).is_some());
         let myself = Replica { server: me, instance: self.instance };
         for pool in &view.map.pools {

@@ -2,6 +2,7 @@
 
 mod giving_up;
 mod messages;
+mod returning;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica, TierMode};
 
 pub use giving_up::Loss;
 pub use messages::{Command, CommandError, Config, Health, Report, Verdict};
+pub use returning::Held;
 
 use super::placement::{Candidate, Ring};
 use super::state::{Duty, State, StoreId, replica};
@@ -607,10 +609,8 @@ impl Manager {
         if chain.replicas.iter().any(|replica| self.is_there(*replica, now)) {
             chain.replicas.retain(|replica| !self.is_over(*replica, now));
         } else if chain.replicas.iter().all(|replica| self.is_over(*replica, now)) {
-            // The first that is back goes on, with what it had flushed; the others get it from there. As long as one may
-            // still be there with everything it is waited for.
-            let back = chain.replicas.iter().find_map(|r| self.returned(r.server, now));
-            if let Some(back) = back {
+            // As long as one may still be there with everything it is waited for.
+            if let Some(back) = self.back(chain, now) {
                 chain.replicas = vec![back];
                 chain.verifier = Verifier(chain.verifier.0 + 1);
             }

@@ -181,6 +181,7 @@ mod tests {
             capacity: 1 << 40,
             free: 1 << 39,
             full: false,
+            lacks: false,
             work: netfs_common::wire::cluster::Work::default(),
             version: Epoch(0),
             revoked: Vec::new(),

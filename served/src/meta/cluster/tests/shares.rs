@@ -29,6 +29,7 @@ fn report(id: ServerId, now: Duration, load: u64) -> Report {
         capacity: 1 << 40,
         free: 1 << 40,
         full: false,
+        lacks: false,
         work: Work { calls: micros / 100, busy_us: micros * load },
         version: Epoch(0),
         revoked: Vec::new(),

@@ -461,6 +461,7 @@ impl Cluster {
             capacity: reply.capacity,
             free: reply.free,
             full: reply.full,
+            lacks: reply.lacks,
             work: reply.work,
             version: reply.version,
             revoked: reply.revoked,

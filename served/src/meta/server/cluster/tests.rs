@@ -191,6 +191,7 @@ impl Fake {
             counts: Counts::default(),
             work: Work::default(),
             tier: None,
+            lacks: false,
         }))
     }
 }
