@@ -290,8 +290,10 @@ fn messages_of_chains_are_pinned() {
         revoke: vec![(GroupId(5), Epoch(6))],
         hold_ms: 7,
         stall_ms: 8,
+        owner: [9; 16],
     };
-    pin(&cluster::PeerOp::Beat(beat), "00010102030401050607 08".replace(' ', "").as_str());
+    let pinned = format!("0001010203040105060708{}", "09".repeat(16));
+    pin(&cluster::PeerOp::Beat(beat), &pinned);
 }
 
 #[test]

@@ -89,6 +89,7 @@ impl<'a> Cluster<'a> {
             revoke: Vec::new(),
             hold_ms: 0,
             stall_ms: 1000,
+            owner: [1; 16],
         };
         let map: Bytes = if tell { codec::encode(&self.map).unwrap().into() } else { Bytes::new() };
         let call = async |beat: &Beat, payload| {
@@ -280,6 +281,7 @@ async fn without_a_lease_a_replica_that_others_can_replace_shows_nothing() {
         revoke: revoke.clone(),
         hold_ms: 0,
         stall_ms: 5000,
+        owner: [1; 16],
     };
     let op = Op::Peer(PeerOp::Beat(beat));
     let (reply, _) = meta.raw(&Request { at: At::Server, op }, Bytes::new()).await.unwrap();

@@ -20,6 +20,7 @@ mod loss;
 mod mending;
 mod metrics;
 mod noted;
+mod owner;
 pub(crate) mod peers;
 mod progress;
 mod replicas;
@@ -61,6 +62,7 @@ use fences::Fences;
 use handler::{Handler, Peer};
 use keys::Keys;
 use loss::Loss;
+use owner::Owner;
 use peers::{Greeting, Peers};
 use replicas::{Parts, Replicas};
 use rights::Rights;
@@ -161,6 +163,14 @@ pub enum DataError {
         /// What is wrong.
         source: std::io::Error,
     },
+    /// The note whose data it is.
+    #[error("data server: {}: {source}", path.display())]
+    Owner {
+        /// Where it is kept.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
     /// The endpoint.
     #[error("data server: {0}")]
     Endpoint(#[from] EndpointError),
@@ -250,6 +260,8 @@ async fn begin(
     if loss.lacks() {
         tracing::error!(note = %Loss::file(&options.dir).display(), "the disk has lost data: other replicas go on in place of this server's, if there are any");
     }
+    let owner = Owner::open(&options.dir)
+        .map_err(|source| DataError::Owner { path: Owner::file(&options.dir), source })?;
     keys.begin(&store);
     let store = Arc::new(store);
     let (fences, damaged) = Fences::open(&options.dir)
@@ -273,14 +285,15 @@ async fn begin(
         None if watched.strong_count() == 0 => Err("the data server has ended".into()),
         None => Ok(()),
     });
-    let work =
-        async move { serve(server, (store, fences, keys, loss), options, instance, stop).await };
+    let work = async move {
+        serve(server, (store, fences, keys, (loss, owner)), options, instance, stop).await
+    };
     Ok(((addr, instance, health), work))
 }
 
 async fn serve(
     server: Server,
-    (store, fences, keys, loss): (Arc<SegmentStore>, Fences, Keys, Loss),
+    (store, fences, keys, (loss, owner)): (Arc<SegmentStore>, Fences, Keys, (Loss, Owner)),
     options: DataOptions,
     instance: InstanceId,
     mut stop: StopSignal,
@@ -312,6 +325,7 @@ async fn serve(
     let replicas = Arc::new(Replicas::new(Parts {
         tier,
         loss,
+        owner,
         instance,
         chunks: chunks.clone(),
         keys,

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use netfs_common::id::ChunkId;
+use netfs_common::id::{ChunkId, Epoch};
 use netfs_common::wire::data::{At, Op, Reply, Request};
 use tokio::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
@@ -71,6 +71,10 @@ impl Handler {
     pub(super) async fn delete(self: &Arc<Self>, first: ChunkId) -> Answer {
         // Not while others are called, who may call this one.
         let version = self.replicas.view().map.version;
+        if version == Epoch(0) {
+            // Nobody has told yet that it is known whose chunks these are.
+            return Err(Reply::Busy);
+        }
         let removal = self.replicas.removals.begin(first).await;
         if self.replicas.view().map.version != version {
             // Perhaps somebody has asked meanwhile what there is here, and was told.

@@ -25,6 +25,7 @@ use super::loss::Loss;
 use super::mending::Damage;
 use super::metrics::DataMetrics;
 use super::noted::{Held, Noted};
+use super::owner::Owner;
 use super::peers::Peers;
 use super::progress::Progress;
 use super::room::Room;
@@ -124,6 +125,8 @@ pub(super) struct Replicas {
     pub(super) sweeping: tokio::sync::Mutex<()>,
     /// Chunks are being removed apart from the chains.
     pub(super) removals: Removals,
+    /// Whose data it is.
+    pub(super) owner: Owner,
     /// The disk has lost something.
     pub(super) loss: Loss,
     /// The store's figures, and when they were looked at.
@@ -204,6 +207,8 @@ pub(super) struct Parts {
     pub(super) tier: Option<Tier>,
     /// Whether the disk has lost something.
     pub(super) loss: Loss,
+    /// Whose data it is.
+    pub(super) owner: Owner,
 }
 
 impl Replicas {
@@ -234,6 +239,7 @@ impl Replicas {
             damage: Damage::new(parts.metrics.clone()),
             sweeping: tokio::sync::Mutex::default(),
             removals: Removals::default(),
+            owner: parts.owner,
             loss: parts.loss,
             usage: Mutex::default(),
             domain: parts.domain,
