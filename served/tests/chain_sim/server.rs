@@ -397,6 +397,7 @@ impl Server {
             free: 1 << 29,
             full: false,
             lacks: false,
+            locked: Vec::new(),
             work: Work::default(),
             version: self.map.as_ref().map_or(Epoch(0), |map| map.version),
             revoked: parts().filter_map(|(g, part)| Some((*g, part.revoked?))).collect(),

@@ -4,7 +4,7 @@ use netfs_common::errno::Errno;
 
 use crate::data::store::StoreError;
 
-/// The error number that a program gets to see.
+/// The error number that a program gets to see; `EAGAIN`: none, its client comes again.
 pub(super) fn errno(error: &StoreError) -> Errno {
     match error {
         StoreError::NoSpace { .. } => Errno::ENOSPC,
@@ -13,8 +13,9 @@ pub(super) fn errno(error: &StoreError) -> Errno {
             _ => Errno::EIO,
         },
         StoreError::OutOfRange { .. } => Errno::EINVAL,
+        // It comes, or the chunk goes to a server that has it.
+        StoreError::NoKey { .. } => Errno::EAGAIN,
         StoreError::Corrupt { .. }
-        | StoreError::NoKey { .. }
         | StoreError::NotEncrypted(_)
         | StoreError::Away { .. }
         | StoreError::Poisoned(_)

@@ -1,6 +1,7 @@
 //! Deciding who is there and who has what. See the [module](super) for why that is safe.
 
 mod giving_up;
+mod keyless;
 mod messages;
 mod returning;
 
@@ -66,6 +67,8 @@ struct Failing {
 struct Wanted {
     of: Vec<(ServerId, u32, String)>,
     replicas: Vec<u8>,
+    /// Which servers have no key for which volume.
+    keyless: BTreeSet<(u64, ServerId)>,
     groups: BTreeMap<GroupId, Vec<ServerId>>,
 }
 
@@ -388,9 +391,10 @@ impl Manager {
             || self.verdict(replica.server, now) == Verdict::Dead
     }
 
-    /// Whether a server can be given something to learn.
-    fn is_ready(&self, server: ServerId, now: Duration) -> bool {
+    /// Whether a server can be given something of a volume to learn.
+    fn is_ready(&self, server: ServerId, volume: u64, now: Duration) -> bool {
         self.verdict(server, now) == Verdict::Alive
+            && self.has_key(server, volume)
             && self.seen.get(&server).is_some_and(|seen| {
                 seen.shunned <= now && seen.report.as_ref().is_some_and(|report| !report.full)
             })
@@ -528,7 +532,9 @@ impl Manager {
     fn refresh_wanted(&mut self, now: Duration) {
         let of = self.candidates(now);
         let replicas: Vec<u8> = self.state.pools.iter().map(|pool| pool.replicas).collect();
-        if of == self.wanted.of && replicas == self.wanted.replicas {
+        let keyless = self.keyless();
+        let before = &self.wanted;
+        if (&of, &replicas, &keyless) == (&before.of, &before.replicas, &before.keyless) {
             return;
         }
         let servers: Vec<_> = of
@@ -536,9 +542,16 @@ impl Manager {
             .map(|(id, weight, domain)| Candidate { id: *id, weight: *weight, domain })
             .collect();
         let ring = Ring::new(&servers);
-        let groups = self.state.groups();
-        let groups = groups.map(|(group, count, _)| (group, ring.place(group, count))).collect();
-        self.wanted = Wanted { of, replicas, groups };
+        let mut groups = BTreeMap::new();
+        for of in &self.state.pools {
+            let (pool, count) = (&of.pool, usize::from(of.replicas));
+            let able = keyless::able(&servers, pool.volume, &keyless);
+            let own = (able.len() < servers.len()).then(|| Ring::new(&able));
+            let ring = own.as_ref().unwrap_or(&ring);
+            let ids = (pool.first.0..).map(GroupId).take(pool.chains.len());
+            groups.extend(ids.map(|group| (group, ring.place(group, count))));
+        }
+        self.wanted = Wanted { of, replicas, keyless, groups };
     }
 
     /// Whether a replica has been heard of, in the life that the chain names.
@@ -560,10 +573,11 @@ impl Manager {
         let mut pools = std::mem::take(&mut self.state.pools);
         for pool in &mut pools {
             let (first, replicas) = (pool.pool.first.0, usize::from(pool.replicas));
+            let volume = pool.pool.volume;
             for (index, chain) in pool.pool.chains.iter_mut().enumerate() {
                 let group = GroupId(first + index as u32);
                 self.mend(chain, now);
-                self.grow(group, chain, replicas, &mut load, now);
+                self.grow((group, volume), chain, replicas, &mut load, now);
                 if let Some(leaving) = self.leaving(group, chain, replicas) {
                     self.revoking.insert(group, (chain.epoch, leaving));
                 } else if let Some(revoked) = revoking.get(&group)
@@ -636,7 +650,7 @@ impl Manager {
     /// Lets a server learn that is to have the group and has not.
     fn grow(
         &self,
-        group: GroupId,
+        (group, volume): (GroupId, u64),
         chain: &mut Chain,
         replicas: usize,
         load: &mut Load,
@@ -649,7 +663,7 @@ impl Manager {
                 return;
             }
             // Nobody has anything yet.
-            let ready = wanted.iter().filter(|id| self.is_ready(**id, now));
+            let ready = wanted.iter().filter(|id| self.is_ready(**id, volume, now));
             chain.replicas = ready.filter_map(|id| self.returned(*id, now)).collect();
             if !chain.replicas.is_empty() {
                 chain.epoch = Epoch(1);
@@ -667,7 +681,7 @@ impl Manager {
         if chain.replicas.len() >= replicas && !misplaced || chain.replicas.len() > replicas {
             return;
         }
-        let lacking = wanted.iter().find(|id| !chain.has(**id) && self.is_ready(**id, now));
+        let lacking = wanted.iter().find(|id| !chain.has(**id) && self.is_ready(**id, volume, now));
         let Some(instance) = lacking.and_then(|id| self.instance(*id).map(|i| replica(*id, i)))
         else {
             return;

@@ -182,6 +182,7 @@ mod tests {
             free: 1 << 39,
             full: false,
             lacks: false,
+            locked: Vec::new(),
             work: netfs_common::wire::cluster::Work::default(),
             version: Epoch(0),
             revoked: Vec::new(),

@@ -61,6 +61,8 @@ pub struct Report {
     pub full: bool,
     /// Its disk has lost some of what it had flushed in an earlier life, on which chains may count.
     pub lacks: bool,
+    /// Volumes that are encrypted and for which it has no key.
+    pub locked: Vec<u64>,
     /// What it has done.
     pub work: Work,
     /// The version of the map that it goes by.

@@ -19,6 +19,7 @@ fn report(number: u8, version: Epoch) -> Report {
         free: 1 << 40,
         full: false,
         lacks: false,
+        locked: Vec::new(),
         work: netfs_common::wire::cluster::Work::default(),
         version,
         revoked: Vec::new(),
@@ -161,4 +162,51 @@ fn servers_whose_disks_have_lost_data_go_on_when_nobody_is_left_to_wait_for() {
     let mut manager = one_server(1);
     back(&mut manager, SECOND * 30, 1, true);
     assert_eq!(chain(&manager).replicas, [first]);
+}
+
+#[test]
+fn groups_of_a_volume_go_to_servers_that_have_its_key() {
+    let mut manager = Manager::new(State::default(), Config::default(), Duration::ZERO);
+    for id in 1..=3 {
+        manager.meet(Duration::ZERO, vec![format!("s{id}:1")]);
+    }
+    let mut now = Duration::ZERO;
+    let mut pass = |manager: &mut Manager, locked: &[u64]| {
+        for _ in 0..100 {
+            now += SECOND / 2;
+            for number in 1..=3u8 {
+                let id = ServerId(number.into());
+                let mut said = report(number, manager.state().version);
+                said.revoked = manager.revocations(id);
+                for (group, _, chain) in manager.state().groups() {
+                    let tail = chain.replicas.last().map(|tail| tail.server);
+                    if let (true, Some(learner)) = (tail == Some(id), chain.learner) {
+                        said.synced.push((group, chain.epoch, learner));
+                    }
+                }
+                if number == 3 {
+                    said.locked = locked.to_vec();
+                }
+                manager.heard(now, id, said);
+            }
+            manager.tick(now);
+        }
+    };
+    let of_third = |manager: &Manager, volume: u64| {
+        let pool = manager.state().pools.iter().find(|of| of.pool.volume == volume).unwrap();
+        assert!(pool.pool.chains.iter().all(|chain| chain.replicas.len() == 2));
+        pool.pool.chains.iter().filter(|chain| chain.has(ServerId(3))).count()
+    };
+    for volume in [0, 1] {
+        let tier = netfs_common::map::TierMode::Cold;
+        manager.ensure_pool(Duration::ZERO, volume, (16, 2), tier);
+    }
+    pass(&mut manager, &[]);
+    let share = of_third(&manager, 1);
+    assert!(of_third(&manager, 0) > 0 && share > 0);
+    // It has no key for one of them: what it has of that goes elsewhere.
+    pass(&mut manager, &[0]);
+    assert_eq!((of_third(&manager, 0), of_third(&manager, 1)), (0, share));
+    pass(&mut manager, &[]);
+    assert!(of_third(&manager, 0) > 0);
 }

@@ -30,6 +30,7 @@ fn report(id: ServerId, now: Duration, load: u64) -> Report {
         free: 1 << 40,
         full: false,
         lacks: false,
+        locked: Vec::new(),
         work: Work { calls: micros / 100, busy_us: micros * load },
         version: Epoch(0),
         revoked: Vec::new(),

@@ -491,6 +491,7 @@ impl Cluster {
             free: reply.free,
             full: reply.full,
             lacks: reply.lacks,
+            locked: locked.clone(),
             work: reply.work,
             version: reply.version,
             revoked: reply.revoked,
