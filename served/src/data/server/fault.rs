@@ -1,6 +1,7 @@
 //! What a failure of the store means to a caller.
 
 use netfs_common::errno::Errno;
+use netfs_common::wire::data::Reply;
 
 use crate::data::store::StoreError;
 
@@ -24,5 +25,25 @@ pub(super) fn errno(error: &StoreError) -> Errno {
         | StoreError::NewerVersion { .. }
         | StoreError::BadFile { .. }
         | StoreError::Config(_) => Errno::EIO,
+    }
+}
+
+/// What a call is answered with that has failed so.
+pub(super) fn reply(errno: Errno) -> Reply {
+    match errno {
+        Errno::EAGAIN => Reply::Busy,
+        errno => Reply::Failed(errno),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_a_key_a_server_is_busy() {
+        assert_eq!(reply(errno(&StoreError::NoKey { volume: 4 })), Reply::Busy);
+        let full = StoreError::NoSpace { needed: 1, free: 0 };
+        assert_eq!(reply(errno(&full)), Reply::Failed(Errno::ENOSPC));
     }
 }

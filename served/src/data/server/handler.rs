@@ -674,7 +674,7 @@ impl Handler {
         match self.replicas.fetch_if_away(error).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(self.failed(error)),
-            Err(errno) => Err(failed(errno)),
+            Err(errno) => Err(fault::reply(errno)),
         }
     }
 
@@ -703,7 +703,7 @@ impl Handler {
     pub(super) fn failed(&self, error: &StoreError) -> Reply {
         self.replicas.damage.note_error(error);
         self.metrics.store_failed(error);
-        failed(fault::errno(error))
+        fault::reply(fault::errno(error))
     }
 }
 
@@ -719,14 +719,6 @@ fn refused(refusal: Refusal) -> Reply {
     match refusal {
         Refusal::Stale(epoch) => Reply::StaleEpoch(epoch),
         Refusal::Busy => Reply::Busy,
-        Refusal::Failed(errno) => failed(errno),
-    }
-}
-
-/// What has failed with an error number; that it is to be tried again is none.
-fn failed(errno: Errno) -> Reply {
-    match errno {
-        Errno::EAGAIN => Reply::Busy,
-        errno => Reply::Failed(errno),
+        Refusal::Failed(errno) => fault::reply(errno),
     }
 }
