@@ -300,8 +300,10 @@ fn messages_of_chains_are_pinned() {
         hand_over: vec![(GroupId(9), Epoch(10))],
         hold_ms: 7,
         stall_ms: 8,
+        owner: [9; 16],
     };
-    pin(&cluster::PeerOp::Beat(beat), "000101020304010506 01090a 0708".replace(' ', "").as_str());
+    let pinned = format!("00010102030401050601090a0708{}", "09".repeat(16));
+    pin(&cluster::PeerOp::Beat(beat), &pinned);
 }
 
 #[test]

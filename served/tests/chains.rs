@@ -90,6 +90,7 @@ impl<'a> Cluster<'a> {
             hand_over: Vec::new(),
             hold_ms: 0,
             stall_ms: 1000,
+            owner: [1; 16],
         };
         let map: Bytes = if tell { codec::encode(&self.map).unwrap().into() } else { Bytes::new() };
         let call = async |beat: &Beat, payload| {
@@ -281,6 +282,7 @@ async fn without_a_lease_a_replica_that_others_can_replace_shows_nothing() {
         revoke: revoke.clone(),
         hold_ms: 0,
         stall_ms: 5000,
+        owner: [1; 16],
     };
     let op = Op::Peer(PeerOp::Beat(beat));
     let (reply, _) = meta.raw(&Request { at: At::Server, op }, Bytes::new()).await.unwrap();
@@ -393,4 +395,41 @@ async fn ranges_are_answered_by_an_older_map_as_long_as_the_heads_are_the_same()
     assert_eq!(reply, Reply::StaleEpoch(Epoch(4)), "another was the head meanwhile");
     let reply = call(4, Op::Extents { span, limit: 100 }).await;
     assert_eq!(reply, Reply::Extents { extents: Vec::new(), upto: end });
+}
+
+#[tokio::test]
+async fn metadata_to_which_the_data_does_not_belong_is_not_obeyed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 1);
+    cluster.set(&[0], None).await;
+    cluster.client(0).await.write(chunk(2, 0), 0, b"ours").await;
+    cluster.restart(0);
+    let addr = cluster.servers[0].as_ref().unwrap().addr();
+    let meta = DataClient::connect_as(&cluster.pki.server, addr, 9).await.unwrap();
+    let mut map = cluster.map.clone();
+    map.version = Epoch(map.version.0 + 1);
+    for chain in map.pools.iter_mut().flat_map(|pool| &mut pool.chains) {
+        chain.epoch = map.version;
+        chain.replicas = vec![cluster.replica(0)];
+    }
+    let beat = Beat {
+        server: ServerId(1),
+        echo: None,
+        lease_ms: 60_000,
+        version: map.version,
+        revoke: Vec::new(),
+        hold_ms: 0,
+        stall_ms: 5000,
+        owner: [2; 16],
+    };
+    let op = Op::Peer(PeerOp::Beat(beat));
+    let payload: Bytes = codec::encode(&map).unwrap().into();
+    let (reply, _) = meta.raw(&Request { at: At::Server, op }, payload).await.unwrap();
+    let Reply::Beat(reply) = reply else { panic!("{reply:?}") };
+    assert_eq!((reply.owner, reply.version), (Some([1; 16]), Epoch(0)));
+    let op = Op::Delete { first: chunk(2, 0) };
+    let (reply, _) = meta.raw(&Request { at: At::Server, op }, Bytes::new()).await.unwrap();
+    assert_eq!(reply, Reply::Busy, "whose chunks it has is not known");
+    cluster.set(&[0], None).await;
+    assert_eq!(cluster.client(0).await.read(chunk(2, 0), 0, 4).await, &b"ours"[..]);
 }

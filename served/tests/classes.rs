@@ -264,7 +264,6 @@ async fn files_of_a_directory_with_three_replicas_survive_any_server_and_others_
     let plain = meta.create(Ino::ROOT, "plain", NewInode::Dir).await.unwrap();
     assert_eq!(world.map().await.pools.len(), 1);
     assert_eq!(meta.change(set(safe, b"6")).await, Err(Errno::EINVAL));
-    assert_eq!(world.map().await.pools.len(), 1, "what is refused leaves nothing behind");
     meta.change(set(safe, b"3")).await.unwrap();
     let map = world.map().await;
     assert_eq!(
@@ -276,6 +275,10 @@ async fn files_of_a_directory_with_three_replicas_survive_any_server_and_others_
     let dear = meta.create(sub, "dear", NewInode::File).await.unwrap();
     let cheap = meta.create(plain, "cheap", NewInode::File).await.unwrap();
     assert_eq!(meta.change(set(dear, b"3")).await, Err(Errno::ENOTDIR));
+    // What is refused leaves no groups behind.
+    assert_eq!(meta.change(set(dear, b"2")).await, Err(Errno::ENOTDIR));
+    assert_eq!(meta.change(set(Ino(dear.0 + 1000), b"2")).await, Err(Errno::ESTALE));
+    assert_eq!(world.map().await.pools.len(), 2);
     let generation = meta.get(dear).await.unwrap().generation;
     assert_eq!((Class::of(generation), class::count(generation)), (three, 0));
     assert_eq!(meta.get(cheap).await.unwrap().generation, 0);

@@ -76,6 +76,8 @@ pub struct Beat {
     pub hold_ms: u32,
     /// A replica that keeps a change for so long is reported as stalled, in milliseconds.
     pub stall_ms: u32,
+    /// The identity of the metadata. A server whose data belongs to other metadata does nothing that is said here.
+    pub owner: [u8; 16],
 }
 
 /// What a data server says of itself.
@@ -122,6 +124,10 @@ pub struct BeatReply {
     pub work: Work,
     /// What it keeps in an object store; `None`: it has none.
     pub tier: Option<TierReport>,
+    /// Its disk has lost some of what had been flushed, and there are chains that count on what it had.
+    pub lacks: bool,
+    /// The identity of the metadata to which the server's data belongs.
+    pub owner: Option<[u8; 16]>,
 }
 
 /// Calls that a data server's store has done. Two of these tell how busy it was in between.

@@ -16,9 +16,11 @@ mod forwarding;
 mod handler;
 mod keys;
 mod lease;
+mod loss;
 mod mending;
 mod metrics;
 mod noted;
+mod owner;
 pub(crate) mod peers;
 mod progress;
 mod replicas;
@@ -59,6 +61,8 @@ use chunks::Chunks;
 use fences::Fences;
 use handler::{Handler, Peer};
 use keys::Keys;
+use loss::Loss;
+use owner::Owner;
 use peers::{Greeting, Peers};
 use replicas::{Parts, Replicas};
 use rights::Rights;
@@ -151,6 +155,22 @@ pub enum DataError {
         /// What is wrong.
         source: std::io::Error,
     },
+    /// The note that the disk has lost something.
+    #[error("data server: {}: {source}", path.display())]
+    Loss {
+        /// Where it is kept.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
+    /// The note whose data it is.
+    #[error("data server: {}: {source}", path.display())]
+    Owner {
+        /// Where it is kept.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
     /// The endpoint.
     #[error("data server: {0}")]
     Endpoint(#[from] EndpointError),
@@ -235,6 +255,13 @@ async fn begin(
     } else {
         tracing::error!(dir = %dir.display(), ?report, "data store opened; the disk has lost data");
     }
+    let loss = Loss::open(&options.dir, &report)
+        .map_err(|source| DataError::Loss { path: Loss::file(&options.dir), source })?;
+    if loss.lacks() {
+        tracing::error!(note = %Loss::file(&options.dir).display(), "the disk has lost data: other replicas go on in place of this server's, if there are any");
+    }
+    let owner = Owner::open(&options.dir)
+        .map_err(|source| DataError::Owner { path: Owner::file(&options.dir), source })?;
     keys.begin(&store);
     let store = Arc::new(store);
     let (fences, damaged) = Fences::open(&options.dir)
@@ -258,13 +285,15 @@ async fn begin(
         None if watched.strong_count() == 0 => Err("the data server has ended".into()),
         None => Ok(()),
     });
-    let work = async move { serve(server, (store, fences, keys), options, instance, stop).await };
+    let work = async move {
+        serve(server, (store, fences, keys, (loss, owner)), options, instance, stop).await
+    };
     Ok(((addr, instance, health), work))
 }
 
 async fn serve(
     server: Server,
-    (store, fences, keys): (Arc<SegmentStore>, Fences, Keys),
+    (store, fences, keys, (loss, owner)): (Arc<SegmentStore>, Fences, Keys, (Loss, Owner)),
     options: DataOptions,
     instance: InstanceId,
     mut stop: StopSignal,
@@ -295,6 +324,8 @@ async fn serve(
     let tier = options.tier.clone().map(|tier| Tier::new(tier, cluster.0, counts)).transpose()?;
     let replicas = Arc::new(Replicas::new(Parts {
         tier,
+        loss,
+        owner,
         instance,
         chunks: chunks.clone(),
         keys,

@@ -19,6 +19,7 @@
 //! ```
 
 mod audit;
+mod classes;
 mod client;
 mod clock;
 mod cluster;

@@ -414,6 +414,8 @@ impl Server {
             capacity: 1 << 30,
             free: 1 << 29,
             full: false,
+            lacks: false,
+            locked: Vec::new(),
             work: Work::default(),
             version: self.map.as_ref().map_or(Epoch(0), |map| map.version),
             revoked: parts().filter_map(|(g, part)| Some((*g, part.revoked?))).collect(),

@@ -132,6 +132,7 @@ pub async fn serve_alone(pki: &Pki, server: &DataServer) {
         revoke: Vec::new(),
         hold_ms: 0,
         stall_ms: 5000,
+        owner: [1; 16],
     };
     let request = Request { at: At::Server, op: Op::Peer(PeerOp::Beat(beat)) };
     let (reply, _) = meta.raw(&request, codec::encode(&map).unwrap().into()).await.unwrap();

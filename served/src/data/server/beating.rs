@@ -5,8 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use netfs_common::codec;
+use netfs_common::id::ClusterId;
 use netfs_common::map::ClusterMap;
 use netfs_common::net::Payload;
+use netfs_common::warn_rarely;
 use netfs_common::wire::cluster::{Beat, BeatReply, Counts};
 use netfs_common::wire::data::Reply;
 
@@ -22,6 +24,8 @@ const LOOK: Duration = Duration::from_millis(200);
 const USAGE_AGE: Duration = Duration::from_millis(500);
 /// Groups of which one answer tells, for each kind of news: it has to fit into a message's header.
 const MAX_TOLD: usize = 512;
+/// The same trouble is logged this often.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
 /// A replica that waits for one after it gets this much longer, for each of them: the last one is to blame first.
 const PER_HOP: Duration = Duration::from_secs(1);
 
@@ -32,6 +36,13 @@ impl Replicas {
         beat: Beat,
         payload: Payload,
     ) -> Result<Reply, Reply> {
+        let admitted = self.owner.admits(beat.owner).map_err(|error| {
+            tracing::error!(%error, "it cannot be noted whose the data is");
+            Reply::Failed(netfs_common::errno::Errno::from_io(&error))
+        })?;
+        if !admitted {
+            return self.not_for(&beat).await;
+        }
         if let Some(token) = beat.echo {
             self.lease.renew(token, Duration::from_millis(beat.lease_ms.into()));
         }
@@ -77,6 +88,23 @@ impl Replicas {
                 () = tokio::time::sleep(left.min(LOOK)) => {}
             }
         }
+    }
+
+    /// Answers metadata to which the data does not belong.
+    async fn not_for(self: &Arc<Self>, beat: &Beat) -> Result<Reply, Reply> {
+        warn_rarely!(
+            WARN_INTERVAL,
+            other = %ClusterId(beat.owner),
+            own = ?self.owner.known().map(ClusterId),
+            "this data directory belongs to another cluster, or to this one before its metadata was made anew: it is left alone; \
+             start the server with the right directory, or with an empty one"
+        );
+        // It has nothing else to say, however often it is asked.
+        let hold = Duration::from_millis(beat.hold_ms.into()).min(MAX_HOLD);
+        tokio::time::sleep(hold).await;
+        let mut reply = self.report(beat, hold).await?;
+        reply.revoked = Vec::new();
+        Ok(Reply::Beat(Box::new(reply)))
     }
 
     async fn report(self: &Arc<Self>, beat: &Beat, stall: Duration) -> Result<BeatReply, Reply> {
@@ -162,6 +190,8 @@ impl Replicas {
             },
             work: self.metrics.work(),
             tier: self.tier.as_ref().map(|tier| tier.report(usage.away_bytes)),
+            lacks: self.loss.lacks(),
+            owner: self.owner.known(),
         })
     }
 

@@ -299,6 +299,8 @@ impl Handler {
                 }
                 // A copy may be being removed of which nobody knew yet that it is wanted.
                 drop(replicas.sweeping.lock().await);
+                // A removal may be at work that was done without this server, and chunks may have been written since.
+                replicas.removals.over().await;
                 // What it has forgotten, or another tail has sent, may be being stored.
                 let _alone = replicas.no_install(group).await;
                 replicas.call(group, |g, call| g.settle(call)).await.map_err(refused)?;
@@ -683,8 +685,7 @@ impl Handler {
         match self.replicas.fetch_if_away(error).await {
             Ok(true) => Ok(()),
             Ok(false) => Err(self.failed(error)),
-            Err(Errno::EAGAIN) => Err(Reply::Busy),
-            Err(errno) => Err(Reply::Failed(errno)),
+            Err(errno) => Err(fault::reply(errno)),
         }
     }
 
@@ -713,7 +714,7 @@ impl Handler {
     pub(super) fn failed(&self, error: &StoreError) -> Reply {
         self.replicas.damage.note_error(error);
         self.metrics.store_failed(error);
-        Reply::Failed(fault::errno(error))
+        fault::reply(fault::errno(error))
     }
 }
 
@@ -729,6 +730,6 @@ fn refused(refusal: Refusal) -> Reply {
     match refusal {
         Refusal::Stale(epoch) => Reply::StaleEpoch(epoch),
         Refusal::Busy => Reply::Busy,
-        Refusal::Failed(errno) => Reply::Failed(errno),
+        Refusal::Failed(errno) => fault::reply(errno),
     }
 }

@@ -16,13 +16,16 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use super::chunks::Chunks;
+use super::deleting::Removals;
 use super::fault;
 use super::forwarding::Hops;
 use super::keys::Keys;
 use super::lease::Lease;
+use super::loss::Loss;
 use super::mending::Damage;
 use super::metrics::DataMetrics;
 use super::noted::{Held, Noted};
+use super::owner::Owner;
 use super::peers::Peers;
 use super::progress::Progress;
 use super::room::Room;
@@ -120,6 +123,12 @@ pub(super) struct Replicas {
     pub(super) damage: Damage,
     /// Held while a copy is removed of a group in which this server has no place, and by who asks what it has.
     pub(super) sweeping: tokio::sync::Mutex<()>,
+    /// Chunks are being removed apart from the chains.
+    pub(super) removals: Removals,
+    /// Whose data it is.
+    pub(super) owner: Owner,
+    /// The disk has lost something.
+    pub(super) loss: Loss,
     /// The store's figures, and when they were looked at.
     pub(super) usage: Mutex<Option<(Instant, Usage)>>,
     pub(super) domain: String,
@@ -196,6 +205,10 @@ pub(super) struct Parts {
     pub(super) repair_rate: u64,
     /// The bucket for what nobody uses.
     pub(super) tier: Option<Tier>,
+    /// Whether the disk has lost something.
+    pub(super) loss: Loss,
+    /// Whose data it is.
+    pub(super) owner: Owner,
 }
 
 impl Replicas {
@@ -225,6 +238,9 @@ impl Replicas {
             taught: Taught::default(),
             damage: Damage::new(parts.metrics.clone()),
             sweeping: tokio::sync::Mutex::default(),
+            removals: Removals::default(),
+            owner: parts.owner,
+            loss: parts.loss,
             usage: Mutex::default(),
             domain: parts.domain,
             tier: parts.tier,
@@ -258,6 +274,7 @@ impl Replicas {
             view.clone()
         };
         self.peers.follow(&view.map);
+        self.loss.follow(&view.map, me, self.instance);
         self.progress.retain(|server| view.map.server(server).is_some());
         let myself = Replica { server: me, instance: self.instance };
         for pool in &view.map.pools {

@@ -1,7 +1,9 @@
 //! Deciding who is there and who has what. See the [module](super) for why that is safe.
 
 mod giving_up;
+mod keyless;
 mod messages;
+mod returning;
 mod turning;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +16,7 @@ use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica, TierMode};
 
 pub use giving_up::Loss;
 pub use messages::{Command, CommandError, Config, Health, Report, Verdict};
+pub use returning::Held;
 
 use turning::Turns;
 
@@ -68,6 +71,8 @@ struct Failing {
 struct Wanted {
     of: Vec<(ServerId, u32, String)>,
     replicas: Vec<u8>,
+    /// Which servers have no key for which volume.
+    keyless: BTreeSet<(u64, ServerId)>,
     groups: BTreeMap<GroupId, Vec<ServerId>>,
 }
 
@@ -395,9 +400,10 @@ impl Manager {
             || self.verdict(replica.server, now) == Verdict::Dead
     }
 
-    /// Whether a server can be given something to learn.
-    fn is_ready(&self, server: ServerId, now: Duration) -> bool {
+    /// Whether a server can be given something of a volume to learn.
+    fn is_ready(&self, server: ServerId, volume: u64, now: Duration) -> bool {
         self.verdict(server, now) == Verdict::Alive
+            && self.has_key(server, volume)
             && self.seen.get(&server).is_some_and(|seen| {
                 seen.shunned <= now && seen.report.as_ref().is_some_and(|report| !report.full)
             })
@@ -535,7 +541,9 @@ impl Manager {
     fn refresh_wanted(&mut self, now: Duration) {
         let of = self.candidates(now);
         let replicas: Vec<u8> = self.state.pools.iter().map(|pool| pool.replicas).collect();
-        if of == self.wanted.of && replicas == self.wanted.replicas {
+        let keyless = self.keyless();
+        let before = &self.wanted;
+        if (&of, &replicas, &keyless) == (&before.of, &before.replicas, &before.keyless) {
             return;
         }
         let servers: Vec<_> = of
@@ -543,9 +551,16 @@ impl Manager {
             .map(|(id, weight, domain)| Candidate { id: *id, weight: *weight, domain })
             .collect();
         let ring = Ring::new(&servers);
-        let groups = self.state.groups();
-        let groups = groups.map(|(group, count, _)| (group, ring.place(group, count))).collect();
-        self.wanted = Wanted { of, replicas, groups };
+        let mut groups = BTreeMap::new();
+        for of in &self.state.pools {
+            let (pool, count) = (&of.pool, usize::from(of.replicas));
+            let able = keyless::able(&servers, pool.volume, &keyless);
+            let own = (able.len() < servers.len()).then(|| Ring::new(&able));
+            let ring = own.as_ref().unwrap_or(&ring);
+            let ids = (pool.first.0..).map(GroupId).take(pool.chains.len());
+            groups.extend(ids.map(|group| (group, ring.place(group, count))));
+        }
+        self.wanted = Wanted { of, replicas, keyless, groups };
     }
 
     /// Whether a replica has been heard of, in the life that the chain names.
@@ -567,10 +582,11 @@ impl Manager {
         let mut pools = std::mem::take(&mut self.state.pools);
         for pool in &mut pools {
             let (first, replicas) = (pool.pool.first.0, usize::from(pool.replicas));
+            let volume = pool.pool.volume;
             for (index, chain) in pool.pool.chains.iter_mut().enumerate() {
                 let group = GroupId(first + index as u32);
                 self.mend(chain, now);
-                self.grow(group, chain, replicas, &mut load, now);
+                self.grow((group, volume), chain, replicas, &mut load, now);
                 if let Some(leaving) = self.leaving(group, chain, replicas) {
                     self.revoking.insert(group, (chain.epoch, leaving));
                 } else if let Some(revoked) = revoking.get(&group)
@@ -617,10 +633,8 @@ impl Manager {
         if chain.replicas.iter().any(|replica| self.is_there(*replica, now)) {
             chain.replicas.retain(|replica| !self.is_over(*replica, now));
         } else if chain.replicas.iter().all(|replica| self.is_over(*replica, now)) {
-            // The first that is back goes on, with what it had flushed; the others get it from there. As long as one may
-            // still be there with everything it is waited for.
-            let back = chain.replicas.iter().find_map(|r| self.returned(r.server, now));
-            if let Some(back) = back {
+            // As long as one may still be there with everything it is waited for.
+            if let Some(back) = self.back(chain, now) {
                 chain.replicas = vec![back];
                 chain.verifier = Verifier(chain.verifier.0 + 1);
             }
@@ -646,7 +660,7 @@ impl Manager {
     /// Lets a server learn that is to have the group and has not.
     fn grow(
         &self,
-        group: GroupId,
+        (group, volume): (GroupId, u64),
         chain: &mut Chain,
         replicas: usize,
         load: &mut Load,
@@ -659,7 +673,7 @@ impl Manager {
                 return;
             }
             // Nobody has anything yet.
-            let ready = wanted.iter().filter(|id| self.is_ready(**id, now));
+            let ready = wanted.iter().filter(|id| self.is_ready(**id, volume, now));
             chain.replicas = ready.filter_map(|id| self.returned(*id, now)).collect();
             if !chain.replicas.is_empty() {
                 chain.epoch = Epoch(1);
@@ -677,7 +691,7 @@ impl Manager {
         if chain.replicas.len() >= replicas && !misplaced || chain.replicas.len() > replicas {
             return;
         }
-        let lacking = wanted.iter().find(|id| !chain.has(**id) && self.is_ready(**id, now));
+        let lacking = wanted.iter().find(|id| !chain.has(**id) && self.is_ready(**id, volume, now));
         let Some(instance) = lacking.and_then(|id| self.instance(*id).map(|i| replica(*id, i)))
         else {
             return;

@@ -14,7 +14,8 @@
 //!
 //! A chain is made shorter only while one replica is left that has been in it all the time, so that has everything. When
 //! none is, the chain stays as it is until one of them comes back, with what it had flushed: then the group's verifier is raised,
-//! and clients send again what they have not flushed. A learner gets into the chain only by the report of the tail, of the same epoch.
+//! and clients send again what they have not flushed. One whose disk has lost some of that is not the one, unless all are back and no other is
+//! better; if the others never come an operator gives them up. A learner gets into the chain only by the report of the tail, of the same epoch.
 
 mod manager;
 mod old;
@@ -25,7 +26,7 @@ mod weight;
 #[cfg(test)]
 mod tests;
 
-pub use manager::{Command, CommandError, Config, Health, Loss, Manager, Report, Verdict};
+pub use manager::{Command, CommandError, Config, Health, Held, Loss, Manager, Report, Verdict};
 pub use placement::{Candidate, place};
 pub use state::{Duty, PoolState, ServerState, State, StateError, StoreId};
 pub use weight::{Meter, Share};

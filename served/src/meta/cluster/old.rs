@@ -40,6 +40,31 @@ struct PoolState1 {
     chains: Vec<Chain>,
 }
 
+/// Format 2: metadata had no identity.
+#[derive(Encode, Decode)]
+pub(super) struct State2 {
+    version: Epoch,
+    servers: BTreeMap<ServerId, ServerState>,
+    next_server: u32,
+    next_group: u32,
+    weight_bytes: u64,
+    pools: Vec<PoolState>,
+}
+
+impl From<State2> for State {
+    fn from(old: State2) -> State {
+        State {
+            version: old.version,
+            servers: old.servers,
+            next_server: old.next_server,
+            next_group: old.next_group,
+            weight_bytes: old.weight_bytes,
+            pools: old.pools,
+            owner: [0; 16],
+        }
+    }
+}
+
 impl From<State1> for State {
     fn from(old: State1) -> State {
         let server = |(id, s): (ServerId, ServerState1)| {
@@ -65,6 +90,7 @@ impl From<State1> for State {
             next_group: old.next_group,
             weight_bytes: old.weight_bytes,
             pools: old.pools.into_iter().map(pool).collect(),
+            owner: [0; 16],
         }
     }
 }
@@ -75,6 +101,27 @@ mod tests {
     use netfs_common::id::Verifier;
 
     use super::*;
+
+    #[test]
+    fn what_was_kept_before_metadata_had_an_identity_is_read() {
+        let mut state = State::default();
+        let id = state.add_server(vec!["h:1".into()]);
+        state.add_pool(3, 4, 2, 1);
+        state.servers.get_mut(&id).unwrap().share = Share::FULL;
+        let old = State2 {
+            version: state.version,
+            servers: state.servers.clone(),
+            next_server: state.next_server,
+            next_group: state.next_group,
+            weight_bytes: state.weight_bytes,
+            pools: state.pools.clone(),
+        };
+        let body = codec::encode(&old).unwrap();
+        let mut bytes = b"NETFSCLU\x02\0\0\0".to_vec();
+        bytes.extend_from_slice(&crc32fast::hash(&body).to_le_bytes());
+        bytes.extend_from_slice(&body);
+        assert_eq!(State::decode(&bytes).unwrap(), state);
+    }
 
     #[test]
     fn what_an_earlier_program_has_kept_is_read() {

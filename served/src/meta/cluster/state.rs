@@ -11,12 +11,12 @@ use netfs_common::map::{
     Chain, ClusterMap, DataServer, MAX_REPLICAS, MapError, Pool, Replica, TierMode,
 };
 
-use super::old::State1;
+use super::old::{State1, State2};
 use super::placement::MAX_WEIGHT;
 use super::weight::Share;
 
 /// The version of the encoding. Raised by every change of the types here.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 /// The magic at its begin.
 const MAGIC: [u8; 8] = *b"NETFSCLU";
 
@@ -74,6 +74,8 @@ pub struct State {
     pub weight_bytes: u64,
     /// By volume and class, in the order of their groups.
     pub pools: Vec<PoolState>,
+    /// The identity of this metadata, drawn at random, by which data servers know whose chunks they have; zeros before it is drawn.
+    pub owner: [u8; 16],
 }
 
 /// Why stored bytes are no state.
@@ -210,6 +212,7 @@ impl State {
         let state: State = match number(8) {
             FORMAT => codec::decode(body)?,
             1 => codec::decode::<State1>(body)?.into(),
+            2 => codec::decode::<State2>(body)?.into(),
             newer => return Err(StateError::Newer(newer)),
         };
         state.map().validate()?;

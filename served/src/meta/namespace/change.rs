@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use netfs_common::attr::{Attr, FileKind, Timestamp};
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex, SessionId};
+use netfs_common::map::{INODE_BITS, volume_of};
 use netfs_common::name::Name;
 use netfs_common::wire::meta::Response;
 
@@ -193,6 +194,10 @@ impl<'t, 's> Change<'t, 's> {
                 true => Ok(ino),
                 false => Err(Errno::EEXIST.into()),
             };
+        }
+        if volume_of(Ino(next)) != self.settings.first_ino >> INODE_BITS {
+            // It is another volume's.
+            return Err(Errno::ENOSPC.into());
         }
         self.state.next_ino = next.checked_add(1).ok_or(Errno::ENOSPC)?;
         Ok(Ino(next))

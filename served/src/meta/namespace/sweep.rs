@@ -24,20 +24,22 @@ use super::change::Change;
 use crate::meta::keys;
 use crate::meta::record::{self, Deletion};
 
-/// A number so far above all that were given out is not left out: there would be too few left.
-const MAX_LEFT_OUT: u64 = 1 << (INODE_BITS - 8);
+/// A command leaves out so many numbers at the most, however many of them have chunks: anybody may have sent chunks of any number, and there must
+/// be enough left. It is more than a failure of the machine takes away.
+const MAX_LEFT_OUT: u64 = 1 << 20;
 
 impl Change<'_, '_> {
     pub(super) fn sweep(&mut self, gone: &[(Ino, u32)], tails: &[Ino]) -> Result<Response, Fault> {
         if gone.len() > MAX_BATCH || tails.len() > MAX_BATCH {
             return Err(Errno::E2BIG.into());
         }
+        let next = self.state.next_ino;
         for (ino, generation) in gone {
             if volume_of(*ino) != self.settings.first_ino >> INODE_BITS {
                 return Err(Errno::EINVAL.into());
             }
             let never_again = match self.find(*ino)? {
-                None => self.is_over(*ino),
+                None => self.is_over(*ino, next),
                 Some(inode) if inode.attr.kind != FileKind::File => true,
                 Some(inode) => *generation < inode.attr.generation,
             };
@@ -56,10 +58,10 @@ impl Change<'_, '_> {
         Ok(Response::Done)
     }
 
-    /// Whether an inode that is not there will never be; sees to it, if need be.
-    fn is_over(&mut self, ino: Ino) -> bool {
-        let next = self.state.next_ino;
-        if ino.0 >= next && ino.0 - next < MAX_LEFT_OUT {
+    /// Whether an inode that is not there will never be; sees to it, if need be. `next`: the first number that had not been given out when
+    /// the command began.
+    fn is_over(&mut self, ino: Ino, next: u64) -> bool {
+        if ino.0 >= self.state.next_ino && ino.0 - next < MAX_LEFT_OUT {
             // Nobody can have been told of it.
             self.state.next_ino = ino.0 + 1;
         }

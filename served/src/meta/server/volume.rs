@@ -581,9 +581,10 @@ impl Volume {
             Op::Forget { inos } => inos.clone(),
             _ => Vec::new(),
         };
-        if let Op::SetXattr { name, value, .. } = &op
+        if let Op::SetXattr { ino, name, value, .. } = &op
             && name == class::XATTR
             && let Some(class) = Class::parse(value)
+            && self.takes_class(*ino)?
         {
             // Whoever makes a file of this class finds a place for its data.
             self.data.ensure_class(self.number(), class).await?;

@@ -62,6 +62,10 @@ pub struct Report {
     pub free: u64,
     /// It takes no more data.
     pub full: bool,
+    /// Its disk has lost some of what it had flushed in an earlier life, on which chains may count.
+    pub lacks: bool,
+    /// Volumes that are encrypted and for which it has no key.
+    pub locked: Vec<u64>,
     /// What it has done.
     pub work: Work,
     /// The version of the map that it goes by.

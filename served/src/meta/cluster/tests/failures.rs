@@ -1,11 +1,12 @@
 //! What the manager decides.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId};
 use netfs_common::map::{Chain, Replica};
 
-use super::super::{Config, Manager, Report, State, StoreId};
+use super::super::{Command, Config, Manager, Report, State, StoreId};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -17,6 +18,8 @@ fn report(number: u8, version: Epoch) -> Report {
         capacity: 1 << 40,
         free: 1 << 40,
         full: false,
+        lacks: false,
+        locked: Vec::new(),
         work: netfs_common::wire::cluster::Work::default(),
         version,
         revoked: Vec::new(),
@@ -95,4 +98,116 @@ fn nobody_learns_from_a_replica_that_has_just_failed_and_another_takes_its_place
     hear(&mut manager, now, failed, Vec::new());
     assert_eq!(chain(&manager).replicas, [learner], "there is another one now");
     assert!(manager.failing().is_empty());
+}
+
+/// Two servers with the only group, which are both away for so long that the chain counts on nobody.
+fn both_away() -> (Manager, Duration) {
+    let mut manager = one_server(2);
+    let mut now = SECOND * 2;
+    manager.meet(now, vec!["b:1".into()]);
+    manager.heard(now, ServerId(2), report(2, Epoch(0)));
+    let learner = Replica { server: ServerId(2), instance: InstanceId(2) };
+    let synced = vec![(GroupId(0), chain(&manager).epoch, learner)];
+    manager.heard(now, ServerId(1), Report { synced, ..report(1, manager.state().version) });
+    assert_eq!(chain(&manager).replicas.len(), 2);
+    // Both at once: each of them is waited for.
+    now += SECOND * 20;
+    manager.tick(now);
+    assert_eq!(chain(&manager).replicas.len(), 2);
+    (manager, now)
+}
+
+/// A server is back in another life.
+fn back(manager: &mut Manager, now: Duration, number: u8, lacks: bool) {
+    let instance = InstanceId(u64::from(number) + 10);
+    let version = manager.state().version;
+    let server = ServerId(number.into());
+    manager.heard(now, server, Report { instance, lacks, ..report(number, version) });
+}
+
+#[test]
+fn a_server_whose_disk_has_lost_data_lets_the_others_go_first() {
+    let (mut manager, mut now) = both_away();
+    let before = chain(&manager);
+    back(&mut manager, now, 1, true);
+    now += SECOND;
+    manager.tick(now);
+    assert_eq!(chain(&manager), before, "the other one may have everything");
+    let held = manager.held(now);
+    let of_first = &held[&ServerId(1)];
+    assert_eq!((held.len(), of_first.groups), (1, 1));
+    assert_eq!(of_first.awaited, [ServerId(2)].into());
+    back(&mut manager, now, 2, false);
+    let after = chain(&manager);
+    assert_eq!(after.replicas, [Replica { server: ServerId(2), instance: InstanceId(12) }]);
+    assert_eq!(after.learner, Some(Replica { server: ServerId(1), instance: InstanceId(11) }));
+    assert!(after.verifier > before.verifier);
+    assert!(manager.held(now).is_empty());
+}
+
+#[test]
+fn servers_whose_disks_have_lost_data_go_on_when_nobody_is_left_to_wait_for() {
+    // All are back.
+    let (mut manager, now) = both_away();
+    back(&mut manager, now, 2, true);
+    back(&mut manager, now, 1, true);
+    assert_eq!(chain(&manager).replicas[0].server, ServerId(1));
+    // An operator says that the other one is lost.
+    let (mut manager, now) = both_away();
+    back(&mut manager, now, 1, true);
+    assert_eq!(chain(&manager).replicas.len(), 2);
+    manager.command(now, Command::GiveUp(ServerId(2), BTreeMap::new())).unwrap();
+    let first = Replica { server: ServerId(1), instance: InstanceId(11) };
+    assert_eq!(chain(&manager).replicas, [first]);
+    // There never was another one.
+    let mut manager = one_server(1);
+    back(&mut manager, SECOND * 30, 1, true);
+    assert_eq!(chain(&manager).replicas, [first]);
+}
+
+#[test]
+fn groups_of_a_volume_go_to_servers_that_have_its_key() {
+    let mut manager = Manager::new(State::default(), Config::default(), Duration::ZERO);
+    for id in 1..=3 {
+        manager.meet(Duration::ZERO, vec![format!("s{id}:1")]);
+    }
+    let mut now = Duration::ZERO;
+    let mut pass = |manager: &mut Manager, locked: &[u64]| {
+        for _ in 0..100 {
+            now += SECOND / 2;
+            for number in 1..=3u8 {
+                let id = ServerId(number.into());
+                let mut said = report(number, manager.state().version);
+                said.revoked = manager.revocations(id);
+                for (group, _, chain) in manager.state().groups() {
+                    let tail = chain.replicas.last().map(|tail| tail.server);
+                    if let (true, Some(learner)) = (tail == Some(id), chain.learner) {
+                        said.synced.push((group, chain.epoch, learner));
+                    }
+                }
+                if number == 3 {
+                    said.locked = locked.to_vec();
+                }
+                manager.heard(now, id, said);
+            }
+            manager.tick(now);
+        }
+    };
+    let of_third = |manager: &Manager, volume: u64| {
+        let pool = manager.state().pools.iter().find(|of| of.pool.volume == volume).unwrap();
+        assert!(pool.pool.chains.iter().all(|chain| chain.replicas.len() == 2));
+        pool.pool.chains.iter().filter(|chain| chain.has(ServerId(3))).count()
+    };
+    for volume in [0, 1] {
+        let tier = netfs_common::map::TierMode::Cold;
+        manager.ensure_pool(Duration::ZERO, volume, (16, 2), tier);
+    }
+    pass(&mut manager, &[]);
+    let share = of_third(&manager, 1);
+    assert!(of_third(&manager, 0) > 0 && share > 0);
+    // It has no key for one of them: what it has of that goes elsewhere.
+    pass(&mut manager, &[0]);
+    assert_eq!((of_third(&manager, 0), of_third(&manager, 1)), (0, share));
+    pass(&mut manager, &[]);
+    assert!(of_third(&manager, 0) > 0);
 }

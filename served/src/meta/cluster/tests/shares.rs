@@ -29,6 +29,8 @@ fn report(id: ServerId, now: Duration, load: u64) -> Report {
         capacity: 1 << 40,
         free: 1 << 40,
         full: false,
+        lacks: false,
+        locked: Vec::new(),
         work: Work { calls: micros / 100, busy_us: micros * load },
         version: Epoch(0),
         revoked: Vec::new(),

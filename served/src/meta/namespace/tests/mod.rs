@@ -10,6 +10,7 @@ mod orphans;
 mod rename;
 mod replays;
 mod retries;
+mod sweep;
 mod xattrs;
 
 use netfs_common::attr::{Attr, FileKind, SetAttr, Timestamp};

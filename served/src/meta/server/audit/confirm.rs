@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 use netfs_common::attr::Attr;
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Epoch, GroupId, Ino, ServerId};
-use netfs_common::map::MAX_REPLICAS;
 use netfs_common::wire::audit::AuditOp;
 use netfs_common::wire::data::Reply;
 use netfs_common::wire::meta::Response;
 
-use super::replicas::{State, learner};
+use super::replicas::State;
 use super::{Audit, MAX_NAMES, MIN_PAUSE, Place, Suspects, chunk_named, files, named, place};
 use crate::meta::server::volume::Volume;
 
@@ -26,20 +25,20 @@ const BATCH: usize = 1024;
 /// Chunks that a server tells at a time when they are counted.
 const COUNTED: u32 = 1024;
 /// Removals, cuts and repairs are waited for so long.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked whether they are done.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What the replicas of a chunk show, in the order of the chain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Sample {
-    group: GroupId,
-    epoch: Epoch,
-    shown: Vec<State>,
+pub(super) struct Sample {
+    pub(super) group: GroupId,
+    pub(super) epoch: Epoch,
+    pub(super) shown: Vec<State>,
 }
 
 impl Sample {
-    fn differs(&self) -> bool {
+    pub(super) fn differs(&self) -> bool {
         self.shown.windows(2).any(|two| two[0] != two[1])
     }
 }
@@ -48,13 +47,11 @@ impl Audit {
     /// Looks at all suspects once more; mends what is wrong.
     pub(super) async fn confirm(&mut self) {
         let suspects = std::mem::take(&mut self.suspects);
-        let Suspects { gone, tails, ahead, differ, strangers, lacking, .. } = suspects;
+        let Suspects { gone, tails, ahead, differ, strangers, lacking, partial, .. } = suspects;
         let all = gone.len() + tails.len() + ahead.len() + differ.len() + lacking.len();
         if all > 0 {
             let before = self.sample(differ).await;
-            // What keeps a change for longer than the deadline leaves its chain.
-            let pause = self.parts.cluster.deadline().max(MIN_PAUSE) + Duration::from_secs(1);
-            tokio::time::sleep(pause).await;
+            self.pause().await;
             for (number, contents) in gone {
                 if let Some(volume) = self.volume(number) {
                     self.of_gone(&volume, contents).await;
@@ -65,11 +62,17 @@ impl Audit {
                     self.of_tails(&volume, files).await;
                 }
             }
-            self.of_replicas(before).await;
+            self.of_replicas(before, partial).await;
             self.of_ahead(ahead).await;
             self.of_lacking(lacking).await;
         }
         self.of_strangers(strangers).await;
+    }
+
+    /// Long enough for all that was under way: what keeps a change for longer than the deadline leaves its chain.
+    pub(super) async fn pause(&self) {
+        let pause = self.parts.cluster.deadline().max(MIN_PAUSE) + Duration::from_secs(1);
+        tokio::time::sleep(pause).await;
     }
 
     /// Whether any server has a chunk of these contents, from this one on. `None`: not all have said.
@@ -313,7 +316,7 @@ impl Audit {
     }
 
     /// What the replicas of chunks show now.
-    async fn sample(&self, chunks: BTreeSet<ChunkId>) -> BTreeMap<ChunkId, Sample> {
+    pub(super) async fn sample(&self, chunks: BTreeSet<ChunkId>) -> BTreeMap<ChunkId, Sample> {
         let mut samples = BTreeMap::new();
         for chunk in chunks {
             let published = self.parts.cluster.published();
@@ -332,8 +335,9 @@ impl Audit {
         samples
     }
 
-    /// Chunks whose replicas showed this before the pause. What is the same now as then is at rest.
-    async fn of_replicas(&self, before: BTreeMap<ChunkId, Sample>) {
+    /// Chunks whose replicas showed this before the pause. What is the same now as then is at rest. Of `partial` ones nobody learns: a
+    /// replica is judged by all its chunks, or not at all.
+    async fn of_replicas(&self, before: BTreeMap<ChunkId, Sample>, partial: bool) {
         let differed = before.iter().filter(|(_, sample)| sample.differs());
         let now = self.sample(differed.map(|(chunk, _)| *chunk).collect()).await;
         let mut groups: BTreeMap<GroupId, BTreeMap<ChunkId, Sample>> = BTreeMap::new();
@@ -352,9 +356,14 @@ impl Audit {
                 "{moving} chunks were being changed all the time, and are not compared"
             ));
         }
+        if partial && !self.dry_run && !groups.is_empty() {
+            self.unfinished(
+                "not all chunks are known that are not the same on all replicas, and no replica is made to learn anew".into(),
+            );
+        }
         for (group, samples) in groups {
             let found: Vec<ChunkId> = samples.keys().copied().collect();
-            let left = match self.dry_run {
+            let left = match self.dry_run || partial {
                 true => found.iter().copied().collect(),
                 false => self.teach(group, samples).await,
             };
@@ -363,53 +372,6 @@ impl Audit {
             }
         }
     }
-
-    /// Has replicas of a group learn until all are the same. What still differs then.
-    async fn teach(
-        &self,
-        group: GroupId,
-        mut samples: BTreeMap<ChunkId, Sample>,
-    ) -> BTreeSet<ChunkId> {
-        for _ in 0..MAX_REPLICAS {
-            let Some(Sample { epoch, shown, .. }) = samples.values().next().cloned() else { break };
-            let states = samples.iter().map(|(chunk, s)| (*chunk, s.shown.clone())).collect();
-            let chain = self.parts.cluster.published().map.chain(group).cloned();
-            let chain = chain.filter(|chain| chain.epoch == epoch);
-            let server =
-                learner(&states).and_then(|at| Some(chain.as_ref()?.replicas.get(at)?.server));
-            let Some(server) = server else {
-                self.unfinished(format!(
-                    "the replicas of placement group {group} differ, and which is right cannot be known"
-                ));
-                break;
-            };
-            tracing::warn!(%group, %server, chunks = samples.len(), "a replica is not the same as the others, and learns anew");
-            if !self.parts.cluster.relearn(group, epoch, server).await
-                || !self.is_whole(group, epoch, shown.len()).await
-            {
-                self.unfinished(format!(
-                    "data server {server} has not learnt placement group {group} again yet"
-                ));
-                break;
-            }
-            samples = self.sample(samples.into_keys().collect()).await;
-            samples.retain(|_, sample| sample.differs());
-        }
-        samples.into_keys().collect()
-    }
-
-    /// Waits until a group has so many replicas again, in a later epoch.
-    async fn is_whole(&self, group: GroupId, epoch: Epoch, replicas: usize) -> bool {
-        let mut maps = self.parts.cluster.maps();
-        let whole = maps.wait_for(|published| {
-            published.map.chain(group).is_some_and(|chain| {
-                chain.epoch.0 > epoch.0 + 1
-                    && chain.learner.is_none()
-                    && chain.replicas.len() >= replicas
-            })
-        });
-        matches!(tokio::time::timeout(PATIENCE, whole).await, Ok(Ok(_)))
-    }
 }
 
 fn first_of((ino, generation): (Ino, u32)) -> ChunkId {
@@ -417,7 +379,7 @@ fn first_of((ino, generation): (Ino, u32)) -> ChunkId {
 }
 
 /// The inode as it is now.
-fn attr_of(volume: &Volume, ino: Ino) -> Result<Option<Attr>, Errno> {
+pub(super) fn attr_of(volume: &Volume, ino: Ino) -> Result<Option<Attr>, Errno> {
     match volume.engine.get(ino) {
         Ok(Response::Entry { attr, .. }) => Ok(Some(attr)),
         Ok(_) => Err(Errno::EIO),

@@ -24,12 +24,13 @@
 //! nothing is judged ([`Volume::sweep`] refuses).
 //!
 //! What is not the same on all replicas is mended by the way of every repair: the replica leaves and learns (`replicas.rs` says which
-//! one). Copies on servers without a place in the group go as they do without an audit (`cluster/garbage.rs`).
+//! one, `teach.rs` when). Copies on servers without a place in the group go as they do without an audit (`cluster/garbage.rs`).
 
 mod confirm;
 mod files;
 mod inventory;
 mod replicas;
+mod teach;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -133,6 +134,8 @@ struct Suspects {
     foreign: BTreeMap<u64, u64>,
     /// There were more than are remembered.
     more: bool,
+    /// Not all chunks that are not the same are among the suspects.
+    partial: bool,
 }
 
 /// What a chunk is to its inode.
@@ -259,8 +262,10 @@ impl Audit {
     /// Goes through everything once.
     async fn walk(&mut self) {
         let present = self.parts.cluster.present();
+        let mut absent = false;
         for server in self.parts.cluster.servers() {
             if !present.contains_key(&server) {
+                absent = true;
                 self.unfinished(format!(
                     "data server {server} does not answer: what it has is not compared"
                 ));
@@ -280,16 +285,18 @@ impl Audit {
                 Ok(attr) => self.judge(number, &seen, attr.as_ref(), &inventory),
                 Err(errno) => {
                     self.unfinished(format!("metadata cannot be read: {errno}"));
+                    self.suspects.partial = true;
                     return;
                 }
             }
         }
+        self.suspects.partial |= !inventory.lost().is_empty();
         for (server, why) in inventory.lost() {
             self.unfinished(format!("data server {server} did not say all that it has: {why}"));
         }
         match files.finish().await {
-            // Those of a server that has gone meanwhile would all be missing.
-            Ok(_) if !inventory.lost().is_empty() => {}
+            // Those of a server that was not asked, or has gone meanwhile, would all be missing.
+            Ok(_) if absent || !inventory.lost().is_empty() => {}
             Ok(lacking) => self.suspects.lacking = lacking,
             Err(errno) => self.unfinished(format!("metadata cannot be read: {errno}")),
         }
@@ -347,7 +354,7 @@ impl Audit {
         if states.any(|state| Some(state) != first) {
             match room(suspects.differ.len()) {
                 true => drop(suspects.differ.insert(chunk)),
-                false => suspects.more = true,
+                false => (suspects.more, suspects.partial) = (true, true),
             }
         }
     }

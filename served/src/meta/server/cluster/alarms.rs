@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use netfs_common::id::ServerId;
+use netfs_common::id::{ClusterId, ServerId};
 
 use super::redundancy::{Condition, of_class};
 use super::{Cluster, Core};
@@ -46,6 +46,24 @@ impl Core {
         let config = self.manager.config();
         let (takers, failing) = (self.takers(now), self.manager.failing());
         let most = state.pools.iter().map(|pool| usize::from(pool.replicas)).max().unwrap_or(1);
+        for (id, owner) in &self.strangers {
+            let whose = owner.map_or_else(String::new, |id| format!(" ({})", ClusterId(id)));
+            lines.push(format!(
+                "data server {} has the data of another cluster{whose}, or of this one before its metadata was made anew, and is \
+                 left alone: start it with its own data directory, or with an empty one",
+                self.name_of(*id)
+            ));
+        }
+        for (id, held) in self.manager.held(now) {
+            let others: Vec<_> = held.awaited.iter().map(|id| self.name_of(*id)).collect();
+            lines.push(format!(
+                "data server {} has come back without some of the data that its disk had: {} placement groups wait for data \
+                 server {}, which may have all of it; if that is lost for good, give it up with `netfs data give-up`",
+                self.name_of(id),
+                held.groups,
+                others.join(", ")
+            ));
+        }
         for (id, server) in &state.servers {
             let (name, health) = (self.name_of(*id), self.manager.health(*id, now));
             let has = state.groups().filter(|(_, _, chain)| chain.has(*id)).count();

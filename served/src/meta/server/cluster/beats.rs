@@ -149,6 +149,7 @@ async fn one(
         hand_over,
         hold_ms: millis(hold),
         stall_ms: millis(config.deadline),
+        owner: cluster.owner(),
     };
     let request = Request { at: At::Server, op: Op::Peer(PeerOp::Beat(beat)) };
     let header: Bytes = codec::encode(&request)?.into();

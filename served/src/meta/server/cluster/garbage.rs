@@ -78,7 +78,8 @@ impl Cluster {
         })
     }
 
-    /// Has a server remove what it has of these groups. How many chunks.
+    /// Has a server remove what it has of these groups. How many chunks. That takes long, and what a server may forget changes: it is asked
+    /// again before each step, and a group is left out from when it is to be kept.
     pub(in crate::meta::server) async fn sweep(
         &self,
         server: ServerId,
@@ -88,7 +89,13 @@ impl Cluster {
         for groups in groups.chunks(MAX_AUDITED) {
             let mut next = Some(FIRST);
             while let Some(from) = next {
-                let op = AuditOp::Sweep { groups: groups.to_vec(), from };
+                let mut groups = groups.to_vec();
+                let now: BTreeSet<_> = self.garbage(server).into_iter().collect();
+                groups.retain(|group| now.contains(group));
+                if groups.is_empty() {
+                    break;
+                }
+                let op = AuditOp::Sweep { groups, from };
                 match self.ask(server, op).await {
                     Some(Reply::Audited(AuditReply::Swept { chunks, next: more, .. }))
                         if more.is_none_or(|more| more > from) =>

@@ -85,6 +85,8 @@ struct Core {
     /// Leases that an earlier life of this server has given are over.
     patience: Duration,
     figures: BTreeMap<ServerId, Figures>,
+    /// Servers that have data of other metadata, and whose it is.
+    strangers: BTreeMap<ServerId, Option<[u8; 16]>>,
     /// Why the last change is not stored.
     trouble: Option<String>,
 }
@@ -129,6 +131,10 @@ impl Cluster {
         let state = file.read()?;
         let found = state.is_some();
         let mut state = state.unwrap_or_default();
+        let nameless = state.owner == [0; 16];
+        if nameless {
+            getrandom::fill(&mut state.owner).map_err(|e| MetaError::System(e.into()))?;
+        }
         // A lease that was given with a longer deadline may still run.
         let patience = told.saturating_sub(config.deadline);
         let mut manager = Manager::new(state.clone(), config, patience);
@@ -151,7 +157,7 @@ impl Cluster {
                 None
             }
         };
-        if manager.state() != &state || !found {
+        if manager.state() != &state || !found || nameless {
             state = manager.state().clone();
             file.write(&state)?;
         }
@@ -161,6 +167,7 @@ impl Cluster {
             last: Duration::ZERO,
             patience,
             figures: BTreeMap::new(),
+            strangers: BTreeMap::new(),
             trouble: None,
         };
         Ok(Arc::new(Cluster {
@@ -455,8 +462,30 @@ impl Cluster {
         pool.map_or(1, |pool| u64::from(pool.replicas.max(1)))
     }
 
+    /// The identity of this metadata.
+    fn owner(&self) -> [u8; 16] {
+        self.lock().manager.state().owner
+    }
+
+    /// Whether a server has data of this metadata, and not of any other. What others say is not heard.
+    fn is_own(&self, server: ServerId, reply: &BeatReply) -> bool {
+        let mut core = self.lock();
+        if reply.owner == Some(core.manager.state().owner) {
+            core.strangers.remove(&server);
+            return true;
+        }
+        warn_rarely!(WARN_INTERVAL, %server, "a data server has the data of another cluster, and is left alone");
+        core.strangers.insert(server, reply.owner);
+        let Core { manager, strangers, .. } = &mut *core;
+        strangers.retain(|id, _| manager.state().servers.contains_key(id));
+        false
+    }
+
     /// A server has answered.
     fn heard(&self, server: ServerId, reply: BeatReply) {
+        if !self.is_own(server, &reply) {
+            return;
+        }
         let BeatReply { live, chunks, lacking, counts, locked, tier, .. } = reply;
         let report = Report {
             instance: reply.instance,
@@ -465,6 +494,8 @@ impl Cluster {
             capacity: reply.capacity,
             free: reply.free,
             full: reply.full,
+            lacks: reply.lacks,
+            locked: locked.clone(),
             work: reply.work,
             version: reply.version,
             revoked: reply.revoked,

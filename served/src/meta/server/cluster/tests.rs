@@ -45,6 +45,8 @@ struct Told {
     /// Tokens that came back.
     echoes: Vec<u64>,
     silent: bool,
+    /// Its data belongs to other metadata.
+    owner: Option<[u8; 16]>,
     verifier: Verifier,
     /// Punches are answered so often that the chain is not ready.
     busy: u32,
@@ -71,6 +73,7 @@ impl Fake {
             maps: 0,
             echoes: Vec::new(),
             silent: false,
+            owner: None,
             verifier: Verifier(1),
             busy: 0,
             fenced: BTreeSet::new(),
@@ -192,6 +195,8 @@ impl Fake {
             counts: Counts::default(),
             work: Work::default(),
             tier: None,
+            lacks: false,
+            owner: told.owner.or(Some(beat.owner)),
         }))
     }
 }
@@ -475,4 +480,42 @@ async fn cuts_and_fences_go_on_while_the_map_changes_all_the_time() {
     tokio::time::timeout(Duration::from_secs(20), in_time).await.unwrap();
     let after = world.cluster.published().map.version;
     assert!(after.0 > before.0 + 3, "it has hardly changed: {before:?} {after:?}");
+}
+
+#[tokio::test]
+async fn a_server_is_told_to_forget_only_what_it_may_forget_now() {
+    let (dir, identity) = world();
+    let (a, b) = (Fake::start(&identity, 1), Fake::start(&identity, 2));
+    let world = World::new(&[&a, &b], dir, identity);
+    world.until("all groups have two replicas", |map| replicas(map, 2)).await;
+    // Decided some time ago; it has a place in all groups meanwhile. It would refuse the call.
+    let map = world.cluster.published().map.clone();
+    let stale: Vec<_> = map.groups().map(|(group, chain)| (group, chain.epoch)).collect();
+    assert_eq!(world.cluster.sweep(ServerId(1), &stale).await, Ok(0));
+}
+
+#[tokio::test]
+async fn a_server_with_the_data_of_another_cluster_gets_nothing() {
+    let (dir, identity) = world();
+    let (a, b) = (Fake::start(&identity, 1), Fake::start(&identity, 2));
+    b.told().owner = Some([5; 16]);
+    let world = World::new(&[&a, &b], dir, identity);
+    world.until("all groups have one replica", |map| replicas(map, 1)).await;
+    let kept = StateFile::of(world.dir.path()).read().unwrap().unwrap();
+    assert_ne!(kept.owner, [0; 16]);
+    let limit = Instant::now() + PATIENCE;
+    while !world.alarms().contains("the data of another cluster") {
+        assert!(Instant::now() < limit, "{}", world.alarms());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let map = world.cluster.published().map.clone();
+    assert!(map.groups().all(|(_, chain)| !chain.has(ServerId(2))));
+    assert_eq!(kept.servers[&ServerId(2)].store, None, "it is not known by its store");
+    // It comes with its own.
+    b.told().owner = None;
+    world.until("it has its share", |map| replicas(map, 2)).await;
+    assert!(!world.alarms().contains("another cluster"), "{}", world.alarms());
+    let owner = world.cluster.owner();
+    let world = world.restart(&[&a, &b]);
+    assert_eq!(world.cluster.owner(), owner);
 }

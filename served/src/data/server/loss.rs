@@ -1,0 +1,132 @@
+//! Whether the disk has lost what had been flushed to it.
+//!
+//! The store says so when it is opened, and only once: it notes what is missing, and its next opening finds everything in order. But a replica that
+//! lacks something must not take the place of one that has everything before it has learnt what it lacks. So it stands in the file `damaged` beside
+//! the segments, the metadata server is told with every sign of life, and lets others go on (`Manager::back`). It is over when no chain
+//! counts any more on what was here before this life of the server: what is here for anybody then was learnt in this life, or was all that there is.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use netfs_common::id::{InstanceId, ServerId};
+use netfs_common::map::ClusterMap;
+
+use crate::data::store::RecoveryReport;
+use crate::private;
+
+/// The file's name in the store's directory. That it is there is what counts.
+const FILE: &str = "damaged";
+
+/// What is known of it.
+#[derive(Debug)]
+pub(super) struct Loss {
+    path: PathBuf,
+    lacks: AtomicBool,
+}
+
+impl Loss {
+    /// Of a store that has been opened.
+    ///
+    /// # Errors
+    /// When it cannot be noted.
+    pub(super) fn open(dir: &Path, report: &RecoveryReport) -> io::Result<Loss> {
+        let path = Loss::file(dir);
+        let mut lacks = path.try_exists()?;
+        if !report.is_clean() && !report.created {
+            let mut file =
+                private::file_options().create(true).truncate(true).write(true).open(&path)?;
+            writeln!(file, "The disk has lost data. {report:?}")?;
+            file.sync_all()?;
+            File::open(dir)?.sync_all()?;
+            lacks = true;
+        }
+        Ok(Loss { path, lacks: AtomicBool::new(lacks) })
+    }
+
+    /// Where it stands.
+    pub(super) fn file(dir: &Path) -> PathBuf {
+        dir.join(FILE)
+    }
+
+    /// Whether there are chains that count on what was here before, and it is not all here.
+    pub(super) fn lacks(&self) -> bool {
+        self.lacks.load(Ordering::SeqCst)
+    }
+
+    /// There is another map.
+    pub(super) fn follow(&self, map: &ClusterMap, me: ServerId, life: InstanceId) {
+        let counts = |(_, chain): (_, &netfs_common::map::Chain)| {
+            chain.replicas.iter().any(|r| r.server == me && r.instance != life)
+        };
+        if !self.lacks() || map.groups().any(counts) {
+            return;
+        }
+        let removed = fs::remove_file(&self.path).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        });
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        match removed.and_then(|()| File::open(dir)?.sync_all()) {
+            Ok(()) => {
+                self.lacks.store(false, Ordering::SeqCst);
+                tracing::info!("nobody counts any more on what the disk has lost");
+            }
+            // The next map brings another attempt.
+            Err(error) => {
+                tracing::warn!(path = %self.path.display(), %error, "it cannot be removed")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use netfs_common::class::Class;
+    use netfs_common::coding::Coding;
+    use netfs_common::id::{Epoch, GroupId, Verifier};
+    use netfs_common::map::{Chain, Pool, Replica, TierMode};
+
+    use super::*;
+
+    const ME: ServerId = ServerId(1);
+
+    fn map(lives: &[u64]) -> ClusterMap {
+        let chain = |life: &u64| Chain {
+            epoch: Epoch(1),
+            verifier: Verifier(1),
+            replicas: vec![Replica { server: ME, instance: InstanceId(*life) }],
+            learner: None,
+        };
+        let pool = Pool {
+            volume: 0,
+            class: Class::DEFAULT,
+            first: GroupId(0),
+            min_replicas: 1,
+            coding: Coding::default(),
+            chains: lives.iter().map(chain).collect(),
+            tier: TierMode::default(),
+        };
+        ClusterMap { version: Epoch(1), servers: Vec::new(), pools: vec![pool] }
+    }
+
+    #[test]
+    fn a_loss_is_remembered_until_nobody_counts_on_what_was_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let sound = RecoveryReport::default();
+        assert!(!Loss::open(dir.path(), &sound).unwrap().lacks());
+        let lost = RecoveryReport { records_lost: 1, ..RecoveryReport::default() };
+        assert!(Loss::open(dir.path(), &lost).unwrap().lacks());
+        // The next opening finds nothing.
+        let loss = Loss::open(dir.path(), &sound).unwrap();
+        assert!(loss.lacks());
+        loss.follow(&map(&[7, 6]), ME, InstanceId(7));
+        assert!(loss.lacks(), "a chain counts on an earlier life");
+        loss.follow(&map(&[6, 6]), ServerId(2), InstanceId(7));
+        assert!(!loss.lacks(), "it is another server's");
+        assert!(!Loss::open(dir.path(), &sound).unwrap().lacks());
+        Loss::open(dir.path(), &lost).unwrap().follow(&map(&[7, 7]), ME, InstanceId(7));
+        assert!(!Loss::open(dir.path(), &sound).unwrap().lacks());
+    }
+}
