@@ -418,6 +418,7 @@ async fn metadata_to_which_the_data_does_not_belong_is_not_obeyed() {
         lease_ms: 60_000,
         version: map.version,
         revoke: Vec::new(),
+        hand_over: Vec::new(),
         hold_ms: 0,
         stall_ms: 5000,
         owner: [2; 16],

@@ -108,8 +108,10 @@ impl<'a> Cluster<'a> {
             lease_ms: 60_000,
             version: self.map.version,
             revoke: Vec::new(),
+            hand_over: Vec::new(),
             hold_ms: 0,
             stall_ms: 1000,
+            owner: [1; 16],
         };
         let map: Bytes = if tell { codec::encode(&self.map).unwrap().into() } else { Bytes::new() };
         let call = async |beat: &Beat, payload| {

@@ -130,6 +130,7 @@ pub async fn serve_alone(pki: &Pki, server: &DataServer) {
         lease_ms: 5000,
         version: map.version,
         revoke: Vec::new(),
+        hand_over: Vec::new(),
         hold_ms: 0,
         stall_ms: 5000,
         owner: [1; 16],

@@ -115,7 +115,7 @@ impl Replicas {
             }
             let from = if data.is_some() { "another replica" } else { "the object store" };
             if data.is_none() {
-                data = self.from_object(chunk, range, version).await;
+                data = self.of_object(chunk, range, version).await;
             }
             let Some(data) = data else {
                 if others.is_empty() {

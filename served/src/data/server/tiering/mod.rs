@@ -194,7 +194,7 @@ impl Replicas {
     }
 
     /// A range of a chunk as it was in a version, from the object of that version, if there is one that is good.
-    pub(super) async fn from_object(
+    pub(super) async fn of_object(
         &self,
         chunk: ChunkId,
         (offset, len): (u64, u64),

@@ -65,6 +65,8 @@ impl World {
             broken: Vec::new(),
             stalled: Vec::new(),
             handed_over,
+            lacks: false,
+            locked: Vec::new(),
         }
     }
 

@@ -517,7 +517,7 @@ impl Cluster {
     }
 
     /// In which groups a server has to refuse reads, and in which to order nothing more, as far as it has been told of the chains.
-    fn requests(&self, server: ServerId) -> (Vec<(GroupId, Epoch)>, Vec<(GroupId, Epoch)>) {
+    fn requests(&self, server: ServerId) -> (Named, Named) {
         let (mut revoke, mut hand_over) = {
             let core = self.lock();
             (core.manager.revocations(server), core.manager.hand_overs(server))
@@ -531,6 +531,9 @@ impl Cluster {
         (revoke, hand_over)
     }
 }
+
+/// Groups, as a chain of theirs has them.
+type Named = Vec<(GroupId, Epoch)>;
 
 /// Where the data server in this process is, for this server.
 fn local_addrs(port: u16) -> Vec<String> {
