@@ -159,4 +159,6 @@ pub(crate) enum Mutant {
     AloneForEver,
     /// A copy goes on in another epoch, in which the chunk is not held.
     CopiesOn,
+    /// A server whose disk has lost what had been flushed does not say so.
+    LacksQuietly,
 }
