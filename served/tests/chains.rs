@@ -280,6 +280,7 @@ async fn without_a_lease_a_replica_that_others_can_replace_shows_nothing() {
         lease_ms: 60_000,
         version: Epoch(1),
         revoke: revoke.clone(),
+        hand_over: Vec::new(),
         hold_ms: 0,
         stall_ms: 5000,
         owner: [1; 16],

@@ -26,12 +26,13 @@ const SEEDS: u64 = if cfg!(debug_assertions) { 2_000 } else { 10_000 };
 const SEEDS_FOR_MUTANT: u64 = 500;
 /// Those of which little remains to be seen, because other rules cover for them, within so many.
 const SEEDS_FOR_RARE: u64 = 5_000;
-const RARE: [Mutant; 5] = [
+const RARE: [Mutant; 6] = [
     Mutant::ShowsRevoked,
     Mutant::IgnoresEpochs,
     Mutant::RemovesQuietly,
     Mutant::AloneForEver,
     Mutant::CopiesOn,
+    Mutant::LacksQuietly,
 ];
 
 impl simulation::World for World {
@@ -78,6 +79,7 @@ fn every_broken_rule_is_noticed() {
         Mutant::CopiesOn,
         Mutant::TurnsAtOnce,
         Mutant::OrdersOn,
+        Mutant::LacksQuietly,
     ];
     let seeds = |mutant| match RARE.contains(&mutant) {
         true => SEEDS_FOR_RARE,

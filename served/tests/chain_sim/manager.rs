@@ -91,6 +91,11 @@ impl Brain {
         self.life.is_some()
     }
 
+    /// Whether a server is taken for dead, if anybody is there to do so.
+    pub(crate) fn verdict(&self, id: ServerId, now: Duration) -> Option<Verdict> {
+        Some(self.life.as_ref()?.manager.verdict(id, now))
+    }
+
     pub(crate) fn state(&self) -> &State {
         &self.kept
     }

@@ -188,4 +188,6 @@ pub(crate) enum Mutant {
     TurnsAtOnce,
     /// A head that has said that it orders nothing more goes on.
     OrdersOn,
+    /// A server whose disk has lost what had been flushed does not say so.
+    LacksQuietly,
 }

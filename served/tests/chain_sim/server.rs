@@ -30,6 +30,8 @@ pub(crate) struct Server {
     pub(crate) instance: InstanceId,
     pub(crate) store_id: StoreId,
     pub(crate) store: Store,
+    /// Its disk has lost what had been flushed, and chains count on what it had.
+    pub(crate) lacks: bool,
     mutant: Option<Mutant>,
     /// The disk takes its time.
     pub(crate) slow: bool,
@@ -60,6 +62,7 @@ impl Server {
             instance: InstanceId(1),
             store_id: StoreId([id.0 as u8; 16]),
             store: Store::default(),
+            lacks: false,
             mutant,
             slow: false,
             failing: 0,
@@ -83,6 +86,7 @@ impl Server {
     pub(crate) fn reborn(&mut self, instance: u64) {
         let mut next = Server::new(self.id, self.mutant);
         next.store = std::mem::take(&mut self.store);
+        next.lacks = self.lacks;
         (next.store_id, next.slow, next.failing) = (self.store_id, self.slow, self.failing);
         next.instance = match self.mutant {
             Some(Mutant::KeepsInstance) => self.instance,
@@ -319,6 +323,8 @@ impl Server {
         }
         if self.map.as_ref().is_none_or(|known| known.version < map.version) {
             self.map = Some(map.clone());
+            let of_before = |r: &Replica| r.server == self.id && r.instance != self.instance;
+            self.lacks &= map.groups().any(|(_, chain)| chain.replicas.iter().any(of_before));
             for (group, chain) in map.groups() {
                 let min = map.pool_of(group).map_or(1, |pool| usize::from(pool.min_replicas));
                 self.set_chain(ctx, group, chain.clone(), min);
@@ -414,7 +420,7 @@ impl Server {
             capacity: 1 << 30,
             free: 1 << 29,
             full: false,
-            lacks: false,
+            lacks: self.lacks && !self.is(Mutant::LacksQuietly),
             locked: Vec::new(),
             work: Work::default(),
             version: self.map.as_ref().map_or(Epoch(0), |map| map.version),

@@ -87,6 +87,19 @@ impl Store {
         }
     }
 
+    /// Some of what was durable is lost too, and nobody knows which version anything has.
+    pub(crate) fn rot(&mut self, seed: usize) {
+        self.lose_power();
+        let lost = self.chunks.keys().nth(seed % self.chunks.len().max(1)).copied();
+        self.chunks.retain(|chunk, _| Some(*chunk) != lost);
+        for (chunk, entry) in &mut self.chunks {
+            entry.version = Version::NONE;
+            self.clock += 1;
+            self.durable.insert(*chunk, (self.clock, Some(*entry)));
+        }
+        self.durable.extend(lost.map(|chunk| (chunk, (self.clock, None))));
+    }
+
     /// What was not made durable is lost.
     pub(crate) fn lose_power(&mut self) {
         self.chunks =

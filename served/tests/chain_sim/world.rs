@@ -1,5 +1,7 @@
 //! Nodes, the network between them, and what goes wrong.
 
+mod rot;
+
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
@@ -535,7 +537,10 @@ impl World {
         let life = seat.life;
         match node {
             MANAGER => self.with_brain(|brain, ctx| brain.start(ctx)),
-            _ => self.servers[node.0 as usize - 1].reborn(life + 1),
+            _ => {
+                self.rot(node.0 as usize - 1);
+                self.servers[node.0 as usize - 1].reborn(life + 1);
+            }
         }
     }
 
@@ -630,6 +635,10 @@ impl World {
     }
 
     fn pause(&mut self, node: Node) {
+        if node == MANAGER && self.servers.iter().any(|server| server.lacks) {
+            // See `rot`.
+            return;
+        }
         let longest = if self.rng.chance(500) { MS * 700 } else { MS * 100 };
         let until = self.now + self.rng.time(MS * 5, longest);
         if let Some(seat) = self.seats.get_mut(&node) {

@@ -41,7 +41,11 @@ impl Server {
         let own = self.store.list().filter(|(chunk, _)| ctx.group_of(*chunk) == of.group);
         let own: BTreeMap<_, _> = own.map(|(chunk, entry)| (chunk, entry.version)).collect();
         let all: BTreeSet<ChunkId> = own.keys().chain(theirs.keys()).copied().collect();
-        let differ = all.into_iter().filter(|chunk| own.get(chunk) != theirs.get(chunk)).collect();
+        let differs = |c: &ChunkId| {
+            let ours = own.get(c);
+            ours != theirs.get(c) || ours == Some(&Version::NONE)
+        };
+        let differ = all.into_iter().filter(differs).collect();
         self.with(ctx, of.group, |g| g.compared(of.learner, differ));
     }
 
