@@ -215,7 +215,7 @@ impl Brain {
             contact.call = None;
             if let Some(Reply::Beat { report, token }) = reply {
                 contact.token = Some(token);
-                let report = self.bend(server, report);
+                let report = self.bend(server, *report);
                 self.with(ctx, |m, now| m.heard(now, server, report));
             }
             return;

@@ -98,7 +98,7 @@ pub(crate) enum Call {
 
 #[derive(Clone, Debug)]
 pub(crate) enum Reply {
-    Beat { report: Report, token: Duration },
+    Beat { report: Box<Report>, token: Duration },
     Map(Rc<ClusterMap>),
     Written(Verifier),
     Contents(Cells),

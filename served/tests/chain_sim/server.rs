@@ -55,6 +55,9 @@ pub(crate) struct Server {
     showing: BTreeMap<CallId, (Caller, GroupId, Epoch, ChunkId)>,
 }
 
+/// Groups, as a chain of theirs has them.
+type Named<'a> = &'a [(GroupId, Epoch)];
+
 impl Server {
     pub(crate) fn new(id: ServerId, mutant: Option<Mutant>) -> Server {
         Server {
@@ -316,7 +319,7 @@ impl Server {
         caller: Caller,
         token: Option<Duration>,
         map: &Rc<ClusterMap>,
-        (revoke, hand_over): (&[(GroupId, Epoch)], &[(GroupId, Epoch)]),
+        (revoke, hand_over): (Named<'_>, Named<'_>),
     ) {
         if let Some(token) = token {
             self.lease_until = self.lease_until.max(token + ctx.lease);
@@ -734,7 +737,7 @@ impl Server {
     pub(crate) fn wake(&mut self, ctx: &mut Context<'_>, timer: Timer) {
         match timer {
             Timer::AnswerBeat { to, conn, id } => {
-                let reply = Reply::Beat { report: self.report(ctx.now), token: ctx.now };
+                let reply = Reply::Beat { report: Box::new(self.report(ctx.now)), token: ctx.now };
                 self.answer(ctx, Caller { node: to, conn, id }, reply);
             }
             Timer::Apply(id) => self.applied(ctx, id),
