@@ -1,6 +1,6 @@
 //! A server that is lost for good with what it had, and replicas that are to learn anew: both by an operator's word.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use netfs_common::id::{Epoch, GroupId, ServerId, Verifier};
@@ -15,6 +15,8 @@ pub struct Loss {
     pub spared: usize,
     /// Groups of which nobody else has everything.
     pub lost: Vec<GroupId>,
+    /// Servers that are away too, and that alone have what the group goes on with of some that are spared: it waits for them.
+    pub awaited: BTreeSet<ServerId>,
 }
 
 impl Manager {
@@ -32,10 +34,18 @@ impl Manager {
         }
         let mut loss = Loss::default();
         for (group, _, chain) in self.state.groups() {
-            match self.others(chain, server, now) {
-                others if others.len() == chain.replicas.len() => {}
-                others if others.is_empty() => loss.lost.push(group),
-                _ => loss.spared += 1,
+            if !chain.replicas.iter().any(|r| r.server == server && self.is_gone(r, server, now)) {
+                continue;
+            }
+            let others = chain.replicas.iter().filter(|r| !self.is_gone(r, server, now));
+            let others: Vec<_> = others.map(|replica| replica.server).collect();
+            if others.is_empty() {
+                loss.lost.push(group);
+                continue;
+            }
+            loss.spared += 1;
+            if others.iter().all(|other| self.verdict(*other, now) == Verdict::Dead) {
+                loss.awaited.extend(others);
             }
         }
         Ok(loss)
@@ -75,12 +85,12 @@ impl Manager {
         Ok(())
     }
 
-    /// The replicas of a chain without those that are lost with a server. With a new store it may have been given groups already, in
-    /// place of others that are lost: of these it has what there is.
-    fn others(&self, chain: &Chain, server: ServerId, now: Duration) -> Vec<Replica> {
-        let there = self.present(server, now);
-        let lost = |r: &Replica| r.server == server && Some(*r) != there;
-        chain.replicas.iter().filter(|replica| !lost(replica)).copied().collect()
+    /// What a replica had is lost with a server that is given up, or was lost before: its server has come back with another store. With that one it
+    /// may have been given groups already, in place of others that are lost: of these it has what there is.
+    fn is_gone(&self, replica: &Replica, given_up: ServerId, now: Duration) -> bool {
+        let foreign = self.seen.get(&replica.server).is_some_and(|seen| seen.foreign);
+        (replica.server == given_up || foreign)
+            && Some(*replica) != self.present(replica.server, now)
     }
 
     /// Who goes on with each of the groups of which nobody else has everything, those that are named and others.
@@ -343,6 +353,23 @@ mod tests {
         let before = world.chains();
         assert_eq!(world.give_up(1, &[]), Err(CommandError::NoHeir(ServerId(1))));
         assert_eq!(world.chains(), before);
+    }
+
+    #[test]
+    fn who_has_come_back_with_another_disk_has_nothing_of_what_it_had() {
+        let mut world = World::new(2, 2);
+        // The second one stops, and the first one has lost its disk.
+        world.up = [(1, (101, 11))].into();
+        world.pass(SECOND * 20);
+        let loss = world.manager.loss(world.now, ServerId(2)).unwrap();
+        assert_eq!((loss.spared, loss.lost.len()), (0, 16), "nobody has anything");
+
+        let mut world = World::new(2, 2);
+        world.up.clear();
+        world.pass(SECOND * 20);
+        let loss = world.manager.loss(world.now, ServerId(2)).unwrap();
+        assert_eq!((loss.spared, loss.lost.len()), (16, 0));
+        assert_eq!(loss.awaited, [ServerId(1)].into(), "it is off, and has everything");
     }
 
     #[test]

@@ -4,7 +4,8 @@
 //! group goes on, what is not there is a hole, and objects that nobody needs are removed from the bucket. If the object store cannot be read,
 //! nothing is given up.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -20,8 +21,8 @@ use tokio::task::JoinSet;
 use super::Cluster;
 use crate::meta::cluster::{Command, Loss};
 
-/// Servers have this long to say what they have. One that does not is not chosen.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// Servers have this long to say what they have.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// An operator is told after this time how far it is.
 const HOLD: Duration = Duration::from_secs(6);
 /// Groups that are taken over from the object store at a time.
@@ -128,25 +129,26 @@ impl Cluster {
         {
             return Outcome::Refused(format!("data server {with} is not there"));
         }
-        let held = match loss.lost.is_empty() {
-            true => BTreeMap::new(),
+        let (held, unheard) = match loss.lost.is_empty() {
+            true => Default::default(),
             false => self.holdings(server).await,
         };
+        if with.is_none() && !unheard.is_empty() {
+            return Outcome::Refused(format!(
+                "data server {} does not say what it has, and may have a copy; nothing is given up. Say it again later, or name the one that goes on with --with",
+                list(&unheard)
+            ));
+        }
         let mut heirs = BTreeMap::new();
         let (mut older, mut empty) = (0, 0);
         for group in &loss.lost {
             let having = held.get(group).into_iter().flatten();
-            let mut able = having.filter(|(id, _)| with.is_none_or(|with| with == **id));
-            let first = able.next();
-            let best = able.fold(first, |best, next| match best {
-                Some((_, most)) if most >= next.1 => best,
-                _ => Some(next),
-            });
+            let best = best(having.filter(|(id, _)| with.is_none_or(|with| with == **id)));
             match best {
                 Some(_) => older += 1,
                 None => empty += 1,
             }
-            let heir = best.map(|(id, _)| *id).or(with);
+            let heir = best.or(with);
             heirs.extend(heir.map(|heir| (*group, heir)));
         }
         let meaning = meaning(server, &loss, older, empty);
@@ -278,21 +280,30 @@ impl Cluster {
         }
     }
 
-    /// What other servers have of each group, if they say so in time.
-    async fn holdings(&self, but: ServerId) -> BTreeMap<GroupId, BTreeMap<ServerId, Holding>> {
-        let until = tokio::time::Instant::now() + PATIENCE;
-        let mut held: BTreeMap<GroupId, BTreeMap<ServerId, Holding>> = BTreeMap::new();
+    /// What other servers have of each group, and who does not say so.
+    async fn holdings(
+        self: &Arc<Self>,
+        but: ServerId,
+    ) -> (BTreeMap<GroupId, BTreeMap<ServerId, Holding>>, BTreeSet<ServerId>) {
+        let mut asked = JoinSet::new();
         for id in self.present().into_keys().filter(|id| *id != but) {
-            let Ok(Some(groups)) = tokio::time::timeout_at(until, self.holdings_of(id)).await
-            else {
-                tracing::warn!(server = %id, "a data server does not say in time what it has, and is not chosen to go on");
-                continue;
-            };
-            for (group, holding) in groups {
+            let this = self.clone();
+            asked.spawn(async move {
+                let answer = tokio::time::timeout(PATIENCE, this.holdings_of(id)).await;
+                (id, answer.ok().flatten())
+            });
+        }
+        let mut held: BTreeMap<GroupId, BTreeMap<ServerId, Holding>> = BTreeMap::new();
+        let mut unheard = BTreeSet::new();
+        for (id, groups) in asked.join_all().await {
+            if groups.is_none() {
+                unheard.insert(id);
+            }
+            for (group, holding) in groups.into_iter().flatten() {
                 held.entry(group).or_default().insert(id, holding);
             }
         }
-        held
+        (held, unheard)
     }
 
     async fn holdings_of(&self, server: ServerId) -> Option<Vec<(GroupId, Holding)>> {
@@ -312,16 +323,36 @@ impl Cluster {
     }
 }
 
+/// Who goes on with a group: of those that have a good part of what anybody has, the one that was written last. An old copy may have more than
+/// one that was written until now, and a copy that was just begun less.
+fn best<'a>(having: impl Iterator<Item = (&'a ServerId, &'a Holding)>) -> Option<ServerId> {
+    let all: Vec<_> = having.collect();
+    let most = all.iter().map(|(_, (chunks, _))| *chunks).max()?;
+    let able = all.into_iter().filter(|(_, (chunks, _))| chunks.saturating_mul(2) >= most);
+    able.max_by_key(|(id, (chunks, newest))| (*newest, *chunks, Reverse(**id))).map(|(id, _)| *id)
+}
+
+fn list(servers: &BTreeSet<ServerId>) -> String {
+    servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
 fn meaning(server: ServerId, loss: &Loss, older: usize, empty: usize) -> String {
-    let Loss { spared, lost } = loss;
+    let Loss { spared, lost, awaited } = loss;
+    let waits = match awaited.is_empty() {
+        true => String::new(),
+        false => format!(
+            "; some of them wait for data server {}, which is away too and alone has what they need",
+            list(awaited)
+        ),
+    };
     if lost.is_empty() {
         return format!(
-            "data server {server} is given up; nothing is lost, since others have all that it had ({spared} placement groups)"
+            "data server {server} is given up; nothing is lost, since others have all that it had ({spared} placement groups){waits}"
         );
     }
     format!(
         "of {} placement groups only data server {server} had everything, and THAT DATA IS LOST: {older} go on with what another \
-         server has of them, in which the latest changes may be missing, and {empty} go on empty; {spared} others lose nothing",
+         server has of them, in which the latest changes may be missing, and {empty} go on empty; {spared} others lose nothing{waits}",
         lost.len()
     )
 }
@@ -341,4 +372,24 @@ fn told(came: &FromStore) -> String {
     format!(
         ". From the object store come {chunks} chunks with {bytes} bytes of these groups; of {kept} more the servers have what is as new{damaged}"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_written_last_goes_on_unless_it_has_but_little() {
+        let best = |all: &[(u32, u64, u64)]| {
+            let all: BTreeMap<ServerId, Holding> = all
+                .iter()
+                .map(|(id, chunks, newest)| (ServerId(*id), (*chunks, Version(*newest))))
+                .collect();
+            super::best(all.iter()).map(|id| id.0)
+        };
+        assert_eq!(best(&[]), None);
+        assert_eq!(best(&[(1, 1000, 5), (2, 990, 9)]), Some(2), "months old, and almost as much");
+        assert_eq!(best(&[(1, 1000, 5), (2, 10, 9)]), Some(1), "it had just begun to learn");
+        assert_eq!(best(&[(1, 10, 5), (2, 10, 5)]), Some(1));
+    }
 }
