@@ -193,7 +193,7 @@ impl Manager {
 mod tests {
     use netfs_common::id::InstanceId;
 
-    use super::super::{Command, Config, Report};
+    use super::super::{Command, Config, Report, replica};
     use super::*;
     use crate::meta::cluster::{State, StoreId};
 
@@ -257,7 +257,9 @@ mod tests {
                     report.version = self.manager.state().version;
                     report.revoked = self.manager.revocations(ServerId(id));
                     for (group, _, chain) in self.manager.state().groups() {
-                        let tail = chain.replicas.last().is_some_and(|r| r.server == ServerId(id));
+                        // A life knows nothing of what those before it have taught.
+                        let own = replica(ServerId(id), InstanceId(life));
+                        let tail = chain.replicas.last() == Some(&own);
                         if let (true, Some(learner)) = (tail, chain.learner) {
                             report.synced.push((group, chain.epoch, learner));
                         }
