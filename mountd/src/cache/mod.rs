@@ -241,6 +241,7 @@ impl Cache {
     ) -> (Remnant, Vec<(Ino, Lease)>) {
         let mut held = Vec::new();
         self.clock.drop_all();
+        self.table.nothing_left();
         for node in self.table.all() {
             let mut state = node.state();
             if state.held.writes() && state.file.is_some() {
@@ -249,6 +250,8 @@ impl Cache {
             let unsent = to_send(&state);
             state.held.dropped(unsent);
             state.disown();
+            state.not_shown();
+            state.behind = true;
             if forget_versions && let Some(attr) = &mut state.attr {
                 attr.version = 0;
             }
@@ -341,9 +344,6 @@ impl Cache {
     pub fn learn_changed(&self, ticket: Ticket, changed: &Changed) {
         for attr in &changed.attrs {
             touch_inode(attr.ino);
-            if attr.nlink == 0 {
-                self.table.orphaned(attr.ino);
-            }
             let node = self.learn(ticket, attr.clone(), None, granted(&changed.grants, attr.ino));
             let mut state = node.state();
             state.changed_at = state.changed_at.max(changed.at);

@@ -114,6 +114,13 @@ struct Shown {
     ctime: Timestamp,
 }
 
+/// What the kernel knows of an inode that is not known here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Left {
+    shown: Option<(Shown, Duration)>,
+    behind: bool,
+}
+
 impl Shown {
     fn of(attr: &Attr) -> Shown {
         let Attr { version, size, mtime, ctime, .. } = *attr;
@@ -233,7 +240,7 @@ impl File {
 impl Node {
     pub(super) fn new(ino: Ino, changes: u64, held: Held) -> Node {
         // The kernel may have pages of one that was evicted here.
-        let state = State { changes, held, told: true, behind: true, ..State::default() };
+        let state = State { changes, held, told: true, ..State::default() };
         Node { ino, state: Mutex::new(state), gates: OnceLock::new() }
     }
 
@@ -304,6 +311,17 @@ impl State {
     /// It has just been changed, here or by another client.
     pub fn unsettle(&mut self, how_long: Duration) {
         self.unsettled = self.unsettled.max(since_boot() + how_long);
+    }
+
+    /// What is to be remembered of an inode that the kernel knows when it is forgotten here.
+    pub(super) fn leave(&self) -> Left {
+        Left { shown: self.shown, behind: self.behind }
+    }
+
+    /// It is known here again. `None`: the kernel may know anything.
+    pub(super) fn resume(&mut self, left: Option<Left>) {
+        let Left { shown, behind } = left.unwrap_or(Left { shown: None, behind: true });
+        (self.shown, self.behind) = (shown, behind);
     }
 
     /// Attributes may be given to the kernel to keep.

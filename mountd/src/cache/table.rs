@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use lru::LruCache;
 use netfs_common::id::Ino;
 
-use super::node::Node;
+use super::node::{Left, Node};
 use crate::lease::{Clock, Held};
 use crate::session::lock;
 
@@ -40,6 +40,8 @@ struct Inner {
     /// References that the kernel holds. It is as large as the kernel's own table of inodes,
     /// which the kernel bounds by memory; an entry is some 25 bytes.
     refs: HashMap<Ino, u64>,
+    /// Of those to which the kernel refers and that were evicted: what it knows.
+    left: HashMap<Ino, Left>,
     /// Inodes without a name that are still in use here.
     orphans: BTreeMap<Ino, Orphan>,
     /// Inodes that were given up for good: the kernel gets no reference to them any more.
@@ -73,6 +75,7 @@ impl Table {
         let inner = Inner {
             nodes: LruCache::unbounded(),
             refs: HashMap::new(),
+            left: HashMap::new(),
             orphans: BTreeMap::new(),
             gone: LruCache::unbounded(),
         };
@@ -97,6 +100,10 @@ impl Table {
         }
         // The counter begins where none has been: one that was evicted never shows an old value.
         let node = Arc::new(Node::new(ino, self.clock.stamp(), Held::new(&self.clock)));
+        if ino == Ino::ROOT || inner.refs.contains_key(&ino) {
+            let left = inner.left.remove(&ino);
+            node.state().resume(left);
+        }
         inner.nodes.put(ino, Arc::clone(&node));
         let mut passed = 0;
         while inner.nodes.len() > self.limit && passed < MAX_PASSED_OVER {
@@ -108,7 +115,11 @@ impl Table {
                 passed += 1;
                 continue;
             }
-            self.clock.evicted(&candidate.state().held);
+            let state = candidate.state();
+            self.clock.evicted(&state.held);
+            if inner.refs.contains_key(&old) {
+                inner.left.insert(old, state.leave());
+            }
         }
         node
     }
@@ -133,6 +144,11 @@ impl Table {
         true
     }
 
+    /// Of what is not known here the kernel may know anything.
+    pub(super) fn nothing_left(&self) {
+        lock(&self.inner).left.clear();
+    }
+
     /// The kernel has references, or is about to.
     pub fn is_referred(&self, ino: Ino) -> bool {
         ino == Ino::ROOT || lock(&self.inner).refs.contains_key(&ino)
@@ -148,6 +164,7 @@ impl Table {
                 return false;
             }
             inner.refs.remove(&ino);
+            inner.left.remove(&ino);
         }
         inner.give_up(ino)
     }

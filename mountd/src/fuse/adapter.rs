@@ -164,10 +164,7 @@ impl Adapter {
                 }
                 entry = vfs.getattr(entry.attr.parent, None).await?;
             }
-            match vfs.referenced(entry.attr.ino) {
-                true => Ok(Looked::Found(entry)),
-                false => Err(Errno::ESTALE),
-            }
+            vfs.counted(entry).map(Looked::Found).ok_or(Errno::ESTALE)
         });
     }
 }

@@ -45,7 +45,7 @@ impl Listing for ReplyDirectory {
 
 impl Listing for ReplyDirectoryPlus {
     const PLUS: bool = true;
-    const BATCH: usize = 32;
+    const BATCH: usize = 128;
 
     fn push(&mut self, item: &DirItem) -> bool {
         let (ttl, attr) = match &item.entry {
@@ -121,6 +121,10 @@ async fn fill<L: Listing>(
 ) -> Result<(), Errno> {
     let mut sent_some = false;
     loop {
+        if !referenced.is_empty() {
+            // Once the kernel is to be given an inode it is given it at once: whoever takes back what it may keep of it waits for that.
+            return Ok(());
+        }
         let items = match vfs.readdir(ino, fh, after, L::BATCH).await {
             // What is there is sent; the next call will meet the error again.
             Err(_) if sent_some => return Ok(()),
@@ -132,7 +136,16 @@ async fn fill<L: Listing>(
             if counts && item.entry.is_none() {
                 // fuser cannot leave attributes out, and the kernel would believe made-up ones. But
                 // the name may lead elsewhere by now: the kernel shall ask again before it uses it.
-                match vfs.getattr(item.ino, None).await {
+                let known = vfs.try_getattr(item.ino, None);
+                if known.is_none() && !referenced.is_empty() {
+                    // The kernel asks again from here.
+                    return Ok(());
+                }
+                let entry = match known {
+                    Some(entry) => entry,
+                    None => vfs.getattr(item.ino, None).await,
+                };
+                match entry {
                     Ok(e) => item.entry = Some(Entry { attr: e.attr, ttl: Duration::ZERO }),
                     // Removed since.
                     Err(Errno::ESTALE | Errno::ENOENT) => continue,

@@ -110,8 +110,9 @@ impl Mounted {
         config.clone_fd = true;
         let session = Session::from_fd(adapter, fd, SessionACL::All, config)
             .map_err(|e| undo(MountError::Session(e)))?;
-        let one = Arc::clone(&vfs);
-        let is_known = Box::new(move |ino| one.is_known(ino));
+        // What tells the kernel is held by the other side itself.
+        let one = Arc::downgrade(&vfs);
+        let is_known = Box::new(move |ino| one.upgrade().is_some_and(|vfs| vfs.is_known(ino)));
         let known = Box::new(move || vfs.known_inodes());
         let channel = Channel { notifier: session.notifier(), device };
         notices.start(channel, known, is_known).map_err(|e| undo(MountError::Thread(e)))?;

@@ -36,7 +36,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use netfs_common::attr::Attr;
+use netfs_common::attr::{Attr, FileKind};
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, InstanceId, SessionId};
 use netfs_common::name::Name;
@@ -375,12 +375,16 @@ impl Vfs {
     /// An inode as the kernel shall see it.
     fn entry(&self, node: &Node) -> Option<Entry> {
         let ttl = self.cache.ttl();
+        // Before the state is locked.
+        let referred = self.cache.table.is_referred(node.ino);
         let mut state = node.state();
         let attr = state.effective()?;
         // The kernel notes that what it is given is good before it stores it, so it is given the same twice before it may keep it. Where
         // it has never heard of the inode, it makes one from the first.
         let settled = state.valid && state.settled();
-        let kept = settled && (state.has_stored(&attr) || !self.cache.table.is_referred(node.ino));
+        // A directory that is being filled would never be kept, and is asked for with every path.
+        let once = !referred || attr.kind == FileKind::Dir;
+        let kept = settled && (once || state.has_stored(&attr));
         if settled {
             state.show(&attr);
         }

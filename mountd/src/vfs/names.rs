@@ -119,6 +119,7 @@ impl Vfs {
         let changed = outcome?;
         self.cache.learn_changed(ticket, &changed);
         let orphans = changed.attrs.iter().filter(|a| a.nlink == 0).map(|a| a.ino);
+        orphans.clone().for_each(|ino| self.cache.table.orphaned(ino));
         for ino in self.cache.table.unreferenced(orphans) {
             self.unused(ino);
         }
@@ -198,7 +199,7 @@ impl Vfs {
 
     /// Counts an entry as a reference of the kernel's; `None` when it must not get one. What was taken back since the entry was made the kernel may not
     /// keep. For what is taken back from now on it is waited for: it may make the inode from this answer only then.
-    pub(super) fn counted(&self, mut entry: Entry) -> Option<Entry> {
+    pub fn counted(&self, mut entry: Entry) -> Option<Entry> {
         if !self.cache.table.refer(entry.attr.ino) {
             return None;
         }

@@ -85,21 +85,31 @@ impl Slices {
 /// stored in them.
 pub(super) async fn take_pages(kernel: &dyn KernelCache, node: &Node, from: u64, to: u64) {
     let mut slices = Slices::new(from, to, node.state().size());
+    let mut attributes = false;
     while let Some((from, to)) = slices.next() {
         let begun = Instant::now();
-        take_slice(kernel, node, from, to).await;
+        take_slice(kernel, node, (from, to), &mut attributes).await;
         slices.took(begun.elapsed());
     }
 }
 
-async fn take_slice(kernel: &dyn KernelCache, node: &Node, from: u64, to: u64) {
+/// `attributes`: the kernel has been told of those.
+async fn take_slice(
+    kernel: &dyn KernelCache,
+    node: &Node,
+    (from, to): (u64, u64),
+    attributes: &mut bool,
+) {
     let mut whole = kernel.drop_data(node.ino, from, to.saturating_sub(from));
     if timeout(BLOCKED, &mut whole).await.is_ok() {
         return;
     }
     // By then it has been begun with as well, and whoever asks for attributes from now on is answered by the daemon: this takes no lock of
     // the kernel, and waits for a processor at most.
-    let _ = timeout(ENOUGH, kernel.drop_attr(node.ino)).await;
+    if !std::mem::replace(attributes, true) {
+        // Not for ever: all who could tell it may wait for pages.
+        let _ = timeout(ENOUGH, kernel.drop_attr(node.ino)).await;
+    }
     let begun = Instant::now();
     let within = to.min(node.state().size()).saturating_sub(from);
     let patience = PATIENCE + Duration::from_millis(within / PER_MILLISECOND);

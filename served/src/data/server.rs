@@ -244,7 +244,10 @@ async fn begin(
     let store_error = |source| DataError::Store { dir: dir.clone(), source };
     let keys = Keys::open(&options.dir, options.key_file.as_deref())?;
     let (store, report) =
-        SegmentStore::open(&options.dir, options.store.clone()).map_err(store_error)?;
+        SegmentStore::open_noting(&options.dir, options.store.clone(), &|report| {
+            Loss::note(&options.dir, report)
+        })
+        .map_err(store_error)?;
     if report.identity_restored {
         tracing::warn!(dir = %dir.display(), "the file `store` was damaged; it is made anew from what all segments say");
     }
@@ -255,7 +258,7 @@ async fn begin(
     } else {
         tracing::error!(dir = %dir.display(), ?report, "data store opened; the disk has lost data");
     }
-    let loss = Loss::open(&options.dir, &report)
+    let loss = Loss::open(&options.dir)
         .map_err(|source| DataError::Loss { path: Loss::file(&options.dir), source })?;
     if loss.lacks() {
         tracing::error!(note = %Loss::file(&options.dir).display(), "the disk has lost data: other replicas go on in place of this server's, if there are any");

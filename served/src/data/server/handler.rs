@@ -444,7 +444,7 @@ impl Handler {
         chunk: ChunkId,
     ) -> Result<bool, Reply> {
         let view = self.replicas.view();
-        if view.map.chain(group).is_none_or(|chain| chain.members().count() < 2) {
+        if view.map.chain(group).is_none_or(|chain| chain.replicas.len() < 2) {
             return Ok(false);
         }
         if self.chunks.is_full() {

@@ -27,22 +27,29 @@ pub(super) struct Loss {
 }
 
 impl Loss {
-    /// Of a store that has been opened.
+    /// Notes what the opening of a store has found. To be done before the store is mended.
     ///
     /// # Errors
     /// When it cannot be noted.
-    pub(super) fn open(dir: &Path, report: &RecoveryReport) -> io::Result<Loss> {
-        let path = Loss::file(dir);
-        let mut lacks = path.try_exists()?;
-        if !report.is_clean() && !report.created {
-            let mut file =
-                private::file_options().create(true).truncate(true).write(true).open(&path)?;
-            writeln!(file, "The disk has lost data. {report:?}")?;
-            file.sync_all()?;
-            File::open(dir)?.sync_all()?;
-            lacks = true;
+    pub(super) fn note(dir: &Path, report: &RecoveryReport) -> io::Result<()> {
+        if report.is_clean() || report.created {
+            return Ok(());
         }
-        Ok(Loss { path, lacks: AtomicBool::new(lacks) })
+        let mut options = private::file_options();
+        let mut file = options.create(true).truncate(true).write(true).open(Loss::file(dir))?;
+        writeln!(file, "The disk has lost data. {report:?}")?;
+        file.sync_all()?;
+        File::open(dir)?.sync_all()
+    }
+
+    /// Of a store that has been opened.
+    ///
+    /// # Errors
+    /// When it cannot be seen whether anything was noted.
+    pub(super) fn open(dir: &Path) -> io::Result<Loss> {
+        let path = Loss::file(dir);
+        let lacks = AtomicBool::new(path.try_exists()?);
+        Ok(Loss { path, lacks })
     }
 
     /// Where it stands.
@@ -111,22 +118,27 @@ mod tests {
         ClusterMap { version: Epoch(1), servers: Vec::new(), pools: vec![pool] }
     }
 
+    fn opened(dir: &Path, report: &RecoveryReport) -> Loss {
+        Loss::note(dir, report).unwrap();
+        Loss::open(dir).unwrap()
+    }
+
     #[test]
     fn a_loss_is_remembered_until_nobody_counts_on_what_was_there() {
         let dir = tempfile::tempdir().unwrap();
         let sound = RecoveryReport::default();
-        assert!(!Loss::open(dir.path(), &sound).unwrap().lacks());
+        assert!(!opened(dir.path(), &sound).lacks());
         let lost = RecoveryReport { records_lost: 1, ..RecoveryReport::default() };
-        assert!(Loss::open(dir.path(), &lost).unwrap().lacks());
+        assert!(opened(dir.path(), &lost).lacks());
         // The next opening finds nothing.
-        let loss = Loss::open(dir.path(), &sound).unwrap();
+        let loss = opened(dir.path(), &sound);
         assert!(loss.lacks());
         loss.follow(&map(&[7, 6]), ME, InstanceId(7));
         assert!(loss.lacks(), "a chain counts on an earlier life");
         loss.follow(&map(&[6, 6]), ServerId(2), InstanceId(7));
         assert!(!loss.lacks(), "it is another server's");
-        assert!(!Loss::open(dir.path(), &sound).unwrap().lacks());
-        Loss::open(dir.path(), &lost).unwrap().follow(&map(&[7, 7]), ME, InstanceId(7));
-        assert!(!Loss::open(dir.path(), &sound).unwrap().lacks());
+        assert!(!opened(dir.path(), &sound).lacks());
+        opened(dir.path(), &lost).follow(&map(&[7, 7]), ME, InstanceId(7));
+        assert!(!opened(dir.path(), &sound).lacks());
     }
 }

@@ -52,7 +52,7 @@ impl Default for StoreConfig {
             reclaim_dead_percent_when_full: 3,
             step_bytes: 8 << 20,
             checkpoint_bytes: 1 << 30,
-            paged_bytes: 128 << 10,
+            paged_bytes: 512 << 10,
             checksum_cache_bytes: 16 << 20,
             max_open_segments: 256,
             max_unflushed_segments: 4,

@@ -73,7 +73,8 @@ fn config() -> StoreConfig {
 }
 
 fn open(disk: &SimDisk) -> Result<(SegmentStore, super::RecoveryReport), StoreError> {
-    let opened = SegmentStore::open_on(Arc::new(disk.clone()), Path::new(DIR), config(), ID)?;
+    let opened =
+        SegmentStore::open_on(Arc::new(disk.clone()), Path::new(DIR), config(), ID, &|_| Ok(()))?;
     for (volume, codec) in (1..).zip(codecs()) {
         opened.0.set_codec(volume, Some(Arc::new(codec)));
     }

@@ -189,16 +189,32 @@ fn write_store_id(disk: &dyn Disk, shown_dir: &Path, id: StoreId) -> Result<(), 
     disk.sync_dir().map_err(StoreError::io("flush", shown_dir.display().to_string()))
 }
 
+/// Is told what an opening has found.
+type Note<'a> = &'a dyn Fn(&RecoveryReport) -> std::io::Result<()>;
+
 impl SegmentStore {
     /// Opens the store in `dir`, or makes one where there is nothing yet.
     ///
     /// When it returns, everything that was found is durable, and damage to what had been flushed is in the report.
     pub fn open(dir: &Path, config: StoreConfig) -> Result<(Self, RecoveryReport), StoreError> {
+        Self::open_noting(dir, config, &|_| Ok(()))
+    }
+
+    /// As [`SegmentStore::open`]; `note` is called with the report before anything is mended. Once it is, nothing in the store tells any more that something
+    /// was lost.
+    ///
+    /// # Errors
+    /// Those of `note` too; the store is then as it was.
+    pub fn open_noting(
+        dir: &Path,
+        config: StoreConfig,
+        note: Note<'_>,
+    ) -> Result<(Self, RecoveryReport), StoreError> {
         config.validate()?;
         let disk = RealDisk::open(dir, Access::Write)?;
         let mut fresh = [0; 16];
         getrandom::fill(&mut fresh).map_err(|e| StoreError::io("make", "a store id")(e.into()))?;
-        Self::open_on(Arc::new(disk), dir, config, StoreId(fresh))
+        Self::open_on(Arc::new(disk), dir, config, StoreId(fresh), note)
     }
 
     /// Opens the store on a disk; `fresh` becomes its id if it has to be made.
@@ -207,6 +223,7 @@ impl SegmentStore {
         shown_dir: &Path,
         config: StoreConfig,
         fresh: StoreId,
+        note: Note<'_>,
     ) -> Result<(Self, RecoveryReport), StoreError> {
         config.validate()?;
         let (found, restored) = match read_store_id(disk.as_ref()) {
@@ -230,6 +247,7 @@ impl SegmentStore {
         log::check_numbers(next_segment, next_seq)?;
         report.created = found.is_none();
         report.identity_restored = restored;
+        note(&report).map_err(StoreError::io("note", "what the disk has lost"))?;
         recover::carry_out(disk.as_ref(), &mut state, &plan)?;
         let newest = state.segments.last_key_value();
         let usable = newest.filter(|(_, s)| !s.damaged && s.len < config.segment_bytes);

@@ -13,7 +13,7 @@ use netfs_common::codec;
 use netfs_common::id::{Ino, SessionId};
 use netfs_common::net::{CallError, Link};
 use netfs_common::warn_rarely;
-use netfs_common::wire::meta::{MAX_BATCH, Push, Response};
+use netfs_common::wire::meta::{MAX_BATCH, Op, Push, Response};
 
 use super::volume::{Volume, WARN_INTERVAL, now};
 use crate::meta::command::{Action, Command};
@@ -87,6 +87,11 @@ impl OrphanNews {
             news.tell_all();
         }
     }
+}
+
+/// Whether a change may take an inode's last name. Others can also be answered with inodes that have none.
+pub(super) fn may_remove(op: &Op) -> bool {
+    matches!(op, Op::Unlink { .. } | Op::Rmdir { .. } | Op::Rename { .. })
 }
 
 impl Volume {

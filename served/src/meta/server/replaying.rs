@@ -16,6 +16,7 @@ use netfs_common::wire::meta::{MAX_REPLAY, Op, Replayed, Reply, Response};
 use tokio::sync::watch;
 
 use super::clock;
+use super::orphans;
 use super::volume::{Volume, WARN_INTERVAL, now};
 use super::volumes;
 use crate::meta::command::{Action, Command};
@@ -230,11 +231,14 @@ impl Volume {
         };
         self.cuts_are_complete(cut).await?;
         let last = self.engine.last();
+        let may_remove = orphans::may_remove(&op);
         let action = Action::Replay { session, seq, target, op };
         let (index, reply) = self.execute(Command { time: clock::not_ahead(time), action }).await;
         let response = reply?;
         // Clients that came after the failure have never seen what is removed here.
-        self.release(session, &response).await;
+        if may_remove {
+            self.release(session, &response).await;
+        }
         let Response::Changed { target: came_to, attrs } = response else {
             return Err(Errno::EPROTO);
         };

@@ -28,7 +28,7 @@ use super::leasing::Leasing;
 use super::locks::LockTable;
 use super::lookups::Lookups;
 use super::members::{Entry, LinkId, Members, NotAdmitted};
-use super::orphans::OrphanNews;
+use super::orphans::{self, OrphanNews};
 use super::recent::Recent;
 use super::replaying::Replaying;
 use super::terms;
@@ -590,6 +590,7 @@ impl Volume {
             self.data.ensure_class(self.number(), class).await?;
         }
         self.metrics.changed(&op);
+        let may_remove = orphans::may_remove(&op);
         let action = Action::Mutate { session: client.session, seq, answered, op };
         let command = Command { time, action };
         let (index, reply) = self.change(client, command, grants).await;
@@ -603,7 +604,7 @@ impl Volume {
         if may_cut {
             self.begin_trims()?;
         }
-        if let Ok(response) = &reply {
+        if may_remove && let Ok(response) = &reply {
             self.release(client.session, response).await;
         }
         if ends && reply.is_ok() {

@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 
 use super::super::fault;
 use super::super::replicas::Replicas;
-use crate::data::tier::{BucketError, ObjectId, Ranges};
+use crate::data::tier::{BucketError, ObjectError, ObjectId, Ranges};
 
 /// One call goes on for so long; the caller then asks for more.
 const AT_A_TIME: Duration = Duration::from_secs(5);
@@ -133,7 +133,10 @@ impl Replicas {
                 Ok(ranges) => {
                     return Ok((chunk, Found::Newer { version: id.version, ranges, bad }));
                 }
-                Err(error @ BucketError::Damaged(_)) => {
+                // What this program cannot read is not damaged: an older one must not be taken in its place.
+                Err(
+                    error @ BucketError::Damaged(ObjectError::Damaged(_) | ObjectError::Forged),
+                ) => {
                     tracing::error!(object = id.name(), %error, "an object cannot be taken over");
                     bad += 1;
                 }

@@ -132,7 +132,10 @@ impl Replicas {
     /// Whether the store here needs an object.
     pub(in super::super) fn needs(&self, chunk: ChunkId, version: Version) -> bool {
         let away = self.chunks.away(chunk).map(|parts| Version(parts.object.0));
-        self.chunks.version(chunk) == version || away == Some(version)
+        let here = self.chunks.version(chunk);
+        // After a loss of the disk it is not known what is here: until it is, an object may be what this chunk was.
+        let doubted = here == Version::NONE && self.chunks.has(chunk);
+        here == version || away == Some(version) || doubted
     }
 
     /// Which of these objects the store here needs, now or after a crash.

@@ -47,6 +47,7 @@ pub(super) fn try_open(
         Path::new("sim"),
         config,
         StoreId(*b"a test's store 1"),
+        &|_| Ok(()),
     )
 }
 

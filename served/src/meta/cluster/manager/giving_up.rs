@@ -28,8 +28,7 @@ impl Manager {
         if !self.state.servers.contains_key(&server) {
             return Err(CommandError::NoServer(server));
         }
-        let foreign = self.seen.get(&server).is_some_and(|seen| seen.foreign);
-        if !foreign && self.verdict(server, now) != Verdict::Dead {
+        if !self.is_foreign(server) && self.verdict(server, now) != Verdict::Dead {
             return Err(CommandError::StillThere(server));
         }
         let mut loss = Loss::default();
@@ -85,12 +84,17 @@ impl Manager {
         Ok(())
     }
 
-    /// What a replica had is lost with a server that is given up, or was lost before: its server has come back with another store. With that one it
-    /// may have been given groups already, in place of others that are lost: of these it has what there is.
+    /// What a replica had is lost with a server that is given up, or was lost before: its server has come back with another store, or with a part of
+    /// what it had. With that one it may have been given groups already, in place of others that are lost: of these it has what there is.
     fn is_gone(&self, replica: &Replica, given_up: ServerId, now: Duration) -> bool {
-        let foreign = self.seen.get(&replica.server).is_some_and(|seen| seen.foreign);
-        (replica.server == given_up || foreign)
+        let foreign = self.is_foreign(replica.server);
+        (replica.server == given_up || foreign || self.lacks(replica.server))
             && Some(*replica) != self.present(replica.server, now)
+    }
+
+    /// Whether a server has come back with another store than it had.
+    pub fn is_foreign(&self, server: ServerId) -> bool {
+        self.seen.get(&server).is_some_and(|seen| seen.foreign)
     }
 
     /// Who goes on with each of the groups of which nobody else has everything, those that are named and others.

@@ -28,7 +28,7 @@ impl Manager {
     }
 
     /// Whether a server's disk has lost something that had been flushed.
-    fn lacks(&self, server: ServerId) -> bool {
+    pub(super) fn lacks(&self, server: ServerId) -> bool {
         let report = self.seen.get(&server).and_then(|seen| seen.report.as_ref());
         report.is_some_and(|report| report.lacks)
     }

@@ -156,6 +156,7 @@ fn servers_whose_disks_have_lost_data_go_on_when_nobody_is_left_to_wait_for() {
     let (mut manager, now) = both_away();
     back(&mut manager, now, 1, true);
     assert_eq!(chain(&manager).replicas.len(), 2);
+    assert_eq!(manager.loss(now, ServerId(2)).unwrap().spared, 0, "nobody else has everything");
     manager.command(now, Command::GiveUp(ServerId(2), BTreeMap::new())).unwrap();
     let first = Replica { server: ServerId(1), instance: InstanceId(11) };
     assert_eq!(chain(&manager).replicas, [first]);

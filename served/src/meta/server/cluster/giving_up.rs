@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use netfs_common::id::{Epoch, GroupId, ServerId, Version};
 use netfs_common::map::Replica;
@@ -25,6 +25,8 @@ use crate::meta::cluster::{Command, Loss};
 const PATIENCE: Duration = Duration::from_secs(60);
 /// An operator is told after this time how far it is.
 const HOLD: Duration = Duration::from_secs(6);
+/// Whoever has gone away meanwhile is told for so long that it is done.
+const REMEMBERED: Duration = Duration::from_secs(60);
 /// Groups that are taken over from the object store at a time.
 const GROUPS: usize = 8;
 /// A server that cannot answer at the moment is asked so often, at the next news each.
@@ -47,7 +49,7 @@ pub(super) struct GivingUp {
     wish: Wish,
     /// Chunks found in the object store.
     found: Arc<AtomicU64>,
-    outcome: watch::Receiver<Option<Outcome>>,
+    outcome: watch::Receiver<Option<(Instant, Outcome)>>,
 }
 
 /// What came from object stores.
@@ -73,7 +75,7 @@ impl Cluster {
         };
         let over = tokio::time::timeout(HOLD, outcome.wait_for(Option::is_some)).await;
         let ended = match over {
-            Ok(Ok(outcome)) => outcome.clone(),
+            Ok(Ok(outcome)) => outcome.clone().map(|(_, outcome)| outcome),
             Ok(Err(_)) => None,
             Err(_) => {
                 let found = found.load(Ordering::Relaxed);
@@ -95,7 +97,10 @@ impl Cluster {
         if let Some(known) = &*going {
             let (ended, done) = match &*known.outcome.borrow() {
                 None => (known.outcome.has_changed().is_err(), false),
-                Some(outcome) => (true, matches!(outcome, Outcome::Done(_))),
+                Some((at, outcome)) => {
+                    let lately = at.elapsed() < REMEMBERED;
+                    (true, lately && matches!(outcome, Outcome::Done(_)))
+                }
             };
             if known.wish == wish && (!ended || done) {
                 return Ok(known.clone());
@@ -110,7 +115,7 @@ impl Cluster {
         let (this, counted) = (self.clone(), found.clone());
         let task = tokio::spawn(async move {
             let outcome = this.try_give_up(wish, &counted).await;
-            tell.send_replace(Some(outcome));
+            tell.send_replace(Some((Instant::now(), outcome)));
         });
         self.roster().add_task(task.abort_handle());
         let begun = GivingUp { wish, found, outcome };
@@ -129,10 +134,12 @@ impl Cluster {
         {
             return Outcome::Refused(format!("data server {with} is not there"));
         }
-        let (held, unheard) = match loss.lost.is_empty() {
+        let (held, mut unheard) = match loss.lost.is_empty() {
             true => Default::default(),
             false => self.holdings(server).await,
         };
+        // Who has another store than it had takes no part in anything yet, and is not known to have anything.
+        self.with(|manager, _| unheard.retain(|id| !manager.is_foreign(*id)));
         if with.is_none() && !unheard.is_empty() {
             return Outcome::Refused(format!(
                 "data server {} does not say what it has, and may have a copy; nothing is given up. Say it again later, or name the one that goes on with --with",

@@ -528,6 +528,10 @@ impl Cluster {
         };
         revoke.retain(is_known);
         hand_over.retain(is_known);
+        if self.lock().manager.state().version != published.map.version {
+            // While nothing can be stored no other head is stopped: it would have to wait for its new epoch.
+            hand_over.clear();
+        }
         (revoke, hand_over)
     }
 }
