@@ -48,7 +48,7 @@
 //! - What is shown is read when [`Action::Serve`] says so, and then [`Group::withdraw`] is called, soon: changes of the chunk wait for it.
 //! - The learner's chunks are listed in its present epoch and after [`Group::settle`]: what it has forgotten may be being stored.
 //! - A copy reads all of a chunk in one epoch, and ends when that is over or the chunk was removed: it is not held any more.
-//! - A removal is told by [`Group::removed`], and waited for at [`Group::heir`]. It begins anew if the map has changed meanwhile.
+//! - A removal is told by [`Group::removed`], and waited for at [`Group::heirs`]. It begins anew if the map has changed meanwhile.
 //! - Flushes reach all members, the learner too, and count if the epoch is still the same.
 
 mod action;
