@@ -16,7 +16,10 @@ make_disk() {
 grow_disk() { rm "$WORK/$1/taken"; }
 disk_left() { df --output=avail -BM "$WORK/$1" | tail -n 1 | tr -d ' '; }
 # disk_written NAME: so many bytes, since it was made.
-disk_written() { awk '{ print $7 * 512 }' "/sys/block/${DISKS[$1]#/dev/}/stat"; }
+disk_written() {
+    local stat
+    read -ra stat <"/sys/block/${DISKS[$1]#/dev/}/stat" && echo $((stat[6] * 512))
+}
 remove_disk() {
     speed_up "$1"
     # Whoever has used it may still be about to end.

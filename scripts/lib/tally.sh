@@ -10,6 +10,13 @@ fail() {
     say "FAIL $*"
 }
 
+# An error of arithmetic breaks off a case and whatever has called it, and the script goes on: it must not count as nothing.
+UNDER_WAY=
+no_case_was_broken_off() {
+    [ -z "$UNDER_WAY" ] || fail "$UNDER_WAY (broken off by an error of the shell)"
+    UNDER_WAY=
+}
+
 # check WHAT COMMAND...: one case. The command's output is shown when it fails, and its last $CHECK_SHOW lines otherwise.
 check() {
     local what=$1 output started=$SECONDS
@@ -19,6 +26,8 @@ check() {
         on_exit "rm -f '$CHECK_OUTPUT'"
     fi
     output=$CHECK_OUTPUT
+    no_case_was_broken_off
+    UNDER_WAY=$what
     if "$@" >"$output" 2>&1 </dev/null; then
         pass
         say "ok   $what ($((SECONDS - started)) s)"
@@ -27,10 +36,12 @@ check() {
         fail "$what (status $?: $*)"
         tail -n "${CHECK_TAIL:-30}" "$output" | sed 's/^/     /'
     fi
+    UNDER_WAY=
 }
 
 # finish: the last line, and the exit status that goes with it. No case at all is a failure too.
 finish() {
+    no_case_was_broken_off
     say "$NAME: $PASSED passed, $FAILED failed"
     [ "$FAILED" -eq 0 ] && [ "$PASSED" -gt 0 ]
     exit
