@@ -4,6 +4,10 @@
 //! lacks something must not take the place of one that has everything before it has learnt what it lacks. So it stands in the file `damaged` beside
 //! the segments, the metadata server is told with every sign of life, and lets others go on (`Manager::back`). It is over when no chain
 //! counts any more on what was here before this life of the server: what is here for anybody then was learnt in this life, or was all that there is.
+//!
+//! Where it was all that there is, nobody knows which chunks are missing. An object store may have them, as objects that nothing here speaks
+//! of. So there is a second note, `incomplete`, for as long as there is this store: objects of chunks that are not here are kept, until an operator has begun
+//! anew with what the object store has.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -18,12 +22,15 @@ use crate::private;
 
 /// The file's name in the store's directory. That it is there is what counts.
 const FILE: &str = "damaged";
+/// As above: what was lost was in no other replica.
+const INCOMPLETE: &str = "incomplete";
 
 /// What is known of it.
 #[derive(Debug)]
 pub(super) struct Loss {
     path: PathBuf,
     lacks: AtomicBool,
+    incomplete: AtomicBool,
 }
 
 impl Loss {
@@ -49,7 +56,8 @@ impl Loss {
     pub(super) fn open(dir: &Path) -> io::Result<Loss> {
         let path = Loss::file(dir);
         let lacks = AtomicBool::new(path.try_exists()?);
-        Ok(Loss { path, lacks })
+        let incomplete = AtomicBool::new(Loss::incomplete_file(dir).try_exists()?);
+        Ok(Loss { path, lacks, incomplete })
     }
 
     /// Where it stands.
@@ -57,9 +65,19 @@ impl Loss {
         dir.join(FILE)
     }
 
+    /// Where it stands that there was nobody to learn it from.
+    pub(super) fn incomplete_file(dir: &Path) -> PathBuf {
+        dir.join(INCOMPLETE)
+    }
+
     /// Whether there are chains that count on what was here before, and it is not all here.
     pub(super) fn lacks(&self) -> bool {
         self.lacks.load(Ordering::SeqCst)
+    }
+
+    /// Whether chunks may be missing that nobody else had. What is not here may be in the object store only.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.lacks() || self.incomplete.load(Ordering::SeqCst)
     }
 
     /// There is another map.
@@ -70,21 +88,43 @@ impl Loss {
         if !self.lacks() || map.groups().any(counts) {
             return;
         }
-        let removed = fs::remove_file(&self.path).or_else(|error| match error.kind() {
-            io::ErrorKind::NotFound => Ok(()),
-            _ => Err(error),
-        });
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        match removed.and_then(|()| File::open(dir)?.sync_all()) {
-            Ok(()) => {
-                self.lacks.store(false, Ordering::SeqCst);
-                tracing::info!("nobody counts any more on what the disk has lost");
+        let alone = |chain: &netfs_common::map::Chain| {
+            chain.replicas.len() == 1 && chain.replicas.iter().all(|r| r.server == me)
+        };
+        let alone = map.groups().any(|(_, chain)| alone(chain));
+        match self.is_over(alone) {
+            Ok(()) if alone => {
+                tracing::error!(
+                    "what the disk has lost was in no other replica of some groups; objects of chunks that are not here are kept"
+                )
             }
+            Ok(()) => tracing::info!("nobody counts any more on what the disk has lost"),
             // The next map brings another attempt.
             Err(error) => {
                 tracing::warn!(path = %self.path.display(), %error, "it cannot be removed")
             }
         }
+    }
+
+    fn is_over(&self, alone: bool) -> io::Result<()> {
+        let dir = self.path.parent().unwrap_or(Path::new("."));
+        if alone {
+            // Before the other one goes.
+            let mut options = private::file_options();
+            let file = options.create(true).truncate(true).write(true);
+            let mut file = file.open(Loss::incomplete_file(dir))?;
+            writeln!(file, "The disk has lost data of which there was no other replica.")?;
+            file.sync_all()?;
+            File::open(dir)?.sync_all()?;
+            self.incomplete.store(true, Ordering::SeqCst);
+        }
+        fs::remove_file(&self.path).or_else(|error| match error.kind() {
+            io::ErrorKind::NotFound => Ok(()),
+            _ => Err(error),
+        })?;
+        File::open(dir)?.sync_all()?;
+        self.lacks.store(false, Ordering::SeqCst);
+        Ok(())
     }
 }
 
@@ -140,5 +180,21 @@ mod tests {
         assert!(!opened(dir.path(), &sound).lacks());
         opened(dir.path(), &lost).follow(&map(&[7, 7]), ME, InstanceId(7));
         assert!(!opened(dir.path(), &sound).lacks());
+    }
+
+    #[test]
+    fn who_had_no_other_replica_remembers_that_something_is_missing() {
+        let dir = tempfile::tempdir().unwrap();
+        let lost = RecoveryReport { records_lost: 1, ..RecoveryReport::default() };
+        let loss = opened(dir.path(), &lost);
+        assert!(loss.is_incomplete(), "nobody has said anything else yet");
+        let mut shared = map(&[7]);
+        let other = Replica { server: ServerId(2), instance: InstanceId(3) };
+        shared.pools[0].chains[0].replicas.push(other);
+        loss.follow(&shared, ME, InstanceId(7));
+        assert!(!loss.is_incomplete(), "it has learnt what it lacked");
+        opened(dir.path(), &lost).follow(&map(&[7]), ME, InstanceId(7));
+        let loss = opened(dir.path(), &RecoveryReport::default());
+        assert!(!loss.lacks() && loss.is_incomplete());
     }
 }

@@ -133,8 +133,10 @@ impl Replicas {
     pub(in super::super) fn needs(&self, chunk: ChunkId, version: Version) -> bool {
         let away = self.chunks.away(chunk).map(|parts| Version(parts.object.0));
         let here = self.chunks.version(chunk);
-        // After a loss of the disk it is not known what is here: until it is, an object may be what this chunk was.
-        let doubted = here == Version::NONE && self.chunks.has(chunk);
+        // After a loss of the disk it is not known what is here: until it is, an object may be what this chunk was. It may be all that is left of one that
+        // is not here at all.
+        let doubted =
+            here == Version::NONE && (self.chunks.has(chunk) || self.loss.is_incomplete());
         here == version || away == Some(version) || doubted
     }
 

@@ -1,9 +1,5 @@
 //! Directories with a number of replicas of their own, on real servers.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +7,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{DataClient, MetaClient, PATIENCE, Pki, dialer, hello, localhost, make_pki};
 use netfs_common::attr::SetAttr;
 use netfs_common::class::{self, Class};
 use netfs_common::codec;
@@ -29,6 +24,8 @@ use netfs_common::wire::operator::Redundancy;
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::meta::server::{DataServers, MetaOptions, MetaServer, PoolOptions};
 use netfs_served::thread::Ending;
+
+use crate::common::{DataClient, MetaClient, PATIENCE, Pki, dialer, hello, localhost, make_pki};
 
 const GROUPS: u32 = 16;
 const CHUNKS: u64 = 12;

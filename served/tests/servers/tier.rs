@@ -1,16 +1,11 @@
 //! A data server with an object store behind it, driven with raw calls. The store is in memory; with the variable
 //! `NETFS_TEST_S3` it is the bucket `netfs` of the S3 server at that URL, which takes the key `netfs` with the secret `netfs-secret`.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{DataClient, chunk, localhost, make_pki, serve_alone};
 use futures_util::TryStreamExt;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
@@ -23,9 +18,11 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
+use crate::common::{DataClient, chunk, localhost, make_pki, serve_alone};
+
 struct World {
     dir: tempfile::TempDir,
-    pki: common::Pki,
+    pki: crate::common::Pki,
     bucket: Arc<dyn ObjectStore>,
     prefix: String,
     after: Duration,

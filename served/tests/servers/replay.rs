@@ -1,13 +1,8 @@
 //! The machine of the metadata server fails: what clients were answered is made again.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{MetaClient, PATIENCE};
 use netfs_common::attr::SetAttr;
 use netfs_common::codec;
 use netfs_common::errno::Errno;
@@ -17,6 +12,8 @@ use netfs_common::wire::meta::{
     Answer, BURIAL, Mutation, NewInode, Op, Replayed, Reply, Request, Response,
 };
 use netfs_served::embedded::{self, Embedded, EmbeddedOptions};
+
+use crate::common::{MetaClient, PATIENCE};
 
 const ROOT: Ino = Ino::ROOT;
 

@@ -1,24 +1,18 @@
 //! Several data servers before one object store, which is in memory; the test makes the map.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{DataClient, GROUPS, PATIENCE, Pki, chunk, localhost, make_pki, map_of_one};
 use futures_util::TryStreamExt;
-use netfs_common::codec;
 use netfs_common::coding::{Cipher, Coding};
 use netfs_common::errno::Errno;
-use netfs_common::id::{ChunkId, Epoch, InstanceId, ServerId, Verifier, Version};
-use netfs_common::map::{Chain, ClusterMap, DataServer as Described, Replica, TierMode};
+use netfs_common::id::{ChunkId, Epoch, InstanceId, ServerId, Version};
+use netfs_common::map::{ClusterMap, DataServer as Described, Replica, TierMode};
 use netfs_common::wire::audit::{AuditOp, AuditReply, Seeded, Unseeded};
-use netfs_common::wire::cluster::{Beat, BeatReply, PeerOp};
+use netfs_common::wire::cluster::{BeatReply, PeerOp};
 use netfs_common::wire::data::{At, Op, Reply, Request};
 use netfs_served::data::codec::{KeyFile, VolumeKey};
 use netfs_served::data::server::{DataOptions, DataServer, TierOptions};
@@ -26,6 +20,11 @@ use netfs_served::data::tier::{BucketOptions, Place};
 use object_store::memory::InMemory;
 use object_store::path::Path as Name;
 use object_store::{ObjectStore, ObjectStoreExt};
+
+use crate::common::{
+    DataClient, GROUPS, PATIENCE, Pki, chunk, localhost, make_pki, map_of_one, set_chains,
+    tell_twice,
+};
 
 /// Nothing goes before it was not used for so long.
 const SOON: Duration = Duration::from_secs(1);
@@ -83,14 +82,9 @@ impl<'a> Cluster<'a> {
             let instance = self.servers[index].instance();
             Replica { server: ServerId(index as u32 + 1), instance }
         };
-        let epoch = Epoch(self.map.version.0 + 1);
         let replicas = replicas.iter().map(|index| replica(*index)).collect();
         let learner = learner.map(replica);
-        let chain = Chain { epoch, verifier: Verifier(1), replicas, learner };
-        self.map.version = epoch;
-        for pool in &mut self.map.pools {
-            pool.chains = vec![chain.clone(); GROUPS as usize];
-        }
+        set_chains(&mut self.map, replicas, learner);
         for index in 0..self.servers.len() {
             self.beat(index, true).await;
         }
@@ -102,28 +96,8 @@ impl<'a> Cluster<'a> {
 
     async fn beat(&self, index: usize, tell: bool) -> BeatReply {
         let meta = self.server(index).await;
-        let mut beat = Beat {
-            server: ServerId(index as u32 + 1),
-            echo: None,
-            lease_ms: 60_000,
-            version: self.map.version,
-            revoke: Vec::new(),
-            hand_over: Vec::new(),
-            hold_ms: 0,
-            stall_ms: 1000,
-            owner: [1; 16],
-        };
-        let map: Bytes = if tell { codec::encode(&self.map).unwrap().into() } else { Bytes::new() };
-        let call = async |beat: &Beat, payload| {
-            let op = Op::Peer(PeerOp::Beat(beat.clone()));
-            match meta.raw(&Request { at: At::Server, op }, payload).await.unwrap().0 {
-                Reply::Beat(reply) => *reply,
-                other => panic!("{other:?}"),
-            }
-        };
-        let first = call(&beat, map).await;
-        beat.echo = Some(first.token);
-        call(&beat, Bytes::new()).await
+        let server = ServerId(index as u32 + 1);
+        tell_twice(&meta, server, self.map.version, tell.then_some(&self.map)).await
     }
 
     async fn client(&self, index: usize) -> DataClient {

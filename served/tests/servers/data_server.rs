@@ -1,13 +1,6 @@
 //! A data server over loopback, driven with raw calls.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
 use bytes::Bytes;
-use common::{
-    DataClient, PATIENCE, chunk, dialer, hello, localhost, make_pki, map_of_one, serve_alone,
-};
 use netfs_common::codec;
 use netfs_common::errno::Errno;
 use netfs_common::id::{Epoch, GroupId, Ino, SessionId};
@@ -19,6 +12,10 @@ use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::data::store::SegmentStore;
 use netfs_served::thread::Ending;
 use std::time::Instant;
+
+use crate::common::{
+    DataClient, PATIENCE, chunk, dialer, hello, localhost, make_pki, map_of_one, serve_alone,
+};
 
 #[tokio::test]
 async fn what_is_written_is_read_back_after_a_restart_in_another_life() {

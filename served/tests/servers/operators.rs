@@ -1,7 +1,5 @@
 //! What operators and clients hear of the cluster from a metadata server whose data servers are not there.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,9 +1,5 @@
 //! `netfs-served` as a process: started with a configuration, ended by signals, killed, checked.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -12,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{DataClient, MetaClient, PATIENCE, Pki, make_pki, write_file};
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Ino};
 use netfs_common::wire::meta::{NewInode, Op};
+
+use crate::common::{DataClient, MetaClient, PATIENCE, Pki, make_pki, write_file};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_netfs-served");
 

@@ -1,21 +1,21 @@
 //! Chains of data servers in this process, whose map is made by the test.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{DataClient, GROUPS, PATIENCE, Pki, chunk, localhost, make_pki, map_of_one};
 use netfs_common::codec;
-use netfs_common::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, ServerId, Verifier};
-use netfs_common::map::{Chain, ClusterMap, DataServer as Described, Replica};
+use netfs_common::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, ServerId};
+use netfs_common::map::{ClusterMap, DataServer as Described, Replica};
 use netfs_common::wire::cluster::{Beat, BeatReply, PeerOp};
 use netfs_common::wire::data::{At, Op, Reply, Request, Span};
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::data::store::SegmentStore;
+
+use crate::common::{
+    DataClient, GROUPS, PATIENCE, Pki, chunk, localhost, make_pki, map_of_one, set_chains,
+    sign_of_life, tell, tell_twice,
+};
 
 struct Cluster<'a> {
     dir: &'a Path,
@@ -58,22 +58,13 @@ impl<'a> Cluster<'a> {
 
     /// All groups get this chain, and all servers are told.
     async fn set(&mut self, replicas: &[usize], learner: Option<usize>) {
-        let chain = |epoch| Chain {
-            epoch,
-            verifier: Verifier(1),
-            replicas: replicas.iter().map(|index| self.replica(*index)).collect(),
-            learner: learner.map(|index| self.replica(index)),
-        };
-        let epoch = Epoch(self.map.version.0 + 1);
-        let chain = chain(epoch);
-        self.map.version = epoch;
-        for pool in &mut self.map.pools {
-            pool.chains = vec![chain.clone(); GROUPS as usize];
-        }
+        let replicas = replicas.iter().map(|index| self.replica(*index)).collect();
+        let learner = learner.map(|index| self.replica(index));
+        set_chains(&mut self.map, replicas, learner);
         for index in 0..self.servers.len() {
             if self.servers[index].is_some() {
                 let reply = self.beat(index, true).await;
-                assert_eq!(reply.version, epoch);
+                assert_eq!(reply.version, self.map.version);
             }
         }
     }
@@ -81,28 +72,8 @@ impl<'a> Cluster<'a> {
     async fn beat(&self, index: usize, tell: bool) -> BeatReply {
         let addr = self.servers[index].as_ref().unwrap().addr();
         let meta = DataClient::connect_as(&self.pki.server, addr, 0).await.unwrap();
-        let mut beat = Beat {
-            server: ServerId(index as u32 + 1),
-            echo: None,
-            lease_ms: 60_000,
-            version: self.map.version,
-            revoke: Vec::new(),
-            hand_over: Vec::new(),
-            hold_ms: 0,
-            stall_ms: 1000,
-            owner: [1; 16],
-        };
-        let map: Bytes = if tell { codec::encode(&self.map).unwrap().into() } else { Bytes::new() };
-        let call = async |beat: &Beat, payload| {
-            let op = Op::Peer(PeerOp::Beat(beat.clone()));
-            match meta.raw(&Request { at: At::Server, op }, payload).await.unwrap().0 {
-                Reply::Beat(reply) => *reply,
-                other => panic!("{other:?}"),
-            }
-        };
-        let first = call(&beat, map).await;
-        beat.echo = Some(first.token);
-        call(&beat, Bytes::new()).await
+        let server = ServerId(index as u32 + 1);
+        tell_twice(&meta, server, self.map.version, tell.then_some(&self.map)).await
     }
 
     async fn client(&self, index: usize) -> DataClient {
@@ -274,20 +245,8 @@ async fn without_a_lease_a_replica_that_others_can_replace_shows_nothing() {
     let addr = cluster.servers[0].as_ref().unwrap().addr();
     let meta = DataClient::connect_as(&cluster.pki.server, addr, 9).await.unwrap();
     let revoke = vec![(cluster.group(chunk(2, 0)), Epoch(1))];
-    let beat = Beat {
-        server: ServerId(1),
-        echo: None,
-        lease_ms: 60_000,
-        version: Epoch(1),
-        revoke: revoke.clone(),
-        hand_over: Vec::new(),
-        hold_ms: 0,
-        stall_ms: 5000,
-        owner: [1; 16],
-    };
-    let op = Op::Peer(PeerOp::Beat(beat));
-    let (reply, _) = meta.raw(&Request { at: At::Server, op }, Bytes::new()).await.unwrap();
-    assert!(matches!(reply, Reply::Beat(reply) if reply.revoked == revoke));
+    let beat = Beat { revoke: revoke.clone(), ..sign_of_life(ServerId(1), Epoch(1)) };
+    assert_eq!(tell(&meta, beat, None).await.revoked, revoke);
     let at = At::Group { group: cluster.group(chunk(2, 0)), epoch: Epoch(1) };
     let op = Op::Read { chunk: chunk(2, 0), offset: 0, len: 5 };
     let client = cluster.client(0).await;

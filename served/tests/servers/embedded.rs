@@ -1,14 +1,9 @@
 //! Both servers in this process, driven with raw calls over loopback.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{DataClient, MetaClient, PATIENCE, write_file};
 use netfs_common::attr::SetAttr;
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Ino, OpSeq};
@@ -18,6 +13,8 @@ use netfs_common::wire::data::{Op as DataOp, Reply as DataReply, Span};
 use netfs_common::wire::lease::{Grant, Lease, Recall, Scope};
 use netfs_common::wire::meta::{NewInode, Op, Request, Response};
 use netfs_served::embedded::{self, Embedded, EmbeddedOptions};
+
+use crate::common::{DataClient, MetaClient, PATIENCE, write_file};
 
 const ROOT: Ino = Ino::ROOT;
 
@@ -54,7 +51,7 @@ async fn chunk_data(data: &DataClient, chunk: ChunkId) -> Vec<(u64, u64)> {
 }
 
 async fn chunks_held(data: &DataClient) -> u64 {
-    match data.call(common::chunk(0, 0), DataOp::Usage, Bytes::new()).await.0 {
+    match data.call(crate::common::chunk(0, 0), DataOp::Usage, Bytes::new()).await.0 {
         DataReply::Usage(usage) => usage.chunks,
         other => panic!("{other:?}"),
     }

@@ -1,14 +1,9 @@
 //! Sessions that fall silent, with a term short enough to wait for.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use common::{DataClient, MetaClient, PATIENCE, Pki, localhost, make_pki, write_file};
 use netfs_common::attr::{SetAttr, Timestamp};
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, OpSeq};
@@ -20,6 +15,8 @@ use netfs_common::wire::meta::{BURIAL, Mutation, NewInode, Op, RenameMode, Reque
 use netfs_common::wire::{Claim, Hello, Role};
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::meta::server::{DataServers, MetaOptions, MetaServer};
+
+use crate::common::{DataClient, MetaClient, PATIENCE, Pki, localhost, make_pki, write_file};
 
 const TERM: Duration = Duration::from_secs(2);
 
@@ -91,7 +88,7 @@ async fn a_silent_session_ends_and_its_open_files_without_a_name_go() {
     }
     alive.abort();
     // What it had is gone, so it begins anew, in another session.
-    let hello = |claim, session| Hello { claim, ..common::hello(Role::Meta, "v", session) };
+    let hello = |claim, session| Hello { claim, ..crate::common::hello(Role::Meta, "v", session) };
     let greet = async |hello: Hello| {
         MetaClient::greet(&servers.pki.client, servers.meta.addr(), &hello).await
     };
@@ -272,7 +269,7 @@ async fn what_a_killed_client_has_sent_is_kept_out_when_its_session_is_ended_for
     let data_addr = servers.data.as_ref().unwrap().addr();
     let late = DataClient::connect_as(&servers.pki.client, data_addr, 1).await.unwrap();
     killed.create(Ino::ROOT, "f", NewInode::File).await.unwrap();
-    let hello = Hello { claim: Claim::Resume, ..common::hello(Role::Meta, "v", 1) };
+    let hello = Hello { claim: Claim::Resume, ..crate::common::hello(Role::Meta, "v", 1) };
     let heir = MetaClient::greet(&servers.pki.client, servers.meta.addr(), &hello).await.unwrap();
     let (seq, answered) = (BURIAL, OpSeq(BURIAL.0 - 1));
     let end = Mutation { seq, answered, ..heir.mutation(Op::EndSession) };
@@ -416,7 +413,7 @@ async fn a_session_has_the_term_that_it_was_told_also_when_the_server_has_a_shor
     let options = MetaOptions::new(dir.path().join("meta"), localhost(), at, pki.server.clone());
     let meta = MetaServer::start(MetaOptions { term: Duration::from_secs(1), ..options }).unwrap();
     tokio::time::sleep(Duration::from_secs(4)).await;
-    let hello = Hello { claim: Claim::Resume, ..common::hello(Role::Meta, "v", 1) };
+    let hello = Hello { claim: Claim::Resume, ..crate::common::hello(Role::Meta, "v", 1) };
     let back = MetaClient::greet(&pki.client, meta.addr(), &hello).await.unwrap();
     assert!(back.info.resumed && back.info.term_ms == 1000);
 }

@@ -1,12 +1,5 @@
 //! What the tests of the servers share: a cluster's certificates, and raw calls.
 
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::unwrap_used,
-    reason = "each test binary uses a part of it"
-)]
-
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -25,7 +18,7 @@ use netfs_common::map::{Chain, ClusterMap, Pool, Replica, TierMode};
 use netfs_common::name::Name;
 use netfs_common::net::{Bulk, CallError, Dialer, Handler, Limits, Link, NetMetrics, ReplyFuture};
 use netfs_common::tls::{Identity, pki};
-use netfs_common::wire::cluster::{Beat, PeerOp};
+use netfs_common::wire::cluster::{Beat, BeatReply, PeerOp};
 use netfs_common::wire::data::{At, MAX_PAYLOAD, Op, Reply, Request};
 use netfs_common::wire::hello::VolumeInfo;
 use netfs_common::wire::lease::{Grant, Lease, Recall};
@@ -37,21 +30,21 @@ use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
 use netfs_served::data::server::DataServer;
 
 /// No call of a test takes longer.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub fn localhost() -> SocketAddr {
+pub(crate) fn localhost() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 
 /// A cluster's authority with a server's and a client's certificate.
-pub struct Pki {
-    pub server: Arc<Identity>,
-    pub client: Arc<Identity>,
+pub(crate) struct Pki {
+    pub(crate) server: Arc<Identity>,
+    pub(crate) client: Arc<Identity>,
     /// Another client's.
-    pub other: Arc<Identity>,
+    pub(crate) other: Arc<Identity>,
 }
 
-pub fn make_pki(dir: &Path) -> Pki {
+pub(crate) fn make_pki(dir: &Path) -> Pki {
     let (ca, server, client) = (dir.join("ca"), dir.join("server"), dir.join("client"));
     pki::init(&ca, "test").unwrap();
     let options = pki::IssueOptions::default();
@@ -67,12 +60,12 @@ pub fn make_pki(dir: &Path) -> Pki {
     }
 }
 
-pub fn dialer(identity: &Identity) -> Dialer {
+pub(crate) fn dialer(identity: &Identity) -> Dialer {
     Dialer::new(identity.client_config().unwrap(), Limits::default(), NetMetrics::default())
         .unwrap()
 }
 
-pub fn hello(role: Role, volume: &str, session: u64) -> Hello {
+pub(crate) fn hello(role: Role, volume: &str, session: u64) -> Hello {
     Hello {
         protocol: (PROTOCOL, PROTOCOL),
         features: 0,
@@ -86,17 +79,17 @@ pub fn hello(role: Role, volume: &str, session: u64) -> Hello {
 }
 
 /// A client of a data server.
-pub struct DataClient {
-    pub bulk: Bulk,
-    pub welcome: HelloReply,
+pub(crate) struct DataClient {
+    pub(crate) bulk: Bulk,
+    pub(crate) welcome: HelloReply,
     map: ClusterMap,
 }
 
 /// Groups of a volume, as a metadata server makes them by default.
-pub const GROUPS: u32 = 256;
+pub(crate) const GROUPS: u32 = 256;
 
 /// The map of two volumes in which one server has everything.
-pub fn map_of_one(instance: InstanceId, addr: SocketAddr) -> ClusterMap {
+pub(crate) fn map_of_one(instance: InstanceId, addr: SocketAddr) -> ClusterMap {
     let server = ServerId(1);
     let chain = Chain {
         epoch: Epoch(1),
@@ -121,33 +114,70 @@ pub fn map_of_one(instance: InstanceId, addr: SocketAddr) -> ClusterMap {
 }
 
 /// Does for a data server what the metadata server does: tells it the map.
-pub async fn serve_alone(pki: &Pki, server: &DataServer) {
+pub(crate) async fn serve_alone(pki: &Pki, server: &DataServer) {
     let meta = DataClient::connect_as(&pki.server, server.addr(), 0).await.unwrap();
     let map = map_of_one(server.instance(), server.addr());
-    let beat = Beat {
-        server: ServerId(1),
+    let beat = Beat { lease_ms: 5000, stall_ms: 5000, ..sign_of_life(ServerId(1), map.version) };
+    assert_eq!(tell(&meta, beat, Some(&map)).await.version, map.version);
+}
+
+/// What a metadata server tells a data server about every second.
+pub(crate) fn sign_of_life(server: ServerId, version: Epoch) -> Beat {
+    Beat {
+        server,
         echo: None,
-        lease_ms: 5000,
-        version: map.version,
+        lease_ms: 60_000,
+        version,
         revoke: Vec::new(),
         hand_over: Vec::new(),
         hold_ms: 0,
-        stall_ms: 5000,
+        stall_ms: 1000,
         owner: [1; 16],
-    };
+    }
+}
+
+/// Tells a data server, and the map too if there is one.
+pub(crate) async fn tell(meta: &DataClient, beat: Beat, map: Option<&ClusterMap>) -> BeatReply {
+    let map = map.map_or_else(Bytes::new, |map| codec::encode(map).unwrap().into());
     let request = Request { at: At::Server, op: Op::Peer(PeerOp::Beat(beat)) };
-    let (reply, _) = meta.raw(&request, codec::encode(&map).unwrap().into()).await.unwrap();
-    assert!(matches!(reply, Reply::Beat(beat) if beat.version == map.version));
+    match meta.raw(&request, map).await.unwrap().0 {
+        Reply::Beat(reply) => *reply,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Tells a data server twice, so that its answers may be believed for as long as it was told.
+pub(crate) async fn tell_twice(
+    meta: &DataClient,
+    server: ServerId,
+    version: Epoch,
+    map: Option<&ClusterMap>,
+) -> BeatReply {
+    let beat = sign_of_life(server, version);
+    let first = tell(meta, beat.clone(), map).await;
+    tell(meta, Beat { echo: Some(first.token), ..beat }, None).await
+}
+
+/// The next version of a map, in which all groups have this chain.
+pub(crate) fn set_chains(map: &mut ClusterMap, replicas: Vec<Replica>, learner: Option<Replica>) {
+    map.version = Epoch(map.version.0 + 1);
+    let chain = Chain { epoch: map.version, verifier: Verifier(1), replicas, learner };
+    for pool in &mut map.pools {
+        pool.chains = vec![chain.clone(); GROUPS as usize];
+    }
 }
 
 impl DataClient {
-    pub async fn connect(identity: &Identity, addr: SocketAddr) -> Result<DataClient, CallError> {
+    pub(crate) async fn connect(
+        identity: &Identity,
+        addr: SocketAddr,
+    ) -> Result<DataClient, CallError> {
         static SESSION: AtomicU64 = AtomicU64::new(1000);
         let session = SESSION.fetch_add(1, Ordering::Relaxed);
         DataClient::connect_as(identity, addr, session).await
     }
 
-    pub async fn connect_as(
+    pub(crate) async fn connect_as(
         identity: &Identity,
         addr: SocketAddr,
         session: u64,
@@ -158,7 +188,7 @@ impl DataClient {
         Ok(DataClient { bulk, welcome: codec::decode(&welcome).unwrap(), map })
     }
 
-    pub async fn raw(
+    pub(crate) async fn raw(
         &self,
         request: &Request,
         payload: Bytes,
@@ -168,7 +198,12 @@ impl DataClient {
         Ok((codec::decode(&answer.header).unwrap(), answer.payload.into_bytes()))
     }
 
-    pub async fn call(&self, about: ChunkId, op: Op, payload: impl Into<Bytes>) -> (Reply, Bytes) {
+    pub(crate) async fn call(
+        &self,
+        about: ChunkId,
+        op: Op,
+        payload: impl Into<Bytes>,
+    ) -> (Reply, Bytes) {
         let payload = payload.into();
         let mut epoch = Epoch(1);
         let deadline = Instant::now() + PATIENCE;
@@ -200,7 +235,7 @@ impl DataClient {
         }
     }
 
-    pub async fn write(&self, chunk: ChunkId, offset: u64, data: &[u8]) -> i64 {
+    pub(crate) async fn write(&self, chunk: ChunkId, offset: u64, data: &[u8]) -> i64 {
         let (mut sum, mut offset) = (0, offset);
         for part in data.chunks(MAX_PAYLOAD as usize) {
             let data = Bytes::copy_from_slice(part);
@@ -213,7 +248,7 @@ impl DataClient {
         sum
     }
 
-    pub async fn read(&self, chunk: ChunkId, offset: u64, len: u64) -> Bytes {
+    pub(crate) async fn read(&self, chunk: ChunkId, offset: u64, len: u64) -> Bytes {
         let mut whole = Vec::new();
         while (whole.len() as u64) < len {
             let offset = offset + whole.len() as u64;
@@ -228,7 +263,7 @@ impl DataClient {
     }
 
     /// Flushes the groups of some chunks, one by one: each may be in another epoch.
-    pub async fn flush(&self, chunks: &[ChunkId]) {
+    pub(crate) async fn flush(&self, chunks: &[ChunkId]) {
         for chunk in chunks {
             let groups = vec![(self.map.group_of(*chunk).unwrap(), Epoch(0))];
             let (reply, _) = self.call(*chunk, Op::Flush { groups }, Bytes::new()).await;
@@ -240,26 +275,26 @@ impl DataClient {
     }
 }
 
-pub fn chunk(ino: u64, index: u64) -> ChunkId {
+pub(crate) fn chunk(ino: u64, index: u64) -> ChunkId {
     ChunkId { ino: Ino(ino), generation: 0, index }
 }
 
 /// Answers the server's calls, unless it is told to be silent.
-pub struct Answers {
+pub(crate) struct Answers {
     /// What the server has called for.
-    pub recalled: std::sync::Mutex<Vec<Recall>>,
-    pub silent: std::sync::atomic::AtomicBool,
+    pub(crate) recalled: std::sync::Mutex<Vec<Recall>>,
+    pub(crate) silent: std::sync::atomic::AtomicBool,
     /// It answers what nobody can read.
-    pub nonsense: std::sync::atomic::AtomicBool,
+    pub(crate) nonsense: std::sync::atomic::AtomicBool,
     /// What it was told of others.
-    pub company: std::sync::Mutex<Vec<(u64, bool)>>,
+    pub(crate) company: std::sync::Mutex<Vec<(u64, bool)>>,
     /// What it was told to have lost its last name.
-    pub orphans: std::sync::Mutex<Vec<Ino>>,
+    pub(crate) orphans: std::sync::Mutex<Vec<Ino>>,
 }
 
 impl Answers {
     /// What was recalled since the last time.
-    pub fn take(&self) -> Vec<Recall> {
+    pub(crate) fn take(&self) -> Vec<Recall> {
         std::mem::take(&mut *self.recalled.lock().unwrap())
     }
 }
@@ -290,17 +325,16 @@ impl Handler for Answers {
 }
 
 /// A client of a metadata server.
-pub struct MetaClient {
-    pub link: Link,
-    pub info: VolumeInfo,
-    pub answers: Arc<Answers>,
-    pub session: u64,
+pub(crate) struct MetaClient {
+    pub(crate) link: Link,
+    pub(crate) info: VolumeInfo,
+    pub(crate) answers: Arc<Answers>,
     seq: std::sync::atomic::AtomicU64,
     _dialer: Dialer,
 }
 
 impl MetaClient {
-    pub async fn connect(
+    pub(crate) async fn connect(
         identity: &Identity,
         addr: SocketAddr,
         volume: &str,
@@ -313,7 +347,7 @@ impl MetaClient {
     }
 
     /// As [`MetaClient::connect`]; a server that was restarted waits for [`MetaClient::reclaim`].
-    pub async fn connect_before_reclaim(
+    pub(crate) async fn connect_before_reclaim(
         identity: &Identity,
         addr: SocketAddr,
         volume: &str,
@@ -322,12 +356,12 @@ impl MetaClient {
         MetaClient::greet(identity, addr, &hello(Role::Meta, volume, session)).await
     }
 
-    pub async fn greet(
+    pub(crate) async fn greet(
         identity: &Identity,
         addr: SocketAddr,
         hello: &Hello,
     ) -> Result<MetaClient, CallError> {
-        let (words, session) = (codec::encode(hello).unwrap(), hello.session.0);
+        let words = codec::encode(hello).unwrap();
         let answers = Arc::new(Answers {
             recalled: Default::default(),
             silent: false.into(),
@@ -339,39 +373,39 @@ impl MetaClient {
         let (link, welcome) = dialer.link(addr, &words, answers.clone()).await?;
         let welcome: HelloReply = codec::decode(&welcome).unwrap();
         let info = welcome.volume.unwrap();
-        Ok(MetaClient { link, info, answers, session, seq: 1.into(), _dialer: dialer })
+        Ok(MetaClient { link, info, answers, seq: 1.into(), _dialer: dialer })
     }
 
-    pub async fn reclaim(&self, leases: &[(Ino, Lease)], done: bool) -> Vec<Grant> {
+    pub(crate) async fn reclaim(&self, leases: &[(Ino, Lease)], done: bool) -> Vec<Grant> {
         let answer = self.ask(&MetaRequest::Reclaim { leases: leases.to_vec(), done }).await;
         assert_eq!(answer.reply, Ok(Response::Done));
         answer.grants
     }
 
     /// Goes on after the changes of an earlier connection.
-    pub fn resume_after(&self, seq: u64) {
+    pub(crate) fn resume_after(&self, seq: u64) {
         self.seq.store(seq + 1, std::sync::atomic::Ordering::Relaxed);
     }
 
-    pub async fn call(&self, request: &MetaRequest) -> MetaReply {
+    pub(crate) async fn call(&self, request: &MetaRequest) -> MetaReply {
         self.ask(request).await.reply
     }
 
     /// A call whose grants matter.
-    pub async fn ask(&self, request: &MetaRequest) -> Answer {
+    pub(crate) async fn ask(&self, request: &MetaRequest) -> Answer {
         let bytes = codec::encode(request).unwrap();
         let reply = self.link.call(bytes.into(), Instant::now() + PATIENCE).await.unwrap();
         codec::decode(&reply).unwrap()
     }
 
     /// A change as it is sent; the next of the session.
-    pub fn mutation(&self, op: MetaOp) -> Mutation {
+    pub(crate) fn mutation(&self, op: MetaOp) -> Mutation {
         let seq = self.seq.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let time = std::time::SystemTime::now().into();
         Mutation { seq: OpSeq(seq), answered: OpSeq(seq - 1), time, sync: false, op }
     }
 
-    pub async fn change(&self, op: MetaOp) -> Result<(Option<Ino>, Vec<Attr>), Errno> {
+    pub(crate) async fn change(&self, op: MetaOp) -> Result<(Option<Ino>, Vec<Attr>), Errno> {
         let mutation = self.mutation(op);
         match self.call(&MetaRequest::Mutate(mutation)).await? {
             Response::Changed { target, attrs } => Ok((target, attrs)),
@@ -379,7 +413,12 @@ impl MetaClient {
         }
     }
 
-    pub async fn create(&self, parent: Ino, name: &str, new: NewInode) -> Result<Ino, Errno> {
+    pub(crate) async fn create(
+        &self,
+        parent: Ino,
+        name: &str,
+        new: NewInode,
+    ) -> Result<Ino, Errno> {
         let op = MetaOp::Create {
             parent,
             name: Name::new(name).unwrap(),
@@ -392,7 +431,7 @@ impl MetaClient {
         Ok(self.change(op).await?.0.unwrap())
     }
 
-    pub async fn lookup(&self, parent: Ino, name: &str) -> Result<Attr, Errno> {
+    pub(crate) async fn lookup(&self, parent: Ino, name: &str) -> Result<Attr, Errno> {
         let name = Name::new(name).unwrap();
         match self.call(&MetaRequest::Lookup { parent, name }).await? {
             Response::Entry { attr, .. } => Ok(attr),
@@ -400,20 +439,20 @@ impl MetaClient {
         }
     }
 
-    pub async fn get(&self, ino: Ino) -> Result<Attr, Errno> {
+    pub(crate) async fn get(&self, ino: Ino) -> Result<Attr, Errno> {
         match self.call(&MetaRequest::Get { ino }).await? {
             Response::Entry { attr, .. } => Ok(attr),
             other => panic!("{other:?}"),
         }
     }
 
-    pub async fn sync(&self) {
+    pub(crate) async fn sync(&self) {
         assert_eq!(self.call(&MetaRequest::Sync).await, Ok(Response::Done));
     }
 }
 
 /// Writes whole chunks of a file and tells the metadata server.
-pub async fn write_file(meta: &MetaClient, data: &DataClient, ino: Ino, chunks: &[Vec<u8>]) {
+pub(crate) async fn write_file(meta: &MetaClient, data: &DataClient, ino: Ino, chunks: &[Vec<u8>]) {
     let generation = meta.get(ino).await.unwrap().generation;
     let (mut allocated, mut end) = (0, 0);
     for (index, bytes) in chunks.iter().enumerate() {

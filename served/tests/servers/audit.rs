@@ -1,15 +1,10 @@
 //! Metadata and data servers in this process, compared while they run; and a data server that is lost for good.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use common::{DataClient, MetaClient, PATIENCE, Pki, localhost, make_pki};
 use netfs_common::attr::SetAttr;
 use netfs_common::codec;
 use netfs_common::id::{ChunkId, Ino, InstanceId, ServerId, SessionId};
@@ -26,6 +21,8 @@ use netfs_common::wire::operator::{AuditReport, AuditStep, Operation, Outcome};
 use netfs_common::wire::{Claim, Hello, PROTOCOL, Role};
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::meta::server::{DataServers, MetaOptions, MetaServer, PoolOptions};
+
+use crate::common::{DataClient, MetaClient, PATIENCE, Pki, localhost, make_pki};
 
 const GROUPS: u32 = 16;
 const CHUNK: u64 = 4 << 20;
@@ -63,7 +60,7 @@ impl World {
     }
 
     async fn ask(&self, request: MetaRequest) -> Response {
-        let dialer = common::dialer(&self.pki.server);
+        let dialer = crate::common::dialer(&self.pki.server);
         let hello = Hello {
             protocol: (PROTOCOL, PROTOCOL),
             features: 0,

@@ -1,9 +1,5 @@
 //! An encrypted volume with servers as processes: what is on the disks, and what happens without the right key file.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
-
-mod common;
-
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -12,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Instant;
 
-use common::{DataClient, MetaClient, PATIENCE, chunk, make_pki, write_file};
 use netfs_common::id::Ino;
 use netfs_common::wire::meta::NewInode;
+
+use crate::common::{DataClient, MetaClient, PATIENCE, chunk, make_pki, write_file};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_netfs-served");
 const MARKER: &[u8] = b"words that stand in no other file";
