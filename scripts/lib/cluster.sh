@@ -96,10 +96,17 @@ await_client() {
     wait_until "${NETFS_START_SECONDS:-60}" mount_up_or_dead "${CLIENT_PIDS[$1]}" "$(mount_of "$1")"
     mount_answers "$(mount_of "$1")" || { tail -n 20 "$CLUSTER/client$1.log" "$CLUSTER/servers.log"; return 1; }
 }
+# Whether the metadata server answers; a mount gives up after some seconds, and a server on a busy disk may take longer to begin.
+server_answers() {
+    local inside=()
+    [ -z "${IN_NAMESPACE:-}" ] || inside=(nsenter "--net=/run/netns/$IN_NAMESPACE")
+    "${inside[@]}" timeout -k 1 10 "$NETFS_BIN" status --server "$SERVER" --identity "$CLUSTER/client" >/dev/null 2>&1
+}
 # start_client N [OPTION...]
 start_client() {
     local n=$1
     shift
+    wait_until 60 server_answers
     launch_client "$n" "$@" && await_client "$n"
 }
 # start_clients COUNT: clients 1 to COUNT.
