@@ -5,10 +5,9 @@
 //! a read of a block is one `pread` of one page. What is in memory is believed only if it fits: a block that does not is
 //! compared with the table on disk before it is called damaged.
 
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::sync::Mutex;
-
-use lru::LruCache;
 
 use super::disk::{DiskFile, read_full_onto};
 use super::format::{Block, CRC_LEN, ChunkSeed, LogPos, block_count, get_u32};
@@ -22,14 +21,18 @@ const ENTRY_BYTES: usize = 96;
 /// The checksums of a record's blocks.
 pub(super) type Table = Box<[u32]>;
 
-/// Tables of records that were read, by where their blocks begin. The one that came first goes first.
+/// Tables of records that were read, by where their blocks begin. The one that came first goes first: to keep count of which was
+/// used last costs each small read more than to read a table again once in a while.
 pub(super) struct Tables {
     most_bytes: usize,
     cached: Mutex<Cached>,
 }
 
+#[derive(Default)]
 struct Cached {
-    tables: LruCache<LogPos, Table>,
+    tables: HashMap<LogPos, Table, lru::DefaultHasher>,
+    /// The tables as they came.
+    order: VecDeque<LogPos>,
     bytes: usize,
 }
 
@@ -39,35 +42,35 @@ fn bytes_of(table: &Table) -> usize {
 
 impl Tables {
     pub(super) fn new(most_bytes: usize) -> Self {
-        let cached = Cached { tables: LruCache::unbounded(), bytes: 0 };
-        Self { most_bytes, cached: Mutex::new(cached) }
+        Self { most_bytes, cached: Mutex::default() }
     }
 
     /// Has the checksum of a block at hand soon. Of many gigabytes they are not in the processor's cache, and to fetch it from
     /// memory takes a tenth of the time of a small read, unless it happens while the system reads.
     fn expect(&self, at: LogPos, block: usize) {
-        if let Some(crc) = lock(&self.cached).tables.peek(&at).and_then(|table| table.get(block)) {
+        if let Some(crc) = lock(&self.cached).tables.get(&at).and_then(|table| table.get(block)) {
             prefetch(crc);
         }
     }
 
     /// Whether these are the checksums of a record's blocks from one on; not if they are not in memory.
     fn confirm(&self, at: LogPos, first: usize, found: &[u32]) -> bool {
-        // Compared under the lock, which takes less than to share the table. And without moving it to the front: that costs
-        // more than to read a table again once in a while.
+        // Compared under the lock: that takes less than to share the table.
         let cached = lock(&self.cached);
-        let stored = cached.tables.peek(&at).and_then(|table| table.get(first..));
+        let stored = cached.tables.get(&at).and_then(|table| table.get(first..));
         stored.is_some_and(|stored| stored.starts_with(found))
     }
 
     pub(super) fn put(&self, at: LogPos, table: Table) {
         let cached = &mut *lock(&self.cached);
         cached.bytes += bytes_of(&table);
-        if let Some(old) = cached.tables.put(at, table) {
-            cached.bytes -= bytes_of(&old);
+        match cached.tables.insert(at, table) {
+            Some(old) => cached.bytes -= bytes_of(&old),
+            None => cached.order.push_back(at),
         }
         while cached.bytes > self.most_bytes
-            && let Some((_, old)) = cached.tables.pop_lru()
+            && let Some(first) = cached.order.pop_front()
+            && let Some(old) = cached.tables.remove(&first)
         {
             cached.bytes -= bytes_of(&old);
         }

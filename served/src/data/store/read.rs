@@ -103,7 +103,8 @@ impl SegmentStore {
         )))
     }
 
-    /// Reads a range of a chunk, of which these are the extents in their order, into `out`. What it had before is gone, and if it fails it may have some of the range.
+    /// Reads a range of a chunk, of which these are the extents in their order, into `out`. What that had before is gone; after a
+    /// failure it has some of the range.
     pub(super) fn read_extents(
         &self,
         key: ChunkKey,
