@@ -469,11 +469,11 @@ pub(super) struct ChunkSeed(u32);
 
 impl ChunkSeed {
     pub(super) fn new(key: &ChunkKey) -> Self {
-        let mut h = Hasher::new();
-        h.update(&key.ino.to_le_bytes());
-        h.update(&key.generation.to_le_bytes());
-        h.update(&key.index.to_le_bytes());
-        Self(h.finalize())
+        let mut b = [0; 20];
+        put(&mut b, 0, &key.ino.to_le_bytes());
+        put(&mut b, 8, &key.generation.to_le_bytes());
+        put(&mut b, 12, &key.index.to_le_bytes());
+        Self(crc32fast::hash(&b))
     }
 
     /// A hasher for the block that begins at this offset of the chunk.

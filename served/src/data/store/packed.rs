@@ -7,7 +7,7 @@
 use std::io::{self, IoSlice};
 use std::sync::Arc;
 
-use super::disk::{DiskFile, read_full};
+use super::disk::{DiskFile, read_full_onto};
 use super::error::StoreError;
 use super::extent::Extent;
 use super::format::{Form, Kind, RECORD_HEADER_LEN, RecordHeader, segment_name};
@@ -45,12 +45,9 @@ struct Packed<'a> {
 
 /// Reads as much as there is.
 fn read_some(file: &dyn DiskFile, len: usize, at: u64) -> Result<Vec<u8>, Lost> {
-    let mut buf = vec![0; len];
-    match read_full(file, &mut buf, at) {
-        Ok(got) => {
-            buf.truncate(got);
-            Ok(buf)
-        }
+    let mut buf = Vec::with_capacity(len);
+    match read_full_onto(file, &mut buf, len, at, true) {
+        Ok(_) => Ok(buf),
         Err(e) if is_medium_error(&e) => Err(Lost::Damaged(format!("it cannot be read: {e}"))),
         Err(e) => Err(Lost::Failed(e)),
     }
@@ -118,13 +115,13 @@ fn stored_of<'a>(step: &[Frame], frame: &Frame, bytes: &'a [u8]) -> &'a [u8] {
 }
 
 impl SegmentStore {
-    /// Reads an extent of a packed payload.
+    /// Reads an extent of a packed payload, behind what `out` has.
     pub(super) fn read_packed(
         &self,
         key: ChunkKey,
         e: &Extent,
         file: &dyn DiskFile,
-        out: &mut [u8],
+        out: &mut Vec<u8>,
     ) -> Result<(), ReadFault> {
         let name = || segment_name(e.at.segment);
         let lost = |lost: Lost, offset: u32, len: u32| match lost {
@@ -170,7 +167,7 @@ impl SegmentStore {
                 let damaged = |error: CodecError| Lost::Damaged(error.to_string());
                 sound.map_err(|error| lost(damaged(error), from, to - from))?;
                 let part = &plain[(from - frame.offset) as usize..(to - frame.offset) as usize];
-                out[(from - e.offset) as usize..(to - e.offset) as usize].copy_from_slice(part);
+                out.extend_from_slice(part);
             }
         }
         Ok(())

@@ -5,15 +5,13 @@
 //! a read of a block is one `pread` of one page. What is in memory is believed only if it fits: a block that does not is
 //! compared with the table on disk before it is called damaged.
 
+use std::collections::{HashMap, VecDeque};
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
-use lru::LruCache;
-
-use super::disk::{DiskFile, read_full, read_full_now};
-use super::extent::Extent;
+use super::disk::{DiskFile, read_full_onto};
 use super::format::{Block, CRC_LEN, ChunkSeed, LogPos, block_count, get_u32};
-use super::read::{Patience, Step};
+use super::read::{Patience, STEP_BLOCKS, Step};
 use super::segment_store::SegmentStore;
 use super::sync::lock;
 
@@ -21,16 +19,20 @@ use super::sync::lock;
 const ENTRY_BYTES: usize = 96;
 
 /// The checksums of a record's blocks.
-pub(super) type Table = Arc<[u32]>;
+pub(super) type Table = Box<[u32]>;
 
-/// Tables of records that were read, by where their blocks begin. The one that came first goes first.
+/// Tables of records that were read, by where their blocks begin. The one that came first goes first: to keep count of which was
+/// used last costs each small read more than to read a table again once in a while.
 pub(super) struct Tables {
     most_bytes: usize,
     cached: Mutex<Cached>,
 }
 
+#[derive(Default)]
 struct Cached {
-    tables: LruCache<LogPos, Table>,
+    tables: HashMap<LogPos, Table, lru::DefaultHasher>,
+    /// The tables as they came.
+    order: VecDeque<LogPos>,
     bytes: usize,
 }
 
@@ -40,31 +42,36 @@ fn bytes_of(table: &Table) -> usize {
 
 impl Tables {
     pub(super) fn new(most_bytes: usize) -> Self {
-        let cached = Cached { tables: LruCache::unbounded(), bytes: 0 };
-        Self { most_bytes, cached: Mutex::new(cached) }
+        Self { most_bytes, cached: Mutex::default() }
     }
 
-    fn get(&self, at: LogPos) -> Option<Table> {
-        // Without moving it to the front: that costs more than to read a table again once in a while.
-        lock(&self.cached).tables.peek(&at).cloned()
+    /// Has the checksum of a block at hand soon. Of many gigabytes they are not in the processor's cache, and to fetch it from
+    /// memory takes a tenth of the time of a small read, unless it happens while the system reads.
+    fn expect(&self, at: LogPos, block: usize) {
+        if let Some(crc) = lock(&self.cached).tables.get(&at).and_then(|table| table.get(block)) {
+            prefetch(crc);
+        }
+    }
+
+    /// Whether these are the checksums of a record's blocks from one on; not if they are not in memory.
+    fn confirm(&self, at: LogPos, first: usize, found: &[u32]) -> bool {
+        // Compared under the lock: that takes less than to share the table.
+        let cached = lock(&self.cached);
+        let stored = cached.tables.get(&at).and_then(|table| table.get(first..));
+        stored.is_some_and(|stored| stored.starts_with(found))
     }
 
     pub(super) fn put(&self, at: LogPos, table: Table) {
         let cached = &mut *lock(&self.cached);
         cached.bytes += bytes_of(&table);
-        if let Some(old) = cached.tables.put(at, table) {
-            cached.bytes -= bytes_of(&old);
+        match cached.tables.insert(at, table) {
+            Some(old) => cached.bytes -= bytes_of(&old),
+            None => cached.order.push_back(at),
         }
         while cached.bytes > self.most_bytes
-            && let Some((_, old)) = cached.tables.pop_lru()
+            && let Some(first) = cached.order.pop_front()
+            && let Some(old) = cached.tables.remove(&first)
         {
-            cached.bytes -= bytes_of(&old);
-        }
-    }
-
-    fn forget(&self, at: LogPos) {
-        let cached = &mut *lock(&self.cached);
-        if let Some(old) = cached.tables.pop(&at) {
             cached.bytes -= bytes_of(&old);
         }
     }
@@ -82,75 +89,86 @@ pub(super) fn read_table(
     (offset, len): (u32, u32),
     patience: Patience,
 ) -> io::Result<Table> {
-    let mut bytes = vec![0; (CRC_LEN * block_count(offset, len)) as usize];
-    let Some(position) = blocks_at.checked_sub(bytes.len() as u64) else {
-        return Ok(Arc::default());
+    let len = (CRC_LEN * block_count(offset, len)) as usize;
+    let Some(position) = blocks_at.checked_sub(len as u64) else {
+        return Ok(Table::default());
     };
-    let got = match patience {
-        Patience::Wait => read_full(file, &mut bytes, position),
-        Patience::Now => read_full_now(file, &mut bytes, position),
-    }?;
-    let crcs = bytes[..got].chunks_exact(CRC_LEN as usize);
+    let mut bytes = Vec::with_capacity(len);
+    read_full_onto(file, &mut bytes, len, position, patience == Patience::Wait)?;
+    let crcs = bytes.chunks_exact(CRC_LEN as usize);
     Ok(crcs.map(|crc| get_u32(crc, 0)).collect())
 }
 
+/// Tells the processor that a value will be needed.
+fn prefetch<T>(value: &T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: every processor of this kind has the instruction, and it is a hint that has no effect besides time.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = value;
+}
+
 impl SegmentStore {
-    /// Reads a part of an extent in pages. The first block that is not what was written, if there is one.
+    /// Reads a part of an extent in pages, behind what `out` has. The first block that is not what was written, if there is one.
     pub(super) fn read_pages(
         &self,
         step: &Step<'_>,
         (file, seed): (&dyn DiskFile, ChunkSeed),
-        out: &mut [u8],
+        out: &mut Vec<u8>,
         buf: &mut Vec<u8>,
         patience: Patience,
     ) -> io::Result<Option<Block>> {
-        let Extent { at, .. } = *step.e;
-        if let Some(table) = self.tables.get(at) {
-            if step.read_pages(file, (seed, &table), out, buf, patience)?.is_none() {
-                return Ok(None);
-            }
-            self.tables.forget(at);
+        let wait = patience == Patience::Wait;
+        let stored = (step.last.at + step.last.len - step.first.at) as usize;
+        self.tables.expect(step.e.at, step.number(&step.first));
+        let whole = step.is_whole();
+        let bytes = if whole {
+            let start = out.len();
+            read_full_onto(file, out, stored, step.position(), wait)?;
+            &out[start..]
+        } else {
+            buf.clear();
+            read_full_onto(file, buf, stored, step.position(), wait)?;
+            buf.as_slice()
+        };
+        let mut crcs = [0; STEP_BLOCKS as usize];
+        let mut complete = 0;
+        for (block, crc) in step.blocks().zip(&mut crcs) {
+            let at = (block.at - step.first.at) as usize;
+            let Some(data) = bytes.get(at..at + block.len as usize) else { break };
+            *crc = seed.crc(block.offset, data);
+            complete += 1;
         }
-        let table = read_table(file, at.at.into(), step.record, patience)?;
-        let unsound = step.read_pages(file, (seed, &table), out, buf, patience)?;
-        if unsound.is_none() {
-            self.tables.put(at, table);
+        let unsound = self.first_unsound(step, file, &crcs[..complete], patience)?;
+        if !whole && unsound.is_none() {
+            let skip = (step.from - step.first.offset) as usize;
+            out.extend_from_slice(&buf[skip..skip + (step.to - step.from) as usize]);
         }
         Ok(unsound)
     }
-}
 
-impl Step<'_> {
-    /// Reads blocks that have no checksums in between.
-    fn read_pages(
+    /// The first block of a step whose checksum is not the one that was found, or was not.
+    fn first_unsound(
         &self,
+        step: &Step<'_>,
         file: &dyn DiskFile,
-        (seed, table): (ChunkSeed, &Table),
-        out: &mut [u8],
-        buf: &mut Vec<u8>,
+        found: &[u32],
         patience: Patience,
     ) -> io::Result<Option<Block>> {
-        let whole = self.is_whole();
-        let bytes = match whole {
-            true => &mut *out,
-            false => {
-                buf.resize((self.last.at + self.last.len - self.first.at) as usize, 0);
-                buf.as_mut_slice()
-            }
-        };
-        let got = match patience {
-            Patience::Wait => read_full(file, bytes, self.position()),
-            Patience::Now => read_full_now(file, bytes, self.position()),
-        }?;
-        let unsound = self.blocks().find(|block| {
-            let at = (block.at - self.first.at) as usize;
-            let end = at + block.len as usize;
-            let crc = || seed.crc(block.offset, &bytes[at..end]);
-            end > got || table.get(self.number(block)).is_none_or(|stored| *stored != crc())
-        });
-        if !whole && unsound.is_none() {
-            let skip = (self.from - self.first.offset) as usize;
-            out.copy_from_slice(&buf[skip..skip + out.len()]);
+        let (at, number) = (step.e.at, step.number(&step.first));
+        let all = step.number(&step.last) + 1 - number;
+        if found.len() == all && self.tables.confirm(at, number, found) {
+            return Ok(None);
+        }
+        let table = read_table(file, at.at.into(), step.record, patience)?;
+        let stored = table.get(number..).unwrap_or_default();
+        let sound = stored.iter().zip(found).take_while(|(stored, found)| stored == found).count();
+        let unsound = step.blocks().nth(sound);
+        if unsound.is_none() {
+            self.tables.put(at, table);
         }
         Ok(unsound)
     }

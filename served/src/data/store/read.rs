@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 
-use super::disk::{DiskFile, read_full, read_full_now, read_vectored_full};
+use super::disk::{DiskFile, read_full_onto, read_vectored_full};
 use super::error::StoreError;
 use super::extent::Extent;
 use super::format::{
@@ -15,7 +15,7 @@ use super::state::Pieces;
 use super::sync::{read, try_read};
 
 /// Blocks that are read at a time.
-const STEP_BLOCKS: u32 = 64;
+pub(super) const STEP_BLOCKS: u32 = 64;
 /// How often a read may find its segment reclaimed under it. Each time a whole segment was moved meanwhile.
 const MOVED_MAX: u32 = 64;
 
@@ -50,9 +50,7 @@ impl SegmentStore {
     /// bytes that are not those that were written.
     pub fn read(&self, key: ChunkKey, offset: u64, len: u64) -> Result<Vec<u8>, StoreError> {
         let (offset, len) = self.check_range(offset, len)?;
-        let mut out = vec![0; len as usize];
-        self.read_into(key, offset, &mut out)?;
-        Ok(out)
+        Ok(self.read_with_pieces(key, offset, len)?.0)
     }
 
     /// As [`Self::read`], if that takes no waiting: neither for the disk nor for somebody who changes the index.
@@ -66,26 +64,29 @@ impl SegmentStore {
         let Some(state) = try_read(&self.state) else { return Ok(None) };
         let extents = state.pieces(&key, offset, offset + len);
         drop(state);
-        let mut out = vec![0; len as usize];
-        match self.read_extents(key, offset, &extents, &mut out, Patience::Now) {
+        let mut out = Vec::with_capacity(len as usize);
+        let range = (offset, offset + len);
+        match self.read_extents(key, range, &extents, &mut out, Patience::Now) {
             Ok(()) => Ok(Some(out)),
             Err(ReadFault::WouldWait | ReadFault::Gone(_)) => Ok(None),
             Err(ReadFault::Failed(e)) => Err(e),
         }
     }
 
-    /// Fills `out`, which must be zeros. Returns the extents that it came from.
-    pub(super) fn read_into(
+    /// Reads a range, and says which extents it came from.
+    pub(super) fn read_with_pieces(
         &self,
         key: ChunkKey,
         offset: u32,
-        out: &mut [u8],
-    ) -> Result<Pieces, StoreError> {
-        let end = offset + out.len() as u32;
+        len: u32,
+    ) -> Result<(Vec<u8>, Pieces), StoreError> {
+        let mut out = Vec::with_capacity(len as usize);
+        let end = offset + len;
         let mut extents = read(&self.state).pieces(&key, offset, end);
         for _ in 0..MOVED_MAX {
-            let gone = match self.read_extents(key, offset, &extents, out, Patience::Wait) {
-                Ok(()) => return Ok(extents),
+            let range = (offset, end);
+            let gone = match self.read_extents(key, range, &extents, &mut out, Patience::Wait) {
+                Ok(()) => return Ok((out, extents)),
                 Err(ReadFault::Failed(e)) => return Err(e),
                 Err(ReadFault::Gone(extent)) => extent,
                 Err(ReadFault::WouldWait) => continue,
@@ -96,44 +97,46 @@ impl SegmentStore {
                 return Err(corrupt(key, gone.offset, gone.len, why));
             }
             extents = now;
-            out.fill(0);
         }
         Err(StoreError::io("read", "a chunk")(io::Error::other(
             "its segments were reclaimed faster than it was read",
         )))
     }
 
-    /// Reads these extents into their places in `out`, which begins at `offset` of the chunk.
+    /// Reads a range of a chunk, of which these are the extents in their order, into `out`. What that had before is gone; after a
+    /// failure it has some of the range.
     pub(super) fn read_extents(
         &self,
         key: ChunkKey,
-        offset: u32,
+        (offset, end): (u32, u32),
         extents: &[Extent],
-        out: &mut [u8],
+        out: &mut Vec<u8>,
         patience: Patience,
     ) -> Result<(), ReadFault> {
+        out.clear();
         let seed = ChunkSeed::new(&key);
         // Also where nothing is to be read: without its key a volume says nothing.
         let encrypted = self.codec_of(&key)?.is_some_and(|codec| codec.cipher().is_some());
         let mut buf = Vec::new();
         for e in extents {
-            let start = (e.offset - offset) as usize;
-            let part = &mut out[start..start + e.len as usize];
             // Anybody can write what is not encrypted.
             if encrypted && !e.is_away() && !e.is_bad() && e.packed().is_none() {
                 let why = "it is not encrypted as its volume is";
                 return Err(corrupt(key, e.offset, e.len, why).into());
             }
-            self.read_extent((key, seed), e, part, &mut buf, patience)?;
+            out.resize((e.offset - offset) as usize, 0);
+            self.read_extent((key, seed), e, out, &mut buf, patience)?;
         }
+        out.resize((end - offset) as usize, 0);
         Ok(())
     }
 
+    /// Reads all of an extent, behind what `out` has.
     fn read_extent(
         &self,
         (key, seed): (ChunkKey, ChunkSeed),
         e: &Extent,
-        out: &mut [u8],
+        out: &mut Vec<u8>,
         buf: &mut Vec<u8>,
         patience: Patience,
     ) -> Result<(), ReadFault> {
@@ -165,13 +168,14 @@ impl SegmentStore {
         while from < e.end() {
             let to = (from / BLOCK * BLOCK + STEP_BLOCKS * BLOCK).min(e.end());
             let step = Step::new(e, from, to);
-            let part = &mut out[(from - e.offset) as usize..(to - e.offset) as usize];
             let unsound = if step.in_pages {
-                self.read_pages(&step, (file.as_ref(), seed), part, buf, patience)
+                self.read_pages(&step, (file.as_ref(), seed), out, buf, patience)
             } else if step.is_whole() {
-                step.read_whole(file.as_ref(), seed, part, patience)
+                let start = out.len();
+                out.resize(start + (to - from) as usize, 0);
+                step.read_whole(file.as_ref(), seed, &mut out[start..], patience)
             } else {
-                step.read_parts(file.as_ref(), seed, part, buf, patience)
+                step.read_parts(file.as_ref(), seed, out, buf, patience)
             };
             match unsound {
                 Ok(None) => {}
@@ -204,7 +208,7 @@ pub(super) struct Step<'a> {
     pub(super) record: (u32, u32),
     in_pages: bool,
     pub(super) from: u32,
-    to: u32,
+    pub(super) to: u32,
     /// The blocks that hold its first and its last byte.
     pub(super) first: Block,
     pub(super) last: Block,
@@ -270,20 +274,18 @@ impl<'a> Step<'a> {
         Ok(unsound.map(|(block, _)| block))
     }
 
-    /// Reads blocks of which the first or the last is wanted in part only.
+    /// Reads blocks of which the first or the last is wanted in part only, behind what `out` has.
     fn read_parts(
         &self,
         file: &dyn DiskFile,
         seed: ChunkSeed,
-        out: &mut [u8],
+        out: &mut Vec<u8>,
         buf: &mut Vec<u8>,
         patience: Patience,
     ) -> io::Result<Option<Block>> {
-        buf.resize((self.last.at + self.last.len + CRC_LEN - self.first.at) as usize, 0);
-        let got = match patience {
-            Patience::Wait => read_full(file, buf, self.position()),
-            Patience::Now => read_full_now(file, buf, self.position()),
-        }?;
+        buf.clear();
+        let stored = (self.last.at + self.last.len + CRC_LEN - self.first.at) as usize;
+        let got = read_full_onto(file, buf, stored, self.position(), patience == Patience::Wait)?;
         for block in self.blocks() {
             let at = (block.at - self.first.at) as usize;
             let crc_at = at + block.len as usize;
@@ -294,8 +296,7 @@ impl<'a> Step<'a> {
             }
             let (x, end) = (block.offset.max(self.from), (block.offset + block.len).min(self.to));
             let (skip, part) = (at + (x - block.offset) as usize, (end - x) as usize);
-            let target = (x - self.from) as usize;
-            out[target..target + part].copy_from_slice(&buf[skip..skip + part]);
+            out.extend_from_slice(&buf[skip..skip + part]);
         }
         Ok(None)
     }

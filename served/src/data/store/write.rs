@@ -121,8 +121,7 @@ impl SegmentStore {
     ) -> Result<i64, StoreError> {
         let (from_offset, _) = self.check_range(from_offset, len)?;
         let (to_offset, len) = self.check_range(to_offset, len)?;
-        let mut data = vec![0; len as usize];
-        let extents = self.read_into(from, from_offset, &mut data)?;
+        let (data, extents) = self.read_with_pieces(from, from_offset, len)?;
         // All is read before the first change, because the ranges may overlap.
         let runs = runs(&extents, 0);
         match runs[..] {
@@ -228,8 +227,8 @@ impl SegmentStore {
         pieces: &[Extent],
         space: Space,
     ) -> Result<Option<i64>, StoreError> {
-        let mut data = vec![0; (to - from) as usize];
-        match self.read_extents(key, from, pieces, &mut data, Patience::Wait) {
+        let mut data = Vec::with_capacity((to - from) as usize);
+        match self.read_extents(key, (from, to), pieces, &mut data, Patience::Wait) {
             Ok(()) => {}
             Err(ReadFault::Gone(_) | ReadFault::WouldWait) => return Ok(None),
             Err(ReadFault::Failed(e)) => return Err(e),

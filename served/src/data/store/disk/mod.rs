@@ -36,6 +36,22 @@ pub(super) trait DiskFile: Send + Sync {
     fn read_now(&self, out: &mut [u8], position: u64) -> io::Result<usize> {
         self.read_at(out, position)
     }
+    /// Reads some bytes, no more than `most`, behind those that `out` has, and says how many; 0 at the end of the file. With `wait`
+    /// as `read_at`, otherwise as `read_now`.
+    fn read_onto(
+        &self,
+        out: &mut Vec<u8>,
+        most: usize,
+        position: u64,
+        wait: bool,
+    ) -> io::Result<usize> {
+        let start = out.len();
+        out.resize(start + most, 0);
+        let room = &mut out[start..];
+        let done = if wait { self.read_at(room, position) } else { self.read_now(room, position) };
+        out.truncate(start + done.as_ref().map_or(0, |done| *done));
+        done
+    }
     /// Reads into several places, one after the other: at least into the first that has room. With `wait` as `read_at`,
     /// otherwise as `read_now`.
     fn read_vectored_at(
@@ -87,19 +103,40 @@ pub(super) fn write_all(
 
 /// Reads until `out` is full or the file ends; says how much was read.
 pub(super) fn read_full(file: &dyn DiskFile, out: &mut [u8], position: u64) -> io::Result<usize> {
-    fill(out, |part, done| file.read_at(part, position + done))
+    let mut done = 0;
+    while done < out.len() {
+        match file.read_at(&mut out[done..], position + done as u64) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
 }
 
-/// As [`read_full`], but fails with `WouldBlock` rather than wait for the disk.
-pub(super) fn read_full_now(
+/// Reads until `len` bytes are behind those that `out` had, or the file ends; says how many are. Without `wait` it fails with `WouldBlock`
+/// rather than wait for the disk. It spares filling with zeros what is read into.
+pub(super) fn read_full_onto(
     file: &dyn DiskFile,
-    out: &mut [u8],
+    out: &mut Vec<u8>,
+    len: usize,
     position: u64,
+    wait: bool,
 ) -> io::Result<usize> {
-    fill(out, |part, done| file.read_now(part, position + done))
+    let mut done = 0;
+    while done < len {
+        match file.read_onto(out, len - done, position + done as u64, wait) {
+            Ok(0) => break,
+            Ok(n) => done += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(done)
 }
 
-/// As [`read_full`] with `wait`, or else as [`read_full_now`], into several places.
+/// As [`read_full_onto`], into several places.
 pub(super) fn read_vectored_full(
     file: &dyn DiskFile,
     mut parts: &mut [IoSliceMut<'_>],
@@ -122,18 +159,56 @@ pub(super) fn read_vectored_full(
     Ok(done)
 }
 
-fn fill(
-    out: &mut [u8],
-    mut read: impl FnMut(&mut [u8], u64) -> io::Result<usize>,
-) -> io::Result<usize> {
-    let mut done = 0;
-    while done < out.len() {
-        match read(&mut out[done..], done as u64) {
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// 100 bytes that are their own positions, of which those from 90 on cannot be read. Gives few at a time, and is interrupted often.
+    #[derive(Default)]
+    struct Halting(AtomicU64);
+
+    impl DiskFile for Halting {
+        fn write_at(&self, _: &[IoSlice<'_>], _: u64) -> io::Result<usize> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn read_at(&self, out: &mut [u8], position: u64) -> io::Result<usize> {
+            if self.0.fetch_add(1, Ordering::Relaxed).is_multiple_of(3) {
+                // What a failed call leaves in the buffer is not read.
+                out.fill(0xee);
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            if position >= 90 {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
+            let few = out.len().min(4).min(90 - position as usize);
+            out.iter_mut().zip(position..).for_each(|(byte, at)| *byte = at as u8);
+            Ok(few)
+        }
+
+        fn len(&self) -> io::Result<u64> {
+            Ok(100)
+        }
+
+        fn set_len(&self, _: u64) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            Ok(())
         }
     }
-    Ok(done)
+
+    #[test]
+    fn reading_goes_on_until_all_is_there_and_keeps_what_was_read_before_a_failure() {
+        let file = Halting::default();
+        let mut out = vec![200, 201];
+        assert_eq!(read_full_onto(&file, &mut out, 30, 5, true).unwrap(), 30);
+        assert_eq!(out, [vec![200, 201], (5..35).collect()].concat());
+        let failed = read_full_onto(&file, &mut out, 30, 80, true).unwrap_err();
+        assert_eq!(failed.raw_os_error(), Some(libc::EIO));
+        assert_eq!(out, [vec![200, 201], (5..35).collect(), (80..90).collect()].concat());
+    }
 }

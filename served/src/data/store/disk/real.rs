@@ -136,6 +136,19 @@ impl Disk for RealDisk {
 
 struct RealFile(File);
 
+/// What a system call that reads has returned; one that must not wait was asked not to.
+fn read_result(done: isize, wait: bool) -> io::Result<usize> {
+    usize::try_from(done).map_err(|_| match io::Error::last_os_error() {
+        // Some file systems cannot tell, and kernels do not know it for all of them.
+        e if !wait
+            && matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)) =>
+        {
+            io::ErrorKind::WouldBlock.into()
+        }
+        e => e,
+    })
+}
+
 impl DiskFile for RealFile {
     fn write_at(&self, data: &[IoSlice<'_>], position: u64) -> io::Result<usize> {
         let position = i64::try_from(position).map_err(|_| io::ErrorKind::InvalidInput)?;
@@ -155,6 +168,31 @@ impl DiskFile for RealFile {
         self.read_vectored_at(&mut [IoSliceMut::new(out)], position, false)
     }
 
+    fn read_onto(
+        &self,
+        out: &mut Vec<u8>,
+        most: usize,
+        position: u64,
+        wait: bool,
+    ) -> io::Result<usize> {
+        let at = i64::try_from(position).map_err(|_| io::ErrorKind::InvalidInput)?;
+        out.reserve(most);
+        let room = &mut out.spare_capacity_mut()[..most];
+        let fd = self.0.as_raw_fd();
+        let done = if wait {
+            // SAFETY: `room` may be filled for the duration of the call.
+            unsafe { libc::pread(fd, room.as_mut_ptr().cast(), room.len(), at) }
+        } else {
+            let part = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+            // SAFETY: the one part is `room`, which may be filled for the duration of the call.
+            unsafe { libc::preadv2(fd, &part, 1, at, libc::RWF_NOWAIT) }
+        };
+        let done = read_result(done, wait)?;
+        // SAFETY: the call has filled so many bytes of `room`, which begins at the old end and lies within the capacity.
+        unsafe { out.set_len(out.len() + done) };
+        Ok(done)
+    }
+
     fn read_vectored_at(
         &self,
         parts: &mut [IoSliceMut<'_>],
@@ -167,20 +205,7 @@ impl DiskFile for RealFile {
         // SAFETY: IoSliceMut is guaranteed to have the layout of iovec, and the first `count` of them are borrowed
         // for the duration of the call.
         let done = unsafe { libc::preadv2(fd, parts.as_mut_ptr().cast(), count, position, flags) };
-        if wait {
-            return usize::try_from(done).map_err(|_| io::Error::last_os_error());
-        }
-        usize::try_from(done).map_err(|_| match io::Error::last_os_error() {
-            // Some file systems cannot tell, and kernels do not know it for all of them.
-            e if matches!(
-                e.raw_os_error(),
-                Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)
-            ) =>
-            {
-                io::ErrorKind::WouldBlock.into()
-            }
-            e => e,
-        })
+        read_result(done, wait)
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -214,5 +239,40 @@ impl DiskFile for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::read_full_onto;
+    use super::*;
+
+    #[test]
+    fn what_is_read_comes_behind_what_there_is_and_no_more_than_was_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = RealDisk::open(dir.path(), Access::Write).unwrap();
+        let content: Vec<u8> = (0..10_000u32).map(|i| (i * 7 % 251) as u8).collect();
+        let file = disk.create("file").unwrap();
+        assert_eq!(file.write_at(&[IoSlice::new(&content)], 0).unwrap(), content.len());
+        for (len, at, capacity) in
+            [(10, 100, 1000), (5000, 6000, 0), (5000, 10_000, 3), (1, 20_000, 9), (0, 5, 0)]
+        {
+            for wait in [true, false] {
+                let mut out = Vec::with_capacity(capacity);
+                out.extend_from_slice(b"abc");
+                let expected = &content[at.min(10_000)..(at + len).min(10_000)];
+                match read_full_onto(file.as_ref(), &mut out, len, at as u64, wait) {
+                    Ok(got) => {
+                        assert_eq!(got, expected.len());
+                        assert_eq!(out, [b"abc", expected].concat());
+                    }
+                    // Not every file system can tell.
+                    Err(e) => {
+                        assert!(!wait && e.kind() == io::ErrorKind::WouldBlock, "{e}");
+                        assert_eq!(out, b"abc");
+                    }
+                }
+            }
+        }
     }
 }

@@ -1,7 +1,5 @@
 //! Records in pages: where they lie, what of their checksums is in memory, and what damage does.
 
-use std::sync::Arc;
-
 use super::super::disk::sim::SimDisk;
 use super::super::extent::Extent;
 use super::super::format::segment_name;
@@ -102,7 +100,7 @@ fn checksums_in_memory_are_believed_only_if_they_fit() {
     store.write(key(1, 0), 0, &[data(1)], V0).unwrap();
     let e = extent(&store, 1);
     for wrong in [vec![7; 5], vec![], vec![1; 500]] {
-        store.tables.put(e.at, Arc::from(wrong));
+        store.tables.put(e.at, wrong.into());
         assert_eq!(store.read(key(1, 0), 4096, 10).unwrap(), data(1)[4096..4106]);
         assert_eq!(store.read(key(1, 0), 0, LEN as u64).unwrap(), data(1));
     }
