@@ -122,6 +122,10 @@ impl SegmentStore {
                 let gain = info.reclaimable() + if older_may_hide { 0 } else { info.droppable() };
                 older_may_hide |= info.dead() > 0 || info.damaged;
                 let percent = gain * 100 / info.len.max(1);
+                // Begun since we looked: it is appended to by now.
+                if *id > current {
+                    break;
+                }
                 if *id == current {
                     let large = info.len
                         >= self.config.segment_bytes / if need == Need::Full { 16 } else { 4 };
