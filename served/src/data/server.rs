@@ -263,6 +263,7 @@ async fn begin(
     if loss.lacks() {
         tracing::error!(note = %Loss::file(&options.dir).display(), "the disk has lost data: other replicas go on in place of this server's, if there are any");
     }
+    loss.warn();
     let owner = Owner::open(&options.dir)
         .map_err(|source| DataError::Owner { path: Owner::file(&options.dir), source })?;
     keys.begin(&store);

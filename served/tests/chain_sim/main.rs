@@ -26,13 +26,14 @@ const SEEDS: u64 = if cfg!(debug_assertions) { 2_000 } else { 10_000 };
 const SEEDS_FOR_MUTANT: u64 = 500;
 /// Those of which little remains to be seen, because other rules cover for them, within so many.
 const SEEDS_FOR_RARE: u64 = 5_000;
-const RARE: [Mutant; 6] = [
+const RARE: [Mutant; 7] = [
     Mutant::ShowsRevoked,
     Mutant::IgnoresEpochs,
     Mutant::RemovesQuietly,
     Mutant::AloneForEver,
     Mutant::CopiesOn,
     Mutant::LacksQuietly,
+    Mutant::OrdersOn,
 ];
 
 impl simulation::World for World {

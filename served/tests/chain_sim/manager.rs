@@ -175,7 +175,7 @@ impl Brain {
         let Some(life) = &mut self.life else { return };
         // Nobody could be heard while this node stood still.
         if ctx.now > life.ticked + TICK * 3 {
-            life.manager.everybody_heard(ctx.now);
+            life.manager.everybody_heard(life.ticked, ctx.now);
         }
         life.ticked = ctx.now;
         ctx.out.push(Out::Wake { after: TICK, timer: Timer::Tick });

@@ -635,10 +635,6 @@ impl World {
     }
 
     fn pause(&mut self, node: Node) {
-        if node == MANAGER && self.servers.iter().any(|server| server.lacks) {
-            // See `rot`.
-            return;
-        }
         let longest = if self.rng.chance(500) { MS * 700 } else { MS * 100 };
         let until = self.now + self.rng.time(MS * 5, longest);
         if let Some(seat) = self.seats.get_mut(&node) {
@@ -706,7 +702,8 @@ impl World {
         let there = servers.values().filter(|server| server.duty == Duty::In).count();
         let drained = servers.iter().find(|(_, server)| server.duty == Duty::Draining);
         let drained = drained.map(|(id, server)| (*id, server.addrs.clone()));
-        match self.rng.below(5) {
+        match self.rng.below(6) {
+            5 => self.give_up(),
             0 if there > 2 => {
                 self.with_brain(|brain, ctx| brain.command(ctx, Command::Drain(id)));
             }

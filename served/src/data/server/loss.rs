@@ -7,7 +7,7 @@
 //!
 //! Where it was all that there is, nobody knows which chunks are missing. An object store may have them, as objects that nothing here speaks
 //! of. So there is a second note, `incomplete`, for as long as there is this store: objects of chunks that are not here are kept, until an operator has begun
-//! anew with what the object store has.
+//! anew with what the object store has. It is this server's: a replica that learns from it does not know, so nobody should before that.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use netfs_common::id::{InstanceId, ServerId};
-use netfs_common::map::ClusterMap;
+use netfs_common::map::{Chain, ClusterMap, Replica};
 
 use crate::data::store::RecoveryReport;
 use crate::private;
@@ -82,48 +82,58 @@ impl Loss {
 
     /// There is another map.
     pub(super) fn follow(&self, map: &ClusterMap, me: ServerId, life: InstanceId) {
-        let counts = |(_, chain): (_, &netfs_common::map::Chain)| {
-            chain.replicas.iter().any(|r| r.server == me && r.instance != life)
-        };
-        if !self.lacks() || map.groups().any(counts) {
+        if !self.lacks() {
             return;
         }
-        let alone = |chain: &netfs_common::map::Chain| {
-            chain.replicas.len() == 1 && chain.replicas.iter().all(|r| r.server == me)
-        };
-        let alone = map.groups().any(|(_, chain)| alone(chain));
-        match self.is_over(alone) {
-            Ok(()) if alone => {
-                tracing::error!(
-                    "what the disk has lost was in no other replica of some groups; objects of chunks that are not here are kept"
-                )
-            }
-            Ok(()) => tracing::info!("nobody counts any more on what the disk has lost"),
+        let mine = |r: &Replica| r.server == me;
+        let alone = |chain: &Chain| matches!(chain.replicas.as_slice(), [r] if mine(r) && r.instance == life);
+        let counts = |chain: &Chain| chain.replicas.iter().any(|r| mine(r) && r.instance != life);
+        let mut done = Ok(());
+        // As soon as it is known: whoever learns from this server makes it look as if there had been others.
+        if !self.incomplete.load(Ordering::SeqCst) && map.groups().any(|(_, chain)| alone(chain)) {
+            done = self.note_incomplete();
+        }
+        if done.is_ok() && !map.groups().any(|(_, chain)| counts(chain)) {
+            done = self.forget();
+        }
+        if let Err(error) = done {
             // The next map brings another attempt.
-            Err(error) => {
-                tracing::warn!(path = %self.path.display(), %error, "it cannot be removed")
-            }
+            tracing::warn!(path = %self.path.display(), %error, "what the disk has lost cannot be noted");
         }
     }
 
-    fn is_over(&self, alone: bool) -> io::Result<()> {
-        let dir = self.path.parent().unwrap_or(Path::new("."));
-        if alone {
-            // Before the other one goes.
-            let mut options = private::file_options();
-            let file = options.create(true).truncate(true).write(true);
-            let mut file = file.open(Loss::incomplete_file(dir))?;
-            writeln!(file, "The disk has lost data of which there was no other replica.")?;
-            file.sync_all()?;
-            File::open(dir)?.sync_all()?;
-            self.incomplete.store(true, Ordering::SeqCst);
+    fn dir(&self) -> &Path {
+        self.path.parent().unwrap_or(Path::new("."))
+    }
+
+    fn note_incomplete(&self) -> io::Result<()> {
+        let path = Loss::incomplete_file(self.dir());
+        let mut options = private::file_options();
+        let mut file = options.create(true).truncate(true).write(true).open(&path)?;
+        writeln!(file, "The disk has lost data of which there was no other replica.")?;
+        file.sync_all()?;
+        File::open(self.dir())?.sync_all()?;
+        self.incomplete.store(true, Ordering::SeqCst);
+        self.warn();
+        Ok(())
+    }
+
+    /// Says so if chunks may be missing that nobody else had.
+    pub(super) fn warn(&self) {
+        if self.incomplete.load(Ordering::SeqCst) {
+            let note = Loss::incomplete_file(self.dir());
+            tracing::error!(note = %note.display(), "the disk has lost data of which there was no other replica: files may have holes; objects of chunks that are not here are kept");
         }
+    }
+
+    fn forget(&self) -> io::Result<()> {
         fs::remove_file(&self.path).or_else(|error| match error.kind() {
             io::ErrorKind::NotFound => Ok(()),
             _ => Err(error),
         })?;
-        File::open(dir)?.sync_all()?;
+        File::open(self.dir())?.sync_all()?;
         self.lacks.store(false, Ordering::SeqCst);
+        tracing::info!("nobody counts any more on what the disk has lost");
         Ok(())
     }
 }
@@ -133,7 +143,7 @@ mod tests {
     use netfs_common::class::Class;
     use netfs_common::coding::Coding;
     use netfs_common::id::{Epoch, GroupId, Verifier};
-    use netfs_common::map::{Chain, Pool, Replica, TierMode};
+    use netfs_common::map::{Pool, TierMode};
 
     use super::*;
 
@@ -193,7 +203,11 @@ mod tests {
         shared.pools[0].chains[0].replicas.push(other);
         loss.follow(&shared, ME, InstanceId(7));
         assert!(!loss.is_incomplete(), "it has learnt what it lacked");
-        opened(dir.path(), &lost).follow(&map(&[7]), ME, InstanceId(7));
+        // It is alone in one group, while another is waited for; later somebody has learnt from it.
+        let loss = opened(dir.path(), &lost);
+        loss.follow(&map(&[7, 6]), ME, InstanceId(7));
+        assert!(loss.lacks());
+        loss.follow(&shared, ME, InstanceId(7));
         let loss = opened(dir.path(), &RecoveryReport::default());
         assert!(!loss.lacks() && loss.is_incomplete());
     }

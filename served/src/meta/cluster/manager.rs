@@ -223,12 +223,16 @@ impl Manager {
         self.changed()
     }
 
-    /// This server itself has stood still: nobody could be heard.
-    pub fn everybody_heard(&mut self, now: Duration) {
+    /// This server itself has stood still since `before`: nobody could be heard. Who was dead by then stays so until it is heard: a chain that has come
+    /// to an end must not count on it again.
+    pub fn everybody_heard(&mut self, before: Duration, now: Duration) {
+        let dead = |at: Duration| before.saturating_sub(at) >= self.config.deadline;
         for seen in self.seen.values_mut() {
-            seen.at = seen.at.map(|_| now);
+            seen.at = seen.at.map(|at| if dead(at) { at } else { now });
         }
-        self.start = now;
+        if !dead(self.start) {
+            self.start = now;
+        }
         // Nobody knows what was meanwhile.
         self.settled.clear();
         self.turns.forget();

@@ -1,4 +1,4 @@
-//! A disk that loses what had been flushed.
+//! A disk that loses what had been flushed, and a server that an operator takes for lost.
 
 use super::*;
 use netfs_served::meta::cluster::Verdict;
@@ -6,14 +6,11 @@ use netfs_served::meta::cluster::Verdict;
 impl World {
     /// The disk of a server that begins another life has lost something of that. Only where a replica is left that may have it, which no
     /// other trouble takes away: all of the chains in which the server still is have come to an end, so none of them gets shorter by counting on it.
-    /// (After the metadata server has stood still it would, for a deadline: nobody is blamed for silence then. So it does not until the server has
-    /// learnt what it lacks, nor just now.)
     pub(super) fn rot(&mut self, at: usize) {
         let id = self.servers[at].id;
         let dead = self.brain.verdict(id, self.now) == Some(Verdict::Dead);
-        let asleep = self.seats.get(&MANAGER).is_none_or(|seat| seat.paused_until > self.now);
         let others_lack = self.servers.iter().any(|server| server.lacks && server.id != id);
-        if !dead || asleep || others_lack || !self.rng.chance(700) {
+        if !dead || others_lack || !self.rng.chance(700) {
             return;
         }
         let may_have_it = |r: &Replica| r.server != id && self.doomed != Some(*r);
@@ -24,5 +21,24 @@ impl World {
             self.servers[at].store.rot(seed);
             self.servers[at].lacks = true;
         }
+    }
+
+    /// An operator gives up a server that is silent, after having heard that nothing is lost with it. It may come back nevertheless. No operator
+    /// does so while he hears of a disk that has lost something.
+    pub(super) fn give_up(&mut self) {
+        if self.servers.iter().any(|server| server.lacks) {
+            return;
+        }
+        self.with_brain(|brain, ctx| {
+            let silent = brain.with(ctx, |manager, now| {
+                let costs_nothing = |id: &ServerId| {
+                    manager.loss(now, *id).is_ok_and(|loss| loss.spared > 0 && loss.lost.is_empty())
+                };
+                manager.state().servers.keys().copied().find(costs_nothing)
+            });
+            if let Some(Some(id)) = silent {
+                brain.command(ctx, Command::GiveUp(id, BTreeMap::new()));
+            }
+        });
     }
 }

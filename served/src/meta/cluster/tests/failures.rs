@@ -6,7 +6,7 @@ use std::time::Duration;
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId};
 use netfs_common::map::{Chain, Replica};
 
-use super::super::{Command, Config, Manager, Report, State, StoreId};
+use super::super::{Command, Config, Manager, Report, State, StoreId, Verdict};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -123,6 +123,29 @@ fn back(manager: &mut Manager, now: Duration, number: u8, lacks: bool) {
     let version = manager.state().version;
     let server = ServerId(number.into());
     manager.heard(now, server, Report { instance, lacks, ..report(number, version) });
+}
+
+#[test]
+fn who_was_dead_before_the_metadata_server_stood_still_is_not_counted_on_afterwards() {
+    let (mut manager, before) = both_away();
+    let whole = chain(&manager);
+    let now = before + SECOND * 60;
+    manager.everybody_heard(before, now);
+    // The second one is back. If the first one were taken for alive, the chain would go on with it alone.
+    back(&mut manager, now, 2, true);
+    manager.tick(now);
+    assert_eq!(
+        chain(&manager).replicas,
+        whole.replicas,
+        "it waits for the first one, with everything"
+    );
+    back(&mut manager, now, 1, false);
+    manager.tick(now);
+    assert_eq!(chain(&manager).replicas[0].server, ServerId(1));
+    // Who was there when it stood still is not blamed.
+    let later = now + SECOND * 60;
+    manager.everybody_heard(now, later);
+    assert_eq!(manager.verdict(ServerId(1), later), Verdict::Alive);
 }
 
 #[test]

@@ -283,7 +283,7 @@ impl Cluster {
                 ?gap,
                 "this server stood still; no data server is blamed for its silence"
             );
-            core.manager.everybody_heard(now);
+            core.manager.everybody_heard(core.last, now);
         }
         core.last = now;
         now
