@@ -7,6 +7,7 @@ mod harness;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -117,6 +118,46 @@ fn modes_and_set_id_bits_follow_the_rules() {
     assert_eq!(mode(&path), 0o6755);
     std::os::unix::fs::chown(&path, Some(65534), Some(65534)).unwrap();
     assert_eq!(mode(&path), 0o755, "a new owner must not inherit set-id bits");
+}
+
+/// Does something as another user: in a thread, since the system call changes nobody else.
+fn as_user<T: Send>(uid: u32, what: impl FnOnce() -> T + Send) -> T {
+    let work = || {
+        // SAFETY: it takes numbers only. (The function of the C library would change all threads.)
+        let done = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
+        assert_eq!(done, 0);
+        what()
+    };
+    std::thread::scope(|scope| scope.spawn(work).join().unwrap())
+}
+
+/// Sets the number of replicas of a directory, or takes it back. 0, or an error.
+fn set_replicas(dir: &File, value: Option<&str>) -> i32 {
+    let (fd, name) = (dir.as_raw_fd(), c"netfs.replicas".as_ptr());
+    let done = match value {
+        // SAFETY: all of it outlives the call, and the value has that length.
+        Some(value) => unsafe { libc::fsetxattr(fd, name, value.as_ptr().cast(), value.len(), 0) },
+        // SAFETY: as above.
+        None => unsafe { libc::fremovexattr(fd, name) },
+    };
+    if done == 0 { 0 } else { errno::<()>(Err(std::io::Error::last_os_error())) }
+}
+
+#[test]
+fn a_directory_s_replicas_are_set_by_its_owner_and_root() {
+    let dev = Dev::start();
+    let path = dev.mountpoint().join("d");
+    fs::create_dir(&path).unwrap();
+    std::os::unix::fs::chown(&path, Some(1000), Some(1000)).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
+    let dir = File::open(&path).unwrap();
+    assert_eq!(set_replicas(&dir, Some("1")), 0);
+    assert_eq!(as_user(1000, || set_replicas(&dir, None)), 0);
+    assert_eq!(as_user(1000, || set_replicas(&dir, Some("1"))), 0);
+    assert_eq!(as_user(1001, || set_replicas(&dir, Some("1"))), libc::EPERM);
+    assert_eq!(as_user(1001, || set_replicas(&dir, None)), libc::EPERM);
+    let said = dev.netfs(&["set", path.to_str().unwrap(), "--replicas", "1"]);
+    assert!(said.contains("from now on has one replica"), "{said}");
 }
 
 #[test]

@@ -2,11 +2,13 @@
 
 use std::ffi::OsStr;
 use std::future::Future;
+use std::os::unix::ffi::OsStrExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use fuser::{INodeNo, RenameFlags, ReplyEntry, Request};
 use netfs_common::attr::{FileKind, SetAttr};
+use netfs_common::class;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::name::Name;
@@ -65,6 +67,14 @@ pub(super) fn named(req: &Request, op: &'static str, dir: Ino, name: &Name) -> A
 
 pub(super) fn caller(req: &Request) -> Caller {
     Caller { uid: req.uid(), gid: req.gid(), pid: req.pid() }
+}
+
+/// Who sets an extended attribute. Of most the kernel decides about that, and they need no user.
+pub(super) fn who_sets(req: &Request, name: &OsStr) -> Caller {
+    match name.as_bytes() == class::XATTR {
+        true => groups::with_user(caller(req)),
+        false => caller(req),
+    }
 }
 
 /// Runs a handler. One that panics takes its reply with it, and a reply that is dropped answers

@@ -7,10 +7,31 @@
 
 use std::fs;
 
+use crate::vfs::Caller;
+
+/// The user of requests that create nothing, on mounts that can be id-mapped.
+const UNNAMED: u32 = u32::MAX;
 /// The number of `CAP_FSETID`.
 const CAP_FSETID: u32 = 4;
 /// The number of `CAP_SYS_ADMIN`.
 const CAP_SYS_ADMIN: u32 = 21;
+
+/// A caller with its user, also where the request does not name it. Where that cannot be seen either, it is nobody's.
+pub(super) fn with_user(caller: Caller) -> Caller {
+    if caller.uid != UNNAMED {
+        return caller;
+    }
+    let status = fs::read_to_string(format!("/proc/{}/status", caller.pid));
+    let uid = status.ok().and_then(|status| user(&status)).unwrap_or(UNNAMED);
+    Caller { uid, ..caller }
+}
+
+/// As whom a thread uses file systems.
+fn user(status: &str) -> Option<u32> {
+    let words = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    // Real, effective, saved, of the file system.
+    words.split_whitespace().nth(3)?.parse().ok()
+}
 
 /// Whether the thread may administer the system. Where that cannot be seen, it may not.
 pub(super) fn administers(tid: u32) -> bool {
@@ -49,7 +70,7 @@ fn allows(status: &str, group: u32) -> bool {
 mod tests {
     use super::*;
 
-    const USER: &str = "Name:\tx\nUid:\t5\t5\t5\t5\nGid:\t1\t1\t1\t7\nGroups:\t20 30 \n\
+    const USER: &str = "Name:\tx\nUid:\t5\t5\t5\t8\nGid:\t1\t1\t1\t7\nGroups:\t20 30 \n\
                         CapEff:\t0000000000000000\n";
 
     #[test]
@@ -75,7 +96,20 @@ mod tests {
     }
 
     #[test]
+    fn a_thread_uses_file_systems_as_its_user_for_that() {
+        assert_eq!(user(USER), Some(8));
+        assert_eq!(user("Uid:\t5\t5\n"), None);
+        assert_eq!(user("Gid:\t5\t5\t5\t5\n"), None);
+        let caller = Caller { uid: 7, ..Caller::default() };
+        assert_eq!(with_user(caller).uid, 7);
+        let (uid, pid) = (UNNAMED, std::process::id());
+        assert_ne!(with_user(Caller { uid, pid, ..caller }).uid, UNNAMED);
+    }
+
+    #[test]
     fn who_cannot_be_seen_may_not() {
+        let caller = Caller { uid: UNNAMED, pid: u32::MAX, ..Caller::default() };
+        assert_eq!(with_user(caller).uid, UNNAMED);
         assert!(!administers(u32::MAX));
         assert!(!keeps_set_gid(u32::MAX, 0));
     }

@@ -22,7 +22,7 @@ use netfs_common::id::Ino;
 use netfs_common::wire::meta::{MAX_SYMLINK, NewInode};
 
 use super::adapter::{
-    Adapter, asked, caller, drop_set_gid, guarded, named, ok_or_refuse, rename_mode,
+    Adapter, asked, caller, drop_set_gid, guarded, named, ok_or_refuse, rename_mode, who_sets,
 };
 use super::locks::Asked;
 use super::reply::{self, Refuse};
@@ -430,7 +430,7 @@ impl Filesystem for Adapter {
         reply: ReplyEmpty,
     ) {
         guarded(|| {
-            let (vfs, caller, ino) = (self.vfs.clone(), caller(req), Ino(ino.0));
+            let (vfs, caller, ino) = (self.vfs.clone(), who_sets(req, name), Ino(ino.0));
             let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
             let both = self.vfs.clone();
             let work = async move {
@@ -477,7 +477,7 @@ impl Filesystem for Adapter {
 
     fn removexattr(&self, req: &Request, ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         guarded(|| {
-            let (vfs, caller, ino) = (self.vfs.clone(), caller(req), Ino(ino.0));
+            let (vfs, caller, ino) = (self.vfs.clone(), who_sets(req, name), Ino(ino.0));
             let name = name.as_bytes().to_vec();
             let work = async move { vfs.removexattr(ino, &name, caller).await };
             self.later(asked(req, "removexattr", ino), reply, work, reply::empty);

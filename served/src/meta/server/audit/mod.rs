@@ -239,6 +239,7 @@ impl Audit {
         }
         self.stage("looking again at what may be wrong");
         self.confirm().await;
+        self.look_for_unavailable();
         let (damaged, mended) = self.parts.cluster.damage();
         if damaged > 0 {
             self.note(format!(
@@ -257,6 +258,20 @@ impl Audit {
             unfinished = report.unfinished.len(),
             "the audit has ended"
         );
+    }
+
+    /// Of groups whose replicas are all away, or lost, nothing can be compared, although all servers may answer.
+    fn look_for_unavailable(&self) {
+        for volume in &self.parts.volumes {
+            let (name, all) = (volume.name(), self.parts.cluster.redundancy(volume.number()));
+            let (away, groups) =
+                all.values().fold((0, 0), |sum, of| (sum.0 + of.unavailable, sum.1 + of.groups));
+            if away > 0 {
+                self.unfinished(format!(
+                    "volume {name}: {away} of {groups} placement groups are unavailable; what they had is not compared"
+                ));
+            }
+        }
     }
 
     /// Goes through everything once.
