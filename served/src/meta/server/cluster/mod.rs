@@ -16,6 +16,7 @@ mod classes;
 mod file;
 mod garbage;
 mod giving_up;
+mod journal;
 mod news;
 mod operations;
 mod redundancy;
@@ -49,6 +50,7 @@ use crate::meta::metrics::MetaMetrics;
 pub use file::FileError;
 use file::StateFile;
 use giving_up::GivingUp;
+use journal::Journal;
 pub(super) use news::tell;
 pub(super) use roster::Caller;
 use roster::Roster;
@@ -290,10 +292,13 @@ impl Cluster {
     }
 
     async fn tick(self: Arc<Self>, metrics: MetaMetrics) {
-        let mut gauged = Instant::now();
+        let (mut gauged, mut journal) = (Instant::now(), Journal::default());
         loop {
             tokio::time::sleep(TICK).await;
-            self.with(|manager, now| manager.tick(now));
+            self.with(|manager, now| {
+                manager.tick(now);
+                journal.follow(manager, now);
+            });
             self.events.send_replace(());
             if gauged.elapsed() >= GAUGE {
                 gauged = Instant::now();

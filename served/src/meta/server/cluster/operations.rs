@@ -50,10 +50,12 @@ impl Cluster {
             return Outcome::Done(moved_shares(&before, &after.servers, done));
         }
         let new = after.servers.keys().find(|id| !before.contains_key(id));
-        Outcome::Done(match new {
+        let done = match new {
             Some(id) => format!("data server {id} is added; {done}"),
             None => done,
-        })
+        };
+        tracing::info!(done, "an operator's command is carried out");
+        Outcome::Done(done)
     }
 
     /// Waits until a version of the map is on stable storage.
@@ -81,6 +83,9 @@ impl Cluster {
             Operation::Add(addrs) => {
                 if addrs.len() > MAX_ADDRS.0 || addrs.iter().any(|a| a.len() > MAX_ADDRS.1) {
                     return refused("these are too many addresses, or too long ones".into());
+                }
+                if let Some(odd) = addrs.iter().find(|addr| !is_address(addr)) {
+                    return refused(format!("{odd:?} is not an address of the form HOST:PORT"));
                 }
                 let mut with = self.lock().manager.state().clone();
                 if self.local.is_some()
@@ -217,5 +222,30 @@ impl Core {
             call_us,
             tier: figures.tier.clone(),
         })
+    }
+}
+
+/// Whether a server can be at such an address: a name or an address, and a port. Whether there is one is seen when it is called.
+fn is_address(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        !host.is_empty()
+            && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:%".contains(c))
+            && port.parse::<u16>().is_ok_and(|port| port > 0)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_a_host_and_a_port() {
+        for good in ["a:1", "a.example:65535", "10.0.0.1:7401", "[fe80::1%eth0]:7401"] {
+            assert!(is_address(good), "{good}");
+        }
+        for bad in ["", "a", "a:", ":1", "a:0", "a:70000", "a:7x", "10.0.0.1", "a b:1", "[]:1"] {
+            assert!(!is_address(bad), "{bad}");
+        }
     }
 }
