@@ -34,6 +34,12 @@ struct Chunk {
 }
 
 impl Chunk {
+    /// Whether this is a part of what it was after a change, from that one on.
+    fn may_be_part(&self, from: usize, part: Cells) -> bool {
+        let is_part = |whole: &Cells| (0..2).all(|at| part[at] == whole[at] || part[at] == 0);
+        self.history[from..].iter().any(is_part)
+    }
+
     /// Whether one of its cells had this after a change, from that one on.
     fn may_have(&self, from: usize, at: usize, cell: u64) -> bool {
         self.history[from..].iter().any(|cells| cells[at] == cell)
@@ -164,7 +170,7 @@ impl Oracle {
         match found {
             // What is being removed may be gone here and still there elsewhere; and of a copy that is under way meanwhile a part.
             Some(_) if chunk.going => {}
-            None if chunk.going && (0..2).all(|at| chunk.may_have(begin.floor, at, cells[at])) => {}
+            None if chunk.going && chunk.may_be_part(begin.floor, cells) => {}
             Some(after) => chunk.floor = chunk.floor.max(begin.floor + after),
             None => {
                 let (floor, shown) = (begin.floor, chunk.history[begin.floor]);

@@ -9,12 +9,14 @@
 //! of. So there is a second note, `incomplete`, for as long as there is this store: objects of chunks that are not here are kept, until an operator has begun
 //! anew with what the object store has. It is this server's: a replica that learns from it does not know, so nobody should before that.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-use netfs_common::id::{InstanceId, ServerId};
+use netfs_common::id::{GroupId, InstanceId, ServerId};
 use netfs_common::map::{Chain, ClusterMap, Replica};
 
 use crate::data::store::RecoveryReport;
@@ -31,6 +33,10 @@ pub(super) struct Loss {
     path: PathBuf,
     lacks: AtomicBool,
     incomplete: AtomicBool,
+    /// It goes on with what was all that there is of some groups.
+    alone: AtomicBool,
+    /// Groups that this life has learnt, or has beside others.
+    taught: Mutex<HashSet<GroupId>>,
 }
 
 impl Loss {
@@ -57,7 +63,7 @@ impl Loss {
         let path = Loss::file(dir);
         let lacks = AtomicBool::new(path.try_exists()?);
         let incomplete = AtomicBool::new(Loss::incomplete_file(dir).try_exists()?);
-        Ok(Loss { path, lacks, incomplete })
+        Ok(Loss { path, lacks, incomplete, alone: AtomicBool::default(), taught: Mutex::default() })
     }
 
     /// Where it stands.
@@ -86,11 +92,22 @@ impl Loss {
             return;
         }
         let mine = |r: &Replica| r.server == me;
-        let alone = |chain: &Chain| matches!(chain.replicas.as_slice(), [r] if mine(r) && r.instance == life);
+        let myself = Replica { server: me, instance: life };
+        let mut taught = self.taught.lock().unwrap_or_else(PoisonError::into_inner);
+        for (group, chain) in
+            map.groups().filter(|(_, chain)| chain.members().any(|member| member == myself))
+        {
+            // As soon as it is known: whoever learns from this server makes it look as if there had been others.
+            if chain.replicas == [myself] && !taught.contains(&group) {
+                self.alone.store(true, Ordering::SeqCst);
+            } else {
+                taught.insert(group);
+            }
+        }
+        drop(taught);
         let counts = |chain: &Chain| chain.replicas.iter().any(|r| mine(r) && r.instance != life);
         let mut done = Ok(());
-        // As soon as it is known: whoever learns from this server makes it look as if there had been others.
-        if !self.incomplete.load(Ordering::SeqCst) && map.groups().any(|(_, chain)| alone(chain)) {
+        if self.alone.load(Ordering::SeqCst) && !self.incomplete.load(Ordering::SeqCst) {
             done = self.note_incomplete();
         }
         if done.is_ok() && !map.groups().any(|(_, chain)| counts(chain)) {
@@ -142,7 +159,7 @@ impl Loss {
 mod tests {
     use netfs_common::class::Class;
     use netfs_common::coding::Coding;
-    use netfs_common::id::{Epoch, GroupId, Verifier};
+    use netfs_common::id::{Epoch, Verifier};
     use netfs_common::map::{Pool, TierMode};
 
     use super::*;
@@ -203,6 +220,14 @@ mod tests {
         shared.pools[0].chains[0].replicas.push(other);
         loss.follow(&shared, ME, InstanceId(7));
         assert!(!loss.is_incomplete(), "it has learnt what it lacked");
+        // What it has learnt before it was left alone with it is whole.
+        let loss = opened(dir.path(), &lost);
+        let mut learns = map(&[3, 6]);
+        learns.pools[0].chains[0].replicas[0].server = ServerId(2);
+        learns.pools[0].chains[0].learner = Some(Replica { server: ME, instance: InstanceId(7) });
+        loss.follow(&learns, ME, InstanceId(7));
+        loss.follow(&map(&[7, 6]), ME, InstanceId(7));
+        assert!(!Loss::incomplete_file(dir.path()).exists());
         // It is alone in one group, while another is waited for; later somebody has learnt from it.
         let loss = opened(dir.path(), &lost);
         loss.follow(&map(&[7, 6]), ME, InstanceId(7));

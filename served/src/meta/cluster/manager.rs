@@ -226,13 +226,16 @@ impl Manager {
     /// This server itself has stood still since `before`: nobody could be heard. Who was dead by then stays so until it is heard: a chain that has come
     /// to an end must not count on it again.
     pub fn everybody_heard(&mut self, before: Duration, now: Duration) {
-        let dead = |at: Duration| before.saturating_sub(at) >= self.config.deadline;
+        let (deadline, gap) = (self.config.deadline, now.saturating_sub(before));
+        // Of the silence of the dead the standstill is no part.
+        let moved = |at: Duration| match before.saturating_sub(at) >= deadline {
+            true => at + gap,
+            false => now,
+        };
         for seen in self.seen.values_mut() {
-            seen.at = seen.at.map(|at| if dead(at) { at } else { now });
+            seen.at = seen.at.map(moved);
         }
-        if !dead(self.start) {
-            self.start = now;
-        }
+        self.start = moved(self.start);
         // Nobody knows what was meanwhile.
         self.settled.clear();
         self.turns.forget();

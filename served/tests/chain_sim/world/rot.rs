@@ -6,11 +6,13 @@ use netfs_served::meta::cluster::Verdict;
 impl World {
     /// The disk of a server that begins another life has lost something of that. Only where a replica is left that may have it, which no
     /// other trouble takes away: all of the chains in which the server still is have come to an end, so none of them gets shorter by counting on it.
+    /// (As far as the metadata server has seen, which may be standing still.)
     pub(super) fn rot(&mut self, at: usize) {
         let id = self.servers[at].id;
         let dead = self.brain.verdict(id, self.now) == Some(Verdict::Dead);
+        let asleep = self.seats.get(&MANAGER).is_none_or(|seat| seat.paused_until > self.now);
         let others_lack = self.servers.iter().any(|server| server.lacks && server.id != id);
-        if !dead || others_lack || !self.rng.chance(700) {
+        if !dead || asleep || others_lack || !self.rng.chance(700) {
             return;
         }
         let may_have_it = |r: &Replica| r.server != id && self.doomed != Some(*r);

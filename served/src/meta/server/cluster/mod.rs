@@ -50,7 +50,7 @@ use crate::meta::metrics::MetaMetrics;
 pub use file::FileError;
 use file::StateFile;
 use giving_up::GivingUp;
-use journal::Journal;
+use journal::{Journal, News};
 pub(super) use news::tell;
 pub(super) use roster::Caller;
 use roster::Roster;
@@ -295,10 +295,12 @@ impl Cluster {
         let (mut gauged, mut journal) = (Instant::now(), Journal::default());
         loop {
             tokio::time::sleep(TICK).await;
-            self.with(|manager, now| {
+            let news = self.with(|manager, now| {
                 manager.tick(now);
-                journal.follow(manager, now);
+                journal.follow(manager, now)
             });
+            // Not under the lock that everybody needs.
+            news.iter().for_each(News::tell);
             self.events.send_replace(());
             if gauged.elapsed() >= GAUGE {
                 gauged = Instant::now();

@@ -1,6 +1,7 @@
 //! What operators do to the cluster.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +30,13 @@ impl Cluster {
             return self.give_up(server, with, lose_data).await;
         }
         match self.understood(operation, number) {
-            Ok((command, done)) => self.carry_out(command, done).await,
+            Ok((command, done)) => {
+                let outcome = self.carry_out(command, done).await;
+                if let Outcome::Done(done) = &outcome {
+                    tracing::info!(done, "an operator's command is carried out");
+                }
+                outcome
+            }
             Err(outcome) => outcome,
         }
     }
@@ -50,12 +57,10 @@ impl Cluster {
             return Outcome::Done(moved_shares(&before, &after.servers, done));
         }
         let new = after.servers.keys().find(|id| !before.contains_key(id));
-        let done = match new {
+        Outcome::Done(match new {
             Some(id) => format!("data server {id} is added; {done}"),
             None => done,
-        };
-        tracing::info!(done, "an operator's command is carried out");
-        Outcome::Done(done)
+        })
     }
 
     /// Waits until a version of the map is on stable storage.
@@ -84,10 +89,11 @@ impl Cluster {
                 if addrs.len() > MAX_ADDRS.0 || addrs.iter().any(|a| a.len() > MAX_ADDRS.1) {
                     return refused("these are too many addresses, or too long ones".into());
                 }
-                if let Some(odd) = addrs.iter().find(|addr| !is_address(addr)) {
+                let mut with = self.lock().manager.state().clone();
+                let known = |addr: &String| with.servers.values().any(|s| s.addrs.contains(addr));
+                if let Some(odd) = addrs.iter().find(|addr| !is_address(addr) && !known(addr)) {
                     return refused(format!("{odd:?} is not an address of the form HOST:PORT"));
                 }
-                let mut with = self.lock().manager.state().clone();
                 if self.local.is_some()
                     && !with.servers.values().any(|s| s.addrs.iter().any(|a| addrs.contains(a)))
                 {
@@ -227,11 +233,13 @@ impl Core {
 
 /// Whether a server can be at such an address: a name or an address, and a port. Whether there is one is seen when it is called.
 fn is_address(text: &str) -> bool {
+    if text.parse::<SocketAddr>().is_ok_and(|addr| addr.port() > 0) {
+        return true;
+    }
     text.rsplit_once(':').is_some_and(|(host, port)| {
-        let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
-        !host.is_empty()
-            && host.chars().all(|c| c.is_ascii_alphanumeric() || ".-_:%".contains(c))
-            && port.parse::<u16>().is_ok_and(|port| port > 0)
+        let is_name = host.chars().all(|c| c.is_alphanumeric() || ".-_".contains(c));
+        let is_host = (!host.is_empty() && is_name) || host.parse::<Ipv6Addr>().is_ok();
+        is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
     })
 }
 
@@ -241,10 +249,13 @@ mod tests {
 
     #[test]
     fn an_address_has_a_host_and_a_port() {
-        for good in ["a:1", "a.example:65535", "10.0.0.1:7401", "[fe80::1%eth0]:7401"] {
+        for good in ["a:1", "a.example.:65535", "10.0.0.1:7401", "[fe80::1]:7401", "::1:7401"] {
             assert!(is_address(good), "{good}");
         }
-        for bad in ["", "a", "a:", ":1", "a:0", "a:70000", "a:7x", "10.0.0.1", "a b:1", "[]:1"] {
+        for bad in [
+            "", "a", "a:", ":1", "a:0", "a:70000", "a:7x", "10.0.0.1", "a b:1", "[]:1", "fe80::1",
+            "a:b:1",
+        ] {
             assert!(!is_address(bad), "{bad}");
         }
     }
