@@ -8,8 +8,8 @@ use bytes::Bytes;
 use netfs_common::codec;
 use netfs_common::id::{InstanceId, ServerId, SessionId};
 use netfs_common::map::ClusterMap;
-use netfs_common::net::{Dialer, Limits, Link, NetMetrics};
-use netfs_common::tls::{Identity, pki};
+use netfs_common::net::Link;
+use netfs_common::tls::Identity;
 use netfs_common::wire::meta::{Answer, Push, PushReply, Request, Response};
 use netfs_common::wire::operator::{Condition, Operation, Outcome};
 use netfs_common::wire::{Claim, Hello, HelloReply, PROTOCOL, Role};
@@ -17,25 +17,7 @@ use netfs_served::meta::server::{DataServers, MetaOptions, MetaServer, PoolOptio
 use netfs_served::thread::Ending;
 use tokio::sync::mpsc;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
-struct Pki {
-    server: Arc<Identity>,
-    client: Arc<Identity>,
-}
-
-fn make_pki(dir: &Path) -> Pki {
-    let (ca, server, client) = (dir.join("ca"), dir.join("server"), dir.join("client"));
-    pki::init(&ca, "test").unwrap();
-    let options = pki::IssueOptions::default();
-    let leaf = pki::Leaf::Server { name: "server".into(), names: Vec::new() };
-    pki::issue(&ca, &leaf, &server, &options).unwrap();
-    pki::issue(&ca, &pki::Leaf::Client { name: "client".into() }, &client, &options).unwrap();
-    Pki {
-        server: Arc::new(Identity::load_dir(&server).unwrap()),
-        client: Arc::new(Identity::load_dir(&client).unwrap()),
-    }
-}
+use crate::common::{PATIENCE, Pki, dialer, make_pki};
 
 fn options(dir: &Path, pki: &Pki) -> MetaOptions {
     // Nobody is there.
@@ -56,8 +38,7 @@ async fn connect(
     meta: &MetaServer,
     role: Role,
 ) -> (Link, HelloReply, mpsc::Receiver<ClusterMap>) {
-    let tls = identity.client_config().unwrap();
-    let dialer = Dialer::new(tls, Limits::default(), NetMetrics::default()).unwrap();
+    let dialer = dialer(identity);
     let hello = Hello {
         protocol: (PROTOCOL, PROTOCOL),
         features: 0,
