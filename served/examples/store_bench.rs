@@ -431,6 +431,28 @@ fn durable(dir: &Path, options: &Options) {
     pair.show(options, "durable writes of 4 KiB, 16 threads beside 1", "1/s", Some(8.0));
     drop(store);
     clear(dir, &dir.join("durable"));
+    // What the disk allows: nobody has to be woken here, and nothing is looked up or verified.
+    let raw = File::create(dir.join("raw")).unwrap();
+    let mut at = 0;
+    let mut run = |writes: u64| {
+        per_second(writes * EACH, || {
+            for _ in 0..EACH {
+                for _ in 0..writes {
+                    raw.write_all_at(&data, at).unwrap();
+                    at += data.len() as u64;
+                }
+                raw.sync_data().unwrap();
+            }
+        })
+    };
+    let mut pair = Pair::default();
+    for _ in 0..options.rounds {
+        pair.base.push(run(1));
+        pair.own.push(run(THREADS));
+    }
+    let what = "the same of one thread and a file: flushed after 16 beside after each";
+    pair.show(options, what, "1/s", None);
+    clear(dir, &dir.join("raw"));
 }
 
 /// Random overwrites in a store of which four fifths hold data, beside the same in an empty one.

@@ -17,8 +17,9 @@ pub struct StoreConfig {
     pub capacity_limit_bytes: Option<u64>,
     /// No chunk reaches beyond this offset. At most 64 MiB.
     pub max_chunk_bytes: u64,
-    /// A MiB of a chunk that is split into more extents than this is rewritten in one piece. Each extent costs
-    /// 24 bytes of memory, each rewrite up to a MiB of writing.
+    /// In a MiB of a chunk that is split into more extents than this the short ones are rewritten in one piece. Each extent costs
+    /// 24 bytes of memory, each rewrite up to a MiB of writing. By default as many as it has blocks: pages that are written one by one,
+    /// as databases do, are never written twice.
     pub max_extents_per_mib: usize,
     /// A segment is worth reclaiming when at least this share of it is dead. Lower saves disk space and costs more copying.
     pub reclaim_dead_percent: u8,
@@ -47,7 +48,7 @@ impl Default for StoreConfig {
             reserve_bytes: 256 << 20,
             capacity_limit_bytes: None,
             max_chunk_bytes: 4 << 20,
-            max_extents_per_mib: 128,
+            max_extents_per_mib: 256,
             reclaim_dead_percent: 25,
             reclaim_dead_percent_when_full: 3,
             step_bytes: 8 << 20,

@@ -2,9 +2,8 @@
 
 use std::io::IoSlice;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use super::config::StoreConfig;
 use super::disk::{Disk, DiskFile, write_all};
@@ -14,14 +13,11 @@ use super::format::{
     RECORD_ALIGN, RecordHeader, SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId, segment_name,
 };
 use super::key::{ChunkKey, ChunkVersion};
-use super::sync::{lock, wait, wait_at_most};
+use super::round::Rounds;
+use super::sync::{lock, lock_soon};
 
 /// How often the file system is asked for its free space, in bytes appended.
 const SPACE_REFRESH_BYTES: u64 = 16 << 20;
-
-/// For which share of the time of a flush the next one waits for callers that are expected, and the most.
-const GATHER_SHARE: u32 = 2;
-const GATHER_MAX: Duration = Duration::from_millis(2);
 
 /// The disk begins with records when there are so many bytes of them.
 const START_BYTES: u64 = 8 << 20;
@@ -111,8 +107,6 @@ pub(super) struct Tail {
     current: OpenSegment,
     next_segment: SegmentId,
     next_seq: u64,
-    /// Sequence number of the last record that a flush has to cover.
-    last_wanted: u64,
     /// Closed segments that no flush has covered yet.
     unflushed: Vec<OpenSegment>,
     /// Up to here the current segment is on its way to the disk.
@@ -154,10 +148,6 @@ impl Tail {
         }
     }
 
-    pub(super) fn unflushed_segments(&self) -> usize {
-        self.unflushed.len()
-    }
-
     pub(super) fn appended_since_checkpoint(&mut self) -> &mut u64 {
         &mut self.appended_since_checkpoint
     }
@@ -169,30 +159,17 @@ impl Tail {
     }
 }
 
-/// The flush under way, and who shares it.
-#[derive(Default)]
-struct Round {
-    running: bool,
-    /// Callers that wait for the next one.
-    waiting: usize,
-    /// Callers that it is worth waiting for before the next one begins: as many as took part in the last one or came during it.
-    expected: usize,
-    /// How long the last one took.
-    took: Duration,
-}
-
-/// The log. Locks in order: `round`, `tail`; the state's lock comes after both.
+/// The log. Its lock is `tail`; the state's lock comes after it.
 pub(super) struct Log {
     disk: Arc<dyn Disk>,
     store: StoreId,
     config: StoreConfig,
     pub(super) tail: Mutex<Tail>,
-    round: Mutex<Round>,
-    round_over: Condvar,
-    /// All callers that were expected are there.
-    gathered: Condvar,
-    /// All records up to this one are on stable storage.
-    durable: AtomicU64,
+    rounds: Rounds,
+    /// Sequence number of the last record that a flush has to cover. Changed under the lock of the tail, like the next one.
+    last_wanted: AtomicU64,
+    /// Closed segments that no flush has covered yet.
+    unflushed: AtomicUsize,
     /// The first storage failure. After a failed `fsync` nobody knows what the disk holds, so nothing is written again.
     poison: OnceLock<String>,
 }
@@ -231,7 +208,6 @@ impl Log {
         let tail = Tail {
             next_segment,
             next_seq,
-            last_wanted: next_seq - 1,
             started: current.len,
             to_start: Vec::new(),
             current,
@@ -247,16 +223,15 @@ impl Log {
             store,
             config,
             tail: Mutex::new(tail),
-            round: Mutex::new(Round::default()),
-            round_over: Condvar::new(),
-            gathered: Condvar::new(),
-            durable: AtomicU64::new(next_seq - 1),
+            rounds: Rounds::new(next_seq - 1),
+            last_wanted: AtomicU64::new(next_seq - 1),
+            unflushed: AtomicUsize::new(0),
             poison: OnceLock::new(),
         })
     }
 
     pub(super) fn durable(&self) -> u64 {
-        self.durable.load(Ordering::Acquire)
+        self.rounds.durable()
     }
 
     pub(super) fn check_poison(&self) -> Result<(), StoreError> {
@@ -315,7 +290,7 @@ impl Log {
         tail.appended_since_checkpoint += footprint;
         tail.next_seq += 1;
         if header.kind != Kind::Mark {
-            tail.last_wanted = header.seq;
+            self.last_wanted.store(header.seq, Ordering::Release);
         }
         Ok((LogPos { segment: tail.current.id, at: at as u32 }, header))
     }
@@ -390,6 +365,7 @@ impl Log {
         let closed = std::mem::replace(&mut tail.current, fresh);
         tail.started = FIRST_RECORD;
         tail.unflushed.push(closed);
+        self.unflushed.store(tail.unflushed.len(), Ordering::Release);
         Ok(())
     }
 
@@ -405,8 +381,7 @@ impl Log {
     /// Returns when all that was appended before the call is on stable storage. Callers at the same time share the work.
     /// `applied` is told of a record that the flush itself appends.
     pub(super) fn flush(&self, applied: &dyn Fn(LogPos, &RecordHeader)) -> Result<(), StoreError> {
-        let target = lock(&self.tail).last_wanted;
-        self.flush_to(target, applied)
+        self.flush_to(self.last_wanted.load(Ordering::Acquire), applied)
     }
 
     /// Returns when the log up to a sequence number is on stable storage.
@@ -420,49 +395,22 @@ impl Log {
             if self.durable() >= target {
                 return Ok(());
             }
-            let mut round = lock(&self.round);
-            if round.running {
-                round.waiting += 1;
-                if round.waiting + 1 >= round.expected {
-                    self.gathered.notify_one();
-                }
-                drop(wait(&self.round_over, round));
-                continue;
+            let flushed = self.rounds.take_part(target, || self.flush_round())?;
+            if let Some(seq) = flushed {
+                self.mark(seq, applied)?;
             }
-            if self.durable() >= target {
-                return Ok(());
-            }
-            round.running = true;
-            let taking_part = self.gather(round);
-            let begun = Instant::now();
-            let result = self.flush_round(applied);
-            let mut round = lock(&self.round);
-            round.running = false;
-            round.took = begun.elapsed();
-            // All of them are awake now, and count anew if they come again.
-            round.expected = taking_part + std::mem::take(&mut round.waiting);
-            drop(round);
-            self.round_over.notify_all();
-            result?;
         }
     }
 
-    /// Gives those that flushed with the last caller, and write again now, a moment to come along: without it the first one
-    /// that is back would begin alone, and all others wait for two flushes. How many there are then.
-    fn gather(&self, mut round: MutexGuard<'_, Round>) -> usize {
-        let patience = (round.took / GATHER_SHARE).min(GATHER_MAX);
-        let begun = Instant::now();
-        while round.waiting + 1 < round.expected {
-            let Some(rest) = patience.checked_sub(begun.elapsed()).filter(|rest| !rest.is_zero())
-            else {
-                break;
-            };
-            round = wait_at_most(&self.gathered, round, rest);
-        }
-        1 + std::mem::take(&mut round.waiting)
+    /// Closed segments that no flush has covered yet.
+    pub(super) fn unflushed_segments(&self) -> usize {
+        self.unflushed.load(Ordering::Acquire)
     }
 
-    fn flush_round(&self, applied: &dyn Fn(LogPos, &RecordHeader)) -> Result<(), StoreError> {
+    /// Flushes all that has been appended; up to which record that is.
+    fn flush_round(&self) -> Result<u64, StoreError> {
+        // A later flush may succeed and prove nothing.
+        self.check_poison()?;
         let (segments, dir_dirty, seq) = {
             let mut tail = lock(&self.tail);
             let mut segments = tail.unflushed.clone();
@@ -479,19 +427,29 @@ impl Log {
                 .sync_dir()
                 .map_err(|e| self.poison(StoreError::io("flush", "the store's directory")(e)))?;
         }
-        let mut tail = lock(&self.tail);
-        tail.unflushed.retain(|u| !segments.iter().any(|s| s.id == u.id && s.len == u.len));
-        self.durable.fetch_max(seq, Ordering::AcqRel);
-        if tail.last_seq() == seq {
-            // Nobody has appended since, so no record says yet that these are durable. Recovery can tell damage from
-            // an unflushed end only if one does.
-            match self.append(&mut tail, &Draft::note(Kind::Mark, 0), &[], Space::UseReserve) {
-                Ok((at, header)) => applied(at, &header),
-                Err(StoreError::NoSpace { .. }) => {}
-                Err(e) => return Err(e),
-            }
+        if segments.len() > 1 {
+            let mut tail = lock(&self.tail);
+            tail.unflushed.retain(|u| !segments.iter().any(|s| s.id == u.id && s.len == u.len));
+            self.unflushed.store(tail.unflushed.len(), Ordering::Release);
         }
-        Ok(())
+        Ok(seq)
+    }
+
+    /// Says in the log that it is durable up to a record, if nobody has appended since: recovery can tell damage from an unflushed end only
+    /// if a record says so, and there may be none for long. Others need not wait for it, and what they append says it as well.
+    fn mark(&self, seq: u64, applied: &dyn Fn(LogPos, &RecordHeader)) -> Result<(), StoreError> {
+        let mut tail = lock_soon(&self.tail);
+        if tail.last_seq() != seq {
+            return Ok(());
+        }
+        match self.append(&mut tail, &Draft::note(Kind::Mark, 0), &[], Space::UseReserve) {
+            Ok((at, header)) => {
+                applied(at, &header);
+                Ok(())
+            }
+            Err(StoreError::NoSpace { .. }) => Ok(()),
+            Err(e) => Err(e),
+        }
     }
 }
 

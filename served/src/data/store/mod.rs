@@ -39,6 +39,7 @@ mod payload;
 mod read;
 mod reclaim;
 mod recover;
+mod round;
 mod scan;
 mod scrub;
 mod segment_store;

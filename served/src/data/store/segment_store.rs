@@ -26,7 +26,7 @@ use super::recover::{self, Recovered, RecoveryReport};
 use super::scan::is_medium_error;
 use super::snapshot::{self, SNAPSHOT_FILE, SNAPSHOT_TEMP, SnapshotPoint};
 use super::state::{State, tally};
-use super::sync::{lock, read, try_lock, write};
+use super::sync::{lock, lock_soon, read, try_lock, write};
 
 /// Chunks on a local disk. See the [module](super) for how.
 ///
@@ -474,7 +474,7 @@ impl SegmentStore {
         space: Space,
         only_if: Option<&[Extent]>,
     ) -> Result<Option<i64>, StoreError> {
-        let mut tail = lock(&self.log.tail);
+        let mut tail = lock_soon(&self.log.tail);
         if let Some(expected) = only_if
             && read(&self.state).lookup(&draft.key, draft.offset, draft.offset + draft.len)
                 != expected

@@ -6,6 +6,9 @@ use std::sync::{
 };
 use std::time::Duration;
 
+const SPINS: u32 = 200;
+const YIELDS: u32 = 20;
+
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -20,6 +23,20 @@ pub(super) fn wait_at_most<'a, T>(
     time: Duration,
 ) -> MutexGuard<'a, T> {
     condition.wait_timeout(guard, time).unwrap_or_else(PoisonError::into_inner).0
+}
+
+/// As [`lock`], for one that is held for a few microseconds at a time by many: to sleep and be woken takes longer than that.
+pub(super) fn lock_soon<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    for _ in 0..YIELDS {
+        for _ in 0..SPINS {
+            if let Some(guard) = try_lock(mutex) {
+                return guard;
+            }
+            std::hint::spin_loop();
+        }
+        std::thread::yield_now();
+    }
+    lock(mutex)
 }
 
 pub(super) fn read<T>(guarded: &RwLock<T>) -> RwLockReadGuard<'_, T> {

@@ -14,6 +14,8 @@ use super::sync::{lock, read};
 
 /// Fragmentation is counted, and mended, by windows of this size.
 const WINDOW: u32 = 1 << 20;
+/// Pieces of this size stay as they are: what is appended to a file little by little would be rewritten again with each join otherwise.
+const LARGE: u32 = WINDOW / 8;
 /// How often a write tries again after room was made; another writer may take the room each time.
 const ROOM_TRIES: u32 = 16;
 
@@ -181,7 +183,7 @@ impl SegmentStore {
                 grown += self.defragment(key, start, end)?;
             }
         }
-        if lock(&self.log.tail).unflushed_segments() >= self.config.max_unflushed_segments {
+        if self.log.unflushed_segments() >= self.config.max_unflushed_segments {
             self.flush()?;
         }
         Ok(grown)
@@ -190,10 +192,12 @@ impl SegmentStore {
     /// Rewrites a range of a chunk in fewer pieces.
     fn defragment(&self, key: ChunkKey, start: u32, end: u32) -> Result<i64, StoreError> {
         let extents = read(&self.state).lookup(&key, start, end);
+        let stays = |e: &Extent| e.is_away() || e.len >= LARGE;
+        let small = extents.iter().filter(|e| !stays(e)).count();
         // Gaps within a block are filled with the zeros that they read as: otherwise tiny writes could not be joined.
-        let here = extents.split(Extent::is_away);
-        let runs: Vec<_> = here.flat_map(|extents| runs(extents, BLOCK - 1)).collect();
-        if runs.len() * 2 > extents.len() {
+        let runs: Vec<_> =
+            extents.split(stays).flat_map(|extents| runs(extents, BLOCK - 1)).collect();
+        if runs.len() * 2 > small {
             return Ok(0);
         }
         let mut grown = 0;
