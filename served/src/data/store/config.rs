@@ -17,9 +17,9 @@ pub struct StoreConfig {
     pub capacity_limit_bytes: Option<u64>,
     /// No chunk reaches beyond this offset. At most 64 MiB.
     pub max_chunk_bytes: u64,
-    /// In a MiB of a chunk that is split into more extents than this the short ones are rewritten in one piece. Each extent costs
-    /// 24 bytes of memory, each rewrite up to a MiB of writing. By default as many as it has blocks: pages that are written one by one,
-    /// as databases do, are never written twice.
+    /// In a MiB of a chunk that is split into more extents than this, short ones that are neighbours are rewritten in one piece. Each extent
+    /// costs 24 bytes of memory, each rewrite up to a MiB of writing. By default as many as it has blocks: pages that are written one by
+    /// one, as databases do, are never joined, and take 6 KiB of memory for each MiB. At least 12.
     pub max_extents_per_mib: usize,
     /// A segment is worth reclaiming when at least this share of it is dead. Lower saves disk space and costs more copying.
     pub reclaim_dead_percent: u8,
@@ -77,9 +77,9 @@ impl StoreConfig {
                 self.max_chunk_bytes
             ));
         }
-        if self.max_extents_per_mib < 4 {
+        if self.max_extents_per_mib < 12 {
             return fail(format!(
-                "max_extents_per_mib {} is less than 4",
+                "max_extents_per_mib {} is less than 12",
                 self.max_extents_per_mib
             ));
         }

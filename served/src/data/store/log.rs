@@ -168,7 +168,7 @@ pub(super) struct Log {
     rounds: Rounds,
     /// Sequence number of the last record that a flush has to cover. Changed under the lock of the tail, like the next one.
     last_wanted: AtomicU64,
-    /// Closed segments that no flush has covered yet.
+    /// How many segments of `Tail::unflushed` there are.
     unflushed: AtomicUsize,
     /// The first storage failure. After a failed `fsync` nobody knows what the disk holds, so nothing is written again.
     poison: OnceLock<String>,
@@ -397,12 +397,13 @@ impl Log {
             }
             let flushed = self.rounds.take_part(target, || self.flush_round())?;
             if let Some(seq) = flushed {
+                debug_assert!(seq >= target, "{target} was never appended");
                 self.mark(seq, applied)?;
             }
         }
     }
 
-    /// Closed segments that no flush has covered yet.
+    /// How many closed segments no flush has covered yet.
     pub(super) fn unflushed_segments(&self) -> usize {
         self.unflushed.load(Ordering::Acquire)
     }
@@ -412,7 +413,7 @@ impl Log {
         // A later flush may succeed and prove nothing.
         self.check_poison()?;
         let (segments, dir_dirty, seq) = {
-            let mut tail = lock(&self.tail);
+            let mut tail = lock_soon(&self.tail);
             let mut segments = tail.unflushed.clone();
             segments.push(tail.current.clone());
             (segments, std::mem::take(&mut tail.dir_dirty), tail.last_seq())
@@ -428,7 +429,7 @@ impl Log {
                 .map_err(|e| self.poison(StoreError::io("flush", "the store's directory")(e)))?;
         }
         if segments.len() > 1 {
-            let mut tail = lock(&self.tail);
+            let mut tail = lock_soon(&self.tail);
             tail.unflushed.retain(|u| !segments.iter().any(|s| s.id == u.id && s.len == u.len));
             self.unflushed.store(tail.unflushed.len(), Ordering::Release);
         }

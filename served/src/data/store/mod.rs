@@ -16,7 +16,7 @@
 //!
 //! Memory: an extent of 24 bytes per record that lives, and 50 to 120 bytes per chunk, its version included. For data that was
 //! written sequentially in records of a MiB to chunks of 4 MiB that is 50 bytes per MiB (`scripts/bench-store` counts
-//! them); in records of 64 KiB about 400.
+//! them); in records of 64 KiB about 400, and written page by page 6 KiB.
 
 mod away;
 mod body;

@@ -6,7 +6,7 @@
 //! come, the one that minds the time does.
 //!
 //! Waking is what many writers of little data spend their time with when the disk flushes quickly. So the sleepers of a round are woken
-//! all at once, and those of the next one sleep on.
+//! all at once, and those of the next one sleep on, but for one that minds the time; all of them wake only if some were served already.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -23,10 +23,10 @@ struct State {
     /// The number of the next round; the one before it may be running.
     next: u64,
     running: bool,
-    /// Who sleeps until the next round is over.
+    /// How many sleep until the next round is over.
     waiting: usize,
-    /// The first record that one of them wants to be durable.
-    wanted: u64,
+    /// The least that one of them wants to be durable.
+    least_wanted: u64,
     /// One of them minds how long the others are waited for.
     is_minded: bool,
     /// How many it is worth waiting for before the next round begins: as many as took part in the last one or came during it.
@@ -63,7 +63,7 @@ impl Rounds {
         self.durable.load(Ordering::Acquire)
     }
 
-    /// Takes part in one round that begins after the call. Whoever leads it calls `flush`, which says up to which record everything is on stable
+    /// Takes part in a round that begins after the call, unless the running one does for it. Whoever leads calls `flush`, which says up to which record everything is on stable
     /// storage then, and has that returned; all others have to look by themselves whether it did.
     pub(super) fn take_part<E>(
         &self,
@@ -78,26 +78,21 @@ impl Rounds {
             return self.lead(state, flush);
         }
         let mine = state.next;
-        state.wanted = if state.waiting == 0 { target } else { state.wanted.min(target) };
+        state.least_wanted =
+            if state.waiting == 0 { target } else { state.least_wanted.min(target) };
         state.waiting += 1;
         let mut until = None;
         loop {
-            if state.is_over(mine) {
+            if state.is_over(mine) || self.durable() >= target {
+                // The round before has served it; what has begun meanwhile is for others.
+                if !state.has_begun(mine) {
+                    state.waiting -= 1;
+                }
                 return Ok(None);
             }
-            if !state.has_begun(mine) {
-                if self.durable() >= target {
-                    state.waiting -= 1;
-                    if until.is_some() {
-                        state.is_minded = false;
-                        self.over_of(mine).notify_one();
-                    }
-                    return Ok(None);
-                }
-                if !state.running && !state.is_minded {
-                    state.is_minded = true;
-                    until = Some(Instant::now() + (state.took / GATHER_SHARE).min(GATHER_MAX));
-                }
+            if !state.running && !state.is_minded && !state.has_begun(mine) {
+                state.is_minded = true;
+                until = Some(Instant::now() + (state.took / GATHER_SHARE).min(GATHER_MAX));
             }
             let rest = until.map(|until| until.saturating_duration_since(Instant::now()));
             state = match rest {
@@ -128,35 +123,47 @@ impl Rounds {
         state.is_minded = false;
         let others = std::mem::take(&mut state.waiting);
         drop(state);
-        let begun = Instant::now();
-        let result = flush();
-        if let Ok(durable) = result {
-            self.durable.fetch_max(durable, Ordering::AcqRel);
-        }
-        let mut state = lock(&self.state);
+        let _running = Running { rounds: self, mine, others, begun: Instant::now() };
+        let durable = flush()?;
+        self.durable.fetch_max(durable, Ordering::AcqRel);
+        Ok(Some(durable))
+    }
+}
+
+/// A round under way. It ends when this is dropped, so also if the flush panics: others must not sleep for ever then.
+struct Running<'a> {
+    rounds: &'a Rounds,
+    mine: u64,
+    others: usize,
+    begun: Instant,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let mut state = lock(&self.rounds.state);
         state.running = false;
-        state.took = begun.elapsed();
+        state.took = self.begun.elapsed();
         // All of them come again now, if they do.
-        state.expected = 1 + others + state.waiting;
-        let (waiting, wanted) = (state.waiting, state.wanted);
+        state.expected = 1 + self.others + state.waiting;
+        let (waiting, wanted) = (state.waiting, state.least_wanted);
         drop(state);
-        if others > 0 {
-            self.over_of(mine).notify_all();
+        if self.others > 0 {
+            self.rounds.over_of(self.mine).notify_all();
         }
+        let next = self.rounds.over_of(self.mine + 1);
         match waiting {
             0 => {}
             // Some came after the beginning and were served as well.
-            _ if wanted <= self.durable() => self.over_of(mine + 1).notify_all(),
-            _ => self.over_of(mine + 1).notify_one(),
+            _ if wanted <= self.rounds.durable() => next.notify_all(),
+            _ => next.notify_one(),
         }
-        result.map(Some)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::mpsc;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::{Arc, Barrier, mpsc};
     use std::thread;
 
     use super::*;
@@ -182,7 +189,7 @@ mod tests {
     /// A round of one caller that ends when told, and callers that come meanwhile.
     fn during_a_round(
         targets: &[u64],
-        then: impl FnOnce(&Rounds, mpsc::Sender<Result<u64, ()>>),
+        then: impl FnOnce(mpsc::Sender<Result<u64, ()>>),
     ) -> Vec<Result<Option<u64>, ()>> {
         let rounds = Arc::new(Rounds::new(0));
         let (tell, told) = mpsc::channel();
@@ -205,20 +212,20 @@ mod tests {
                 later
             })
             .collect();
-        then(&rounds, tell);
+        then(tell);
         let all = std::iter::once(leader).chain(later);
         all.map(|thread| thread.join().unwrap()).collect()
     }
 
     #[test]
     fn who_was_served_by_the_running_round_needs_no_other() {
-        let ended = during_a_round(&[2, 2], |_, tell| tell.send(Ok(2)).unwrap());
+        let ended = during_a_round(&[2, 2], |end| end.send(Ok(2)).unwrap());
         assert_eq!(ended, [Ok(Some(2)), Ok(None), Ok(None)]);
     }
 
     #[test]
     fn who_was_not_is_in_the_next_one_with_all_that_wait() {
-        let ended = during_a_round(&[3, 2, 3], |_, tell| tell.send(Ok(2)).unwrap());
+        let ended = during_a_round(&[3, 2, 3], |end| end.send(Ok(2)).unwrap());
         assert_eq!(ended[0], Ok(Some(2)));
         assert_eq!(ended.iter().filter(|ended| **ended == Ok(Some(100))).count(), 1, "{ended:?}");
         assert_eq!(ended.iter().filter(|ended| **ended == Ok(None)).count(), 2, "{ended:?}");
@@ -226,9 +233,54 @@ mod tests {
 
     #[test]
     fn a_failure_is_told_to_who_led_and_leaves_nobody_asleep() {
-        let ended = during_a_round(&[3, 3], |_, tell| tell.send(Err(())).unwrap());
+        let ended = during_a_round(&[3, 3], |end| end.send(Err(())).unwrap());
         assert_eq!(ended[0], Err(()));
         assert_eq!(ended[1..].iter().filter(|ended| **ended == Ok(Some(100))).count(), 1);
+    }
+
+    #[test]
+    fn a_flush_that_panics_ends_its_round() {
+        let rounds = Arc::new(Rounds::new(0));
+        let theirs = rounds.clone();
+        let flush = move || theirs.take_part(1, || -> Result<u64, ()> { panic!("on purpose") });
+        assert!(thread::spawn(flush).join().is_err());
+        assert_eq!(rounds.take_part(1, || Ok::<_, ()>(1)), Ok(Some(1)));
+    }
+
+    #[test]
+    fn who_was_served_does_not_sleep_through_a_round_that_began_before_it_woke() {
+        // Often enough that some of them wake late.
+        for _ in 0..200 {
+            let rounds = Arc::new(Rounds::new(0));
+            let (end, ends) = mpsc::channel::<Result<u64, ()>>();
+            let (began, begins) = mpsc::channel();
+            let leading = rounds.clone();
+            let leader = thread::spawn(move || {
+                leading.take_part(1, || {
+                    began.send(()).unwrap();
+                    ends.recv().unwrap()
+                })
+            });
+            begins.recv().unwrap();
+            let is_back = Arc::new(AtomicBool::new(false));
+            let (theirs, back) = (rounds.clone(), is_back.clone());
+            let served = thread::spawn(move || {
+                let ended = theirs.take_part(2, || Err::<u64, ()>(()));
+                back.store(true, Ordering::Release);
+                ended
+            });
+            until_waiting(&rounds, 1);
+            end.send(Ok(2)).unwrap();
+            assert_eq!(leader.join().unwrap(), Ok(Some(2)));
+            let flush = || {
+                while !is_back.load(Ordering::Acquire) {
+                    thread::yield_now();
+                }
+                Ok::<_, ()>(3)
+            };
+            assert_eq!(rounds.take_part(3, flush), Ok(Some(3)));
+            assert_eq!(served.join().unwrap(), Ok(None));
+        }
     }
 
     #[test]
@@ -236,10 +288,13 @@ mod tests {
         const THREADS: u64 = 8;
         const EACH: u64 = 2000;
         let rounds = Arc::new(Rounds::new(0));
+        let together = Arc::new(Barrier::new(THREADS as usize));
         let (appended, led) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
         let threads = (0..THREADS).map(|thread| {
             let (rounds, appended, led) = (rounds.clone(), appended.clone(), led.clone());
+            let together = together.clone();
             thread::spawn(move || {
+                together.wait();
                 for turn in 0..EACH {
                     let target = appended.fetch_add(1, Ordering::AcqRel) + 1;
                     while rounds.durable() < target {

@@ -6,8 +6,10 @@ use std::sync::{
 };
 use std::time::Duration;
 
+/// How often a lock is looked at before others are let run, and how often they are before it is slept for: a record of a page takes less than one turn of
+/// it, one of a MiB more than all of them.
 const SPINS: u32 = 200;
-const YIELDS: u32 = 20;
+const YIELDS: u32 = 8;
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

@@ -14,7 +14,7 @@ use super::sync::{lock, read};
 
 /// Fragmentation is counted, and mended, by windows of this size.
 const WINDOW: u32 = 1 << 20;
-/// Pieces of this size stay as they are: what is appended to a file little by little would be rewritten again with each join otherwise.
+/// Pieces of at least this size stay as they are: what is appended to a file little by little would be rewritten again with each join otherwise.
 const LARGE: u32 = WINDOW / 8;
 /// How often a write tries again after room was made; another writer may take the room each time.
 const ROOM_TRIES: u32 = 16;

@@ -2,7 +2,7 @@
 
 use super::super::disk::sim::SimDisk;
 use super::super::log::Space;
-use super::super::sync::read;
+use super::super::sync::{lock, read};
 use super::super::{ChunkKey, SegmentStore, StoreConfig, StoreError};
 use super::{KIB, V0, key, open, reclaim_all, small, try_open};
 
@@ -86,6 +86,38 @@ fn a_chunk_in_too_many_pieces_is_joined() {
     for i in 0..200 {
         assert_eq!(store.read(key(1, 0), i * 300, 290).unwrap(), vec![i as u8; 290]);
         assert_eq!(store.read(key(1, 0), i * 300 + 290, 10).unwrap(), vec![0; 10]);
+    }
+}
+
+#[test]
+fn what_is_appended_little_by_little_is_joined_once() {
+    const MIB: u64 = 1 << 20;
+    let config = StoreConfig {
+        segment_bytes: 64 << 20,
+        max_chunk_bytes: 4 << 20,
+        max_extents_per_mib: 256,
+        ..small()
+    };
+    let store = try_open(&SimDisk::new(1, 64 << 20), config).unwrap().0;
+    let pieces =
+        |chunk| read(&store.state).index.get(&key(1, chunk)).map_or(0, |c| c.extents.0.len());
+    let appended = || lock(&store.log.tail).position().1;
+    // Pages stay as they are.
+    for page in 0..256 {
+        store.write(key(1, 0), page * 4096, &[[page as u8; 4096]], V0).unwrap();
+    }
+    let after_pages = appended();
+    assert_eq!(pieces(0), 256);
+    assert!(after_pages < MIB + MIB / 16, "{after_pages}");
+    // Shorter ones are joined, and what was joined stays as it is.
+    for part in 0..2 * MIB / 512 {
+        store.write(key(1, 1), part * 512, &[[part as u8; 512]], V0).unwrap();
+    }
+    let times = (appended() - after_pages) as f64 / (2 * MIB) as f64;
+    assert!(times < 3.0, "{times:.2} bytes for each");
+    assert!(pieces(1) <= 2 * 257, "{} pieces", pieces(1));
+    for part in 0..2 * MIB / 512 {
+        assert_eq!(store.read(key(1, 1), part * 512, 512).unwrap(), [part as u8; 512]);
     }
 }
 
