@@ -16,6 +16,7 @@ mod forwarding;
 mod handler;
 mod keys;
 mod lease;
+mod lives;
 mod loss;
 mod mending;
 mod metrics;
@@ -258,7 +259,8 @@ async fn begin(
     } else {
         tracing::error!(dir = %dir.display(), ?report, "data store opened; the disk has lost data");
     }
-    let loss = Loss::open(&options.dir)
+    let instance = greeting::draw_instance().map_err(std::io::Error::from)?;
+    let loss = Loss::open(&options.dir, instance)
         .map_err(|source| DataError::Loss { path: Loss::file(&options.dir), source })?;
     if loss.lacks() {
         tracing::error!(note = %Loss::file(&options.dir).display(), "the disk has lost data: other replicas go on in place of this server's, if there are any");
@@ -274,7 +276,6 @@ async fn begin(
         let kept = Fences::file_of_damage(&options.dir);
         tracing::warn!(%what, kept = %kept.display(), "the list of ended sessions was damaged; it begins anew, which is safe in a new life of the server");
     }
-    let instance = greeting::draw_instance().map_err(std::io::Error::from)?;
     let server = Server::bind_with_secret(
         options.listen,
         options.identity.server_config()?,

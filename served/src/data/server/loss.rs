@@ -1,6 +1,7 @@
 //! Whether the disk has lost what had been flushed to it.
 //!
-//! The store says so when it is opened, and only once: it notes what is missing, and its next opening finds everything in order. But a replica that
+//! The store says so when it is opened, and only once: it notes what is missing, and its next opening finds everything in order. Or the map says so, if a chain
+//! counts on a life of this server that the directory has not seen (`lives.rs`): then it is an older copy. But a replica that
 //! lacks something must not take the place of one that has everything before it has learnt what it lacks. So it stands in the file `damaged` beside
 //! the segments, the metadata server is told with every sign of life, and lets others go on (`Manager::back`). It is over when no chain
 //! counts any more on what was here before this life of the server: what is here for anybody then was learnt in this life, or was all that there is.
@@ -9,7 +10,7 @@
 //! of. So there is a second note, `incomplete`, for as long as there is this store: objects of chunks that are not here are kept, until an operator has begun
 //! anew with what the object store has. It is this server's: a replica that learns from it does not know, so nobody should before that.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ use std::sync::{Mutex, PoisonError};
 use netfs_common::id::{GroupId, InstanceId, ServerId};
 use netfs_common::map::{Chain, ClusterMap, Replica};
 
+use super::lives::Lives;
+use super::replicas::lock;
 use crate::data::store::RecoveryReport;
 use crate::private;
 
@@ -31,6 +34,7 @@ const INCOMPLETE: &str = "incomplete";
 #[derive(Debug)]
 pub(super) struct Loss {
     path: PathBuf,
+    lives: Mutex<Lives>,
     lacks: AtomicBool,
     incomplete: AtomicBool,
     /// It goes on with what was all that there is of some groups.
@@ -48,22 +52,28 @@ impl Loss {
         if report.is_clean() || report.created {
             return Ok(());
         }
+        Loss::write(dir, FILE, format_args!("The disk has lost data. {report:?}"))
+    }
+
+    fn write(dir: &Path, name: &str, text: std::fmt::Arguments<'_>) -> io::Result<()> {
         let mut options = private::file_options();
-        let mut file = options.create(true).truncate(true).write(true).open(Loss::file(dir))?;
-        writeln!(file, "The disk has lost data. {report:?}")?;
+        let mut file = options.create(true).truncate(true).write(true).open(dir.join(name))?;
+        writeln!(file, "{text}")?;
         file.sync_all()?;
         File::open(dir)?.sync_all()
     }
 
-    /// Of a store that has been opened.
+    /// Of a store that has been opened. This life of the server is noted with it, and so it is for whoever is told of it later.
     ///
     /// # Errors
-    /// When it cannot be seen whether anything was noted.
-    pub(super) fn open(dir: &Path) -> io::Result<Loss> {
+    /// When it cannot be seen what was noted.
+    pub(super) fn open(dir: &Path, life: InstanceId) -> io::Result<Loss> {
+        let lives = Mutex::new(Lives::begin(dir, life)?);
         let path = Loss::file(dir);
         let lacks = AtomicBool::new(path.try_exists()?);
         let incomplete = AtomicBool::new(Loss::incomplete_file(dir).try_exists()?);
-        Ok(Loss { path, lacks, incomplete, alone: AtomicBool::default(), taught: Mutex::default() })
+        let (alone, taught) = (AtomicBool::default(), Mutex::default());
+        Ok(Loss { path, lives, lacks, incomplete, alone, taught })
     }
 
     /// Where it stands.
@@ -86,12 +96,17 @@ impl Loss {
         self.lacks() || self.incomplete.load(Ordering::SeqCst)
     }
 
-    /// There is another map.
+    /// There is another map. To be called before anything else is said to who sent it.
     pub(super) fn follow(&self, map: &ClusterMap, me: ServerId, life: InstanceId) {
+        let mine = |r: &Replica| r.server == me;
+        let of_mine = map.groups().flat_map(|(_, chain)| &chain.replicas).filter(|r| mine(r));
+        let lives: BTreeSet<_> = of_mine.map(|r| r.instance).collect();
+        if !self.lacks() {
+            self.compare(&Vec::from_iter(lives));
+        }
         if !self.lacks() {
             return;
         }
-        let mine = |r: &Replica| r.server == me;
         let myself = Replica { server: me, instance: life };
         let mut taught = self.taught.lock().unwrap_or_else(PoisonError::into_inner);
         for (group, chain) in
@@ -119,17 +134,25 @@ impl Loss {
         }
     }
 
+    /// Whether the directory has seen the lives that chains count on.
+    fn compare(&self, lives: &[InstanceId]) {
+        if lock(&self.lives).has_seen(lives) {
+            return;
+        }
+        let why = "the data directory is an older copy: chains count on what it had later";
+        // Whether it can be noted or not: it must not be taken for what it is not.
+        self.lacks.store(true, Ordering::SeqCst);
+        let noted = Loss::write(self.dir(), FILE, format_args!("{why}"));
+        tracing::error!(note = %self.path.display(), ?noted, "{why}; other replicas go on in place of this server's, if there are any");
+    }
+
     fn dir(&self) -> &Path {
         self.path.parent().unwrap_or(Path::new("."))
     }
 
     fn note_incomplete(&self) -> io::Result<()> {
-        let path = Loss::incomplete_file(self.dir());
-        let mut options = private::file_options();
-        let mut file = options.create(true).truncate(true).write(true).open(&path)?;
-        writeln!(file, "The disk has lost data of which there was no other replica.")?;
-        file.sync_all()?;
-        File::open(self.dir())?.sync_all()?;
+        let why = "The disk has lost data of which there was no other replica.";
+        Loss::write(self.dir(), INCOMPLETE, format_args!("{why}"))?;
         self.incomplete.store(true, Ordering::SeqCst);
         self.warn();
         Ok(())
@@ -187,7 +210,7 @@ mod tests {
 
     fn opened(dir: &Path, report: &RecoveryReport) -> Loss {
         Loss::note(dir, report).unwrap();
-        Loss::open(dir).unwrap()
+        Loss::open(dir, InstanceId(7)).unwrap()
     }
 
     #[test]
@@ -207,6 +230,31 @@ mod tests {
         assert!(!opened(dir.path(), &sound).lacks());
         opened(dir.path(), &lost).follow(&map(&[7, 7]), ME, InstanceId(7));
         assert!(!opened(dir.path(), &sound).lacks());
+    }
+
+    #[test]
+    fn a_directory_that_is_older_than_what_chains_count_on_lacks_something() {
+        let dir = tempfile::tempdir().unwrap();
+        let life = |life| Loss::open(dir.path(), InstanceId(life)).unwrap();
+        let earlier = life(6);
+        earlier.follow(&map(&[6]), ME, InstanceId(6));
+        let again = life(7);
+        again.follow(&map(&[6]), ME, InstanceId(7));
+        assert!(!again.lacks(), "it is the directory of that life");
+        // Life 8 had another directory, of which this one is a copy from before it.
+        let older = life(9);
+        older.follow(&map(&[7, 8]), ME, InstanceId(9));
+        assert!(older.lacks());
+        let older = life(10);
+        assert!(older.lacks(), "it stands in the directory");
+        older.follow(&map(&[8, 10]), ME, InstanceId(10));
+        assert!(older.lacks());
+        let mut learnt = map(&[10]);
+        let other = Replica { server: ServerId(2), instance: InstanceId(3) };
+        learnt.pools[0].chains[0].replicas.insert(0, other);
+        older.follow(&learnt, ME, InstanceId(10));
+        assert!(!older.lacks());
+        assert!(older.is_incomplete(), "it was alone with one group");
     }
 
     #[test]
