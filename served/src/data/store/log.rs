@@ -113,6 +113,8 @@ pub(super) struct Tail {
     next_seq: u64,
     /// Sequence number of the last record that a flush has to cover.
     last_wanted: u64,
+    /// Up to which one the log was durable, as the last record says.
+    last_claim: u64,
     /// Closed segments that no flush has covered yet.
     unflushed: Vec<OpenSegment>,
     /// Up to here the current segment is on its way to the disk.
@@ -121,7 +123,7 @@ pub(super) struct Tail {
     to_start: Vec<Started>,
     /// A segment file was created since the directory was flushed.
     dir_dirty: bool,
-    /// Bytes of all segment files.
+    /// Bytes that all segment files take on the disk.
     total_bytes: u64,
     /// Bytes that may be appended before the reserve is touched, as of the last look.
     budget: u64,
@@ -162,7 +164,12 @@ impl Tail {
         &mut self.appended_since_checkpoint
     }
 
-    /// A segment file was removed.
+    /// Bytes of segment files are there after all.
+    pub(super) fn remember_bytes(&mut self, bytes: u64) {
+        self.total_bytes += bytes;
+    }
+
+    /// Bytes of segment files went back to the file system.
     pub(super) fn forget_bytes(&mut self, bytes: u64) {
         self.total_bytes = self.total_bytes.saturating_sub(bytes);
         self.appended_since_look = SPACE_REFRESH_BYTES;
@@ -193,6 +200,8 @@ pub(super) struct Log {
     gathered: Condvar,
     /// All records up to this one are on stable storage.
     durable: AtomicU64,
+    /// That all records up to this one are, is said by a record that is on stable storage too.
+    proven: AtomicU64,
     /// The first storage failure. After a failed `fsync` nobody knows what the disk holds, so nothing is written again.
     poison: OnceLock<String>,
 }
@@ -232,6 +241,7 @@ impl Log {
             next_segment,
             next_seq,
             last_wanted: next_seq - 1,
+            last_claim: 0,
             started: current.len,
             to_start: Vec::new(),
             current,
@@ -251,6 +261,8 @@ impl Log {
             round_over: Condvar::new(),
             gathered: Condvar::new(),
             durable: AtomicU64::new(next_seq - 1),
+            // What the log says of itself, and not the snapshot, which may be lost.
+            proven: AtomicU64::new(0),
             poison: OnceLock::new(),
         })
     }
@@ -314,6 +326,7 @@ impl Log {
         tail.appended_since_look += footprint;
         tail.appended_since_checkpoint += footprint;
         tail.next_seq += 1;
+        tail.last_claim = header.durable;
         if header.kind != Kind::Mark {
             tail.last_wanted = header.seq;
         }
@@ -447,6 +460,29 @@ impl Log {
         }
     }
 
+    /// Returns when the log up to a sequence number is on stable storage, and a record that says so is too. Whatever happens then,
+    /// recovery knows it, and does not look at payloads up to there to find out.
+    pub(super) fn prove(
+        &self,
+        target: u64,
+        applied: &dyn Fn(LogPos, &RecordHeader),
+    ) -> Result<(), StoreError> {
+        self.flush_to(target, applied)?;
+        if self.proven.load(Ordering::Acquire) >= target {
+            return Ok(());
+        }
+        let claim = {
+            let mut tail = lock(&self.tail);
+            if tail.last_claim < target {
+                let note = Draft::note(Kind::Mark, 0);
+                let (at, header) = self.append(&mut tail, &note, &[], Space::UseReserve)?;
+                applied(at, &header);
+            }
+            tail.last_seq()
+        };
+        self.flush_to(claim, applied)
+    }
+
     /// Gives those that flushed with the last caller, and write again now, a moment to come along: without it the first one
     /// that is back would begin alone, and all others wait for two flushes. How many there are then.
     fn gather(&self, mut round: MutexGuard<'_, Round>) -> usize {
@@ -463,11 +499,11 @@ impl Log {
     }
 
     fn flush_round(&self, applied: &dyn Fn(LogPos, &RecordHeader)) -> Result<(), StoreError> {
-        let (segments, dir_dirty, seq) = {
+        let (segments, dir_dirty, seq, claim) = {
             let mut tail = lock(&self.tail);
             let mut segments = tail.unflushed.clone();
             segments.push(tail.current.clone());
-            (segments, std::mem::take(&mut tail.dir_dirty), tail.last_seq())
+            (segments, std::mem::take(&mut tail.dir_dirty), tail.last_seq(), tail.last_claim)
         };
         for s in &segments {
             s.file
@@ -481,6 +517,7 @@ impl Log {
         }
         let mut tail = lock(&self.tail);
         tail.unflushed.retain(|u| !segments.iter().any(|s| s.id == u.id && s.len == u.len));
+        self.proven.fetch_max(claim, Ordering::AcqRel);
         self.durable.fetch_max(seq, Ordering::AcqRel);
         if tail.last_seq() == seq {
             // Nobody has appended since, so no record says yet that these are durable. Recovery can tell damage from
