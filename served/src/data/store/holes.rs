@@ -143,11 +143,15 @@ impl Holes {
         Ok((Self { page: found.unwrap_or(4096) }, found.is_some()))
     }
 
+    /// Whether they suit a segment. Where most records are short, they have no whole page.
+    pub(super) fn suit(&self, info: &SegmentInfo) -> bool {
+        let records = (info.last_seq + 1).saturating_sub(info.first_seq).max(1);
+        info.data / records >= self.page
+    }
+
     /// How much of a segment a sweep may win that was not there at the last one. 0: it is not worth looking.
     pub(super) fn promise(&self, id: SegmentId, info: &SegmentInfo, swept: &Swept) -> u64 {
-        let records = (info.last_seq + 1).saturating_sub(info.first_seq).max(1);
-        // Most records have no whole page.
-        if info.data / records < self.page {
+        if !self.suit(info) {
             return 0;
         }
         info.reclaimable().saturating_sub(swept.get(&id).copied().unwrap_or(0))

@@ -198,7 +198,8 @@ impl SegmentStore {
     fn pick(&self, threshold: u64, reclaimer: &Reclaimer) -> Result<Option<Work>, StoreError> {
         let (current, _) = lock(&self.log.tail).position();
         let (capacity, _) = self.log.space()?;
-        let mut found = self.choices(current, threshold, &reclaimer.swept);
+        let by_holes = reclaimer.ways.choose() == Way::Holes;
+        let mut found = self.choices(current, threshold, by_holes, &reclaimer.swept);
         let most = 2 * capacity.div_ceil(self.config.segment_bytes) + SPARE_SEGMENTS;
         let (nearly_empty, others) = match found.best {
             Some(((percent, _), id)) if percent >= NEARLY_EMPTY => (Some(id), None),
@@ -207,7 +208,7 @@ impl SegmentStore {
         let thinnest = found.thinnest.map(|(_, id)| id);
         let (victim, for_gain) = match nearly_empty.or(thinnest.filter(|_| found.segments > most)) {
             Some(victim) => (victim, false),
-            None if reclaimer.ways.choose() == Way::Holes && !found.holes.is_empty() => {
+            None if by_holes && !found.holes.is_empty() => {
                 found.holes.sort_unstable_by(|a, b| b.cmp(a));
                 let victims = found.holes.into_iter().map(|(_, id)| id).collect();
                 return Ok(Some(Work::Sweep(Sweep::new(victims, false))));
@@ -243,7 +244,17 @@ impl SegmentStore {
     }
 
     /// Looks at all segments.
-    fn choices(&self, current: SegmentId, threshold: u64, swept: &Swept) -> Choices {
+    fn choices(
+        &self,
+        current: SegmentId,
+        threshold: u64,
+        by_holes: bool,
+        swept: &Swept,
+    ) -> Choices {
+        let normal = u64::from(self.config.reclaim_dead_percent);
+        let full = threshold <= self.config.reclaim_dead_percent_when_full.into();
+        // A sweep moves nothing, so it may be for little.
+        let least_promise = if full { 1 } else { threshold };
         let state = read(&self.state);
         let mut out = Choices { segments: state.segments.len() as u64, ..Choices::default() };
         let mut older_may_hide = state.unaccounted > 0;
@@ -257,17 +268,19 @@ impl SegmentStore {
                 break;
             }
             if *id == current {
-                let normal = u64::from(self.config.reclaim_dead_percent);
                 let least = if threshold < normal { 16 } else { 4 };
                 let large = info.len >= self.config.segment_bytes / least;
                 out.roll = large && percent >= 50 && info.data + info.tombs > 0;
                 continue;
             }
-            if percent >= threshold && out.best.is_none_or(|(most, _)| (percent, gain) > most) {
+            // Unless somebody waits for room, there will soon be more to make holes of, which is cheaper.
+            let patient = by_holes && !full && self.holes.suit(info);
+            let least = if patient { normal } else { threshold };
+            if percent >= least && out.best.is_none_or(|(most, _)| (percent, gain) > most) {
                 out.best = Some(((percent, gain), *id));
             }
             let promise = self.holes.promise(*id, info, swept);
-            if promise > 0 && promise * 100 / info.len.max(1) >= threshold {
+            if promise > 0 && promise * 100 / info.len.max(1) >= least_promise {
                 out.holes.push((promise, *id));
             }
             if info.guessed && info.dead_stored() * 100 / info.len.max(1) >= threshold {
