@@ -471,7 +471,7 @@ impl DiskFile for SimFile {
 
     fn data_bytes(&self, from: u64, len: u64) -> io::Result<u64> {
         let (first, last) = (from as usize / PAGE, (from + len) as usize / PAGE);
-        assert!((from | len) % PAGE as u64 == 0);
+        assert!((from | len).is_multiple_of(PAGE as u64));
         let inner = lock(&self.disk.0);
         Ok(len - (inner.files[self.file].holes.range(first..last).count() * PAGE) as u64)
     }
