@@ -481,6 +481,7 @@ fn overwrites(dir: &Path, options: &Options) {
     run(&full, &mut own_dice);
     let (mib, empty_path) = (load * OVERWRITE / MIB, dir.join("empty"));
     let mut amplified = Vec::new();
+    let before = full.won();
     let pair = Pair::take(
         1,
         options.rounds,
@@ -504,20 +505,32 @@ fn overwrites(dir: &Path, options: &Options) {
     pair.show(options, &what, "MiB/s", Some(0.5));
     let each = median(&amplified);
     println!("| bytes written to the disk for each of these | | | {each:.2} | | | |");
+    let won = full.won();
+    let holes = (won.by_holes - before.by_holes) / MIB;
+    let moving = (won.by_moving - before.by_moving) / MIB;
+    let way = if holes > moving { "holes" } else { "moving" };
+    println!(
+        "| most space won back by {way}: by holes, by moving | MiB | {holes} | {moving} | | | |"
+    );
+    println!("| segments at the end | | | {} | | | |", usage.segments);
     drop(full);
     clear(dir, &dir.join("full"));
 }
 
-/// Does something while the store is reclaimed in the background, as the server does it: one part of work, three of rest.
+/// Does something while the store is reclaimed in the background, as the server does it: one part of work, three of rest, and none when room
+/// is short.
 fn with_upkeep(store: &SegmentStore, work: impl FnOnce()) {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(Relaxed) {
                 let start = Instant::now();
-                let idle = store.reclaim_step().unwrap().idle;
-                let rest = (start.elapsed() * 3).max(Duration::from_millis(5));
-                std::thread::sleep(if idle { Duration::from_millis(50) } else { rest });
+                let done = store.reclaim_step().unwrap();
+                std::thread::sleep(match () {
+                    () if done.idle => Duration::from_millis(50),
+                    () if done.urgent => Duration::ZERO,
+                    () => (start.elapsed() * 3).max(Duration::from_millis(5)),
+                });
             }
         });
         work();

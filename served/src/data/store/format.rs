@@ -58,6 +58,9 @@
 //! A *packed* payload is compressed, encrypted, or both; `data/codec` describes it. It may hold more of the chunk than its record says:
 //! when part of a record is moved, whole frames are. What the record says is within what is packed.
 //!
+//! Whole pages of payloads, or of parts of them, that newer records hide may be zeros: they are holes of the file, which the file system
+//! has back (`holes`). Headers never are.
+//!
 //! **How it changes.** A change that an older program must not misread raises [`FORMAT_VERSION`]; it is written in the header
 //! block of each new segment, older segments stay readable but are not appended to, and reclamation turns them into new
 //! ones. Older programs refuse a newer version. The fixture test pins the bytes; it gets a new fixture beside the old

@@ -107,6 +107,8 @@ pub(super) struct Tail {
     current: OpenSegment,
     next_segment: SegmentId,
     next_seq: u64,
+    /// Up to which one the log was durable, as the last record says.
+    last_claim: u64,
     /// Closed segments that no flush has covered yet.
     unflushed: Vec<OpenSegment>,
     /// Up to here the current segment is on its way to the disk.
@@ -115,7 +117,7 @@ pub(super) struct Tail {
     to_start: Vec<Started>,
     /// A segment file was created since the directory was flushed.
     dir_dirty: bool,
-    /// Bytes of all segment files.
+    /// Bytes that all segment files take on the disk.
     total_bytes: u64,
     /// Bytes that may be appended before the reserve is touched, as of the last look.
     budget: u64,
@@ -152,7 +154,12 @@ impl Tail {
         &mut self.appended_since_checkpoint
     }
 
-    /// A segment file was removed.
+    /// Bytes of segment files are there after all.
+    pub(super) fn remember_bytes(&mut self, bytes: u64) {
+        self.total_bytes += bytes;
+    }
+
+    /// Bytes of segment files went back to the file system.
     pub(super) fn forget_bytes(&mut self, bytes: u64) {
         self.total_bytes = self.total_bytes.saturating_sub(bytes);
         self.appended_since_look = SPACE_REFRESH_BYTES;
@@ -170,6 +177,8 @@ pub(super) struct Log {
     last_wanted: AtomicU64,
     /// How many segments of `Tail::unflushed` there are.
     unflushed: AtomicUsize,
+    /// That all records up to this one are durable is said by a record that is on stable storage too.
+    proven: AtomicU64,
     /// The first storage failure. After a failed `fsync` nobody knows what the disk holds, so nothing is written again.
     poison: OnceLock<String>,
 }
@@ -208,6 +217,7 @@ impl Log {
         let tail = Tail {
             next_segment,
             next_seq,
+            last_claim: 0,
             started: current.len,
             to_start: Vec::new(),
             current,
@@ -226,6 +236,8 @@ impl Log {
             rounds: Rounds::new(next_seq - 1),
             last_wanted: AtomicU64::new(next_seq - 1),
             unflushed: AtomicUsize::new(0),
+            // What the log says of itself, and not the snapshot, which may be lost.
+            proven: AtomicU64::new(0),
             poison: OnceLock::new(),
         })
     }
@@ -289,6 +301,7 @@ impl Log {
         tail.appended_since_look += footprint;
         tail.appended_since_checkpoint += footprint;
         tail.next_seq += 1;
+        tail.last_claim = header.durable;
         if header.kind != Kind::Mark {
             self.last_wanted.store(header.seq, Ordering::Release);
         }
@@ -408,15 +421,38 @@ impl Log {
         self.unflushed.load(Ordering::Acquire)
     }
 
+    /// Returns when the log up to a sequence number is on stable storage, and a record that says so is too. Whatever happens then,
+    /// recovery knows it, and does not look at payloads up to there to find out.
+    pub(super) fn prove(
+        &self,
+        target: u64,
+        applied: &dyn Fn(LogPos, &RecordHeader),
+    ) -> Result<(), StoreError> {
+        self.flush_to(target, applied)?;
+        if self.proven.load(Ordering::Acquire) >= target {
+            return Ok(());
+        }
+        let claim = {
+            let mut tail = lock(&self.tail);
+            if tail.last_claim < target {
+                let note = Draft::note(Kind::Mark, 0);
+                let (at, header) = self.append(&mut tail, &note, &[], Space::UseReserve)?;
+                applied(at, &header);
+            }
+            tail.last_seq()
+        };
+        self.flush_to(claim, applied)
+    }
+
     /// Flushes all that has been appended; up to which record that is.
     fn flush_round(&self) -> Result<u64, StoreError> {
         // A later flush may succeed and prove nothing.
         self.check_poison()?;
-        let (segments, dir_dirty, seq) = {
+        let (segments, dir_dirty, seq, claim) = {
             let mut tail = lock_soon(&self.tail);
             let mut segments = tail.unflushed.clone();
             segments.push(tail.current.clone());
-            (segments, std::mem::take(&mut tail.dir_dirty), tail.last_seq())
+            (segments, std::mem::take(&mut tail.dir_dirty), tail.last_seq(), tail.last_claim)
         };
         for s in &segments {
             s.file
@@ -433,6 +469,7 @@ impl Log {
             tail.unflushed.retain(|u| !segments.iter().any(|s| s.id == u.id && s.len == u.len));
             self.unflushed.store(tail.unflushed.len(), Ordering::Release);
         }
+        self.proven.fetch_max(claim, Ordering::AcqRel);
         Ok(seq)
     }
 

@@ -4,7 +4,8 @@
 //! - **The index** says where each byte of each chunk is (`index.rs`, `extent.rs`). It is in memory, and can always be rebuilt
 //!   from the log (`recover.rs`); a snapshot of it makes that quick (`snapshot.rs`).
 //! - A range that was deleted has a **tombstone** in the log for as long as an older segment may hold what it hides.
-//! - Space is won back by moving what lives out of the emptiest segment (`reclaim.rs`, which says why that is safe).
+//! - Space is won back by making holes in the files of segments where records are dead (`holes.rs`), or by moving what lives out of the
+//!   emptiest segment (`reclaim.rs`); both say why that is safe. Which of them is decided by what they cost (`ways.rs`).
 //! - Every chunk has the **version** of the last change applied to it, by which replicas tell whether they are equal (`chunk.rs`).
 //! - Chunks that nobody uses may be **away**: the index says where they have data, and an object of a bucket has it (`away.rs`).
 //! - Long records have their data at whole pages of the file, and their checksums apart (`pages.rs`).
@@ -29,6 +30,7 @@ mod extent;
 mod format;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzzing;
+mod holes;
 mod index;
 mod key;
 mod log;
@@ -46,6 +48,7 @@ mod segment_store;
 mod snapshot;
 mod state;
 mod sync;
+mod ways;
 mod write;
 
 #[cfg(test)]
@@ -62,3 +65,4 @@ pub use reclaim::Reclaimed;
 pub use recover::{CutTail, Damage, RecoveryReport};
 pub use scrub::{BadRange, ScrubCursor, ScrubStep};
 pub use segment_store::{ChunkInfo, ChunkRanges, SegmentStore, Usage};
+pub use ways::Won;

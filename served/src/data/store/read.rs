@@ -16,7 +16,7 @@ use super::sync::{read, try_read};
 
 /// Blocks that are read at a time.
 pub(super) const STEP_BLOCKS: u32 = 64;
-/// How often a read may find its segment reclaimed under it. Each time a whole segment was moved meanwhile.
+/// How often a read may find its segment reclaimed, or a hole, under it. Each time what it failed at was written or moved anew meanwhile.
 const MOVED_MAX: u32 = 64;
 
 /// Whether to wait for the disk.
@@ -39,6 +39,22 @@ impl From<StoreError> for ReadFault {
     fn from(e: StoreError) -> Self {
         Self::Failed(e)
     }
+}
+
+/// The part of a range that a fault is about.
+fn faulted(fault: &StoreError, (offset, end): (u32, u32)) -> (u32, u32) {
+    let StoreError::Corrupt { offset: at, len, .. } = fault else { return (offset, end) };
+    let within = |x: u64| x.clamp(offset.into(), end.into()) as u32;
+    match (within(*at), within(at.saturating_add(*len))) {
+        (from, to) if from < to => (from, to),
+        _ => (offset, end),
+    }
+}
+
+/// The pieces of a range.
+fn clipped(pieces: &[Extent], from: u32, to: u32) -> impl Iterator<Item = Extent> {
+    let within = pieces.iter().filter(move |e| e.offset < to && e.end() > from);
+    within.map(move |e| e.clip(from, to))
 }
 
 pub(super) fn corrupt(key: ChunkKey, offset: u32, len: u32, why: impl Into<String>) -> StoreError {
@@ -68,7 +84,9 @@ impl SegmentStore {
         let range = (offset, offset + len);
         match self.read_extents(key, range, &extents, &mut out, Patience::Now) {
             Ok(()) => Ok(Some(out)),
-            Err(ReadFault::WouldWait | ReadFault::Gone(_)) => Ok(None),
+            // Only who waits finds out whether that is damage, or a place that was given up meanwhile.
+            Err(ReadFault::WouldWait | ReadFault::Gone(_))
+            | Err(ReadFault::Failed(StoreError::Corrupt { .. })) => Ok(None),
             Err(ReadFault::Failed(e)) => Err(e),
         }
     }
@@ -85,16 +103,22 @@ impl SegmentStore {
         let mut extents = read(&self.state).pieces(&key, offset, end);
         for _ in 0..MOVED_MAX {
             let range = (offset, end);
-            let gone = match self.read_extents(key, range, &extents, &mut out, Patience::Wait) {
+            let fault = match self.read_extents(key, range, &extents, &mut out, Patience::Wait) {
                 Ok(()) => return Ok((out, extents)),
+                // What was hidden meanwhile may be a hole by now.
+                Err(ReadFault::Failed(e @ StoreError::Corrupt { .. })) => e,
                 Err(ReadFault::Failed(e)) => return Err(e),
-                Err(ReadFault::Gone(extent)) => extent,
+                Err(ReadFault::Gone(gone)) => {
+                    let why = format!("{} is missing", segment_name(gone.at.segment));
+                    corrupt(key, gone.offset, gone.len, why)
+                }
                 Err(ReadFault::WouldWait) => continue,
             };
             let now = read(&self.state).pieces(&key, offset, end);
-            if now == extents {
-                let why = format!("{} is missing", segment_name(gone.at.segment));
-                return Err(corrupt(key, gone.offset, gone.len, why));
+            // What became of the rest says nothing about this.
+            let (from, to) = faulted(&fault, (offset, end));
+            if clipped(&now, from, to).eq(clipped(&extents, from, to)) {
+                return Err(fault);
             }
             extents = now;
         }

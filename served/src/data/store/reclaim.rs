@@ -1,5 +1,11 @@
-//! Winning back the space of what was overwritten and deleted: the emptiest segment's live data is appended to the
-//! log again, and when that is durable, its file is removed.
+//! Winning back the space of what was overwritten and deleted, in one of two ways. The file system gets back dead bytes where they are
+//! (`holes.rs`): that moves nothing. Or the emptiest segment's live data is appended to the log again, and when that is
+//! durable, its file is removed. Emptiest is the one that gives most of what it takes on the disk, holes not counted. Which way is cheaper is measured
+//! (`ways.rs`). Segments are moved in any case if nearly all that they take is dead, if holes have left next to nothing of them, and when there are more
+//! than twice as many as would hold all that there is room for: files, and what a rebuild of the index has to walk over, are bounded by that.
+//!
+//! Less is worth reclaiming the less room there is ([`SegmentStore::threshold`]): a store that is full but finds room for what is
+//! written moves no more than it must.
 //!
 //! Why nothing comes back or gets lost, whatever crashes in between:
 //!
@@ -14,22 +20,26 @@
 //! - The file is removed after a flush of all that, and the removal is durable before the next segment is looked at:
 //!   otherwise an older segment could return whose tombstone was dropped because it was gone.
 
+use std::time::Duration;
+
 use super::error::StoreError;
 use super::extent::Extent;
 use super::format::{BLOCK, Kind, LogPos, RecordHeader, SegmentId, SegmentSeed, segment_name};
+use super::holes::{Sweep, Swept};
 use super::key::{ChunkKey, ChunkVersion};
 use super::log::{Draft, Space};
 use super::scan::{Item, Scanner};
 use super::segment_store::SegmentStore;
 use super::state::{SegmentInfo, State};
 use super::sync::{lock, read, write};
+use super::ways::{Way, Ways, Won};
 
 /// What one step of reclamation did.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Reclaimed {
     /// Bytes of live data that were moved.
     pub moved_bytes: u64,
-    /// Bytes of segment files that were removed.
+    /// Bytes of segment files that were removed, or are holes now.
     pub freed_bytes: u64,
     /// There is nothing worth reclaiming at the moment.
     pub idle: bool,
@@ -37,27 +47,73 @@ pub struct Reclaimed {
     pub urgent: bool,
 }
 
-/// The segment under reclamation.
+/// The segment that is moved.
 #[derive(Clone, Copy, Debug)]
 struct Job {
     victim: SegmentId,
     at: u64,
     /// Up to here there are records that cannot be understood; 0: there are none.
     lost_to: u64,
+    /// It was chosen for what it wins.
+    for_gain: bool,
+    moved_bytes: u64,
+    took: Duration,
+}
+
+/// What is under way.
+#[derive(Debug)]
+enum Work {
+    Sweep(Sweep),
+    Move(Job),
 }
 
 /// What the reclaimer remembers between steps.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub(super) struct Reclaimer {
-    job: Option<Job>,
+    work: Option<Work>,
+    swept: Swept,
+    ways: Ways,
 }
 
-/// How badly room is needed.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Need {
-    Normal,
-    Full,
+impl Reclaimer {
+    /// `holes`: whether they may be of use.
+    pub(super) fn new(holes: bool) -> Self {
+        Self { work: None, swept: Swept::default(), ways: Ways::new(holes) }
+    }
+
+    /// For a sweep out of turn.
+    #[cfg(test)]
+    pub(super) fn for_sweep(&mut self) -> (&mut Swept, &mut Ways) {
+        // It would find its holes made.
+        self.work.take_if(|work| matches!(work, Work::Sweep(_)));
+        (&mut self.swept, &mut self.ways)
+    }
 }
+
+/// What could be done next.
+#[derive(Default)]
+struct Choices {
+    /// The segment that gives most of what it takes: percent of that, bytes, and which.
+    best: Option<((u64, u64), SegmentId)>,
+    /// Segments worth sweeping, with what that promises.
+    holes: Vec<(u64, SegmentId)>,
+    /// Segments whose holes are guessed, and that would be worth something if there were none.
+    guessed: Vec<SegmentId>,
+    /// The segment of which holes have left the least part, with that part in thousandths.
+    thinnest: Option<(u64, SegmentId)>,
+    /// It is thin enough to be moved at leisure.
+    thin: bool,
+    /// The segment that is appended to is worth moving.
+    roll: bool,
+    segments: u64,
+}
+
+/// A segment of which so many percent are dead is moved at once: there is next to nothing to move.
+const NEARLY_EMPTY: u64 = 90;
+/// In segments: with less room than this, less is worth reclaiming too.
+const ROOMY: u64 = 4;
+/// Segments, beyond twice what the capacity holds, that there may be.
+const SPARE_SEGMENTS: u64 = 8;
 
 impl SegmentStore {
     /// Does one bounded piece of reclamation, or of a checkpoint that is due. To be called in a loop, with pauses as the
@@ -72,88 +128,172 @@ impl SegmentStore {
             }
         }
         let (_, free) = self.log.space()?;
-        let need = if free < 4 * self.config.segment_bytes { Need::Full } else { Need::Normal };
-        let done = self.step(&mut reclaimer, need)?;
-        Ok(Reclaimed { urgent: need == Need::Full && !done.idle, ..done })
+        let done = self.step(&mut reclaimer, free)?;
+        let urgent = free < ROOMY * self.config.segment_bytes && !done.idle;
+        Ok(Reclaimed { urgent, ..done })
+    }
+
+    /// The least percentage of a segment that is worth reclaiming with so much room. It falls as the room does: whoever reclaims all that a
+    /// full store would, long before it is full, moves the same bytes again and again for hardly any gain.
+    fn threshold(&self, free: u64) -> u64 {
+        let normal = u64::from(self.config.reclaim_dead_percent);
+        let full = u64::from(self.config.reclaim_dead_percent_when_full);
+        let roomy = ROOMY * self.config.segment_bytes;
+        full + (normal - full) * free.min(roomy) / roomy
     }
 
     /// Reclaims a segment because a write found no room. `false`: there is nothing to reclaim.
     pub(super) fn make_room(&self, reclaimer: &mut Reclaimer) -> Result<bool, StoreError> {
         loop {
-            let done = self.step(reclaimer, Need::Full)?;
+            let done = self.step(reclaimer, 0)?;
             if done.freed_bytes > 0 || done.idle {
                 return Ok(done.freed_bytes > 0);
             }
         }
     }
 
-    fn step(&self, reclaimer: &mut Reclaimer, need: Need) -> Result<Reclaimed, StoreError> {
-        let Some(mut job) =
-            reclaimer.job.take().map_or_else(|| self.pick(need), |job| Ok(Some(job)))?
-        else {
-            return Ok(Reclaimed { idle: true, ..Reclaimed::default() });
+    fn step(&self, reclaimer: &mut Reclaimer, free: u64) -> Result<Reclaimed, StoreError> {
+        let work = match reclaimer.work.take() {
+            Some(work) => Some(work),
+            None => self.pick(self.threshold(free), reclaimer)?,
         };
-        let mut done = Reclaimed::default();
-        match self.work(&mut job, &mut done) {
-            Ok(true) => {}
-            // Unfinished, or failed in a way that may pass: go on from here the next time.
-            Ok(false) => reclaimer.job = Some(job),
-            Err(e) => {
-                reclaimer.job = Some(job);
-                return Err(e);
+        let Reclaimer { swept, ways, work: next } = reclaimer;
+        match work {
+            None => Ok(Reclaimed { idle: true, ..Reclaimed::default() }),
+            Some(Work::Sweep(mut sweep)) => {
+                let step = self.sweep(&mut sweep, swept, ways)?;
+                // What is left of it is found again when its turn comes.
+                let goes_on = sweep.only_walks() || ways.choose() == Way::Holes;
+                *next = (!step.over && goes_on).then_some(Work::Sweep(sweep));
+                Ok(Reclaimed { freed_bytes: step.won, ..Reclaimed::default() })
+            }
+            Some(Work::Move(mut job)) => {
+                let (mut done, begun) = (Reclaimed::default(), self.disk.now());
+                let result = self.work(&mut job, &mut done);
+                job.moved_bytes += done.moved_bytes;
+                job.took += self.disk.now().saturating_sub(begun);
+                match result {
+                    Ok(true) => {
+                        swept.remove(&job.victim);
+                        let won = done.freed_bytes.saturating_sub(job.moved_bytes);
+                        ways.moved(won, job.took, job.for_gain);
+                        Ok(done)
+                    }
+                    // Unfinished, or failed in a way that may pass: go on from here the next time.
+                    result => {
+                        *next = Some(Work::Move(job));
+                        result.map(|_| done)
+                    }
+                }
             }
         }
-        Ok(done)
     }
 
-    /// Chooses the segment that gives most for the least copying.
-    fn pick(&self, need: Need) -> Result<Option<Job>, StoreError> {
-        let threshold = match need {
-            Need::Normal => self.config.reclaim_dead_percent,
-            Need::Full => self.config.reclaim_dead_percent_when_full,
-        };
+    /// Bytes that were won back since the store was opened, by either way.
+    pub fn won(&self) -> Won {
+        lock(&self.reclaimer).ways.won()
+    }
+
+    /// Chooses what gives most for the least work.
+    fn pick(&self, threshold: u64, reclaimer: &Reclaimer) -> Result<Option<Work>, StoreError> {
         let (current, _) = lock(&self.log.tail).position();
-        let (best, roll) = {
-            let state = read(&self.state);
-            let mut best: Option<((u64, u64), SegmentId)> = None;
-            let mut roll = false;
-            let mut older_may_hide = state.unaccounted > 0;
-            for (id, info) in &state.segments {
-                let gain = info.reclaimable() + if older_may_hide { 0 } else { info.droppable() };
-                older_may_hide |= info.dead() > 0 || info.damaged;
-                let percent = gain * 100 / info.len.max(1);
-                // Begun since we looked: it is appended to by now.
-                if *id > current {
-                    break;
-                }
-                if *id == current {
-                    let large = info.len
-                        >= self.config.segment_bytes / if need == Need::Full { 16 } else { 4 };
-                    roll = large && percent >= 50 && info.data + info.tombs > 0;
-                } else if percent >= u64::from(threshold)
-                    && best.is_none_or(|(most, _)| (percent, gain) > most)
-                {
-                    best = Some(((percent, gain), *id));
-                }
-            }
-            (best.map(|(_, id)| id), roll)
+        let (capacity, _) = self.log.space()?;
+        let by_holes = reclaimer.ways.choose() == Way::Holes;
+        let mut found = self.choices(current, threshold, by_holes, &reclaimer.swept);
+        let most = 2 * capacity.div_ceil(self.config.segment_bytes) + SPARE_SEGMENTS;
+        let (nearly_empty, others) = match found.best {
+            Some(((percent, _), id)) if percent >= NEARLY_EMPTY => (Some(id), None),
+            best => (None, best.map(|(_, id)| id)),
         };
-        let victim = match best {
-            Some(id) => id,
-            None if roll => {
-                let mut tail = lock(&self.log.tail);
-                if tail.position().0 == current {
-                    self.log.roll(&mut tail)?;
-                }
-                current
+        let thinnest = found.thinnest.map(|(_, id)| id);
+        let (victim, for_gain) = match nearly_empty.or(thinnest.filter(|_| found.segments > most)) {
+            Some(victim) => (victim, false),
+            None if by_holes && !found.holes.is_empty() => {
+                found.holes.sort_unstable_by(|a, b| b.cmp(a));
+                let victims = found.holes.into_iter().map(|(_, id)| id).collect();
+                return Ok(Some(Work::Sweep(Sweep::new(victims, false))));
             }
-            None => return Ok(None),
+            None => match (others, thinnest.filter(|_| found.thin)) {
+                (Some(victim), _) => (victim, true),
+                (None, Some(victim)) => (victim, false),
+                (None, None) if !found.guessed.is_empty() => {
+                    return Ok(Some(Work::Sweep(Sweep::new(found.guessed, true))));
+                }
+                (None, None) if found.roll => {
+                    let mut tail = lock(&self.log.tail);
+                    if tail.position().0 == current {
+                        self.log.roll(&mut tail)?;
+                    }
+                    (current, true)
+                }
+                (None, None) => return Ok(None),
+            },
         };
         // `Retire` has to say that all of the victim was durable: otherwise recovery would take its absence for the
         // unflushed end of the log.
         let last_seq = read(&self.state).segments.get(&victim).map_or(0, |info| info.last_seq);
         self.flush_to(last_seq)?;
-        Ok(Some(Job { victim, at: Self::EMPTY_SEGMENT, lost_to: 0 }))
+        Ok(Some(Work::Move(Job {
+            victim,
+            at: Self::EMPTY_SEGMENT,
+            lost_to: 0,
+            for_gain,
+            moved_bytes: 0,
+            took: Duration::ZERO,
+        })))
+    }
+
+    /// Looks at all segments.
+    fn choices(
+        &self,
+        current: SegmentId,
+        threshold: u64,
+        by_holes: bool,
+        swept: &Swept,
+    ) -> Choices {
+        let normal = u64::from(self.config.reclaim_dead_percent);
+        let full = threshold <= self.config.reclaim_dead_percent_when_full.into();
+        // A sweep moves nothing, so it may be for little.
+        let least_promise = if full { 1 } else { threshold };
+        let state = read(&self.state);
+        let mut out = Choices { segments: state.segments.len() as u64, ..Choices::default() };
+        let mut older_may_hide = state.unaccounted > 0;
+        for (id, info) in &state.segments {
+            let droppable = if older_may_hide { 0 } else { info.droppable() };
+            let gain = info.reclaimable() + droppable;
+            older_may_hide |= info.dead() > 0 || info.damaged;
+            let percent = gain * 100 / info.taken().max(1);
+            // Begun since we looked: it is appended to by now.
+            if *id > current {
+                break;
+            }
+            if *id == current {
+                let least = if threshold < normal { 16 } else { 4 };
+                let large = info.len >= self.config.segment_bytes / least;
+                out.roll = large && percent >= 50 && info.data + info.tombs > 0;
+                continue;
+            }
+            // Unless somebody waits for room, there will soon be more to make holes of, which is cheaper.
+            let patient = by_holes && !full && self.holes.suit(info);
+            let least = if patient { normal } else { threshold };
+            if percent >= least && out.best.is_none_or(|(most, _)| (percent, gain) > most) {
+                out.best = Some(((percent, gain), *id));
+            }
+            let promise = self.holes.promise(*id, info, swept);
+            if promise > 0 && promise * 100 / info.len.max(1) >= least_promise {
+                out.holes.push((promise, *id));
+            }
+            if info.guessed && info.dead_stored() * 100 / info.len.max(1) >= threshold {
+                out.guessed.push(*id);
+            }
+            let part = info.kept() * 1000 / info.len.max(1);
+            let fewer = info.holes > 0 && part < 750;
+            if fewer && out.thinnest.is_none_or(|(least, _)| part < least) {
+                out.thinnest = Some((part, *id));
+                out.thin = info.is_thin();
+            }
+        }
+        out
     }
 
     /// Goes on with a job; whether it is finished.
@@ -357,9 +497,9 @@ impl SegmentStore {
             .sync_dir()
             .map_err(|e| self.log.poison(StoreError::io("flush", "the store's directory")(e)))?;
         self.forget_file(victim);
-        lock(&self.log.tail).forget_bytes(info.len);
+        lock(&self.log.tail).forget_bytes(info.taken());
         write(&self.state).segments.remove(&victim);
-        done.freed_bytes += info.len;
+        done.freed_bytes += info.taken();
         Ok(())
     }
 

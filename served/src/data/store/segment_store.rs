@@ -18,6 +18,7 @@ use super::format::{
     FIRST_RECORD, FORMAT_VERSION, HEADER_BLOCK_LEN, HeaderBlock, Kind, LOCK_FILE, SEGMENT_MAGIC,
     STORE_FILE, STORE_MAGIC, STORE_TEMP, SegmentId, StoreId, segment_name,
 };
+use super::holes::{self, Holes};
 use super::key::{ChunkKey, ChunkVersion};
 use super::log::{self, Draft, Log, Resume, Space};
 use super::pages::Tables;
@@ -25,7 +26,7 @@ use super::reclaim::Reclaimer;
 use super::recover::{self, Recovered, RecoveryReport};
 use super::scan::is_medium_error;
 use super::snapshot::{self, SNAPSHOT_FILE, SNAPSHOT_TEMP, SnapshotPoint};
-use super::state::{State, tally};
+use super::state::{SegmentInfo, State, tally};
 use super::sync::{lock, lock_soon, read, try_lock, write};
 
 /// Chunks on a local disk. See the [module](super) for how.
@@ -42,6 +43,7 @@ pub struct SegmentStore {
     /// Checksums of what was read lately.
     pub(super) tables: Tables,
     pub(super) reclaimer: Mutex<Reclaimer>,
+    pub(super) holes: Holes,
     /// How the chunks of volumes are written, by their numbers. All others are written as they are.
     pub(super) codecs: Codecs,
     /// The log up to this sequence number is in the snapshot on disk.
@@ -249,6 +251,8 @@ impl SegmentStore {
         report.identity_restored = restored;
         note(&report).map_err(StoreError::io("note", "what the disk has lost"))?;
         recover::carry_out(disk.as_ref(), &mut state, &plan)?;
+        holes::guess(disk.as_ref(), &mut state)?;
+        let (holes, useful) = Holes::new(disk.as_ref())?;
         let newest = state.segments.last_key_value();
         let usable = newest.filter(|(_, s)| !s.damaged && s.len < config.segment_bytes);
         let mut usable = usable.map(|(id, s)| (*id, s.len));
@@ -261,7 +265,7 @@ impl SegmentStore {
             segment: usable,
             next_segment,
             next_seq,
-            total_bytes: state.segments.values().map(|s| s.len).sum(),
+            total_bytes: state.segments.values().map(SegmentInfo::taken).sum(),
         };
         let log = Log::resume(disk.clone(), id, config.clone(), resume)?;
         let open_files = NonZeroUsize::new(config.max_open_segments).unwrap_or(NonZeroUsize::MIN);
@@ -274,7 +278,8 @@ impl SegmentStore {
             state: RwLock::new(state),
             files: Mutex::new(LruCache::new(open_files)),
             tables,
-            reclaimer: Mutex::new(Reclaimer::default()),
+            reclaimer: Mutex::new(Reclaimer::new(useful)),
+            holes,
             codecs: Codecs::default(),
             snapshot_seq: AtomicU64::new(0),
         };
@@ -308,6 +313,13 @@ impl SegmentStore {
     /// Returns when the log up to a sequence number is on stable storage.
     pub(super) fn flush_to(&self, seq: u64) -> Result<(), StoreError> {
         self.log.flush_to(seq, &|at, header| {
+            write(&self.state).apply(at, header);
+        })
+    }
+
+    /// Returns when the log up to a sequence number is on stable storage, and says so itself.
+    pub(super) fn prove(&self, seq: u64) -> Result<(), StoreError> {
+        self.log.prove(seq, &|at, header| {
             write(&self.state).apply(at, header);
         })
     }

@@ -238,6 +238,9 @@ impl Reader<'_> {
             tombs,
             pinned: 0,
             aways: Aways { taken, data: away, live: 0 },
+            // The files know.
+            holes: 0,
+            guessed: false,
             first_seq,
             last_seq,
             min_ino,

@@ -49,6 +49,10 @@ pub(super) struct SegmentInfo {
     /// Those of them that carry the version of a chunk. May be too high for a moment, never too low.
     pub(super) pinned: u64,
     pub(super) aways: Aways,
+    /// Bytes of the file that the file system has back, because they are holes.
+    pub(super) holes: u64,
+    /// `holes` is a guess, and may be too high.
+    pub(super) guessed: bool,
     pub(super) first_seq: u64,
     pub(super) last_seq: u64,
     /// Inodes with data in it are within this range.
@@ -67,6 +71,8 @@ impl SegmentInfo {
             tombs: 0,
             pinned: 0,
             aways: Aways::default(),
+            holes: 0,
+            guessed: false,
             first_seq,
             last_seq: first_seq - 1,
             min_ino: u64::MAX,
@@ -79,8 +85,18 @@ impl SegmentInfo {
         self.data.saturating_sub(self.live)
     }
 
-    /// Bytes of the file that moving its live data out would win, tombstones aside.
+    /// Bytes that the file takes on the disk.
+    pub(super) fn taken(&self) -> u64 {
+        self.len.saturating_sub(self.holes)
+    }
+
+    /// Bytes of the disk that moving its live data out would win, tombstones aside.
     pub(super) fn reclaimable(&self) -> u64 {
+        self.dead_stored().saturating_sub(self.holes)
+    }
+
+    /// Bytes of its records, tombstones aside, that nobody needs. Some of them may be holes already.
+    pub(super) fn dead_stored(&self) -> u64 {
         let records = self.len.saturating_sub(FIRST_RECORD + self.tombs + self.aways.taken);
         let aways = self.aways.reclaimable();
         if self.data == 0 {
@@ -103,7 +119,17 @@ impl SegmentInfo {
 
     /// Whether so much of it is dead that moving the rest pays.
     pub(super) fn is_worth(&self, dead_percent: u8) -> bool {
-        self.reclaimable() * 100 / self.len.max(1) >= u64::from(dead_percent)
+        self.reclaimable() * 100 / self.taken().max(1) >= u64::from(dead_percent)
+    }
+
+    /// Bytes of its records that would have to be moved.
+    pub(super) fn kept(&self) -> u64 {
+        self.live_stored() + self.tombs + self.aways.taken
+    }
+
+    /// Whether it has holes and so little else that moving that spares a file for hardly any writing.
+    pub(super) fn is_thin(&self) -> bool {
+        self.holes > 0 && self.kept() < self.len / 4
     }
 
     /// Whether it may hold something of this inode that a tombstone hides.

@@ -8,6 +8,7 @@ pub(super) mod sim;
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(super) use real::{Access, RealDisk};
 
@@ -24,6 +25,11 @@ pub(super) trait Disk: Send + Sync {
     /// Makes creations, removals and renames durable.
     fn sync_dir(&self) -> io::Result<()>;
     fn space(&self) -> io::Result<Space>;
+    /// What the file system can have back of the middle of a file, at the least: a power of two, a page or more. `None`: it has a
+    /// use for whole files only.
+    fn hole_bytes(&self) -> io::Result<Option<u64>>;
+    /// Time that has gone by since some moment.
+    fn now(&self) -> Duration;
 }
 
 /// One open file. All methods may be called from several threads.
@@ -69,6 +75,13 @@ pub(super) trait DiskFile: Send + Sync {
     fn start_sync(&self, _from: u64, _len: u64) -> io::Result<()> {
         Ok(())
     }
+    /// Gives whole pages, which lie before the end, back to the file system. They read as zeros then. It may become durable at once, never,
+    /// or in part, and before or after anything else; fails with `Unsupported` where there is no such thing.
+    fn punch(&self, from: u64, len: u64) -> io::Result<()>;
+    /// How many bytes of a range are no holes. All, where the file system cannot tell.
+    fn data_bytes(&self, from: u64, len: u64) -> io::Result<u64>;
+    /// Bytes that the file takes on the disk.
+    fn allocated(&self) -> io::Result<u64>;
     /// `fdatasync`: the data and the length are on stable storage when it returns.
     fn sync(&self) -> io::Result<()>;
 }
@@ -194,6 +207,18 @@ mod tests {
 
         fn set_len(&self, _: u64) -> io::Result<()> {
             Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn punch(&self, _: u64, _: u64) -> io::Result<()> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+
+        fn data_bytes(&self, _: u64, len: u64) -> io::Result<u64> {
+            Ok(len)
+        }
+
+        fn allocated(&self) -> io::Result<u64> {
+            self.len()
         }
 
         fn sync(&self) -> io::Result<()> {

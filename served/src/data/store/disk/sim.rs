@@ -1,13 +1,15 @@
 //! A disk in memory that loses power: of what was not synced an arbitrary part survives, by sectors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use super::{Disk, DiskFile, Space};
 use crate::data::store::sync::lock;
 
 const SECTOR: usize = 512;
+const PAGE: usize = 4096;
 
 /// A small deterministic source of randomness.
 #[derive(Clone)]
@@ -30,6 +32,7 @@ impl Dice {
 enum Change {
     SetLen(usize),
     Write(usize, Vec<u8>),
+    Punch(usize, usize),
 }
 
 #[derive(Default)]
@@ -37,6 +40,29 @@ struct Content {
     now: Vec<u8>,
     durable: Vec<u8>,
     pending: Vec<Change>,
+    /// Numbers of pages that are holes. What a crash brings back of them is not counted again.
+    holes: BTreeSet<usize>,
+}
+
+impl Content {
+    fn allocated(&self) -> u64 {
+        let len = self.now.len();
+        let size = |page: &usize| ((page + 1) * PAGE).min(len).saturating_sub(page * PAGE);
+        (len - self.holes.iter().map(size).sum::<usize>()) as u64
+    }
+}
+
+/// What holes of files are good for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in crate::data::store) enum Holes {
+    /// They take nothing.
+    Free,
+    /// They take as much as what was there.
+    Vain,
+    /// They take nothing, and what is no hole takes half of its length.
+    Squeezed,
+    /// There are none.
+    None,
 }
 
 enum NameChange {
@@ -57,6 +83,13 @@ struct Inner {
     fail_writes: bool,
     /// Nothing is in memory.
     cold: bool,
+    holes: Holes,
+    /// What making a hole takes, and writing a MiB.
+    hole_takes: Duration,
+    mib_takes: Duration,
+    clock: Duration,
+    /// What happens just before the next read of a file.
+    before_read: Option<Box<dyn FnOnce() + Send>>,
     unreadable: Vec<(String, u64, u64)>,
     dice: Dice,
 }
@@ -88,6 +121,11 @@ fn put(data: &mut Vec<u8>, at: usize, bytes: &[u8]) {
     data[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
+fn zero(data: &mut [u8], from: usize, to: usize) {
+    let len = data.len();
+    data[from.min(len)..to.min(len)].fill(0);
+}
+
 impl Inner {
     /// Burns the fuse; `false`: the power is out.
     fn powered(&mut self) -> bool {
@@ -101,8 +139,16 @@ impl Inner {
         }
     }
 
+    fn allocated(&self, file: usize) -> u64 {
+        match self.holes {
+            Holes::Vain => self.files[file].now.len() as u64,
+            Holes::Squeezed => self.files[file].allocated() / 2,
+            Holes::Free | Holes::None => self.files[file].allocated(),
+        }
+    }
+
     fn used(&self) -> u64 {
-        self.names.values().map(|f| self.files[*f].now.len() as u64).sum()
+        self.names.values().map(|f| self.allocated(*f)).sum()
     }
 }
 
@@ -122,6 +168,11 @@ impl SimDisk {
             fail_sync: false,
             fail_writes: false,
             cold: false,
+            holes: Holes::Free,
+            hole_takes: Duration::ZERO,
+            mib_takes: Duration::ZERO,
+            clock: Duration::ZERO,
+            before_read: None,
             unreadable: Vec::new(),
             dice: Dice(seed),
         })))
@@ -142,6 +193,25 @@ impl SimDisk {
 
     pub(in crate::data::store) fn set_cold(&self, cold: bool) {
         lock(&self.0).cold = cold;
+    }
+
+    pub(in crate::data::store) fn set_holes(&self, holes: Holes) {
+        lock(&self.0).holes = holes;
+    }
+
+    /// What making a hole takes, and writing a MiB.
+    pub(in crate::data::store) fn set_times(&self, hole: Duration, mib: Duration) {
+        let inner = &mut *lock(&self.0);
+        (inner.hole_takes, inner.mib_takes) = (hole, mib);
+    }
+
+    pub(in crate::data::store) fn set_before_read(&self, act: impl FnOnce() + Send + 'static) {
+        lock(&self.0).before_read = Some(Box::new(act));
+    }
+
+    /// Bytes that all files take.
+    pub(in crate::data::store) fn allocated(&self) -> u64 {
+        lock(&self.0).used()
     }
 
     pub(in crate::data::store) fn set_unreadable(&self, name: &str, from: u64, to: u64) {
@@ -166,6 +236,15 @@ impl SimDisk {
                         content.durable.resize(len, 0)
                     }
                     Change::SetLen(_) => {}
+                    // Whatever becomes of what was written: page by page, at once or never.
+                    Change::Punch(from, to) => {
+                        let punched = inner.dice.below(3);
+                        for page in (from..to).step_by(PAGE) {
+                            if punched == 0 || (punched == 1 && inner.dice.below(2) == 0) {
+                                zero(&mut content.durable, page, page + PAGE);
+                            }
+                        }
+                    }
                     Change::Write(at, bytes) => {
                         let mut done = 0;
                         while done < bytes.len() {
@@ -191,7 +270,8 @@ impl SimDisk {
             let out = &mut *lock(&copy.0);
             for (n, (name, file)) in inner.names.iter().enumerate() {
                 let now = inner.files[*file].now.clone();
-                out.files.push(Content { durable: now.clone(), now, pending: Vec::new() });
+                let holes = inner.files[*file].holes.clone();
+                out.files.push(Content { durable: now.clone(), now, pending: Vec::new(), holes });
                 out.names.insert(name.clone(), n);
                 out.durable_names.insert(name.clone(), n);
             }
@@ -273,6 +353,14 @@ impl Disk for SimDisk {
             free_bytes: inner.capacity.saturating_sub(inner.used()),
         })
     }
+
+    fn hole_bytes(&self) -> io::Result<Option<u64>> {
+        Ok(Some(PAGE as u64))
+    }
+
+    fn now(&self) -> Duration {
+        lock(&self.0).clock
+    }
 }
 
 struct SimFile {
@@ -308,8 +396,12 @@ impl DiskFile for SimFile {
             bytes.truncate(len);
         }
         let len = bytes.len();
+        inner.clock += inner.mib_takes.mul_f64(len as f64 / (1 << 20) as f64);
         let content = &mut inner.files[self.file];
         put(&mut content.now, at, &bytes);
+        (at / PAGE..(at + len).div_ceil(PAGE)).for_each(|page| {
+            content.holes.remove(&page);
+        });
         content.pending.push(Change::Write(at, bytes));
         if powered { Ok(len) } else { Err(power_is_out()) }
     }
@@ -322,6 +414,10 @@ impl DiskFile for SimFile {
     }
 
     fn read_at(&self, out: &mut [u8], position: u64) -> io::Result<usize> {
+        let act = lock(&self.disk.0).before_read.take();
+        if let Some(act) = act {
+            act();
+        }
         let inner = lock(&self.disk.0);
         let end = position + out.len() as u64;
         if inner
@@ -351,6 +447,37 @@ impl DiskFile for SimFile {
         content.now.resize(len as usize, 0);
         content.pending.push(Change::SetLen(len as usize));
         Ok(())
+    }
+
+    fn punch(&self, from: u64, len: u64) -> io::Result<()> {
+        let inner = &mut *lock(&self.disk.0);
+        if inner.holes == Holes::None {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        inner.clock += inner.hole_takes;
+        let was_out = inner.fuse == Some(0);
+        let powered = inner.powered();
+        if was_out {
+            return Err(power_is_out());
+        }
+        let (from, to) = (from as usize, (from + len) as usize);
+        let content = &mut inner.files[self.file];
+        assert!(from % PAGE == 0 && to % PAGE == 0 && from < to && to <= content.now.len());
+        zero(&mut content.now, from, to);
+        content.holes.extend(from / PAGE..to / PAGE);
+        content.pending.push(Change::Punch(from, to));
+        if powered { Ok(()) } else { Err(power_is_out()) }
+    }
+
+    fn data_bytes(&self, from: u64, len: u64) -> io::Result<u64> {
+        let (first, last) = (from as usize / PAGE, (from + len) as usize / PAGE);
+        assert!((from | len).is_multiple_of(PAGE as u64));
+        let inner = lock(&self.disk.0);
+        Ok(len - (inner.files[self.file].holes.range(first..last).count() * PAGE) as u64)
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(lock(&self.disk.0).allocated(self.file))
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -4,6 +4,7 @@ mod away;
 mod codecs;
 mod faults;
 mod fixture;
+mod holes;
 mod model;
 mod operations;
 mod pages;
