@@ -40,27 +40,27 @@ pub(super) struct Lives {
 }
 
 impl Lives {
-    /// Notes that a life begins.
-    ///
-    /// # Errors
-    /// When the file cannot be read. Damage is no error.
-    pub(super) fn begin(dir: &Path, life: InstanceId) -> io::Result<Lives> {
-        let found = match fs::read(Lives::file(dir)) {
-            Ok(bytes) => {
-                let found = decode(&bytes);
-                if found.is_none() {
-                    tracing::warn!(path = %Lives::file(dir).display(), "the list of the lives of this server was damaged; it begins anew");
-                }
-                found
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(error),
+    /// A life begins. It is noted at once if it is known which there were before; otherwise with these, when the map names some: a file that
+    /// named this life alone would deny all others.
+    pub(super) fn begin(dir: &Path, life: InstanceId) -> Lives {
+        let path = Lives::file(dir);
+        let found = match fs::read(&path) {
+            Ok(bytes) => decode(&bytes).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData)),
+            Err(error) => Err(error),
         };
-        let is_known = found.is_some();
-        let all = found.unwrap_or_default();
+        if let Err(error) = &found
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "the list of the lives of this server is damaged; it begins anew");
+        }
+        let is_known = found.is_ok();
+        let mut all = found.unwrap_or_default();
+        all.push(life);
         let mut lives = Lives { dir: dir.to_owned(), all, is_known, is_noted: false };
-        lives.add(&[life]);
-        Ok(lives)
+        if is_known {
+            lives.add(&[]);
+        }
+        lives
     }
 
     /// Where they stand.
@@ -70,6 +70,9 @@ impl Lives {
 
     /// Whether the directory has seen all of these lives. If it is not known which it has seen, it is believed to have.
     pub(super) fn has_seen(&mut self, lives: &[InstanceId]) -> bool {
+        if lives.is_empty() {
+            return true;
+        }
         if !self.is_known {
             self.is_known = true;
             self.add(lives);
@@ -120,7 +123,7 @@ mod tests {
     use super::*;
 
     fn begun(dir: &Path, life: u64) -> Lives {
-        Lives::begin(dir, InstanceId(life)).unwrap()
+        Lives::begin(dir, InstanceId(life))
     }
 
     fn has_seen(lives: &mut Lives, these: &[u64]) -> bool {
@@ -140,8 +143,19 @@ mod tests {
         assert!(!has_seen(&mut second, &[8, 9]), "nothing is believed any more");
         // Put back as it was before the second life.
         let copy = tempfile::tempdir().unwrap();
-        begun(copy.path(), 7);
+        assert!(has_seen(&mut begun(copy.path(), 7), &[7]));
         assert!(!has_seen(&mut begun(copy.path(), 10), &[8]));
+    }
+
+    #[test]
+    fn a_life_that_ends_before_the_first_map_denies_no_earlier_one() {
+        let dir = tempfile::tempdir().unwrap();
+        begun(dir.path(), 7);
+        let mut second = begun(dir.path(), 8);
+        // Nothing is counted on yet, or the server is taken for another one.
+        assert!(has_seen(&mut second, &[]));
+        assert!(has_seen(&mut second, &[3]), "it is from before there was such a list");
+        assert!(has_seen(&mut begun(dir.path(), 9), &[3, 8]));
     }
 
     #[test]
@@ -153,14 +167,14 @@ mod tests {
         assert!(has_seen(&mut lives, &[3, 7]));
         assert!(!Lives::file(dir.path()).exists());
         fs::remove_dir(&blocked).unwrap();
-        assert!(!has_seen(&mut lives, &[4]));
+        assert!(!has_seen(&mut lives, &[4]), "and with this it is noted");
         assert!(has_seen(&mut begun(dir.path(), 8), &[3, 7, 8]));
     }
 
     #[test]
     fn a_damaged_list_begins_anew_and_a_long_one_forgets_its_beginning() {
         let dir = tempfile::tempdir().unwrap();
-        begun(dir.path(), 7);
+        assert!(has_seen(&mut begun(dir.path(), 7), &[7]));
         let mut bytes = fs::read(Lives::file(dir.path())).unwrap();
         for damaged in [&bytes[..bytes.len() - 1], &bytes[..4], b""] {
             assert_eq!(decode(damaged), None);

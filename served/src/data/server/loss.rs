@@ -68,7 +68,7 @@ impl Loss {
     /// # Errors
     /// When it cannot be seen what was noted.
     pub(super) fn open(dir: &Path, life: InstanceId) -> io::Result<Loss> {
-        let lives = Mutex::new(Lives::begin(dir, life)?);
+        let lives = Mutex::new(Lives::begin(dir, life));
         let path = Loss::file(dir);
         let lacks = AtomicBool::new(path.try_exists()?);
         let incomplete = AtomicBool::new(Loss::incomplete_file(dir).try_exists()?);

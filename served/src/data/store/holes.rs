@@ -36,6 +36,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::time::Duration;
 
+use netfs_common::warn_rarely;
+
 use super::disk::{Disk, DiskFile, read_full};
 use super::error::StoreError;
 use super::format::{
@@ -49,12 +51,16 @@ use super::ways::Ways;
 
 /// Holes that a sweep is to have found before it makes them. Each flush serves so many.
 const GATHER_RANGES: usize = 1024;
+/// Nor in more segments than these, once there is something to do: somebody may be waiting for it.
+pub(super) const GATHER_SEGMENTS: usize = 8;
 /// Holes that are made in one step.
 const STEP_RANGES: usize = 64;
 /// How long one step walks or makes holes.
 const STEP_TIME: Duration = Duration::from_millis(20);
 /// A sweep should win at least such a part of what seemed dead; otherwise so much of its segment has to die before it is swept again.
 const LEAST_SHARE: u64 = 8;
+/// The same trouble is logged this often.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How large holes are, at least.
 #[derive(Debug)]
@@ -128,6 +134,11 @@ impl Sweep {
             proven: false,
             look_only,
         }
+    }
+
+    /// The segments that it deals with now.
+    pub(super) fn under_way(&self) -> impl Iterator<Item = SegmentId> {
+        self.walking.iter().chain(&self.found).map(|found| found.segment)
     }
 
     /// Whether it still looks for what can become holes, or does nothing else anyway.
@@ -291,7 +302,8 @@ impl SegmentStore {
                 sweep.ranges += found.ranges.len();
                 sweep.found.push_back(found);
             }
-            if sweep.ranges >= GATHER_RANGES {
+            let some = sweep.ranges > 0 && sweep.found.len() >= GATHER_SEGMENTS;
+            if sweep.ranges >= GATHER_RANGES || some {
                 return Ok(true);
             }
             let Some(segment) = sweep.victims.pop() else { return Ok(true) };
@@ -374,7 +386,11 @@ impl SegmentStore {
                 Err(e) if matches!(e.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) => {
                     break End::NoRoom;
                 }
-                Err(e) => return Err(self.log.poison(StoreError::io("make holes in", name)(e))),
+                // Nothing is in doubt: what the range held is dead, and proven to be.
+                Err(e) => {
+                    warn_rarely!(WARN_INTERVAL, segment = %name, error = %e, "no holes can be made in a segment now");
+                    break End::NoRoom;
+                }
             }
             found.ranges.pop();
             made.count += 1;

@@ -25,7 +25,7 @@ use std::time::Duration;
 use super::error::StoreError;
 use super::extent::Extent;
 use super::format::{BLOCK, Kind, LogPos, RecordHeader, SegmentId, SegmentSeed, segment_name};
-use super::holes::{Sweep, Swept};
+use super::holes::{GATHER_SEGMENTS, Sweep, Swept};
 use super::key::{ChunkKey, ChunkVersion};
 use super::log::{Draft, Space};
 use super::scan::{Item, Scanner};
@@ -142,12 +142,21 @@ impl SegmentStore {
         full + (normal - full) * free.min(roomy) / roomy
     }
 
-    /// Reclaims a segment because a write found no room. `false`: there is nothing to reclaim.
-    pub(super) fn make_room(&self, reclaimer: &mut Reclaimer) -> Result<bool, StoreError> {
+    /// Wins so many bytes because a write found no room, or what there is to win. `false`: there is nothing to reclaim.
+    pub(super) fn make_room(
+        &self,
+        reclaimer: &mut Reclaimer,
+        short: u64,
+    ) -> Result<bool, StoreError> {
+        let (mut freed, mut moved) = (0, 0);
         loop {
             let done = self.step(reclaimer, 0)?;
-            if done.freed_bytes > 0 || done.idle {
-                return Ok(done.freed_bytes > 0);
+            freed += done.freed_bytes;
+            moved += done.moved_bytes;
+            // What was moved has taken room itself. Where nearly all lives that takes long, and others wait.
+            let enough = freed >= moved + short || moved >= ROOMY * self.config.segment_bytes;
+            if done.idle || (freed > 0 && enough) {
+                return Ok(freed > 0);
             }
         }
     }
@@ -161,7 +170,14 @@ impl SegmentStore {
         match work {
             None => Ok(Reclaimed { idle: true, ..Reclaimed::default() }),
             Some(Work::Sweep(mut sweep)) => {
-                let step = self.sweep(&mut sweep, swept, ways)?;
+                let step = self.sweep(&mut sweep, swept, ways).inspect_err(|_| {
+                    // Others have their turn before these are tried again.
+                    let state = read(&self.state);
+                    for segment in sweep.under_way() {
+                        let info = state.segments.get(&segment);
+                        swept.insert(segment, info.map_or(0, SegmentInfo::reclaimable));
+                    }
+                })?;
                 // What is left of it is found again when its turn comes.
                 let goes_on = sweep.only_walks() || ways.choose() == Way::Holes;
                 *next = (!step.over && goes_on).then_some(Work::Sweep(sweep));
@@ -177,6 +193,15 @@ impl SegmentStore {
                         swept.remove(&job.victim);
                         let won = done.freed_bytes.saturating_sub(job.moved_bytes);
                         ways.moved(won, job.took, job.for_gain);
+                        Ok(done)
+                    }
+                    // There is no room even for what has to be moved. Holes take next to none.
+                    Err(StoreError::NoSpace { needed, free }) => {
+                        let victims = self.hole_victims(reclaimer)?;
+                        if victims.is_empty() {
+                            return Err(StoreError::NoSpace { needed, free });
+                        }
+                        reclaimer.work = Some(Work::Sweep(Sweep::new(victims, false)));
                         Ok(done)
                     }
                     // Unfinished, or failed in a way that may pass: go on from here the next time.
@@ -217,6 +242,7 @@ impl SegmentStore {
                 (Some(victim), _) => (victim, true),
                 (None, Some(victim)) => (victim, false),
                 (None, None) if !found.guessed.is_empty() => {
+                    found.guessed.truncate(GATHER_SEGMENTS);
                     return Ok(Some(Work::Sweep(Sweep::new(found.guessed, true))));
                 }
                 (None, None) if found.roll => {
@@ -241,6 +267,17 @@ impl SegmentStore {
             moved_bytes: 0,
             took: Duration::ZERO,
         })))
+    }
+
+    /// Where holes could be made, if they are of use at all.
+    fn hole_victims(&self, reclaimer: &Reclaimer) -> Result<Vec<SegmentId>, StoreError> {
+        if !reclaimer.ways.may_make_holes() {
+            return Ok(Vec::new());
+        }
+        let (current, _) = lock(&self.log.tail).position();
+        let mut found = self.choices(current, self.threshold(0), true, &reclaimer.swept).holes;
+        found.sort_unstable_by(|a, b| b.cmp(a));
+        Ok(found.into_iter().map(|(_, id)| id).collect())
     }
 
     /// Looks at all segments.

@@ -96,6 +96,11 @@ impl Ways {
         }
     }
 
+    /// Whether holes are of use, as far as is known.
+    pub(super) fn may_make_holes(&self) -> bool {
+        self.useful
+    }
+
     pub(super) fn won(&self) -> Won {
         self.won
     }

@@ -161,7 +161,8 @@ impl SegmentStore {
             // Whoever had it before has made room, most likely, and for more than itself.
             match attempt() {
                 Err(StoreError::NoSpace { needed, free }) => {
-                    if !self.make_room(&mut reclaimer)? {
+                    let short = needed.saturating_sub(free).max(1);
+                    if !self.make_room(&mut reclaimer, short)? {
                         return Err(StoreError::NoSpace { needed, free });
                     }
                 }

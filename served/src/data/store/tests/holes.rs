@@ -50,9 +50,9 @@ fn dead_pages_go_back_to_the_file_system_and_everything_is_still_there() {
     let (before, dead) = (disk.allocated(), store.usage().unwrap().dead_bytes);
     let won = store.sweep_all().unwrap();
     assert!(won >= 10 * 2 * 4096, "{won}");
-    // No more than the note that proves it was written for it.
+    // No more than the notes that prove it, one for some segments, were written for it.
     let now = disk.allocated();
-    assert!(now <= before - won + 200, "{before} {won} {now}");
+    assert!(now <= before - won + 1000, "{before} {won} {now}");
     let usage = store.usage().unwrap();
     assert_eq!(usage.dead_bytes, dead - won);
     assert_eq!(store.sweep_all().unwrap(), 0, "all holes are made");
@@ -227,6 +227,31 @@ fn the_way_that_is_cheaper_here_is_used() {
         assert_eq!(moved > 0.5, slow, "{moved}");
         assert!(won.by_holes > 0, "they had their turn");
     }
+}
+
+#[test]
+fn a_long_record_gets_its_room_however_little_each_step_wins() {
+    let disk = SimDisk::new(1, 1 << 30);
+    let config = StoreConfig {
+        segment_bytes: MIB,
+        max_chunk_bytes: 4 * MIB,
+        capacity_limit_bytes: Some(11 * MIB),
+        ..small()
+    };
+    let store = try_open(&disk, config).unwrap().0;
+    for n in (0..400).chain((0..400).step_by(2)) {
+        store.write(key(1, n), 0, &[bytes(n, 16_000)], V0).unwrap();
+    }
+    // One hole of three pages in a step; moving would take longer yet.
+    disk.set_times(Duration::from_millis(25), Duration::from_secs(1000));
+    let long = bytes(7, 3 << 20);
+    store.write(key(2, 0), 0, &[&long], V0).unwrap();
+    assert!(store.won().by_holes > 32 * 12 * KIB, "{:?}", store.won());
+    assert_eq!(store.read(key(2, 0), 0, 3 * MIB).unwrap(), long);
+    for n in 0..400 {
+        assert_eq!(store.read(key(1, n), 0, 16_000).unwrap(), bytes(n, 16_000));
+    }
+    assert_clean(&disk);
 }
 
 #[test]
