@@ -151,7 +151,9 @@ impl Holes {
     /// And whether they are of use, as far as the file system's name tells.
     pub(super) fn new(disk: &dyn Disk) -> Result<(Self, bool), StoreError> {
         let found = disk.hole_bytes().map_err(StoreError::io("examine", "the file system"))?;
-        Ok((Self { page: found.unwrap_or(4096) }, found.is_some()))
+        let discards =
+            disk.discards().map_err(StoreError::io("examine", "how the file system is mounted"))?;
+        Ok((Self { page: found.unwrap_or(4096) }, found.is_some() && !discards))
     }
 
     /// Whether they suit a segment. Where most records are short, they have no whole page.

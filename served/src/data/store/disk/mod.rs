@@ -28,6 +28,11 @@ pub(super) trait Disk: Send + Sync {
     /// What the file system can have back of the middle of a file, at the least: a power of two, a page or more. `None`: it has a
     /// use for whole files only.
     fn hole_bytes(&self) -> io::Result<Option<u64>>;
+
+    /// Whether what is freed is discarded at once. Then holes cost much, and others who use the disk notice.
+    fn discards(&self) -> io::Result<bool> {
+        Ok(false)
+    }
     /// Time that has gone by since some moment.
     fn now(&self) -> Duration;
 }

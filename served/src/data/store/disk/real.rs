@@ -173,9 +173,23 @@ impl Disk for RealDisk {
         Ok(Some(block.max(LEAST).checked_next_power_of_two().unwrap_or(LEAST)))
     }
 
+    fn discards(&self) -> io::Result<bool> {
+        let device = std::fs::metadata(&self.dir)?.dev();
+        Ok(discards(&std::fs::read_to_string("/proc/self/mountinfo")?, device))
+    }
+
     fn now(&self) -> Duration {
         self.begun.elapsed()
     }
+}
+
+/// Whether a device's file system is mounted so that it discards what is freed, by the lines of proc_pid_mountinfo(5).
+fn discards(mounts: &str, device: u64) -> bool {
+    let device = format!("{}:{}", libc::major(device), libc::minor(device));
+    mounts.lines().filter(|line| line.split(' ').nth(2) == Some(&device)).any(|line| {
+        let options = line.split_once(" - ").and_then(|(_, rest)| rest.split(' ').nth(2));
+        options.unwrap_or("").split(',').any(|o| o == "discard" || o.starts_with("discard="))
+    })
 }
 
 struct RealFile(File);
@@ -413,5 +427,18 @@ mod tests {
             assert_eq!(file.data_bytes(8 * PAGE, 16 * PAGE).unwrap(), 8 * PAGE);
             assert_eq!(file.data_bytes(20 * PAGE, 4 * PAGE).unwrap(), 0);
         }
+    }
+
+    #[test]
+    fn a_mount_that_discards_is_known_by_its_options() {
+        let mounts = "29 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw,discard,resuid=65534\n\
+            30 29 7:1 / /mnt/discard rw,discard - xfs /dev/loop1 rw,nodiscard,noquota\n\
+            31 29 7:2 / /mnt/x rw - f2fs /dev/loop2 rw,discard=async\n\
+            32 29 7:3 broken";
+        let device = libc::makedev;
+        assert!(discards(mounts, device(254, 0)));
+        assert!(!discards(mounts, device(7, 1)), "only options of the file system count");
+        assert!(discards(mounts, device(7, 2)));
+        assert!(!discards(mounts, device(7, 3)) && !discards(mounts, device(7, 4)));
     }
 }
