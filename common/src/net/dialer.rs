@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -12,6 +12,10 @@ use super::link::{Handler, Link};
 use super::transport::{self, EndpointError};
 use super::{CallError, CloseCode, ConnectionKind, Limits, NetMetrics, with_deadline};
 use crate::tls::SERVER_NAME;
+
+/// How often a handshake is begun anew while nobody answers. QUIC sends its first packet again after pauses that double
+/// (RFC 9002, section 6.2), so a server that comes back while one is under way would be found after seconds.
+const AFRESH: Duration = Duration::from_secs(1);
 
 /// A socket to connect from. Clones share it; all connections end when the last clone and the last
 /// connection are gone.
@@ -75,6 +79,34 @@ impl Dialer {
         self.endpoint.wait_idle().await;
     }
 
+    /// Goes on with the first attempt, which a slow server may still answer, and begins a second one beside it again and
+    /// again: the first packet of that reaches a server that was not there before.
+    async fn handshake(&self, address: SocketAddr) -> Result<quinn::Connection, CallError> {
+        let connect = || {
+            self.endpoint.connect(address, &self.server_name).map_err(|e| CallError::Unreachable {
+                address: address.to_string().into(),
+                text: e.to_string().into(),
+            })
+        };
+        let first = connect()?;
+        tokio::pin!(first);
+        let Ok(answered) = tokio::time::timeout(AFRESH, &mut first).await else {
+            loop {
+                let fresh = connect()?;
+                let either = async {
+                    tokio::select! {
+                        first = &mut first => first,
+                        fresh = fresh => fresh,
+                    }
+                };
+                if let Ok(answered) = tokio::time::timeout(AFRESH, either).await {
+                    return Ok(answered?);
+                }
+            }
+        };
+        Ok(answered?)
+    }
+
     async fn greet(
         &self,
         address: SocketAddr,
@@ -88,11 +120,7 @@ impl Dialer {
         let deadline = Instant::now() + self.limits.hello_timeout;
         let mut conn = None;
         let greeting = async {
-            let connecting = self
-                .endpoint
-                .connect(address, &self.server_name)
-                .map_err(|e| unreachable(&e.to_string()))?;
-            let established = connecting.await?;
+            let established = self.handshake(address).await?;
             conn = Some(established.clone());
             hello::greet(established, kind, hello, &self.limits).await
         };

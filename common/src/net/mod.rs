@@ -23,6 +23,7 @@
 //! | the peer stops for a minute, dies with its machine, or the cable is cut | after `idle_timeout` of silence the connection is lost: calls under way fail with [`CallError::Lost`] and may or may not have been done. A peer that wakes up after that finds out with its next packet |
 //! | the peer's process dies | its system says nothing (UDP); as above, but a restarted server resets the connection at the next packet |
 //! | half-open: packets pass in one direction only | as above: what is not acknowledged counts as silence |
+//! | a server comes back while it is being called | the handshake is begun anew every second, because the pauses within one double |
 //! | the peer shuts down | it says goodbye: no new calls, those under way finish, then it closes; a [`Channel`] connects anew at once |
 //! | the peer reads too slowly | flow control stops this side's writer, the queue fills to its bound in bytes, calls wait for space until their deadline |
 //! | the peer answers too slowly | as many calls wait at the peer as it accepts, the others here |

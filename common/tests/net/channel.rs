@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netfs_common::net::{
-    CallError, Channel, ChannelConfig, ChannelState, EstablishedFuture, Greeter, Link,
+    CallError, Channel, ChannelConfig, ChannelState, Dialer, EstablishedFuture, Greeter, Limits,
+    Link, NetMetrics,
 };
 
 use crate::world::*;
@@ -155,4 +156,29 @@ async fn a_dropped_channel_closes_its_connection() {
     assert_eq!(server.metrics.connections.get(), 1);
     drop(channel);
     eventually("gone at the server", || server.metrics.connections.get() == 0).await;
+}
+
+#[tokio::test]
+async fn a_server_that_comes_up_while_it_is_called_is_found_soon() {
+    let pki = Pki::new();
+    // Somebody who takes packets and says nothing, until the pauses between those of one handshake are long.
+    let silent = tokio::net::UdpSocket::bind(any_port()).await.unwrap();
+    let address = silent.local_addr().unwrap();
+    let long = Duration::from_secs(30);
+    let patient = Limits { hello_timeout: long, idle_timeout: long, ..limits() };
+    let dialer = Dialer::new(pki.client("alice"), patient, NetMetrics::default()).unwrap();
+    let dialled = tokio::spawn(async move { dialer.link(address, b"", echo()).await });
+    let mut packet = [0; 2048];
+    let ignore = async {
+        loop {
+            silent.recv_from(&mut packet).await.unwrap();
+        }
+    };
+    // The fifth packet of one handshake goes out after 4.5 seconds, the sixth after 9.3.
+    tokio::time::timeout(Duration::from_millis(4700), ignore).await.unwrap_err();
+    drop(silent);
+    let up = Instant::now();
+    let _server = serve(&pki, limits(), address, echo(), bulk_echo());
+    dialled.await.unwrap().unwrap();
+    assert!(up.elapsed() < Duration::from_secs(3), "{:?}", up.elapsed());
 }
