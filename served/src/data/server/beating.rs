@@ -143,6 +143,7 @@ impl Replicas {
                     let below = u32::try_from(members.len() - 1 - place).unwrap_or(u32::MAX);
                     let deadline = stall + PER_HOP * below;
                     if self.progress.is_stalled(next.server, *since, deadline) {
+                        tracing::debug!(group = %id, %epoch, server = %next.server, "a replica has stalled");
                         stalled.push((id, epoch, next));
                     }
                 }

@@ -26,6 +26,7 @@ mod space;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -366,7 +367,7 @@ impl Cluster {
 
     fn publish(self: &Cluster, state: &State) -> Result<(), CodecError> {
         let published = Arc::new(Published::new(state.map())?);
-        tracing::debug!(version = %state.version, "cluster map");
+        tracing::debug!(version = %state.version, changes = %changes(&self.published().map, &published.map), "cluster map");
         self.published.send_replace(published);
         self.events.send_replace(());
         Ok(())
@@ -541,6 +542,18 @@ impl Cluster {
         }
         (revoke, hand_over)
     }
+}
+
+/// The chains of a map that are otherwise in an earlier one, for the log.
+fn changes(before: &ClusterMap, map: &ClusterMap) -> String {
+    let mut text = String::new();
+    for (group, chain) in map.groups().filter(|(group, chain)| before.chain(*group) != Some(chain))
+    {
+        let servers: Vec<_> = chain.replicas.iter().map(|r| r.server.to_string()).collect();
+        let learner = chain.learner.map_or(String::new(), |l| format!("+{}", l.server));
+        let _ = write!(text, "{group}@{}:{}{learner} ", chain.epoch, servers.join(","));
+    }
+    text
 }
 
 /// Groups, as a chain of theirs has them.
