@@ -175,6 +175,36 @@ async fn a_change_that_waits_for_a_dead_replica_ends_when_the_chain_is_mended() 
 }
 
 #[tokio::test]
+async fn changes_that_a_replica_refused_for_now_are_not_overtaken_by_those_that_wait_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 2);
+    cluster.set(&[0, 1], None).await;
+    // The head goes by another map, of which its successor knows nothing yet.
+    let replicas = vec![cluster.replica(0), cluster.replica(1)];
+    set_chains(&mut cluster.map, replicas, None);
+    cluster.beat(0, true).await;
+    let head = std::sync::Arc::new(cluster.client(0).await);
+    let mut writes = tokio::task::JoinSet::new();
+    for part in 0..50 {
+        let head = head.clone();
+        writes.spawn(async move {
+            // Each is tried again at times of its own.
+            tokio::time::sleep(Duration::from_millis(part * 13)).await;
+            head.write(chunk(2, 0), part * 1000, &bytes(part, 1000)).await
+        });
+    }
+    // All of them come to the head, and are refused by the other.
+    assert!(tokio::time::timeout(Duration::from_secs(2), writes.join_next()).await.is_err());
+    cluster.beat(1, true).await;
+    let all = tokio::time::timeout(Duration::from_secs(10), writes.join_all()).await;
+    assert_eq!(all.expect("they wait for each other"), [1000; 50]);
+    let tail = cluster.client(1).await;
+    for part in 0..50 {
+        assert_eq!(tail.read(chunk(2, 0), part * 1000, 1000).await, bytes(part, 1000));
+    }
+}
+
+#[tokio::test]
 async fn a_replica_that_was_away_gets_what_differs_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let mut cluster = Cluster::start(dir.path(), 3);

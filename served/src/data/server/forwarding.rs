@@ -1,7 +1,10 @@
 //! Passing changes on to the next replica, and taking those of the one before.
 
 use std::collections::HashMap;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use netfs_common::id::{Epoch, GroupId, ServerId, Version};
@@ -12,7 +15,7 @@ use netfs_common::wire::data::{At, Op, Reply, Request};
 
 use super::replicas::{Replicas, What, Work, lock};
 use crate::data::chain::{Action, CallId, Change, Group, Step};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{AcquireError, OwnedSemaphorePermit, Semaphore};
 
 /// Pauses between attempts.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(10), Duration::from_millis(300));
@@ -25,23 +28,53 @@ const AT_ONCE: usize = 12;
 /// A call that passes a change on is answered when all after it have stored the change. So calls wait for calls, and if those of
 /// different groups, whose chains go through the same servers in different orders, shared one bound, they could wait for each other
 /// in a circle. Calls to the second in a chain wait for those to the third only, and so on: each has room of its own.
+///
+/// A change that has arrived may also wait there for an earlier one. So room is given in the order of the changes, and whoever has it
+/// keeps it until it is answered, refused or not: else the later ones could take all of it, and wait for ever for one that finds none.
 #[derive(Debug, Default)]
 pub(super) struct Hops(Mutex<HashMap<(ServerId, usize), Arc<Semaphore>>>);
 
+/// Room, or a place in the queue for it.
+pub(super) enum Place {
+    Has(OwnedSemaphorePermit),
+    Waits(Pin<Box<dyn Future<Output = Result<OwnedSemaphorePermit, AcquireError>> + Send>>),
+}
+
 impl Hops {
-    /// Waits for room. `None`: the server ends.
-    async fn enter(&self, to: ServerId, hop: usize) -> Option<OwnedSemaphorePermit> {
+    /// Takes a place, after all that were taken before. To be called while changes cannot overtake each other.
+    pub(super) fn queue(&self, to: ServerId, hop: usize) -> Place {
         let room = lock(&self.0)
             .entry((to, hop))
             .or_insert_with(|| Arc::new(Semaphore::new(AT_ONCE)))
             .clone();
-        room.acquire_owned().await.ok()
+        let mut waits = Box::pin(room.acquire_owned());
+        // It is in the queue from the first time that it is asked.
+        match waits.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(room)) => Place::Has(room),
+            _ => Place::Waits(waits),
+        }
+    }
+}
+
+impl Place {
+    /// Waits until there is room. `None`: the server ends.
+    async fn room(self) -> Option<OwnedSemaphorePermit> {
+        match self {
+            Place::Has(room) => Some(room),
+            Place::Waits(waits) => waits.await.ok(),
+        }
     }
 }
 
 impl Replicas {
     /// Passes a change on until it is answered or the epoch is over.
-    pub(super) async fn forward(self: Arc<Self>, id: GroupId, to: Replica, step: Step<Work>) {
+    pub(super) async fn forward(
+        self: Arc<Self>,
+        id: GroupId,
+        to: Replica,
+        step: Step<Work>,
+        place: Place,
+    ) {
         let (epoch, version) = (step.epoch, step.change.id);
         // Its room is taken until it is answered.
         let work = step.change.deed;
@@ -57,16 +90,11 @@ impl Replicas {
             Request { at: At::Group { group: id, epoch }, op: Op::Peer(PeerOp::Forward(forward)) };
         let answered = async {
             let mut pause = PAUSE.0;
+            let _room = place.room().await;
+            // Only now: it waited for its turn here and not for the other, who may have moved meanwhile.
+            self.note_passed_on(id, epoch, version);
             loop {
-                let hop = {
-                    let view = self.view();
-                    let chain = view.map.chain(id);
-                    chain.and_then(|chain| chain.members().position(|member| member == to))
-                };
                 let payload: Payload = payload.as_ref().clone().into();
-                let turn = self.hops.enter(to.server, hop.unwrap_or_default()).await;
-                // Only now: it waited for its turn here and not for the other, who may have moved meanwhile.
-                self.note_passed_on(id, epoch, version);
                 let view = self.view();
                 match self.peers.call(&view.map, to.server, &request, payload, None).await {
                     Ok((Reply::Stored { full }, _)) => return full,
@@ -77,7 +105,6 @@ impl Replicas {
                         tracing::debug!(group = %id, %error, "a change was not passed on");
                     }
                 }
-                drop(turn);
                 tokio::time::sleep(pause).await;
                 pause = (pause * 2).min(PAUSE.1);
             }

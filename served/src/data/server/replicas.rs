@@ -322,10 +322,25 @@ impl Replicas {
             let mut slot = lock(slot);
             let mut actions = event(&mut slot);
             actions.retain(|action| !slot.settle(action));
-            (actions, slot.group.epoch())
+            // Here, where nothing overtakes anything.
+            let place = |action: &Action<Work>| match action {
+                Action::Forward { to, .. } => {
+                    let chain = slot.group.chain();
+                    let hop = chain.and_then(|chain| chain.members().position(|m| m == *to));
+                    Some(self.hops.queue(to.server, hop.unwrap_or_default()))
+                }
+                _ => None,
+            };
+            let placed = actions.into_iter().map(|action| (place(&action), action));
+            (placed.collect::<Vec<_>>(), slot.group.epoch())
         };
         for action in actions {
-            self.act(id, epoch, action);
+            match action {
+                (Some(place), Action::Forward { to, step }) => {
+                    self.runtime.spawn(self.clone().forward(id, to, step, place));
+                }
+                (_, action) => self.act(id, epoch, action),
+            }
         }
     }
 
@@ -462,10 +477,6 @@ impl Replicas {
     fn act(self: &Arc<Self>, id: GroupId, epoch: Epoch, action: Action<Work>) {
         match action {
             Action::Apply(change) => self.apply(id, change),
-            Action::Forward { to, step } => {
-                let this = self.clone();
-                self.runtime.spawn(async move { this.forward(id, to, step).await });
-            }
             Action::Compare(learner) => {
                 let this = self.clone();
                 self.runtime.spawn(async move { this.compare(id, epoch, learner).await });
@@ -492,8 +503,8 @@ impl Replicas {
                 }
                 self.news.notify_waiters();
             }
-            // Answered under the lock.
-            Action::Done(..) | Action::Refuse(..) | Action::Serve(_) => {}
+            // Answered, or given a place, under the lock.
+            Action::Done(..) | Action::Refuse(..) | Action::Serve(_) | Action::Forward { .. } => {}
         }
     }
 
