@@ -469,6 +469,8 @@ async fn a_lost_server_is_given_up_and_everything_goes_on_without_it() {
     let wrote = MetaOp::WroteChunks { ino: file, generation: 0, end, allocated, mtime };
     client.change(wrote).await.unwrap();
     let report = world.audit(false).await;
-    let named = format!("some are lost; inodes {}", file.0);
-    assert!(report.notes.iter().any(|note| note.contains(&named)), "{report:?}");
+    let [kind] = &report.kinds[..] else { panic!("{report:?}") };
+    assert!(kind.what.contains("some is lost"), "{report:?}");
+    assert_eq!((kind.found, kind.mended), (1, 0));
+    assert_eq!(kind.names, [format!("inode {}", file.0)]);
 }

@@ -19,6 +19,8 @@ const GONE: &str = "contents of files that are gone";
 const TAILS: &str = "files with chunks beyond their end";
 const DIFFER: &str = "chunks that are not the same on all replicas";
 const STRANGERS: &str = "copies where nobody asks for them any more";
+const LOST: &str = "files whose data is lost: no data server has any of it";
+const PARTLY_LOST: &str = "files of whose data some is lost";
 
 /// Contents, or files, in one command.
 const BATCH: usize = 1024;
@@ -222,7 +224,6 @@ impl Audit {
     }
 
     async fn of_lacking(&self, suspects: BTreeSet<(Ino, u32)>) {
-        let (mut empty, mut partly) = ((0u64, Vec::new()), (0u64, Vec::new()));
         for contents in suspects {
             let first = first_of(contents);
             let Some(volume) = self.volume(netfs_common::map::volume_of(first.ino)) else {
@@ -232,28 +233,13 @@ impl Audit {
                 Ok(Some(attr)) if attr.generation == first.generation => files::fewest(&attr),
                 _ => 0,
             };
-            let there = self.count(first, fewest).await;
-            let (count, names) = match there {
-                Some(0) if fewest > 0 => &mut empty,
-                Some(there) if there < fewest => &mut partly,
+            let what = match self.count(first, fewest).await {
+                Some(0) if fewest > 0 => LOST,
+                Some(there) if there < fewest => PARTLY_LOST,
                 _ => continue,
             };
-            *count += 1;
-            if names.len() < MAX_NAMES {
-                names.push(first.ino.0.to_string());
-            }
-        }
-        if let (count @ 1.., names) = empty {
-            self.note(format!(
-                "{count} files have data by the metadata, and no data server has any of it; inodes {}",
-                names.join(", ")
-            ));
-        }
-        if let (count @ 1.., names) = partly {
-            self.note(format!(
-                "{count} files have more data by the metadata than all their chunks at the data servers can hold: some are lost; inodes {}",
-                names.join(", ")
-            ));
+            // Nothing here can bring it back.
+            self.found(what, format!("inode {}", first.ino.0), 1, 0);
         }
     }
 

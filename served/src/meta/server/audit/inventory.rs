@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use netfs_common::id::{ChunkId, Ino, ServerId, Version};
 use netfs_common::wire::audit::AuditOp;
@@ -13,6 +14,8 @@ use crate::meta::server::data_link::DataLink;
 const PAGE: u32 = 1024;
 /// A server that does not answer is asked so often.
 const TRIES: u32 = 3;
+/// After the first time; then longer.
+const PAUSE: Duration = Duration::from_millis(200);
 /// The first chunk of all.
 const FIRST: ChunkId = ChunkId { ino: Ino(0), generation: 0, index: 0 };
 
@@ -90,6 +93,8 @@ async fn fill(link: &DataLink, feed: &mut Feed) -> Result<(), String> {
                 if failures >= TRIES {
                     return Err(error.to_string());
                 }
+                // The connection to an earlier life of the server may be at its end, and is not found to be at once.
+                tokio::time::sleep(PAUSE * failures).await;
             }
         }
     }
