@@ -128,6 +128,8 @@ pub struct BeatReply {
     pub lacks: bool,
     /// The identity of the metadata to which the server's data belongs.
     pub owner: Option<[u8; 16]>,
+    /// Some of what its disk has lost was in no other replica: what is left counts, and files may have holes.
+    pub incomplete: bool,
 }
 
 /// Calls that a data server's store has done. Two of these tell how busy it was in between.

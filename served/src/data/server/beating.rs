@@ -193,6 +193,7 @@ impl Replicas {
             tier: self.tier.as_ref().map(|tier| tier.report(usage.away_bytes)),
             lacks: self.loss.lacks(),
             owner: self.owner.known(),
+            incomplete: self.loss.is_alone_with_it(),
         })
     }
 

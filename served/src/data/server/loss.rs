@@ -91,7 +91,12 @@ impl Loss {
         self.lacks.load(Ordering::SeqCst)
     }
 
-    /// Whether chunks may be missing that nobody else had. What is not here may be in the object store only.
+    /// Whether chunks may be missing that nobody else had, and no other replica is waited for.
+    pub(super) fn is_alone_with_it(&self) -> bool {
+        self.incomplete.load(Ordering::SeqCst)
+    }
+
+    /// Whether chunks may be missing, perhaps such that nobody else had. What is not here may be in the object store only.
     pub(super) fn is_incomplete(&self) -> bool {
         self.lacks() || self.incomplete.load(Ordering::SeqCst)
     }

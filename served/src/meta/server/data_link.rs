@@ -59,6 +59,16 @@ pub(super) enum DataCallError {
     Others { server: ServerId },
 }
 
+impl DataCallError {
+    /// The server was waited for already, or has gone.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(
+            self,
+            DataCallError::Call { source: CallError::Deadline, .. } | DataCallError::Others { .. }
+        )
+    }
+}
+
 /// Removals that are to be flushed together: a server that restarts before the flush may lose what it has answered,
 /// and then all of it is done once more.
 #[derive(Debug)]
@@ -357,15 +367,28 @@ impl DataLink {
         }
     }
 
-    /// Asks a server what it has.
+    /// Asks a server what it has, as long as it answers.
     pub(super) async fn audit(
         &self,
         server: ServerId,
         op: AuditOp,
     ) -> Result<Reply, DataCallError> {
-        match self.call(server, At::Server, Op::Peer(PeerOp::Audit(op))).await? {
-            Reply::Busy => Err(DataCallError::Busy { server }),
-            reply => Ok(reply),
+        let gone = async {
+            let mut events = self.cluster.events();
+            while self.cluster.present().contains_key(&server) {
+                if events.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            answer = self.call(server, At::Server, Op::Peer(PeerOp::Audit(op))) => match answer? {
+                Reply::Busy => Err(DataCallError::Busy { server }),
+                reply => Ok(reply),
+            },
+            // Nothing says that to a connection, which would go on waiting.
+            () = gone => Err(DataCallError::Others { server }),
         }
     }
 

@@ -11,7 +11,7 @@ use netfs_common::wire::data::Reply;
 use netfs_common::wire::meta::Response;
 
 use super::replicas::State;
-use super::{Audit, MAX_NAMES, MIN_PAUSE, Place, Suspects, chunk_named, files, named, place};
+use super::{Audit, MIN_PAUSE, Place, Suspects, chunk_named, files, named, place};
 use crate::meta::server::volume::Volume;
 
 /// Kinds of what is found.

@@ -90,7 +90,7 @@ async fn fill(link: &DataLink, feed: &mut Feed) -> Result<(), String> {
             Ok(_) => return Err("it answers what was not asked".into()),
             Err(error) => {
                 failures += 1;
-                if failures >= TRIES {
+                if failures >= TRIES || error.is_final() {
                     return Err(error.to_string());
                 }
                 // The connection to an earlier life of the server may be at its end, and is not found to be at once.

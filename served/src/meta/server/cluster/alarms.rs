@@ -26,6 +26,7 @@ impl Cluster {
         core.of_servers(now, &mut lines);
         core.of_keys(names, &mut lines);
         core.of_tiers(&mut lines);
+        core.of_losses(&mut lines);
         for ((volume, class), condition) in core.conditions(now) {
             let name = names.get(&volume).map_or_else(|| format!("number {volume}"), Clone::clone);
             core.of_volume(&of_class(&name, class), &condition, now, &mut lines);
@@ -126,6 +127,16 @@ impl Core {
                     self.name_of(*id)
                 ));
             }
+        }
+    }
+
+    fn of_losses(&self, lines: &mut Vec<String>) {
+        for id in self.figures.iter().filter(|(_, f)| f.incomplete).map(|(id, _)| id) {
+            lines.push(format!(
+                "data server {} goes on without some of the data that its disk had, of which there was no other replica: files may have \
+                 holes; `netfs check --data` names those of which it can be told",
+                self.name_of(*id)
+            ));
         }
     }
 

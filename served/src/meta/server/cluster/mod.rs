@@ -104,6 +104,7 @@ struct Figures {
     /// Volumes for which it has no key.
     locked: Vec<u64>,
     tier: Option<TierReport>,
+    incomplete: bool,
 }
 
 /// What everybody may know: it is stored.
@@ -494,7 +495,7 @@ impl Cluster {
         if !self.is_own(server, &reply) {
             return;
         }
-        let BeatReply { live, chunks, lacking, counts, locked, tier, .. } = reply;
+        let BeatReply { live, chunks, lacking, counts, locked, tier, incomplete, .. } = reply;
         let report = Report {
             instance: reply.instance,
             store: StoreId(reply.store),
@@ -516,7 +517,10 @@ impl Cluster {
         self.with(|manager, now| manager.heard(now, server, report));
         let mut core = self.lock();
         if core.manager.state().servers.contains_key(&server) {
-            core.figures.insert(server, Figures { live, chunks, lacking, counts, locked, tier });
+            core.figures.insert(
+                server,
+                Figures { live, chunks, lacking, counts, locked, tier, incomplete },
+            );
         }
         let Core { manager, figures, .. } = &mut *core;
         figures.retain(|id, _| manager.state().servers.contains_key(id));

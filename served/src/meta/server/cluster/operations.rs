@@ -106,14 +106,34 @@ impl Cluster {
                 if with.servers.len() >= MAX_SERVERS {
                     return refused(format!("there are {MAX_SERVERS} data servers already"));
                 }
+                let drained = with.servers.iter().find(|(_, server)| {
+                    server.duty == Duty::Draining && server.addrs.iter().any(|a| addrs.contains(a))
+                });
+                let done = match drained {
+                    Some((id, _)) => {
+                        format!("data server {id} is not drained any more, and keeps its share")
+                    }
+                    None => "it gets its share of the data when it answers".into(),
+                };
                 with.add_server(addrs.clone());
                 check_size(&with).map_err(|error| Outcome::Refused(error.to_string()))?;
-                Ok((Command::Add(addrs), "it gets its share of the data when it answers".into()))
+                Ok((Command::Add(addrs), done))
             }
             Operation::Drain(id) => {
-                let done = format!(
+                let mut done = format!(
                     "data server {id} is being drained; `netfs data list` shows what is left, and `netfs data remove {id}` ends it"
                 );
+                let core = self.lock();
+                let state = core.manager.state();
+                let others = state.servers.iter().filter(|(o, s)| **o != id && s.duty == Duty::In);
+                let others = others.count();
+                let wanted = state.pools.iter().map(|pool| pool.replicas).max().unwrap_or(0);
+                if others < usize::from(wanted) {
+                    done += &format!(
+                        ". {wanted} replicas are wanted, and {others} other servers are too few for them: it keeps what it has until \
+                         another one is added, or fewer replicas are wanted"
+                    );
+                }
                 Ok((Command::Drain(id), done))
             }
             Operation::Remove(id) => {

@@ -22,11 +22,14 @@ impl Cluster {
             events.borrow_and_update();
             if let Some(servers) = self.usage_now() {
                 let copies = self.replicas(volume, Class::DEFAULT);
-                let of = |what: fn(&Usage) -> u64| servers.iter().map(what).collect::<Vec<_>>();
+                let of = |what: fn(&Usage) -> u64| {
+                    servers.iter().map(|(_, u)| what(u)).collect::<Vec<_>>()
+                };
                 let sum = |what| of(what).into_iter().fold(0, u64::saturating_add) / copies;
+                let free = servers.iter().map(|(duty, usage)| (*duty, usage.free));
                 return Ok(Usage {
                     capacity: fits(of(|usage| usage.capacity), copies),
-                    free: fits(of(|usage| usage.free), copies),
+                    free: fits(taking(free, copies), copies),
                     live: sum(|usage| usage.live),
                     chunks: sum(|usage| usage.chunks),
                 });
@@ -39,7 +42,7 @@ impl Cluster {
     }
 
     /// Of all servers that answer; if none does, of all as they were last. `None`: none ever has.
-    fn usage_now(&self) -> Option<Vec<Usage>> {
+    fn usage_now(&self) -> Option<Vec<(Duty, Usage)>> {
         let mut core = self.lock();
         let now = self.now(&mut core);
         let Core { manager, figures, .. } = &*core;
@@ -49,19 +52,25 @@ impl Cluster {
             let (Some(report), Some(figures)) = (health.report, figures.get(id)) else { continue };
             let own = Usage {
                 capacity: report.capacity,
-                // Nothing new goes to one that is drained.
-                free: if server.duty == Duty::In { report.free } else { 0 },
+                free: report.free,
                 live: figures.live,
                 chunks: figures.chunks,
             };
-            known.push(own);
+            known.push((server.duty, own));
             if health.verdict != Verdict::Dead {
-                alive.push(own);
+                alive.push((server.duty, own));
             }
         }
-        let some = |servers: Vec<Usage>| (!servers.is_empty()).then_some(servers);
+        let some = |servers: Vec<(Duty, Usage)>| (!servers.is_empty()).then_some(servers);
         some(alive).or(some(known))
     }
+}
+
+/// The space of the servers that take new data: one that is drained does not, unless there are too few others. Then the chains keep it.
+fn taking(servers: impl Iterator<Item = (Duty, u64)>, copies: u64) -> Vec<u64> {
+    let (takes, leaves): (Vec<_>, Vec<_>) = servers.partition(|(duty, _)| *duty == Duty::In);
+    let kept = if (takes.len() as u64) < copies { leaves } else { Vec::new() };
+    takes.into_iter().chain(kept).map(|(_, space)| space).collect()
 }
 
 /// How much fits on servers with so much space each, if all of it is to be on so many of them, or on all if there are fewer.
@@ -82,7 +91,16 @@ fn fits(mut spaces: Vec<u64>, copies: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::fits;
+    use super::*;
+
+    #[test]
+    fn a_server_that_is_drained_takes_nothing_unless_the_others_are_too_few() {
+        let servers = [(Duty::In, 50), (Duty::Draining, 40), (Duty::In, 60)];
+        assert_eq!(taking(servers.into_iter(), 2), [50, 60]);
+        assert_eq!(taking(servers.into_iter(), 3), [50, 60, 40]);
+        assert_eq!(fits(taking(servers[..2].iter().copied(), 2), 2), 40, "the other is away");
+        assert_eq!(taking([(Duty::Draining, 7)].into_iter(), 1), [7]);
+    }
 
     #[test]
     fn each_copy_is_on_another_server() {

@@ -196,6 +196,7 @@ impl Fake {
             work: Work::default(),
             tier: None,
             lacks: false,
+            incomplete: false,
             owner: told.owner.or(Some(beat.owner)),
         }))
     }
