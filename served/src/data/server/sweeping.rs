@@ -10,7 +10,7 @@
 //! none in which this server is to have a place. What it says may come late. So each chunk is removed only while the map here still has the group in that epoch,
 //! without this server. If it gets a place in the group meanwhile, that is a later epoch, and the tail asks which chunks it has before
 //! it relies on any of them: that question waits for [`Replicas::sweeping`], under which each removal looks at the map again. So what
-//! the tail is told to be here stays here.
+//! the tail is told to be here stays here. Where the disk has lost data nothing is removed: what is here may be all that there is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -75,8 +75,12 @@ impl Replicas {
         Ok(Reply::Audited(AuditReply::Holdings { groups, next }))
     }
 
-    /// Whether this server has no place in a group, which is still in this epoch.
+    /// Whether this server has no place in a group, which is still in this epoch. One whose disk has lost data, or whose directory is an older copy, is not
+    /// certain to know its place.
     fn is_stranger(&self, group: GroupId, epoch: Epoch) -> bool {
+        if self.loss.is_incomplete() {
+            return false;
+        }
         let view = self.view();
         let (Some(me), Some(chain)) = (view.me, view.map.chain(group)) else { return false };
         chain.epoch == epoch

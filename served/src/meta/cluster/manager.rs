@@ -4,6 +4,7 @@ mod giving_up;
 mod keyless;
 mod messages;
 mod returning;
+mod stores;
 mod turning;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,11 +18,13 @@ use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica, TierMode};
 pub use giving_up::Loss;
 pub use messages::{Command, CommandError, Config, Health, Report, Verdict};
 pub use returning::Held;
+pub use stores::Astray;
 
+use stores::Stray;
 use turning::Turns;
 
 use super::placement::{Candidate, Ring};
-use super::state::{Duty, State, StoreId, replica};
+use super::state::{Duty, State, replica};
 use super::weight::Meter;
 
 #[derive(Debug, Default)]
@@ -32,6 +35,8 @@ struct Seen {
     shunned: Duration,
     /// It answers with another store than the one that is known.
     foreign: bool,
+    /// It answers with the store of another server. Of itself nothing is heard then.
+    stray: Option<Stray>,
     /// How busy it was lately.
     meter: Meter,
 }
@@ -111,13 +116,10 @@ impl Manager {
     /// A server has answered. `heard` is when its answer was received.
     pub fn heard(&mut self, heard: Duration, server: ServerId, report: Report) -> bool {
         let Some(known) = self.state.servers.get(&server) else { return false };
-        if known.store.is_none()
-            && let Some(old) = self.with_store(report.store)
+        if known.store != Some(report.store)
+            && let Some(owner) = self.with_store(report.store)
         {
-            if !self.has_moved(heard, old, server, report.instance) {
-                let seen = self.seen.entry(server).or_default();
-                (seen.at, seen.report) = (Some(heard), Some(report));
-            }
+            self.astray(heard, server, owner, &report);
             return self.changed();
         }
         let foreign = known.store.is_some_and(|store| store != report.store);
@@ -151,38 +153,9 @@ impl Manager {
         let seen = self.seen.entry(server).or_default();
         seen.meter.note(heard, report.instance, report.work);
         (seen.at, seen.report, seen.foreign) = (Some(heard), Some(report), foreign);
+        seen.stray = None;
         self.plan(heard);
         self.changed()
-    }
-
-    /// A server with this store.
-    fn with_store(&self, store: StoreId) -> Option<ServerId> {
-        let mut servers = self.state.servers.iter();
-        servers.find(|(_, server)| server.store == Some(store)).map(|(id, _)| *id)
-    }
-
-    /// The store of a known server answers at the address of another one, which has nothing yet: it is the same server, unless
-    /// there is another one with that store at the old address.
-    fn has_moved(
-        &mut self,
-        now: Duration,
-        old: ServerId,
-        found: ServerId,
-        instance: InstanceId,
-    ) -> bool {
-        let same = self.instance(old) == Some(instance);
-        let silent = match self.seen.get(&old).and_then(|seen| seen.at) {
-            Some(_) => self.verdict(old, now) == Verdict::Dead,
-            None => now.saturating_sub(self.start) >= self.config.patience(),
-        };
-        if !same && !silent {
-            return false;
-        }
-        self.seen.remove(&found);
-        if let Some(found) = self.state.servers.remove(&found) {
-            self.set_addrs(old, found.addrs);
-        }
-        true
     }
 
     /// The server that has one of these addresses has all of them now. If there is none, another one is added.
@@ -234,6 +207,8 @@ impl Manager {
         };
         for seen in self.seen.values_mut() {
             seen.at = seen.at.map(moved);
+            // Who else answered meanwhile is not known.
+            seen.stray = None;
         }
         self.start = moved(self.start);
         // Nobody knows what was meanwhile.
@@ -247,7 +222,7 @@ impl Manager {
     /// Why it is refused.
     pub fn command(&mut self, now: Duration, command: Command) -> Result<bool, CommandError> {
         match command {
-            Command::Add(addrs) => self.add(addrs)?,
+            Command::Add(addrs) => self.add(now, addrs)?,
             Command::Drain(id) => self.duty(id, Duty::Draining)?,
             Command::Remove(id) => self.remove(id)?,
             Command::Rebalance => self.rebalance(now),
@@ -273,11 +248,17 @@ impl Manager {
         true
     }
 
-    fn add(&mut self, addrs: Vec<String>) -> Result<(), CommandError> {
+    fn add(&mut self, now: Duration, addrs: Vec<String>) -> Result<(), CommandError> {
         if addrs.is_empty() {
             return Err(CommandError::NoAddress);
         }
         let same = |addr: &String| addrs.contains(addr);
+        let found = self.state.servers.iter().find(|(_, s)| s.addrs.iter().any(same));
+        if let Some(id) = found.map(|(id, _)| *id)
+            && let Some(owner) = self.claims(now, id)
+        {
+            return self.succeed(now, owner, id);
+        }
         let known = self.state.servers.iter_mut().find(|(_, s)| s.addrs.iter().any(same));
         match known {
             Some((_, server)) if server.duty == Duty::Draining => server.duty = Duty::In,
@@ -608,30 +589,6 @@ impl Manager {
         self.adopt();
         self.note_settled(now);
         self.plan_turns(now);
-    }
-
-    /// A server that has come with another store has nothing of before, and no chain counts on that any more: from now on
-    /// this is its store.
-    fn adopt(&mut self) {
-        let foreign = self.seen.iter().filter(|(_, seen)| seen.foreign);
-        let foreign: Vec<_> = foreign
-            .filter_map(|(id, seen)| {
-                Some((*id, seen.report.as_ref().map(|r| (r.instance, r.store))?))
-            })
-            .collect();
-        for (id, (instance, store)) in foreign {
-            let counted_on = self.state.groups().any(|(_, _, chain)| {
-                chain.members().any(|r| r.server == id && r.instance != instance)
-            });
-            if counted_on {
-                continue;
-            }
-            if let (Some(server), Some(seen)) =
-                (self.state.servers.get_mut(&id), self.seen.get_mut(&id))
-            {
-                (server.store, seen.foreign) = (Some(store), false);
-            }
-        }
     }
 
     /// Takes out who is over.

@@ -26,7 +26,9 @@ mod weight;
 #[cfg(test)]
 mod tests;
 
-pub use manager::{Command, CommandError, Config, Health, Held, Loss, Manager, Report, Verdict};
+pub use manager::{
+    Astray, Command, CommandError, Config, Health, Held, Loss, Manager, Report, Verdict,
+};
 pub use placement::{Candidate, place};
 pub use state::{Duty, PoolState, ServerState, State, StateError, StoreId};
 pub use weight::{Meter, Share};

@@ -398,6 +398,10 @@ impl DataLink {
         let Some(channel) = self.cluster.channel(server) else {
             return Err(DataCallError::Others { server });
         };
+        if self.cluster.is_astray(server) {
+            // What is done there is not done at that server.
+            return Err(DataCallError::Call { server, source: CallError::Closed });
+        }
         let deadline = Instant::now() + CALL_TIMEOUT;
         let answer = channel
             .call(Bytes::from(header), Payload::default(), deadline)

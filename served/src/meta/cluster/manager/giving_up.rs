@@ -23,13 +23,16 @@ impl Manager {
     /// What giving up a server would mean.
     ///
     /// # Errors
-    /// It is not known, or it is there.
+    /// It is not known, or it is there, or its store answers elsewhere.
     pub fn loss(&self, now: Duration, server: ServerId) -> Result<Loss, CommandError> {
         if !self.state.servers.contains_key(&server) {
             return Err(CommandError::NoServer(server));
         }
         if !self.is_foreign(server) && self.verdict(server, now) != Verdict::Dead {
             return Err(CommandError::StillThere(server));
+        }
+        if let Some(at) = self.elsewhere(server, now) {
+            return Err(CommandError::Elsewhere(server, at));
         }
         let mut loss = Loss::default();
         for (group, _, chain) in self.state.groups() {
@@ -180,8 +183,11 @@ impl Manager {
     }
 
     /// Groups of which a server may forget what it has: they have had all their replicas, on other servers, for longer than a lost
-    /// replica is waited for, and it is not to become one.
+    /// replica is waited for, and it is not to become one. None, if it is not certain that it is that server, and has what it had.
     pub fn garbage(&self, server: ServerId, now: Duration) -> Vec<(GroupId, Epoch)> {
+        if !self.is_itself(server) {
+            return Vec::new();
+        }
         let old = |group: &GroupId, chain: &Chain| {
             self.settled.get(group).is_some_and(|(epoch, since)| {
                 *epoch == chain.epoch && now.saturating_sub(*since) >= self.config.repair_after

@@ -151,6 +151,17 @@ pub enum CommandError {
     /// It answers.
     #[error("data server {0} is there: drain it, if it is to go")]
     StillThere(ServerId),
+    /// Its store is there.
+    #[error(
+        "the store of data server {0} answers at the address of data server {1}: it is not lost; if that is a copy of no use, \
+         end it first"
+    )]
+    Elsewhere(ServerId, ServerId),
+    /// Two servers have the same store.
+    #[error(
+        "data server {0} has the store of data server {1}, which has answered not long ago: end one of them first"
+    )]
+    Twin(ServerId, ServerId),
     /// Nobody can go on.
     #[error("no data server is there that could go on in place of data server {0}")]
     NoHeir(ServerId),

@@ -2,4 +2,5 @@
 
 mod failures;
 mod shares;
+mod stores;
 mod turns;

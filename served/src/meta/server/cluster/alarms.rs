@@ -7,7 +7,7 @@ use netfs_common::id::{ClusterId, ServerId};
 
 use super::redundancy::{Condition, of_class};
 use super::{Cluster, Core};
-use crate::meta::cluster::{Duty, Verdict};
+use crate::meta::cluster::{Astray, Duty, Verdict};
 
 impl Cluster {
     /// A line for each. `names`: of the volumes, by number.
@@ -68,7 +68,10 @@ impl Core {
         for (id, server) in &state.servers {
             let (name, health) = (self.name_of(*id), self.manager.health(*id, now));
             let has = state.groups().filter(|(_, _, chain)| chain.has(*id)).count();
-            if health.verdict == Verdict::Dead {
+            let astray = self.manager.is_astray(*id, now);
+            if let Some(astray) = astray {
+                lines.push(self.of_astray(*id, astray));
+            } else if health.verdict == Verdict::Dead {
                 let silent = match health.silent {
                     Some(silent) => format!("has not answered for {}", span(silent)),
                     None => "has not answered since the start of the metadata server".into(),
@@ -84,18 +87,10 @@ impl Core {
                 lines.push(format!("data server {name} {silent}; {next}"));
             }
             let Some(report) = health.report else { continue };
-            if server.store.is_some_and(|store| store != report.store) {
+            if astray.is_none() && server.store.is_some_and(|store| store != report.store) {
                 lines.push(format!(
                     "data server {name} answers with another store than before, without the data that it had; it gets \
                      none while groups count on the old one"
-                ));
-            }
-            let twin = state.servers.iter().find(|(other, known)| {
-                *other != id && server.store.is_none() && known.store == Some(report.store)
-            });
-            if let Some((other, _)) = twin {
-                lines.push(format!(
-                    "data server {name} has the store of data server {other}: it is the same, or a copy"
                 ));
             }
             if let Some(groups) = failing.get(id) {
@@ -113,6 +108,36 @@ impl Core {
                      servers take data"
                 ));
             }
+        }
+    }
+
+    /// A server at whose address the store of another one answers.
+    fn of_astray(&self, id: ServerId, astray: Astray) -> String {
+        let (name, owner) = (self.name_of(id), self.name_of(astray.owner));
+        let Astray { is_there, is_new, lacks, is_refused, .. } = astray;
+        let again =
+            "if it is to do so all the same, add its address again while the other one is off";
+        match (is_new, is_there) {
+            (true, _) if is_refused => format!(
+                "data server {name} has the store of data server {owner}: it is a copy, both have answered, and it does not \
+                 take its place by itself; {again}"
+            ),
+            (true, _) if lacks => format!(
+                "data server {name} has the store of data server {owner}: it is an older copy, or its disk has lost data, and \
+                 it does not take its place by itself; {again}"
+            ),
+            (true, _) => format!(
+                "data server {name} has the store of data server {owner}: it is the same, or a copy; it takes its place when that \
+                 has not answered for {}",
+                span(self.manager.config().deadline)
+            ),
+            (false, true) => format!(
+                "data server {name} answers with the store of data server {owner}, which answers too: it has a copy of its \
+                 directory; start it with its own"
+            ),
+            (false, false) => format!(
+                "data server {name} answers with the store of data server {owner}: were directories or addresses exchanged?"
+            ),
         }
     }
 

@@ -44,15 +44,15 @@ struct Last {
 }
 
 impl Pulse {
-    /// A call goes out over a connection: the token to echo, and whether the server has the map of this version.
-    fn call(&mut self, connection: u64, version: Epoch) -> (Option<u64>, bool) {
+    /// A call goes out over a connection: what was said last over it, and whether the server has the map of this version.
+    fn call(&mut self, connection: u64, version: Epoch) -> (Option<Last>, bool) {
         if connection > self.connection {
             // Another life of the server may be at its end, which has no map and never gave the token.
             self.last = None;
             self.connection = connection;
         }
         let has = self.last.is_some_and(|last| last.version >= version && version > Epoch(0));
-        (self.last.map(|last| last.token), has)
+        (self.last, has)
     }
 
     /// An answer has come; `false` if it is of a connection that has been replaced.
@@ -78,8 +78,13 @@ enum Silence {
     Nonsense(String),
 }
 
-/// Talks to a server, for ever.
-pub(super) async fn beat(cluster: Arc<Cluster>, server: ServerId, channel: Channel<Bulk>) {
+/// Talks to whoever is at the addresses of a server, for ever.
+pub(super) async fn beat(
+    cluster: Arc<Cluster>,
+    server: ServerId,
+    addrs: Vec<String>,
+    channel: Channel<Bulk>,
+) {
     let config = cluster.lock().manager.config();
     let pulse = Arc::new(Mutex::new(Pulse::default()));
     let mut maps = cluster.maps();
@@ -91,7 +96,9 @@ pub(super) async fn beat(cluster: Arc<Cluster>, server: ServerId, channel: Chann
         revoke.truncate(MAX_REVOKED);
         let says = (maps.borrow_and_update().map.version, revoke, hand_over);
         if calls.is_empty() || (calls.len() < CALLS && says != sent) {
-            tokio::time::sleep(PACE.saturating_sub(last.elapsed())).await;
+            // Who is not that server has no reason to hold its answers back.
+            let pace = if cluster.is_astray(server) { config.deadline / 10 } else { PACE };
+            tokio::time::sleep(pace.saturating_sub(last.elapsed())).await;
             last = Instant::now();
             sent.clone_from(&says);
             let (_, revoke, hand_over) = says;
@@ -100,7 +107,7 @@ pub(super) async fn beat(cluster: Arc<Cluster>, server: ServerId, channel: Chann
         }
         tokio::select! {
             Some(done) = calls.join_next() => match done {
-                Ok(Ok(reply)) => cluster.heard(server, *reply),
+                Ok(Ok(reply)) => cluster.heard(server, &addrs, *reply),
                 Ok(Err(error)) => {
                     tracing::debug!(%server, %error, "a data server was not heard");
                     if let Silence::Nonsense(_) | Silence::Codec(_) = error {
@@ -124,7 +131,7 @@ struct Words {
     hand_over: Groups,
 }
 
-/// One call. A late answer of an older connection counts for nothing.
+/// One call. Before it is known who is there, and if it is not that server, it is asked for nothing. A late answer of an older connection counts for nothing.
 async fn one(
     cluster: Arc<Cluster>,
     channel: Channel<Bulk>,
@@ -136,13 +143,20 @@ async fn one(
     let until = Instant::now() + config.deadline / 5 + hold;
     let (connection, bulk) = channel.peer(until).await?;
     let version = map.map.version;
-    let (echo, has) = lock(&pulse).call(connection, version);
-    let echo =
-        echo.filter(|_| cluster.is_settled(server) && cluster.published().map.version == version);
-    let payload = if has { Payload::default() } else { map.bytes.clone().into() };
+    let (last, has) = lock(&pulse).call(connection, version);
+    let known = last.and_then(|last| cluster.number(server, last.instance));
+    let is_it = known.is_some_and(|(_, is_it)| is_it);
+    let (revoke, hand_over) = if is_it { (revoke, hand_over) } else { Default::default() };
+    let may_echo =
+        is_it && cluster.is_settled(server) && cluster.published().map.version == version;
+    let payload = match known.is_none() || has {
+        true => Payload::default(),
+        false => map.bytes.clone().into(),
+    };
     let beat = Beat {
-        server,
-        echo,
+        // Chains count on a store, and so the number is that of the store.
+        server: known.map_or(server, |(number, _)| number),
+        echo: last.filter(|_| may_echo).map(|last| last.token),
         lease_ms: millis(config.lease()),
         version,
         revoke,

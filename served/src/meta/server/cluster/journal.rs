@@ -31,6 +31,10 @@ impl Journal {
         let (servers, deadline) = (&manager.state().servers, manager.config().deadline);
         let mut news = Vec::new();
         for (id, server) in servers {
+            if manager.is_astray(*id, now).is_some() {
+                // There is an alarm for that.
+                continue;
+            }
             let known = self.0.entry(*id).or_insert(Known::Since(now));
             let answers = match manager.verdict(*id, now) {
                 Verdict::Alive => true,

@@ -441,6 +441,17 @@ impl Cluster {
         })
     }
 
+    /// Whether another server's store answers at the address of a server.
+    pub(super) fn is_astray(&self, server: ServerId) -> bool {
+        self.with(|manager, now| manager.is_astray(server, now)).is_some()
+    }
+
+    /// The number of what answers at the address of a server in this life, and whether it is that server. To be asked after the map was looked at that it is told
+    /// with: what it is told again is newer then.
+    fn number(&self, server: ServerId, instance: InstanceId) -> Option<(ServerId, bool)> {
+        self.lock().manager.number(server, instance)
+    }
+
     /// Every data server that is known.
     pub(super) fn servers(&self) -> BTreeSet<ServerId> {
         self.lock().manager.state().servers.keys().copied().collect()
@@ -490,8 +501,8 @@ impl Cluster {
         false
     }
 
-    /// A server has answered.
-    fn heard(&self, server: ServerId, reply: BeatReply) {
+    /// A server has answered at these addresses.
+    fn heard(&self, server: ServerId, addrs: &[String], reply: BeatReply) {
         if !self.is_own(server, &reply) {
             return;
         }
@@ -514,7 +525,11 @@ impl Cluster {
             handed_over: reply.handed_over,
         };
         let lacking = lacking.into_iter().collect();
-        self.with(|manager, now| manager.heard(now, server, report));
+        self.with(|manager, now| {
+            // Where it was looked for before, somebody else may be.
+            let known = manager.state().servers.get(&server);
+            known.is_some_and(|known| known.addrs == addrs) && manager.heard(now, server, report)
+        });
         let mut core = self.lock();
         if core.manager.state().servers.contains_key(&server) {
             core.figures.insert(

@@ -103,7 +103,12 @@ impl Cluster {
         let mut roster = self.roster();
         let Some(caller) = roster.caller.clone() else { return };
         roster.servers.retain(|id, contact| {
-            published.map.server(*id).is_some_and(|server| server.addrs == contact.addrs)
+            let Some(server) = published.map.server(*id) else { return false };
+            if server.addrs != contact.addrs {
+                let (from, to) = (contact.addrs.join(","), server.addrs.join(","));
+                tracing::info!(server = %id, from, to, "a data server is at another address");
+            }
+            server.addrs == contact.addrs
         });
         for server in &published.map.servers {
             if roster.servers.contains_key(&server.id) {
@@ -111,7 +116,8 @@ impl Cluster {
             }
             let calls = caller.channel(&server.addrs, &caller.calls);
             let own = caller.channel(&server.addrs, &caller.beats);
-            let beats = tokio::spawn(beats::beat(self.clone(), server.id, own)).abort_handle();
+            let beats = beats::beat(self.clone(), server.id, server.addrs.clone(), own);
+            let beats = tokio::spawn(beats).abort_handle();
             let contact = Contact { addrs: server.addrs.clone(), calls, beats };
             roster.servers.insert(server.id, contact);
         }
