@@ -450,6 +450,49 @@ async fn a_store_at_another_address_is_the_same_server() {
 }
 
 #[tokio::test]
+async fn servers_with_exchanged_directories_are_found_and_a_copy_is_told_whose_it_is() {
+    let (dir, identity) = world();
+    let (a, b) = (Fake::start(&identity, 1), Fake::start(&identity, 2));
+    let world = World::new(&[&a, &b], dir, identity);
+    world.until("all groups have two replicas", |map| replicas(map, 2)).await;
+    // Both are started anew, each with the directory of the other.
+    let addrs = |fake: &Fake| vec![fake.addr.to_string()];
+    let (of_a, of_b) = (addrs(&a), addrs(&b));
+    let (a, b) = (Fake::start(&world.identity, 2), Fake::start(&world.identity, 1));
+    (a.told().instance, b.told().instance) = (InstanceId(77), InstanceId(78));
+    let world = world.restart(&[]);
+    let named = [(ServerId(1), of_a, addrs(&a)), (ServerId(2), of_b, addrs(&b))];
+    world.cluster.with(|manager, now| {
+        for (_, before, after) in &named {
+            manager.meet(now, [before.clone(), after.clone()].concat());
+            manager.meet(now, after.clone());
+        }
+    });
+    world
+        .until("each is found at the address of the other", |map| {
+            let at = |id, fake: &Fake| map.server(id).is_some_and(|s| s.addrs == addrs(fake));
+            at(ServerId(1), &b) && at(ServerId(2), &a)
+        })
+        .await;
+    world.until("they have their groups again", |map| replicas(map, 2)).await;
+    let number = |fake: &Fake| fake.told().number;
+    assert_eq!((number(&a), number(&b)), (Some(ServerId(2)), Some(ServerId(1))));
+    // A copy is told the map, and has no right to show anything.
+    let copy = Fake::start(&world.identity, 1);
+    copy.told().instance = InstanceId(79);
+    let added = world.cluster.operate(Operation::Add(addrs(&copy)), None).await;
+    assert!(matches!(added, Outcome::Done(_)), "{added:?}");
+    let limit = Instant::now() + PATIENCE;
+    while !world.alarms().contains("it is a copy") {
+        assert!(Instant::now() < limit, "{}", world.alarms());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!((number(&copy), copy.told().echoes.len()), (Some(ServerId(1)), 0));
+    assert!(copy.told().map.is_some());
+    assert!(!world.cluster.present().contains_key(&ServerId(3)));
+}
+
+#[tokio::test]
 async fn cuts_and_fences_go_on_while_the_map_changes_all_the_time() {
     let (dir, identity) = world();
     let (a, b) = (Fake::start(&identity, 1), Fake::start(&identity, 2));
