@@ -32,7 +32,7 @@ struct Slot {
     failure: Option<NoConnection>,
     /// What people were told last of why there is none.
     reported: Option<DialError>,
-    /// It is no longer in the map.
+    /// It is no longer in the map, or not at the same addresses.
     dismissed: bool,
 }
 
@@ -56,7 +56,7 @@ pub(super) enum NoConnection {
 }
 
 impl Server {
-    /// It is no longer in the map.
+    /// It is no longer in the map, or not at the same addresses.
     pub(super) fn dismiss(&self) {
         let mut slot = lock(&self.slot);
         slot.dismissed = true;

@@ -144,7 +144,9 @@ impl Bulk {
         self.map.send_replace(Arc::clone(&map));
         // Nobody adds one any more that the map does not have.
         lock(&self.servers).retain(|id, server| {
-            let stays = map.server(*id).is_some();
+            // At its old address another one may be.
+            let addrs = |map: &ClusterMap| map.server(*id).map(|server| server.addrs.clone());
+            let stays = addrs(&map).is_some_and(|now| Some(now) == addrs(&before));
             if !stays {
                 server.dismiss();
             }
