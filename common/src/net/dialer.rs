@@ -96,7 +96,11 @@ impl Dialer {
                 let either = async {
                     tokio::select! {
                         first = &mut first => first,
-                        fresh = fresh => fresh,
+                        // One that is refused does not end what may still come.
+                        fresh = fresh => match fresh {
+                            Ok(established) => Ok(established),
+                            Err(_) => (&mut first).await,
+                        },
                     }
                 };
                 if let Ok(answered) = tokio::time::timeout(AFRESH, either).await {

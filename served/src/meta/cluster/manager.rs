@@ -24,7 +24,7 @@ use stores::Stray;
 use turning::Turns;
 
 use super::placement::{Candidate, Ring};
-use super::state::{Duty, State, replica};
+use super::state::{Duty, State, StoreId, replica};
 use super::weight::Meter;
 
 #[derive(Debug, Default)]
@@ -37,6 +37,8 @@ struct Seen {
     foreign: bool,
     /// It answers with the store of another server. Of itself nothing is heard then.
     stray: Option<Stray>,
+    /// A life that has said which store it has, and did not go by any map yet.
+    greeted: Option<(InstanceId, StoreId)>,
     /// How busy it was lately.
     meter: Meter,
 }

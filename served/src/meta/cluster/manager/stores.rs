@@ -195,7 +195,22 @@ impl Manager {
                 Some((self.with_store(stray.store)?, false))
             }
             Some(_) => None,
-            None => (seen.report.as_ref()?.instance == instance).then_some((server, true)),
+            None if seen.report.as_ref().is_some_and(|report| report.instance == instance) => {
+                Some((server, true))
+            }
+            None => {
+                let (_, store) = seen.greeted.filter(|(greeted, _)| *greeted == instance)?;
+                let owner = self.with_store(store).unwrap_or(server);
+                Some((owner, owner == server))
+            }
+        }
+    }
+
+    /// Something answers at the address of a server that goes by no map yet. Whether it has what chains count on it cannot know before, so it is no more
+    /// than known who it is.
+    pub fn greeted(&mut self, server: ServerId, instance: InstanceId, store: StoreId) {
+        if self.state.servers.contains_key(&server) {
+            self.seen.entry(server).or_default().greeted = Some((instance, store));
         }
     }
 

@@ -229,14 +229,23 @@ impl Audit {
             let Some(volume) = self.volume(netfs_common::map::volume_of(first.ino)) else {
                 continue;
             };
-            let fewest = match attr_of(&volume, first.ino) {
+            let fewest = || match attr_of(&volume, first.ino) {
                 Ok(Some(attr)) if attr.generation == first.generation => files::fewest(&attr),
                 _ => 0,
             };
-            let what = match self.count(first, fewest).await {
-                Some(0) if fewest > 0 => LOST,
-                Some(there) if there < fewest => PARTLY_LOST,
-                _ => continue,
+            let there = self.count(first, fewest()).await;
+            let what = match there {
+                // It may have been cut meanwhile.
+                Some(there) if there >= fewest() => continue,
+                Some(0) => LOST,
+                Some(_) => PARTLY_LOST,
+                None => {
+                    self.unfinished(format!(
+                        "inode {} may have lost data, and not all data servers have said what they have of it",
+                        first.ino.0
+                    ));
+                    continue;
+                }
             };
             // Nothing here can bring it back.
             self.found(what, format!("inode {}", first.ino.0), 1, 0);
@@ -247,7 +256,8 @@ impl Audit {
     async fn count(&self, first: ChunkId, enough: u64) -> Option<u64> {
         let of_these = |c: &ChunkId| (c.ino, c.generation) == (first.ino, first.generation);
         let mut seen = BTreeSet::new();
-        for server in self.parts.cluster.present().into_keys() {
+        // What is only at one that is away is not lost.
+        for server in self.parts.cluster.servers() {
             let mut next = Some(first);
             while let Some(from) = next.filter(|from| of_these(from) && *from >= first)
                 && (seen.len() as u64) < enough

@@ -528,10 +528,18 @@ impl Cluster {
         self.with(|manager, now| {
             // Where it was looked for before, somebody else may be.
             let known = manager.state().servers.get(&server);
-            known.is_some_and(|known| known.addrs == addrs) && manager.heard(now, server, report)
+            if known.is_none_or(|known| known.addrs != addrs) {
+                return false;
+            }
+            if report.version == Epoch(0) {
+                manager.greeted(server, report.instance, report.store);
+                return false;
+            }
+            manager.heard(now, server, report)
         });
         let mut core = self.lock();
-        if core.manager.state().servers.contains_key(&server) {
+        // They are of whoever has answered.
+        if core.manager.number(server, reply.instance) == Some((server, true)) {
             core.figures.insert(
                 server,
                 Figures { live, chunks, lacking, counts, locked, tier, incomplete },

@@ -110,6 +110,10 @@ impl Cluster {
                     server.duty == Duty::Draining && server.addrs.iter().any(|a| addrs.contains(a))
                 });
                 let done = match drained {
+                    Some((_, server)) if server.store.is_none() => {
+                        "what answers there takes the place of the data server whose store it has"
+                            .into()
+                    }
                     Some((id, _)) => {
                         format!("data server {id} is not drained any more, and keeps its share")
                     }
