@@ -220,8 +220,9 @@ pub enum MetaError {
     SeveralServers(usize),
     /// Data of a time when there was one data server only.
     #[error(
-        "metadata server: volume \"{volume}\" has data on one data server: name only this one in meta.data_servers for the first \
-         start, and add the others when it runs"
+        "metadata server: volume \"{volume}\" has data, and nothing says on which data server: the file `cluster` in meta.dir is missing. \
+         Bring it back from a copy. If the volume is of a version that knew one data server only, name this one alone in \
+         meta.data_servers for the first start, and add the others when it runs"
     )]
     OldVolume {
         /// The volume.

@@ -45,6 +45,8 @@ struct Told {
     /// Tokens that came back.
     echoes: Vec<u64>,
     silent: bool,
+    /// Its directory is an older copy, which it finds out by a map.
+    older: bool,
     /// Its data belongs to other metadata.
     owner: Option<[u8; 16]>,
     verifier: Verifier,
@@ -73,6 +75,7 @@ impl Fake {
             maps: 0,
             echoes: Vec::new(),
             silent: false,
+            older: false,
             owner: None,
             verifier: Verifier(1),
             busy: 0,
@@ -195,7 +198,7 @@ impl Fake {
             counts: Counts::default(),
             work: Work::default(),
             tier: None,
-            lacks: false,
+            lacks: told.older && told.map.is_some(),
             incomplete: false,
             owner: told.owner.or(Some(beat.owner)),
         }))
@@ -541,6 +544,40 @@ async fn a_server_is_told_to_forget_only_what_it_may_forget_now() {
     let map = world.cluster.published().map.clone();
     let stale: Vec<_> = map.groups().map(|(group, chain)| (group, chain.epoch)).collect();
     assert_eq!(world.cluster.sweep(ServerId(1), &stale).await, Ok(0));
+}
+
+#[tokio::test]
+async fn what_a_server_says_before_it_has_a_map_does_not_bring_it_back() {
+    let (dir, identity) = world();
+    let (a, b) = (Fake::start(&identity, 1), Fake::start(&identity, 2));
+    let world = World::new(&[&a, &b], dir, identity);
+    world.until("all groups have two replicas", |map| replicas(map, 2)).await;
+    [&a, &b].iter().for_each(|fake| fake.told().silent = true);
+    let limit = Instant::now() + PATIENCE;
+    while world.alarms().matches("has not answered for").count() < 2 {
+        assert!(Instant::now() < limit, "{}", world.alarms());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    {
+        let mut told = a.told();
+        (told.instance, told.map, told.older, told.silent) = (InstanceId(101), None, true, false);
+    }
+    while !world.alarms().contains("has come back without some of the data") {
+        assert!(Instant::now() < limit, "{}", world.alarms());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let waits = |map: &ClusterMap| {
+        map.groups().all(|(_, chain)| chain.replicas.iter().all(|r| r.instance != InstanceId(101)))
+    };
+    assert!(waits(&world.cluster.published().map), "{:?}", world.cluster.published().map);
+    b.told().silent = false;
+    let learns = |map: &ClusterMap| {
+        map.groups().all(|(_, chain)| {
+            let [head, tail] = chain.replicas[..] else { return false };
+            head.server == ServerId(2) && tail.instance == InstanceId(101)
+        })
+    };
+    world.until("the other goes on, and it learns", learns).await;
 }
 
 #[tokio::test]
