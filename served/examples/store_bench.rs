@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use netfs_common::coding::{Cipher, Compression};
 use netfs_served::data::codec::{Codec, VolumeKey};
 use netfs_served::data::store::{ChunkKey, ChunkVersion, SegmentStore, StoreConfig};
+use netfs_served::flusher::Flusher;
 
 /// Bytes that are allocated.
 static NOW: AtomicUsize = AtomicUsize::new(0);
@@ -407,7 +408,7 @@ fn reads(dir: &Path, options: &Options) {
 /// Small writes, each flushed before the next: one thread, then many, which share flushes.
 fn durable(dir: &Path, options: &Options) {
     const EACH: u64 = 400;
-    let store = open(&dir.join("durable"), StoreConfig::default());
+    let store = Arc::new(open(&dir.join("durable"), StoreConfig::default()));
     let data = vec![5; 4096];
     let run = |threads: u64| {
         let barrier = Barrier::new(threads as usize);
@@ -427,8 +428,38 @@ fn durable(dir: &Path, options: &Options) {
             });
         })
     };
+    // As the data server does it.
+    let run_tasks = |tasks: u64| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let flushed = store.clone();
+        let flusher = Flusher::start(Duration::from_secs(60), move || {
+            flushed.flush().map_err(|_| netfs_common::errno::Errno::EIO)
+        });
+        let flusher = flusher.unwrap();
+        per_second(tasks * EACH, || {
+            let tasks = (0..tasks).map(|task| {
+                let (store, data, flusher) = (store.clone(), data.clone(), flusher.clone());
+                async move {
+                    for n in 0..EACH {
+                        let (key, offset) = place(101 + task, n * 4096);
+                        store.write(key, offset, &[&data], ChunkVersion(n + 1)).unwrap();
+                        flusher.flush().await.unwrap();
+                    }
+                }
+            });
+            runtime.block_on(async {
+                for task in tasks.map(tokio::spawn).collect::<Vec<_>>() {
+                    task.await.unwrap();
+                }
+            });
+        })
+    };
+    let pair = Pair::take(1, options.rounds, || run_tasks(1), || run_tasks(THREADS));
+    let what = "durable writes of 4 KiB, 16 tasks of a server beside 1";
+    pair.show(options, what, "1/s", Some(8.0));
     let pair = Pair::take(1, options.rounds, || run(1), || run(THREADS));
-    pair.show(options, "durable writes of 4 KiB, 16 threads beside 1", "1/s", Some(8.0));
+    let what = "the same by threads that sleep in the store, 16 beside 1";
+    pair.show(options, what, "1/s", None);
     drop(store);
     clear(dir, &dir.join("durable"));
     // What the disk allows: nobody has to be woken here, and nothing is looked up or verified.

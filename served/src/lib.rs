@@ -4,7 +4,7 @@ pub mod check;
 pub mod cli;
 pub mod data;
 pub mod embedded;
-mod flusher;
+pub mod flusher;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod greeting;

@@ -312,7 +312,7 @@ async fn serve(
             metrics.store_failed(&error);
             fault::errno(&error)
         })
-    });
+    })?;
     let chunks = Arc::new(Chunks::new(store.clone(), options.store.max_chunk_bytes));
     let turns = Turns::new(BLOCKING_THREADS);
     let dialer = Dialer::new(

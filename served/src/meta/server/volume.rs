@@ -128,7 +128,8 @@ impl Volume {
         let lookups = Lookups::new();
         known.iter().for_each(|(id, ..)| lookups.found(*id, next));
         let flushed = engine.clone();
-        let flusher = Flusher::start(options.flush_interval, move || flushed.flush(flushed.last()));
+        let flusher = Flusher::start(options.flush_interval, move || flushed.flush(flushed.last()))
+            .map_err(|source| VolumeError::Io { path: engine.dir().to_owned(), source })?;
         // Those that have ended too: what they have sent may still arrive.
         let over = engine.ended_sessions().map_err(failed)?;
         let before: Vec<_> =
