@@ -49,7 +49,9 @@ impl Loss {
     /// # Errors
     /// When it cannot be noted.
     pub(super) fn note(dir: &Path, report: &RecoveryReport) -> io::Result<()> {
-        if report.is_clean() || report.created {
+        // Once a life is noted an opening has come to its end.
+        let emptied = report.emptied && Lives::file(dir).try_exists()?;
+        if report.created || (report.is_clean() && !emptied) {
             return Ok(());
         }
         Loss::write(dir, FILE, format_args!("The disk has lost data. {report:?}"))
@@ -191,6 +193,7 @@ mod tests {
     use netfs_common::map::{Pool, TierMode};
 
     use super::*;
+    use crate::data::store::{SegmentStore, StoreConfig};
 
     const ME: ServerId = ServerId(1);
 
@@ -235,6 +238,32 @@ mod tests {
         assert!(!opened(dir.path(), &sound).lacks());
         opened(dir.path(), &lost).follow(&map(&[7, 7]), ME, InstanceId(7));
         assert!(!opened(dir.path(), &sound).lacks());
+    }
+
+    #[test]
+    fn an_emptied_store_that_has_had_lives_lacks_something() {
+        let home = tempfile::tempdir().unwrap();
+        let dir = home.path();
+        let open = || {
+            let note = |report: &RecoveryReport| Loss::note(dir, report);
+            SegmentStore::open_noting(dir, StoreConfig::default(), &note).unwrap().1
+        };
+        open();
+        let loss = Loss::open(dir, InstanceId(6)).unwrap();
+        loss.follow(&map(&[6]), ME, InstanceId(6));
+        assert!(!open().emptied);
+        for file in std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path()) {
+            if file.extension().is_some() {
+                std::fs::remove_file(file).unwrap();
+            }
+        }
+        let report = open();
+        assert!(report.emptied && !report.created, "{report:?}");
+        assert!(Loss::open(dir, InstanceId(7)).unwrap().lacks());
+        // Without any life before, nobody has counted on it.
+        std::fs::remove_file(Lives::file(dir)).unwrap();
+        std::fs::remove_file(Loss::file(dir)).unwrap();
+        assert!(!opened(dir, &report).lacks());
     }
 
     #[test]

@@ -38,6 +38,9 @@ use super::state::{SegmentInfo, State, tally};
 pub struct RecoveryReport {
     /// The store was made by this opening.
     pub created: bool,
+    /// There is nothing but the file that names the store: no segment and no snapshot. An opening makes both, so unless none has ever come to its end
+    /// somebody has removed them.
+    pub emptied: bool,
     /// The file that names the store was damaged, and is made anew from what the segments say.
     pub identity_restored: bool,
     /// The index snapshot was used.
@@ -211,6 +214,7 @@ fn run(
     let present = segment_ids(disk)?;
     let mut r = Replay::new(disk, store, snapshot, report, &present);
     r.evidence = r.evidence.max(evidence);
+    r.report.emptied = present.is_empty() && r.known.is_none() && r.report.snapshot_fault.is_none();
     r.find_evidence(&present)?;
     r.replay(&present)?;
     Ok(r.finish(&present))

@@ -395,7 +395,10 @@ impl Manager {
         self.verdict(server, now) == Verdict::Alive
             && self.has_key(server, volume)
             && self.seen.get(&server).is_some_and(|seen| {
-                seen.shunned <= now && seen.report.as_ref().is_some_and(|report| !report.full)
+                // In its next life a store that is not adopted has no claim to what this one has learnt.
+                !seen.foreign
+                    && seen.shunned <= now
+                    && seen.report.as_ref().is_some_and(|report| !report.full)
             })
     }
 

@@ -90,9 +90,12 @@ impl Manager {
     /// What a replica had is lost with a server that is given up, or was lost before: its server has come back with another store, or with a part of
     /// what it had. With that one it may have been given groups already, in place of others that are lost: of these it has what there is.
     fn is_gone(&self, replica: &Replica, given_up: ServerId, now: Duration) -> bool {
-        let foreign = self.is_foreign(replica.server);
-        (replica.server == given_up || foreign || self.lacks(replica.server))
-            && Some(*replica) != self.present(replica.server, now)
+        if replica.server == given_up {
+            return Some(*replica) != self.present(given_up, now);
+        }
+        // One that is silent for now has what it had when it was heard last.
+        (self.is_foreign(replica.server) || self.lacks(replica.server))
+            && self.instance(replica.server) != Some(replica.instance)
     }
 
     /// Whether a server has come back with another store than it had.
@@ -128,10 +131,12 @@ impl Manager {
             return self.present(named, now);
         }
         let wanted = self.wanted.groups.get(&group).into_iter().flatten();
-        let mut able = wanted.chain(self.state.servers.keys()).filter(|id| **id != lost);
-        let other = able.find_map(|id| self.present(*id, now));
-        // Its new store is better than none.
-        other.or_else(|| self.present(lost, now))
+        let others = wanted.chain(self.state.servers.keys()).filter(|id| **id != lost);
+        let (known, foreign): (Vec<_>, Vec<_>) = others.partition(|id| !self.is_foreign(**id));
+        // With its new store it is a server like any other as soon as it is given up. The store of one that is still counted on would lose its claim to
+        // the group when it is started anew.
+        let mut able = known.into_iter().chain([&lost]).chain(foreign);
+        able.find_map(|id| self.present(*id, now))
     }
 
     /// A server that is there, with whatever store.
@@ -234,6 +239,8 @@ mod tests {
         now: Duration,
         /// Who is heard, in which life and with which store.
         up: BTreeMap<u32, (u64, u8)>,
+        /// Those that lack something of what they had.
+        lacking: BTreeSet<u32>,
     }
 
     impl World {
@@ -244,7 +251,8 @@ mod tests {
                 manager.meet(Duration::ZERO, vec![format!("s{id}:1")]);
             }
             let up = (1..=servers).map(|id| (id, (u64::from(id) * 100, id as u8))).collect();
-            let mut world = World { manager, now: Duration::ZERO, up };
+            let lacking = BTreeSet::new();
+            let mut world = World { manager, now: Duration::ZERO, up, lacking };
             world.pass(SECOND);
             world.manager.ensure_pool(
                 world.now,
@@ -265,6 +273,7 @@ mod tests {
                 for (id, (life, store)) in self.up.clone() {
                     let mut report = report(id, life, store);
                     report.version = self.manager.state().version;
+                    report.lacks = self.lacking.contains(&id);
                     report.revoked = self.manager.revocations(ServerId(id));
                     for (group, _, chain) in self.manager.state().groups() {
                         // A life knows nothing of what those before it have taught.
@@ -288,6 +297,75 @@ mod tests {
             let heirs = heirs.iter().map(|(g, s)| (GroupId(*g), ServerId(*s))).collect();
             self.manager.command(self.now, Command::GiveUp(ServerId(server), heirs))
         }
+    }
+
+    /// Another volume, with two replicas.
+    fn with_second_volume(mut world: World) -> World {
+        world.manager.ensure_pool(world.now, 1, (16, 2), netfs_common::map::TierMode::Cold);
+        world.pass(SECOND * 2);
+        assert!(world.chains()[16..].iter().all(|c| c.replicas.len() == 2));
+        world
+    }
+
+    #[test]
+    fn a_store_that_is_not_adopted_is_given_nothing_that_its_next_life_had_no_claim_to() {
+        let mut world = with_second_volume(World::new(3, 1));
+        world.up.insert(2, (250, 99));
+        world.pass(SECOND * 60);
+        assert!(world.manager.is_foreign(ServerId(2)));
+        let own = replica(ServerId(2), InstanceId(250));
+        assert!(world.chains().iter().all(|c| c.members().all(|member| member != own)));
+        // Nor what is lost with others.
+        world.up.remove(&1);
+        world.pass(SECOND * 60);
+        assert_eq!(world.give_up(1, &[]), Ok(true));
+        assert!(world.chains().iter().all(|c| c.members().all(|member| member != own)));
+        // From when it is given up it is a server like the others, in all its lives.
+        assert_eq!(world.give_up(2, &[]), Ok(true));
+        world.pass(SECOND * 60);
+        assert!(world.chains().iter().any(|c| c.members().any(|member| member == own)));
+        world.up.insert(2, (260, 99));
+        world.pass(SECOND * 60);
+        assert!(!world.manager.is_foreign(ServerId(2)));
+        assert!(world.chains().iter().all(|c| !c.members().any(|member| member == own)));
+    }
+
+    #[test]
+    fn servers_that_all_begin_anew_go_on_with_their_own_groups() {
+        let mut world = World::new(2, 1);
+        let before = world.chains();
+        world.up = [(1, (150, 98)), (2, (250, 99))].into();
+        world.pass(SECOND * 60);
+        assert_eq!(world.give_up(1, &[]), Ok(true));
+        let on_foreign = |c: &Chain| c.has(ServerId(2)) && c.replicas[0].instance.0 == 250;
+        assert!(!world.chains().iter().any(on_foreign));
+        assert_eq!(world.give_up(2, &[]), Ok(true));
+        assert!(before.iter().zip(&world.chains()).all(|(old, new)| new.epoch > old.epoch));
+    }
+
+    #[test]
+    fn one_that_lacks_something_elsewhere_is_waited_for_while_it_is_silent() {
+        let mut world = with_second_volume(World::new(3, 1));
+        // It has lost something of the first volume; of the second it has learnt all anew.
+        world.up.insert(2, (250, 2));
+        world.lacking.insert(2);
+        world.pass(SECOND * 60);
+        let own = replica(ServerId(2), InstanceId(250));
+        let learnt = world.chains()[16..].iter().filter(|c| c.replicas.contains(&own)).count();
+        assert!(learnt > 0);
+        world.up.remove(&1);
+        world.up.remove(&2);
+        world.pass(SECOND * 4);
+        let both = |c: &Chain| c.replicas.contains(&own) && c.has(ServerId(1));
+        let shared = world.chains()[16..].iter().filter(|c| both(c)).count();
+        let loss = world.manager.loss(world.now, ServerId(1));
+        let loss = loss.or_else(|_| {
+            world.pass(SECOND * 60);
+            world.manager.loss(world.now, ServerId(1))
+        });
+        let loss = loss.unwrap();
+        assert!(shared > 0 && loss.lost.iter().all(|group| group.0 < 16), "{loss:?}");
+        assert!(loss.awaited.contains(&ServerId(2)));
     }
 
     #[test]

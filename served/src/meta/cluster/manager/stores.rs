@@ -194,11 +194,11 @@ impl Manager {
             Some(stray) if stray.instance == instance => {
                 Some((self.with_store(stray.store)?, false))
             }
-            Some(_) => None,
             None if seen.report.as_ref().is_some_and(|report| report.instance == instance) => {
                 Some((server, true))
             }
-            None => {
+            // Also where another one with another store was there before.
+            _ => {
                 let (_, store) = seen.greeted.filter(|(greeted, _)| *greeted == instance)?;
                 let owner = self.with_store(store).unwrap_or(server);
                 Some((owner, owner == server))

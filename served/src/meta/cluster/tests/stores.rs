@@ -6,7 +6,7 @@ use std::time::Duration;
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId};
 use netfs_common::map::{Chain, TierMode};
 
-use super::super::{Command, CommandError, Config, Duty, Manager, Report, State, StoreId};
+use super::super::{Command, CommandError, Config, Duty, Manager, Report, State, StoreId, Verdict};
 
 const STEP: Duration = Duration::from_millis(500);
 const SECOND: Duration = Duration::from_secs(1);
@@ -100,7 +100,16 @@ impl World {
                 report.synced.push((group, chain.epoch, learner));
             }
         }
-        self.manager.heard(self.now, id, report);
+        match report.version {
+            Epoch(0) => self.manager.greeted(id, instance, report.store),
+            _ => drop(self.manager.heard(self.now, id, report)),
+        }
+    }
+
+    /// The life in which a server is heard.
+    fn life(&self, id: u32) -> Option<u64> {
+        let health = self.manager.health(ServerId(id), self.now);
+        health.report.filter(|_| health.verdict == Verdict::Alive).map(|r| r.instance.0)
     }
 
     fn chains(&self) -> Vec<Chain> {
@@ -374,4 +383,32 @@ fn what_another_server_refuses_is_not_refused_by_the_one_that_is_looked_for() {
     world.call(ServerId(1));
     assert_eq!(world.manager.number(ServerId(1), InstanceId(200)), Some((ServerId(2), false)));
     assert_eq!(world.chains(), before);
+}
+
+#[test]
+fn a_server_is_heard_again_that_comes_after_another_one_was_at_its_address() {
+    let mut world = World::new(3, 1);
+    let own = world.at["a1:1"];
+    world.at.insert("a1:1".into(), process(500, 2));
+    world.pass(SECOND * 20);
+    assert!(world.manager.is_astray(ServerId(1), world.now).is_some());
+    assert_eq!(world.life(1), None);
+    world.at.insert("a1:1".into(), process(600, own.store));
+    world.pass(SECOND * 2);
+    assert_eq!(world.life(1), Some(600));
+    assert!(world.manager.is_astray(ServerId(1), world.now).is_none());
+    assert!(world.chains().iter().all(|c| c.replicas.len() == 1), "it has come back to its groups");
+    let back = |c: &Chain| c.replicas[0].server != ServerId(1) || c.replicas[0].instance.0 == 600;
+    assert!(world.chains().iter().all(back));
+}
+
+#[test]
+fn a_server_that_has_moved_and_is_started_anew_while_it_waits_takes_its_place_all_the_same() {
+    let mut world = World::new(3, 1);
+    world.add("a9:1").unwrap();
+    world.restart("a1:1", "a9:1", 500);
+    world.pass(SECOND * 2);
+    world.restart("a9:1", "a9:1", 600);
+    world.pass(SECOND * 20);
+    assert_eq!((world.life(1), world.addr(1).as_deref()), (Some(600), Some("a9:1")));
 }

@@ -12,6 +12,7 @@ use netfs_common::wire::meta::Response;
 
 use super::replicas::State;
 use super::{Audit, MIN_PAUSE, Place, Suspects, chunk_named, files, named, place};
+use crate::meta::server::cluster::garbage::Swept;
 use crate::meta::server::volume::Volume;
 
 /// Kinds of what is found.
@@ -282,7 +283,8 @@ impl Audit {
             by_server.entry(server).or_default().insert(group, chunks);
         }
         for (server, groups) in by_server {
-            let mut may_go = self.parts.cluster.garbage(server);
+            let may_go = self.parts.cluster.garbage(server).unwrap_or_default();
+            let mut may_go = Vec::from_iter(may_go);
             may_go.retain(|(group, _)| groups.contains_key(group));
             let going: u64 = may_go.iter().filter_map(|(group, _)| groups.get(group)).sum();
             let kept = groups.values().sum::<u64>() - going;
@@ -301,8 +303,8 @@ impl Audit {
             }
             match self.parts.cluster.sweep(server, &may_go).await {
                 // It has removed them by itself meanwhile.
-                Ok(0) => {}
-                Ok(removed) => self.found(STRANGERS, name, removed, removed),
+                Ok(Swept { chunks: 0, .. }) => {}
+                Ok(Swept { chunks: removed, .. }) => self.found(STRANGERS, name, removed, removed),
                 Err(error) => {
                     self.found(STRANGERS, name, going, 0);
                     self.unfinished(error.to_string());

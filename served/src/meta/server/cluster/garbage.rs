@@ -29,6 +29,15 @@ const FIRST: ChunkId = ChunkId { ino: Ino(0), generation: 0, index: 0 };
 /// Groups with the epochs in which a server was told of them, in its present life.
 type Told = BTreeMap<ServerId, (InstanceId, BTreeSet<(GroupId, Epoch)>)>;
 
+/// What a sweep has done.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(in crate::meta::server) struct Swept {
+    /// Chunks that were removed.
+    pub(in crate::meta::server) chunks: u64,
+    /// The groups that were gone through to the end.
+    pub(in crate::meta::server) groups: BTreeSet<(GroupId, Epoch)>,
+}
+
 /// A server that did not do what it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("data server {0} does not answer as it should")]
@@ -48,7 +57,7 @@ impl Cluster {
                 if spared.contains_key(&server) {
                     continue;
                 }
-                let now: BTreeSet<_> = self.garbage(server).into_iter().collect();
+                let Some(now) = self.garbage(server) else { continue };
                 let (_, known) = told.entry(server).or_insert_with(|| (life, BTreeSet::new()));
                 known.retain(|group| now.contains(group));
                 let new: Vec<_> = now.difference(known).copied().collect();
@@ -56,7 +65,7 @@ impl Cluster {
                     continue;
                 }
                 match self.sweep(server, &new).await {
-                    Ok(_) => known.extend(new),
+                    Ok(swept) => known.extend(swept.groups),
                     Err(error) => {
                         tracing::debug!(%error, "what it need not keep stays there for the present");
                         spared.insert(server, Instant::now() + PAUSE);
@@ -66,48 +75,49 @@ impl Cluster {
         }
     }
 
-    /// Groups of which a server may forget what it has.
-    pub(in crate::meta::server) fn garbage(&self, server: ServerId) -> Vec<(GroupId, Epoch)> {
+    /// Groups of which a server may forget what it has. `None`: that cannot be said now, because nobody hears of a decision before it is stored.
+    pub(in crate::meta::server) fn garbage(
+        &self,
+        server: ServerId,
+    ) -> Option<BTreeSet<(GroupId, Epoch)>> {
         let stored = self.published().map.version;
         self.with(|manager, now| {
-            // Nobody hears of a decision before it is stored.
-            match manager.state().version == stored {
-                true => manager.garbage(server, now),
-                false => Vec::new(),
-            }
+            let known = manager.state().version == stored;
+            known.then(|| manager.garbage(server, now).into_iter().collect())
         })
     }
 
-    /// Has a server remove what it has of these groups. How many chunks. That takes long, and what a server may forget changes: it is asked
-    /// again before each step, and a group is left out from when it is to be kept.
+    /// Has a server remove what it has of these groups. That takes long, and what a server may forget changes: it is asked
+    /// again before each step, and a group is left out from when it is to be kept, or when that cannot be said.
     pub(in crate::meta::server) async fn sweep(
         &self,
         server: ServerId,
         groups: &[(GroupId, Epoch)],
-    ) -> Result<u64, NotDone> {
-        let mut removed = 0;
+    ) -> Result<Swept, NotDone> {
+        let mut swept = Swept::default();
         for groups in groups.chunks(MAX_AUDITED) {
+            let mut groups = groups.to_vec();
             let mut next = Some(FIRST);
             while let Some(from) = next {
-                let mut groups = groups.to_vec();
-                let now: BTreeSet<_> = self.garbage(server).into_iter().collect();
+                let now = self.garbage(server).unwrap_or_default();
                 groups.retain(|group| now.contains(group));
                 if groups.is_empty() {
                     break;
                 }
-                let op = AuditOp::Sweep { groups, from };
+                let op = AuditOp::Sweep { groups: groups.clone(), from };
                 match self.ask(server, op).await {
                     Some(Reply::Audited(AuditReply::Swept { chunks, next: more, .. }))
                         if more.is_none_or(|more| more > from) =>
                     {
-                        removed += chunks;
+                        swept.chunks += chunks;
                         next = more;
                     }
                     _ => return Err(NotDone(server)),
                 }
             }
+            swept.groups.extend(groups);
         }
-        Ok(removed)
+        Ok(swept)
     }
 
     /// One question; `None`: it was not answered.

@@ -14,7 +14,7 @@ mod alarms;
 mod beats;
 mod classes;
 mod file;
-mod garbage;
+pub(in crate::meta::server) mod garbage;
 mod giving_up;
 mod journal;
 mod news;

@@ -26,10 +26,10 @@ impl Cluster {
                     servers.iter().map(|(_, u)| what(u)).collect::<Vec<_>>()
                 };
                 let sum = |what| of(what).into_iter().fold(0, u64::saturating_add) / copies;
-                let free = servers.iter().map(|(duty, usage)| (*duty, usage.free));
+                let rooms: Vec<_> = servers.iter().map(|(room, _)| *room).collect();
                 return Ok(Usage {
                     capacity: fits(of(|usage| usage.capacity), copies),
-                    free: fits(taking(free, copies), copies),
+                    free: free(&rooms, copies),
                     live: sum(|usage| usage.live),
                     chunks: sum(|usage| usage.chunks),
                 });
@@ -42,7 +42,7 @@ impl Cluster {
     }
 
     /// Of all servers that answer; if none does, of all as they were last. `None`: none ever has.
-    fn usage_now(&self) -> Option<Vec<(Duty, Usage)>> {
+    fn usage_now(&self) -> Option<Vec<(Room, Usage)>> {
         let mut core = self.lock();
         let now = self.now(&mut core);
         let Core { manager, figures, .. } = &*core;
@@ -56,21 +56,42 @@ impl Cluster {
                 live: figures.live,
                 chunks: figures.chunks,
             };
-            known.push((server.duty, own));
+            let room = Room { duty: server.duty, full: report.full, bytes: own.free };
+            known.push((room, own));
             if health.verdict != Verdict::Dead {
-                alive.push((server.duty, own));
+                alive.push((room, own));
             }
         }
-        let some = |servers: Vec<(Duty, Usage)>| (!servers.is_empty()).then_some(servers);
+        let some = |servers: Vec<(Room, Usage)>| (!servers.is_empty()).then_some(servers);
         some(alive).or(some(known))
     }
 }
 
-/// The space of the servers that take new data: one that is drained does not, unless there are too few others. Then the chains keep it.
-fn taking(servers: impl Iterator<Item = (Duty, u64)>, copies: u64) -> Vec<u64> {
-    let (takes, leaves): (Vec<_>, Vec<_>) = servers.partition(|(duty, _)| *duty == Duty::In);
-    let kept = if (takes.len() as u64) < copies { leaves } else { Vec::new() };
-    takes.into_iter().chain(kept).map(|(_, space)| space).collect()
+/// What one server says of its room.
+#[derive(Clone, Copy, Debug)]
+struct Room {
+    duty: Duty,
+    full: bool,
+    bytes: u64,
+}
+
+/// How much more fits. One that is full is given nothing, nor is one that is drained, unless there are too few others: then one of these has
+/// the copies that are missing, beside all the others.
+fn free(rooms: &[Room], copies: u64) -> u64 {
+    let of = |wanted: fn(&Room) -> bool| {
+        rooms.iter().filter(|room| wanted(room)).map(|room| room.bytes).collect::<Vec<_>>()
+    };
+    let takes = of(|room| room.duty == Duty::In && !room.full);
+    let missing = copies.saturating_sub(takes.len() as u64);
+    if missing == 0 {
+        return fits(takes, copies);
+    }
+    let leaves = of(|room| room.duty != Duty::In && !room.full);
+    if leaves.is_empty() {
+        // Whoever is full is in all chains, and refuses.
+        return fits(of(|room| room.duty == Duty::In), copies);
+    }
+    takes.into_iter().min().unwrap_or(u64::MAX).min(fits(leaves, missing))
 }
 
 /// How much fits on servers with so much space each, if all of it is to be on so many of them, or on all if there are fewer.
@@ -93,13 +114,32 @@ fn fits(mut spaces: Vec<u64>, copies: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn room(duty: Duty, bytes: u64) -> Room {
+        Room { duty, full: false, bytes }
+    }
+
     #[test]
     fn a_server_that_is_drained_takes_nothing_unless_the_others_are_too_few() {
-        let servers = [(Duty::In, 50), (Duty::Draining, 40), (Duty::In, 60)];
-        assert_eq!(taking(servers.into_iter(), 2), [50, 60]);
-        assert_eq!(taking(servers.into_iter(), 3), [50, 60, 40]);
-        assert_eq!(fits(taking(servers[..2].iter().copied(), 2), 2), 40, "the other is away");
-        assert_eq!(taking([(Duty::Draining, 7)].into_iter(), 1), [7]);
+        let [a, b, c] = [room(Duty::In, 50), room(Duty::Draining, 40), room(Duty::In, 60)];
+        assert_eq!(free(&[a, b, c], 2), 50);
+        assert_eq!(free(&[a, b, c], 3), 40);
+        assert_eq!(free(&[a, b], 2), 40, "the other is away");
+        assert_eq!(free(&[room(Duty::Draining, 7)], 1), 7);
+        let drained = [room(Duty::Draining, 100); 3];
+        assert_eq!(free(&[&[room(Duty::In, 100)][..], &drained].concat(), 2), 100, "it is in all");
+        assert_eq!(free(&[&[room(Duty::In, 500)][..], &drained].concat(), 2), 300);
+        assert_eq!(free(&drained, 2), 150);
+    }
+
+    #[test]
+    fn a_full_server_takes_nothing_unless_it_is_in_all_chains() {
+        let (a, c) = (room(Duty::In, 100), room(Duty::Draining, 80));
+        let full = Room { duty: Duty::In, full: true, bytes: 1 };
+        assert_eq!(free(&[a, full, c], 2), 80);
+        assert_eq!(free(&[a, full, a], 2), 100);
+        assert_eq!(free(&[a, full], 2), 1);
+        assert_eq!(free(&[full], 1), 1);
+        assert_eq!(free(&[], 1), 0);
     }
 
     #[test]
