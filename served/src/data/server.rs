@@ -12,6 +12,7 @@ mod deleting;
 mod fault;
 mod fences;
 mod flushing;
+mod followed;
 mod forwarding;
 mod handler;
 mod keys;

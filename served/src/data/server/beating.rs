@@ -43,6 +43,7 @@ impl Replicas {
         if !admitted {
             return self.not_for(&beat).await;
         }
+        self.loss.note_followed();
         if let Some(token) = beat.echo {
             self.lease.renew(token, Duration::from_millis(beat.lease_ms.into()));
         }

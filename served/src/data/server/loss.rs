@@ -8,7 +8,7 @@
 //!
 //! Where it was all that there is, nobody knows which chunks are missing. An object store may have them, as objects that nothing here speaks
 //! of. So there is a second note, `incomplete`, for as long as there is this store: objects of chunks that are not here are kept, until an operator has begun
-//! anew with what the object store has. It is this server's: a replica that learns from it does not know, so nobody should before that.
+//! anew with what the object store has. The same is noted when the map is older than one that an earlier life has followed (`followed.rs`). It is this server's: a replica that learns from it does not know, so nobody should before that.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
@@ -17,9 +17,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use netfs_common::id::{GroupId, InstanceId, ServerId};
+use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId};
 use netfs_common::map::{Chain, ClusterMap, Replica};
 
+use super::followed::Followed;
 use super::lives::Lives;
 use super::replicas::lock;
 use crate::data::store::RecoveryReport;
@@ -35,6 +36,7 @@ const INCOMPLETE: &str = "incomplete";
 pub(super) struct Loss {
     path: PathBuf,
     lives: Mutex<Lives>,
+    followed: Mutex<Followed>,
     lacks: AtomicBool,
     incomplete: AtomicBool,
     /// It goes on with what was all that there is of some groups.
@@ -71,11 +73,12 @@ impl Loss {
     /// When it cannot be seen what was noted.
     pub(super) fn open(dir: &Path, life: InstanceId) -> io::Result<Loss> {
         let lives = Mutex::new(Lives::begin(dir, life));
+        let followed = Mutex::new(Followed::open(dir));
         let path = Loss::file(dir);
         let lacks = AtomicBool::new(path.try_exists()?);
         let incomplete = AtomicBool::new(Loss::incomplete_file(dir).try_exists()?);
         let (alone, taught) = (AtomicBool::default(), Mutex::default());
-        Ok(Loss { path, lives, lacks, incomplete, alone, taught })
+        Ok(Loss { path, lives, followed, lacks, incomplete, alone, taught })
     }
 
     /// Where it stands.
@@ -108,6 +111,7 @@ impl Loss {
         let mine = |r: &Replica| r.server == me;
         let of_mine = map.groups().flat_map(|(_, chain)| &chain.replicas).filter(|r| mine(r));
         let lives: BTreeSet<_> = of_mine.map(|r| r.instance).collect();
+        self.advance(map.version);
         if !self.lacks() {
             self.compare(&Vec::from_iter(lives));
         }
@@ -130,7 +134,9 @@ impl Loss {
         let counts = |chain: &Chain| chain.replicas.iter().any(|r| mine(r) && r.instance != life);
         let mut done = Ok(());
         if self.alone.load(Ordering::SeqCst) && !self.incomplete.load(Ordering::SeqCst) {
-            done = self.note_incomplete();
+            done = self.note_incomplete(format_args!(
+                "The disk has lost data of which there was no other replica."
+            ));
         }
         if done.is_ok() && !map.groups().any(|(_, chain)| counts(chain)) {
             done = self.forget();
@@ -157,9 +163,33 @@ impl Loss {
         self.path.parent().unwrap_or(Path::new("."))
     }
 
-    fn note_incomplete(&self) -> io::Result<()> {
-        let why = "The disk has lost data of which there was no other replica.";
-        Loss::write(self.dir(), INCOMPLETE, format_args!("{why}"))?;
+    /// A map is followed. By one that is older than that of an earlier life, others may have what this server is to have, and it may be told to remove what
+    /// nobody else has.
+    fn advance(&self, version: Epoch) {
+        let mut followed = lock(&self.followed);
+        let before = followed.version();
+        if version < before {
+            let noted = self.note_incomplete(format_args!(
+                "The metadata server has come back with version {version} of the cluster map; this server has followed version {before}."
+            ));
+            if let Err(error) = noted {
+                // Until the next start nothing is removed all the same.
+                self.incomplete.store(true, Ordering::SeqCst);
+                tracing::error!(%version, %before, %error, "the cluster map is older than one that was followed, and that cannot be noted");
+                return;
+            }
+        }
+        followed.follow(version);
+        followed.note();
+    }
+
+    /// To be called again and again: what is known is noted, if it is time to.
+    pub(super) fn note_followed(&self) {
+        lock(&self.followed).note();
+    }
+
+    fn note_incomplete(&self, why: std::fmt::Arguments<'_>) -> io::Result<()> {
+        Loss::write(self.dir(), INCOMPLETE, why)?;
         self.incomplete.store(true, Ordering::SeqCst);
         self.warn();
         Ok(())
@@ -169,7 +199,8 @@ impl Loss {
     pub(super) fn warn(&self) {
         if self.incomplete.load(Ordering::SeqCst) {
             let note = Loss::incomplete_file(self.dir());
-            tracing::error!(note = %note.display(), "the disk has lost data of which there was no other replica: files may have holes; objects of chunks that are not here are kept");
+            let why = fs::read_to_string(&note).unwrap_or_else(|error| error.to_string());
+            tracing::error!(note = %note.display(), why = why.trim_end(), "what nobody else has may be missing: files may have holes; nothing is removed here, and objects of chunks that are not here are kept");
         }
     }
 
@@ -189,7 +220,7 @@ impl Loss {
 mod tests {
     use netfs_common::class::Class;
     use netfs_common::coding::Coding;
-    use netfs_common::id::{Epoch, Verifier};
+    use netfs_common::id::Verifier;
     use netfs_common::map::{Pool, TierMode};
 
     use super::*;
@@ -238,6 +269,29 @@ mod tests {
         assert!(!opened(dir.path(), &sound).lacks());
         opened(dir.path(), &lost).follow(&map(&[7, 7]), ME, InstanceId(7));
         assert!(!opened(dir.path(), &sound).lacks());
+    }
+
+    #[test]
+    fn who_has_followed_a_later_map_removes_nothing_by_an_older_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |life| Loss::open(dir.path(), InstanceId(life)).unwrap();
+        let at = |version| ClusterMap { version: Epoch(version), ..map(&[]) };
+        let follow = |loss: &Loss, version| loss.follow(&at(version), ME, InstanceId(1));
+        let first = open(1);
+        follow(&first, 5);
+        assert!(!first.is_incomplete());
+        let second = open(2);
+        follow(&second, 5);
+        follow(&second, 6);
+        assert!(!second.is_incomplete());
+        let third = open(3);
+        follow(&third, 4);
+        assert!(third.is_alone_with_it() && open(4).is_alone_with_it());
+        // Once an operator has said that all is well, that is so.
+        fs::remove_file(Loss::incomplete_file(dir.path())).unwrap();
+        let fourth = open(4);
+        follow(&fourth, 4);
+        assert!(!fourth.is_incomplete());
     }
 
     #[test]

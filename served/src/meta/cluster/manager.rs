@@ -61,6 +61,8 @@ pub struct Manager {
     /// Groups whose only replica cannot store what it must.
     failing: BTreeMap<GroupId, Failing>,
     turns: Turns,
+    /// Servers that go by a later map than there is, and its version: the state is an older copy. Nothing is decided by it as long as there are any.
+    ahead: BTreeMap<ServerId, Epoch>,
 }
 
 /// A group's only replica cannot go on, and nobody can take its place.
@@ -97,6 +99,7 @@ impl Manager {
             settled: BTreeMap::new(),
             failing: BTreeMap::new(),
             turns: Turns::default(),
+            ahead: BTreeMap::new(),
         }
     }
 
@@ -118,6 +121,14 @@ impl Manager {
     /// A server has answered. `heard` is when its answer was received.
     pub fn heard(&mut self, heard: Duration, server: ServerId, report: Report) -> bool {
         let Some(known) = self.state.servers.get(&server) else { return false };
+        // Nobody is told of a version before it is stored.
+        match report.version > self.state.version {
+            true => drop(self.ahead.insert(server, report.version)),
+            false => drop(self.ahead.remove(&server)),
+        }
+        if !self.ahead.is_empty() {
+            return false;
+        }
         if known.store != Some(report.store)
             && let Some(owner) = self.with_store(report.store)
         {
@@ -223,6 +234,9 @@ impl Manager {
     /// # Errors
     /// Why it is refused.
     pub fn command(&mut self, now: Duration, command: Command) -> Result<bool, CommandError> {
+        if let Some((server, version)) = self.ahead.first_key_value() {
+            return Err(CommandError::Outdated(*server, *version));
+        }
         match command {
             Command::Add(addrs) => self.add(now, addrs)?,
             Command::Drain(id) => self.duty(id, Duty::Draining)?,
@@ -361,6 +375,11 @@ impl Manager {
             pool.pool.coding = coding.clone();
         }
         self.changed()
+    }
+
+    /// Servers that go by a later map than there is, and its version.
+    pub fn ahead(&self) -> &BTreeMap<ServerId, Epoch> {
+        &self.ahead
     }
 
     /// For how long nothing was heard of a server.
@@ -563,6 +582,9 @@ impl Manager {
 
     /// Brings every chain a step nearer to what it should be.
     fn plan(&mut self, now: Duration) {
+        if !self.ahead.is_empty() {
+            return;
+        }
         self.refresh_wanted(now);
         if !self.failing.is_empty() {
             self.forget_failing(now);

@@ -190,7 +190,7 @@ impl Manager {
     /// Groups of which a server may forget what it has: they have had all their replicas, on other servers, for longer than a lost
     /// replica is waited for, and it is not to become one. None, if it is not certain that it is that server, and has what it had.
     pub fn garbage(&self, server: ServerId, now: Duration) -> Vec<(GroupId, Epoch)> {
-        if !self.is_itself(server) {
+        if !self.ahead.is_empty() || !self.is_itself(server) {
             return Vec::new();
         }
         let old = |group: &GroupId, chain: &Chain| {

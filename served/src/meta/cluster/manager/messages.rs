@@ -165,6 +165,11 @@ pub enum CommandError {
     /// Nobody can go on.
     #[error("no data server is there that could go on in place of data server {0}")]
     NoHeir(ServerId),
+    /// The state is an older copy.
+    #[error(
+        "data server {0} goes by version {1} of the cluster map, which is not known here: `meta.dir` is an older copy, and nothing is changed"
+    )]
+    Outdated(ServerId, Epoch),
     /// It is no replica, or the only one that is there.
     #[error("data server {1} is not one of several replicas of placement group {0} any more")]
     NotSpare(GroupId, ServerId),

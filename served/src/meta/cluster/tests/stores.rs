@@ -412,3 +412,30 @@ fn a_server_that_has_moved_and_is_started_anew_while_it_waits_takes_its_place_al
     world.pass(SECOND * 20);
     assert_eq!((world.life(1), world.addr(1).as_deref()), (Some(600), Some("a9:1")));
 }
+
+#[test]
+fn nothing_is_decided_by_a_state_that_is_older_than_the_map_that_servers_go_by() {
+    let mut world = World::new(4, 2);
+    let copy = world.manager.state().clone();
+    world.manager.command(world.now, Command::Drain(ServerId(1))).unwrap();
+    world.pass(SECOND * 60);
+    let there = |world: &World| world.chains().iter().filter(|c| c.has(ServerId(1))).count();
+    assert_eq!(there(&world), 0);
+    assert!(world.manager.state().version > copy.version);
+    let config = world.manager.config();
+    world.manager = Manager::new(copy.clone(), config, world.now);
+    world.pass(SECOND * 600);
+    assert!(there(&world) > 0 && world.manager.state() == &copy);
+    assert_eq!(world.manager.ahead().len(), 4);
+    assert!((1..=4).all(|id| world.garbage(id).is_empty()));
+    let refused = world.manager.command(world.now, Command::Rebalance);
+    assert!(matches!(refused, Err(CommandError::Outdated(..))), "{refused:?}");
+    // In their next lives they go by what there is: they see to it themselves that nothing is removed.
+    for id in 1..=4u64 {
+        let addr = format!("a{id}:1");
+        world.restart(&addr, &addr, 1000 + id);
+    }
+    world.pass(SECOND * 20);
+    assert!(world.manager.ahead().is_empty());
+    assert!((1..=4).all(|id| world.life(id).is_some()));
+}

@@ -55,6 +55,14 @@ impl Core {
                 self.name_of(*id)
             ));
         }
+        for (id, version) in self.manager.ahead() {
+            lines.push(format!(
+                "data server {} goes by version {version} of the cluster map, and this metadata server knows {} only: `meta.dir` is an \
+                 older copy. Nothing is decided by it",
+                self.name_of(*id),
+                state.version
+            ));
+        }
         for (id, held) in self.manager.held(now) {
             let others: Vec<_> = held.awaited.iter().map(|id| self.name_of(*id)).collect();
             lines.push(format!(
@@ -68,6 +76,9 @@ impl Core {
         for (id, server) in &state.servers {
             let (name, health) = (self.name_of(*id), self.manager.health(*id, now));
             let has = state.groups().filter(|(_, _, chain)| chain.has(*id)).count();
+            if !self.manager.ahead().is_empty() {
+                break;
+            }
             let astray = self.manager.is_astray(*id, now);
             if let Some(astray) = astray {
                 lines.push(self.of_astray(*id, astray));
@@ -158,8 +169,8 @@ impl Core {
     fn of_losses(&self, lines: &mut Vec<String>) {
         for id in self.figures.iter().filter(|(_, f)| f.incomplete).map(|(id, _)| id) {
             lines.push(format!(
-                "data server {} goes on without some of the data that its disk had, of which there was no other replica: files may have \
-                 holes; `netfs check --data` names those of which it can be told",
+                "data server {} may lack data of which there is no other replica, and removes nothing that it has; its file `incomplete` \
+                 says why. Files may have holes: `netfs check --data` names those of which it can be told",
                 self.name_of(*id)
             ));
         }
