@@ -17,12 +17,14 @@ use std::path::{Path, PathBuf};
 use netfs_common::attr::{Attr, FileKind};
 use netfs_common::class;
 use netfs_common::errno::Errno;
-use netfs_common::id::Ino;
+use netfs_common::id::{ClusterId, Ino};
 
+use crate::data::server::owner_of;
 use crate::data::store::{ChunkInfo, ChunkKey, SegmentStore, StoreConfig, StoreError, StoreView};
 use crate::meta::engine::{self, Engine, EngineConfig, EngineError};
 use crate::meta::record::{Deletion, Trim};
 use crate::meta::server::volumes::{self, VolumeError};
+use crate::meta::server::{FileError, kept_state};
 use repair::Leftovers;
 use scratch::Scratch;
 
@@ -68,6 +70,25 @@ pub enum CheckError {
         /// What is wrong.
         source: StoreError,
     },
+    /// It is not the data of this metadata.
+    #[error("{} has the data of another cluster ({owner}): name the directory that belongs to this metadata, or none", dir.display())]
+    Foreign {
+        /// The directory.
+        dir: PathBuf,
+        /// Whose data it is.
+        owner: ClusterId,
+    },
+    /// It cannot be known whose data it is.
+    #[error("{}: whose data it has cannot be seen: {source}", dir.display())]
+    Owner {
+        /// The directory.
+        dir: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// What the cluster has where.
+    #[error(transparent)]
+    Cluster(#[from] FileError),
     /// The metadata cannot be copied.
     #[error("metadata is checked in a copy (--scratch says where): {}: {source}", path.display())]
     Copy {
@@ -150,7 +171,7 @@ pub fn check(options: &CheckOptions) -> Result<Report, CheckError> {
         ));
         report.faults("data", found.faults, found.fault_count);
         let mut leftovers = Leftovers::default();
-        if !open.is_empty() {
+        if !open.is_empty() && is_all(options.meta.as_deref(), dir, &mut report)? {
             compare(&mut open, &store, &mut report, &mut leftovers)?;
         }
         drop(store);
@@ -159,6 +180,24 @@ pub fn check(options: &CheckOptions) -> Result<Report, CheckError> {
         }
     }
     Ok(report)
+}
+
+/// Whether a directory has all data of the metadata. What is in it cannot be compared otherwise, and nothing there can be said to belong to nobody.
+fn is_all(meta: Option<&Path>, dir: &Path, report: &mut Report) -> Result<bool, CheckError> {
+    let state = meta.map(kept_state).transpose()?.flatten();
+    // From before there were clusters.
+    let Some(state) = state else { return Ok(true) };
+    let owner = owner_of(dir).map_err(|source| CheckError::Owner { dir: dir.into(), source })?;
+    if let Some(owner) = owner.filter(|owner| *owner != state.owner) {
+        return Err(CheckError::Foreign { dir: dir.into(), owner: ClusterId(owner) });
+    }
+    let servers = state.servers.len();
+    if servers > 1 {
+        report.summary.push(format!(
+            "the data is on {servers} data servers: `netfs check --data` compares the metadata with what they have, while all of them run"
+        ));
+    }
+    Ok(servers <= 1)
 }
 
 fn check_volume(dir: &Path, name: &str, report: &mut Report) -> Result<Live, CheckError> {
@@ -377,6 +416,31 @@ mod tests {
     use netfs_common::attr::Timestamp;
 
     use super::*;
+    use crate::data::server::own;
+    use crate::meta::cluster::State;
+
+    #[test]
+    fn only_the_data_of_this_metadata_is_compared_and_only_if_it_is_all_there() {
+        let (meta, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let look = |report: &mut Report| is_all(Some(meta.path()), data.path(), report);
+        let mut report = Report::default();
+        assert!(look(&mut report).unwrap(), "from before there were clusters");
+        let mut state = State { owner: [7; 16], ..State::default() };
+        state.add_server(vec!["a:1".into()]);
+        let write = |state: &State| {
+            std::fs::write(meta.path().join("cluster"), state.encode().unwrap()).unwrap();
+        };
+        write(&state);
+        assert!(look(&mut report).unwrap(), "nobody has claimed the directory");
+        own(data.path(), [7; 16]).unwrap();
+        assert!(look(&mut report).unwrap() && report.summary.is_empty());
+        state.add_server(vec!["b:1".into()]);
+        write(&state);
+        assert!(!look(&mut report).unwrap());
+        assert!(report.summary[0].contains("2 data servers"), "{:?}", report.summary);
+        write(&State { owner: [8; 16], ..state });
+        assert!(matches!(look(&mut report), Err(CheckError::Foreign { .. })));
+    }
 
     fn attr(ino: u64) -> Attr {
         let time = Timestamp { secs: 0, nanos: 0 };

@@ -56,6 +56,9 @@ use crate::thread::{Ending, ServerThread, StopSignal};
 
 pub use keys::KeysError;
 pub use metrics::DataMetrics;
+#[cfg(test)]
+pub(crate) use owner::own;
+pub(crate) use owner::owner_of;
 pub use tiering::TierOptions;
 pub use upkeep::UpkeepConfig;
 

@@ -74,6 +74,7 @@ use crate::thread::{Ending, ServerThread, StopSignal};
 use audit::{Audits, Parts};
 use client::{Admin, Client, Member};
 pub use cluster::FileError;
+pub(crate) use cluster::kept_state;
 use cluster::{Caller, Cluster, tell};
 use data_link::DataLink;
 use volume::Volume;

@@ -22,6 +22,20 @@ const FILE: &str = "owner";
 /// The magic at its begin, with the version of its form.
 const MAGIC: [u8; 8] = *b"NETFSOW1";
 
+/// Whose data is in a directory, if anybody's.
+///
+/// # Errors
+/// As of [`Owner::open`].
+pub(crate) fn owner_of(dir: &Path) -> io::Result<Option<[u8; 16]>> {
+    Owner::open(dir).map(|owner| owner.known())
+}
+
+/// Makes somebody the owner of a directory.
+#[cfg(test)]
+pub(crate) fn own(dir: &Path, identity: [u8; 16]) -> io::Result<bool> {
+    Owner::open(dir)?.admits(identity)
+}
+
 /// The owner of the data.
 #[derive(Debug)]
 pub(super) struct Owner {

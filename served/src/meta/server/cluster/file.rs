@@ -36,6 +36,14 @@ pub enum FileError {
     Codec(#[from] CodecError),
 }
 
+/// What a directory of volumes keeps of its cluster; `None`: nothing.
+///
+/// # Errors
+/// When it cannot be read.
+pub(crate) fn kept_state(dir: &Path) -> Result<Option<State>, FileError> {
+    StateFile::of(dir).read()
+}
+
 /// The file. It is replaced as a whole.
 #[derive(Debug)]
 pub(super) struct StateFile {

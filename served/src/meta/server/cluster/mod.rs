@@ -50,6 +50,7 @@ use crate::meta::cluster::{Command, Config, Manager, Report, State, StoreId, Ver
 use crate::meta::metrics::MetaMetrics;
 pub use file::FileError;
 use file::StateFile;
+pub(crate) use file::kept_state;
 use giving_up::GivingUp;
 use journal::{Journal, News};
 pub(super) use news::tell;
