@@ -45,7 +45,7 @@ pub mod volumes;
 mod waits;
 pub mod wants;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -229,6 +229,18 @@ pub enum MetaError {
         /// The volume.
         volume: String,
     },
+    /// A volume that has data is not there.
+    #[error(
+        "metadata server: volume \"{volume}\" would be made anew, and empty: the file `cluster` in {} knows of more volumes than have a directory there. \
+         Bring the directory back, from a copy if need be. If it is lost for good, `netfs-served volume create {volume}` makes an empty one",
+        dir.display()
+    )]
+    LostVolume {
+        /// The volume that is wanted.
+        volume: String,
+        /// Where it is missing.
+        dir: PathBuf,
+    },
     /// The key file, or its key.
     #[error("metadata server: {0}")]
     Key(#[from] KeyError),
@@ -344,6 +356,7 @@ async fn begin(
     if let (None, Some(name)) = (&key_file, options.volumes.iter().find(|name| encrypted(name))) {
         return Err(missing_key(name).into());
     }
+    refuse_to_replace(&options)?;
     let opened = volumes::open_all(&options.dir, &options.volumes, encrypted, options.engine)?;
     let told = terms::raise(&options.dir, options.cluster.deadline)?;
     let data = Cluster::open(&options.dir, &options.data, options.cluster, told)?;
@@ -387,6 +400,21 @@ async fn begin(
         None => Err("the metadata server has ended".into()),
     });
     Ok(((addr, health), serve(server, shared, dialer, stop)))
+}
+
+/// A volume whose directory is missing must not be served anew, empty, under the same name: clients would take its files for removed. No volume
+/// is ever removed, so there is one for each that has placement groups.
+fn refuse_to_replace(options: &MetaOptions) -> Result<(), MetaError> {
+    let present = volumes::list(&options.dir)?;
+    let Some(new) = options.volumes.iter().find(|name| !present.contains(name)) else {
+        return Ok(());
+    };
+    let pools = kept_state(&options.dir)?.map(|state| state.pools).unwrap_or_default();
+    let known: BTreeSet<u64> = pools.iter().map(|pool| pool.pool.volume).collect();
+    match known.len() > present.len() {
+        true => Err(MetaError::LostVolume { volume: new.clone(), dir: options.dir.clone() }),
+        false => Ok(()),
+    }
 }
 
 /// Sees to it that all volumes have their placement groups. Returns their names by their numbers.

@@ -134,6 +134,20 @@ async fn everybody_may_look_and_only_holders_of_a_servers_certificate_may_change
     assert_eq!(addrs(kept), addrs(lines));
     stop(meta).await;
 
+    // A volume whose directory is missing is not made anew.
+    let (volume, away) = (dir.path().join("meta/v"), dir.path().join("v"));
+    std::fs::rename(&volume, &away).unwrap();
+    let error = MetaServer::start(options(dir.path(), &pki)).unwrap_err().to_string();
+    assert!(error.contains("made anew") && error.contains("volume create v"), "{error}");
+    std::fs::create_dir(&volume).unwrap();
+    assert!(MetaServer::start(options(dir.path(), &pki)).is_err(), "nor an emptied one");
+    std::fs::remove_dir(&volume).unwrap();
+    std::fs::rename(&away, &volume).unwrap();
+    // Another one may come beside it.
+    let mut more = options(dir.path(), &pki);
+    more.volumes.push("w".into());
+    stop(MetaServer::start(more).unwrap()).await;
+
     // What is damaged is never taken for a new cluster.
     std::fs::write(dir.path().join("meta/cluster"), "not what was here").unwrap();
     let error = MetaServer::start(options(dir.path(), &pki)).unwrap_err().to_string();

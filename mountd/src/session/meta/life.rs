@@ -409,6 +409,12 @@ impl Session {
             let mut outcome =
                 self.greet(&mut successor, push_to).await.and_then(|(reply, link)| {
                     let volume = usable(&reply)?;
+                    // Its inodes have the same numbers, and are not those that are cached here, or open.
+                    if volume.id != self.volume().id {
+                        link.close();
+                        let why = "another file system is served by this name now: the one that is mounted is waited for";
+                        return Err(DialError::Refused(why.into()));
+                    }
                     self.compare_clocks(sent_wall, volume.time);
                     let restored = Restored::default();
                     Ok(Connected { reply, link, pushes, volume, successor, restored })
@@ -418,6 +424,10 @@ impl Session {
             {
                 connected.link.close();
                 outcome = Err(e);
+            }
+            if let Err(DialError::Refused(_)) = &outcome {
+                // It may have been somebody else who said that the session is over.
+                successor = None;
             }
             match outcome {
                 // A data server has said meanwhile that the session is over.

@@ -1,5 +1,6 @@
 //! Lost connections, restarted servers, full disks.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -312,4 +313,26 @@ async fn what_is_lost_with_a_session_is_not_sent_in_the_next_one() {
     world.weather(Weather::default());
     tokio::time::sleep(Duration::from_millis(20)).await;
     assert_eq!(lock(&world.meta).inodes[&f.0].inline, b"old");
+}
+
+#[tokio::test]
+async fn another_file_system_under_the_same_name_is_not_taken_for_the_mounted_one() {
+    let world = World::new(9, 16);
+    let vfs = world.mount().await;
+    let f = file(&vfs, "f").await;
+    write(&vfs, f, 0, &[1; 100_000]).await.unwrap();
+    vfs.fsync(f.0, f.1, false).await.unwrap();
+    let before = *vfs.session.id().borrow();
+    world.volume.store(8, Ordering::SeqCst);
+    world.restart_meta();
+    write(&vfs, f, 0, &[2; 100_000]).await.unwrap();
+    let synced = vfs.fsync(f.0, f.1, false);
+    tokio::pin!(synced);
+    // Long enough for many attempts.
+    let waits = tokio::time::timeout(Duration::from_millis(1500), &mut synced).await;
+    assert!(waits.is_err(), "{waits:?}");
+    world.volume.store(7, Ordering::SeqCst);
+    assert_eq!(synced.await, Ok(()));
+    assert_eq!(*vfs.session.id().borrow(), before, "nothing was lost with it");
+    assert!(read(&vfs, f, 0, 100_000).await.iter().all(|b| *b == 2));
 }

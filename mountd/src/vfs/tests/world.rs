@@ -56,6 +56,8 @@ pub(super) struct World {
     pub(super) weather: Mutex<Weather>,
     pub(super) instance: AtomicU64,
     pub(super) term_ms: AtomicU32,
+    /// Which file system is served.
+    pub(super) volume: AtomicU64,
     /// The metadata server cannot be reached, and nobody says so.
     pub(super) silent: AtomicBool,
     /// Every client there ever was.
@@ -175,6 +177,7 @@ impl World {
             weather: Mutex::default(),
             instance: AtomicU64::new(1),
             term_ms: AtomicU32::new(30_000),
+            volume: AtomicU64::new(7),
             silent: AtomicBool::new(false),
             peers: Mutex::default(),
             held: Mutex::new(None),
@@ -378,7 +381,7 @@ impl Dialer for Net {
                 resumed
             };
             let volume = VolumeInfo {
-                id: 7,
+                id: world.volume.load(Ordering::SeqCst),
                 inline_limit: 4096,
                 map: lock(&world.data).map.clone(),
                 resumed,

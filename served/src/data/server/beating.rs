@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use netfs_common::codec;
 use netfs_common::id::ClusterId;
-use netfs_common::map::ClusterMap;
+use netfs_common::map::{Chain, ClusterMap};
 use netfs_common::net::Payload;
 use netfs_common::warn_rarely;
 use netfs_common::wire::cluster::{Beat, BeatReply, Counts};
@@ -42,6 +42,16 @@ impl Replicas {
         })?;
         if !admitted {
             return self.not_for(&beat).await;
+        }
+        if self.has_given_up() {
+            warn_rarely!(
+                WARN_INTERVAL,
+                "the data store takes no more writes since its disk has failed: the metadata server is not answered any more, so that others go on \
+                 in place of this one; check the disk, then restart the server"
+            );
+            // It has nothing else to say, however often it is asked.
+            tokio::time::sleep(Duration::from_millis(beat.hold_ms.into()).min(MAX_HOLD)).await;
+            return Err(Reply::Failed(netfs_common::errno::Errno::EIO));
         }
         self.loss.note_followed();
         if let Some(token) = beat.echo {
@@ -89,6 +99,16 @@ impl Replicas {
                 () = tokio::time::sleep(left.min(LOOK)) => {}
             }
         }
+    }
+
+    /// Whether this server is better taken for a dead one: it can store nothing any more, not even that something is to be removed, and all
+    /// that it has others have too. Where it is the only one, it goes on for those who read.
+    fn has_given_up(&self) -> bool {
+        let alone = |chain: &Chain| {
+            chain.replicas.len() == 1 && chain.replicas[0].instance == self.instance
+        };
+        self.chunks.store().is_poisoned()
+            && !self.view().map.groups().any(|(_, chain)| alone(chain))
     }
 
     /// Answers metadata to which the data does not belong.

@@ -195,6 +195,11 @@ fn write_store_id(disk: &dyn Disk, shown_dir: &Path, id: StoreId) -> Result<(), 
 type Note<'a> = &'a dyn Fn(&RecoveryReport) -> std::io::Result<()>;
 
 impl SegmentStore {
+    /// Whether it takes no more changes since a failure of the disk, which ends only with the store's being opened anew.
+    pub fn is_poisoned(&self) -> bool {
+        self.log.check_poison().is_err()
+    }
+
     /// Opens the store in `dir`, or makes one where there is nothing yet.
     ///
     /// When it returns, everything that was found is durable, and damage to what had been flushed is in the report.

@@ -74,6 +74,9 @@ impl Core {
             ));
         }
         for (id, server) in &state.servers {
+            if self.strangers.contains_key(id) {
+                continue;
+            }
             let (name, health) = (self.name_of(*id), self.manager.health(*id, now));
             let has = state.groups().filter(|(_, _, chain)| chain.has(*id)).count();
             if !self.manager.ahead().is_empty() {
