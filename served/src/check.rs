@@ -171,7 +171,8 @@ pub fn check(options: &CheckOptions) -> Result<Report, CheckError> {
         ));
         report.faults("data", found.faults, found.fault_count);
         let mut leftovers = Leftovers::default();
-        if !open.is_empty() && is_all(options.meta.as_deref(), dir, &mut report)? {
+        let identity = store.identity().map_err(failed)?;
+        if !open.is_empty() && is_all(options.meta.as_deref(), dir, identity, &mut report)? {
             compare(&mut open, &store, &mut report, &mut leftovers)?;
         }
         drop(store);
@@ -183,7 +184,12 @@ pub fn check(options: &CheckOptions) -> Result<Report, CheckError> {
 }
 
 /// Whether a directory has all data of the metadata. What is in it cannot be compared otherwise, and nothing there can be said to belong to nobody.
-fn is_all(meta: Option<&Path>, dir: &Path, report: &mut Report) -> Result<bool, CheckError> {
+fn is_all(
+    meta: Option<&Path>,
+    dir: &Path,
+    identity: Option<[u8; 16]>,
+    report: &mut Report,
+) -> Result<bool, CheckError> {
     let state = meta.map(kept_state).transpose()?.flatten();
     // From before there were clusters.
     let Some(state) = state else { return Ok(true) };
@@ -197,7 +203,15 @@ fn is_all(meta: Option<&Path>, dir: &Path, report: &mut Report) -> Result<bool, 
             "the data is on {servers} data servers: `netfs check --data` compares the metadata with what they have, while all of them run"
         ));
     }
-    Ok(servers <= 1)
+    let own = state.servers.values().next().and_then(|server| server.store);
+    let is_it = own.is_none_or(|own| Some(own.0) == identity);
+    if servers == 1 && !is_it {
+        report.summary.push(format!(
+            "{} is not the directory of the data server that is in use: they are not compared",
+            dir.display()
+        ));
+    }
+    Ok(servers <= 1 && is_it)
 }
 
 fn check_volume(dir: &Path, name: &str, report: &mut Report) -> Result<Live, CheckError> {
@@ -417,12 +431,13 @@ mod tests {
 
     use super::*;
     use crate::data::server::own;
-    use crate::meta::cluster::State;
+    use crate::meta::cluster::{State, StoreId};
 
     #[test]
     fn only_the_data_of_this_metadata_is_compared_and_only_if_it_is_all_there() {
         let (meta, data) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let look = |report: &mut Report| is_all(Some(meta.path()), data.path(), report);
+        let look =
+            |report: &mut Report| is_all(Some(meta.path()), data.path(), Some([1; 16]), report);
         let mut report = Report::default();
         assert!(look(&mut report).unwrap(), "from before there were clusters");
         let mut state = State { owner: [7; 16], ..State::default() };
@@ -434,6 +449,14 @@ mod tests {
         assert!(look(&mut report).unwrap(), "nobody has claimed the directory");
         own(data.path(), [7; 16]).unwrap();
         assert!(look(&mut report).unwrap() && report.summary.is_empty());
+        let mut other = state.clone();
+        other.servers.values_mut().for_each(|server| server.store = Some(StoreId([1; 16])));
+        write(&other);
+        assert!(look(&mut report).unwrap() && report.summary.is_empty());
+        other.servers.values_mut().for_each(|server| server.store = Some(StoreId([2; 16])));
+        write(&other);
+        assert!(!look(&mut report).unwrap() && report.summary.len() == 1);
+        report.summary.clear();
         state.add_server(vec!["b:1".into()]);
         write(&state);
         assert!(!look(&mut report).unwrap());

@@ -280,6 +280,9 @@ async fn begin(
         let kept = Fences::file_of_damage(&options.dir);
         tracing::warn!(%what, kept = %kept.display(), "the list of ended sessions was damaged; it begins anew, which is safe in a new life of the server");
     }
+    // What is wrong with its settings is said before anything is served.
+    let (cluster, counts) = (options.identity.peer().cluster, options.metrics.tier.clone());
+    let tier = options.tier.clone().map(|tier| Tier::new(tier, cluster, counts)).transpose()?;
     let server = Server::bind_with_secret(
         options.listen,
         options.identity.server_config()?,
@@ -295,14 +298,19 @@ async fn begin(
         None => Ok(()),
     });
     let work = async move {
-        serve(server, (store, fences, keys, (loss, owner)), options, instance, stop).await
+        serve(server, (store, fences, keys, (loss, owner, tier)), options, instance, stop).await
     };
     Ok(((addr, instance, health), work))
 }
 
 async fn serve(
     server: Server,
-    (store, fences, keys, (loss, owner)): (Arc<SegmentStore>, Fences, Keys, (Loss, Owner)),
+    (store, fences, keys, (loss, owner, tier)): (
+        Arc<SegmentStore>,
+        Fences,
+        Keys,
+        (Loss, Owner, Option<Tier>),
+    ),
     options: DataOptions,
     instance: InstanceId,
     mut stop: StopSignal,
@@ -329,8 +337,6 @@ async fn serve(
         "" => store_id,
         domain => domain.to_owned(),
     };
-    let counts = options.metrics.tier.clone();
-    let tier = options.tier.clone().map(|tier| Tier::new(tier, cluster.0, counts)).transpose()?;
     let replicas = Arc::new(Replicas::new(Parts {
         tier,
         loss,

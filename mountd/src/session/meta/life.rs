@@ -399,7 +399,7 @@ impl Session {
     async fn reconnect(&self, instance: InstanceId, serial: u64) -> Option<Connected> {
         let mut pause = BACKOFF.0;
         let mut told = None;
-        let mut successor = None;
+        let (mut successor, mut drawn) = (None, None);
         loop {
             if matches!(*self.state.borrow(), State::Stopped) {
                 return None;
@@ -426,8 +426,8 @@ impl Session {
                 outcome = Err(e);
             }
             if let Err(DialError::Refused(_)) = &outcome {
-                // It may have been somebody else who said that the session is over.
-                successor = None;
+                // It may have been somebody else who said that the session is over. There is to be one session in its place, however often.
+                drawn = successor.take().or(drawn);
             }
             match outcome {
                 // A data server has said meanwhile that the session is over.
@@ -444,7 +444,7 @@ impl Session {
                 // At once in another one.
                 Err(DialError::SessionOver(why)) if successor.is_none() => {
                     warn!(why, "the metadata server has ended the session");
-                    successor = draw().ok();
+                    successor = drawn.take().or_else(|| draw().ok());
                     continue;
                 }
                 Err(e) => {

@@ -43,16 +43,6 @@ impl Replicas {
         if !admitted {
             return self.not_for(&beat).await;
         }
-        if self.has_given_up() {
-            warn_rarely!(
-                WARN_INTERVAL,
-                "the data store takes no more writes since its disk has failed: the metadata server is not answered any more, so that others go on \
-                 in place of this one; check the disk, then restart the server"
-            );
-            // It has nothing else to say, however often it is asked.
-            tokio::time::sleep(Duration::from_millis(beat.hold_ms.into()).min(MAX_HOLD)).await;
-            return Err(Reply::Failed(netfs_common::errno::Errno::EIO));
-        }
         self.loss.note_followed();
         if let Some(token) = beat.echo {
             self.lease.renew(token, Duration::from_millis(beat.lease_ms.into()));
@@ -73,6 +63,17 @@ impl Replicas {
         for (id, epoch) in &beat.revoke {
             self.run(*id, |slot| slot.group.revoke(*epoch));
             at_once = true;
+        }
+        // The map may have said just now that others are gone.
+        if self.has_given_up() {
+            warn_rarely!(
+                WARN_INTERVAL,
+                "the data store takes no more writes since its disk has failed: the metadata server is not answered any more, so that others go on \
+                 in place of this one; check the disk, then restart the server"
+            );
+            // It has nothing else to say, however often it is asked.
+            tokio::time::sleep(Duration::from_millis(beat.hold_ms.into()).min(MAX_HOLD)).await;
+            return Err(Reply::Failed(netfs_common::errno::Errno::EIO));
         }
         // Answered at once when nothing is under way any more, which may be now.
         for (id, epoch) in &beat.hand_over {

@@ -2,7 +2,7 @@
 //!
 //! A metadata server whose directory was brought back from an older copy has an older map. By it, a server that had nothing left of a group may be one of
 //! its replicas, and those that have it all may be strangers, who are told to remove it. A data server that goes on takes no older map; one that
-//! is started anew has to go by what there is, but it can tell, and then removes nothing.
+//! is started anew has to go by what there is, but it can tell, and then sweeps nothing.
 //!
 //! The file `followed`: `NETFSFV1`, the version, and a CRC-32 of it. It is written some seconds late and not flushed: what has to be told apart lies hours
 //! back. One that is not there, or damaged, says nothing.

@@ -56,13 +56,21 @@ impl CheckReport {
 /// What a store holds, as of when it was looked at. Nobody can open it for writing meanwhile.
 pub struct StoreView {
     state: State,
-    _disk: RealDisk,
+    disk: RealDisk,
 }
 
 impl StoreView {
     /// Chunks that hold data, from a key on, in order.
     pub fn list(&self, from: ChunkKey, limit: usize) -> Vec<ChunkInfo> {
         list(&self.state, from, limit)
+    }
+
+    /// What tells the store from others.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    pub fn identity(&self) -> Result<Option<[u8; 16]>, StoreError> {
+        Ok(read_store_id(&self.disk)?.map(|id| id.0))
     }
 }
 
@@ -83,7 +91,7 @@ impl SegmentStore {
     pub fn examine(dir: &Path) -> Result<(CheckReport, StoreView), StoreError> {
         let disk = RealDisk::open(dir, Access::Read)?;
         let (report, state) = examine(&disk, dir)?;
-        Ok((report, StoreView { state, _disk: disk }))
+        Ok((report, StoreView { state, disk }))
     }
 }
 

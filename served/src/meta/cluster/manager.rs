@@ -3,6 +3,7 @@
 mod giving_up;
 mod keyless;
 mod messages;
+mod outdated;
 mod returning;
 mod stores;
 mod turning;
@@ -20,6 +21,7 @@ pub use messages::{Command, CommandError, Config, Health, Report, Verdict};
 pub use returning::Held;
 pub use stores::Astray;
 
+use outdated::Ahead;
 use stores::Stray;
 use turning::Turns;
 
@@ -35,6 +37,8 @@ struct Seen {
     shunned: Duration,
     /// It answers with another store than the one that is known.
     foreign: bool,
+    /// Since when, if it does.
+    foreign_since: Duration,
     /// It answers with the store of another server. Of itself nothing is heard then.
     stray: Option<Stray>,
     /// A life that has said which store it has, and did not go by any map yet.
@@ -61,8 +65,7 @@ pub struct Manager {
     /// Groups whose only replica cannot store what it must.
     failing: BTreeMap<GroupId, Failing>,
     turns: Turns,
-    /// Servers that go by a later map than there is, and its version: the state is an older copy. Nothing is decided by it as long as there are any.
-    ahead: BTreeMap<ServerId, Epoch>,
+    ahead: Ahead,
 }
 
 /// A group's only replica cannot go on, and nobody can take its place.
@@ -99,7 +102,7 @@ impl Manager {
             settled: BTreeMap::new(),
             failing: BTreeMap::new(),
             turns: Turns::default(),
-            ahead: BTreeMap::new(),
+            ahead: Ahead::default(),
         }
     }
 
@@ -120,15 +123,14 @@ impl Manager {
 
     /// A server has answered. `heard` is when its answer was received.
     pub fn heard(&mut self, heard: Duration, server: ServerId, report: Report) -> bool {
-        let Some(known) = self.state.servers.get(&server) else { return false };
-        // Nobody is told of a version before it is stored.
-        match report.version > self.state.version {
-            true => drop(self.ahead.insert(server, report.version)),
-            false => drop(self.ahead.remove(&server)),
-        }
-        if !self.ahead.is_empty() {
+        if !self.state.servers.contains_key(&server) {
             return false;
         }
+        self.note_version(server, report.version, heard);
+        if self.is_frozen(heard) {
+            return false;
+        }
+        let Some(known) = self.state.servers.get(&server) else { return false };
         if known.store != Some(report.store)
             && let Some(owner) = self.with_store(report.store)
         {
@@ -165,6 +167,9 @@ impl Manager {
         }
         let seen = self.seen.entry(server).or_default();
         seen.meter.note(heard, report.instance, report.work);
+        if !seen.foreign {
+            seen.foreign_since = heard;
+        }
         (seen.at, seen.report, seen.foreign) = (Some(heard), Some(report), foreign);
         seen.stray = None;
         self.plan(heard);
@@ -234,8 +239,10 @@ impl Manager {
     /// # Errors
     /// Why it is refused.
     pub fn command(&mut self, now: Duration, command: Command) -> Result<bool, CommandError> {
-        if let Some((server, version)) = self.ahead.first_key_value() {
-            return Err(CommandError::Outdated(*server, *version));
+        if self.is_frozen(now)
+            && let Some((server, version)) = self.ahead().pop_first()
+        {
+            return Err(CommandError::Outdated(server, version));
         }
         match command {
             Command::Add(addrs) => self.add(now, addrs)?,
@@ -375,11 +382,6 @@ impl Manager {
             pool.pool.coding = coding.clone();
         }
         self.changed()
-    }
-
-    /// Servers that go by a later map than there is, and its version.
-    pub fn ahead(&self) -> &BTreeMap<ServerId, Epoch> {
-        &self.ahead
     }
 
     /// For how long nothing was heard of a server.
@@ -542,7 +544,14 @@ impl Manager {
 
     /// Servers that may get data, as far as anybody knows.
     fn candidates(&self, now: Duration) -> Vec<(ServerId, u32, String)> {
-        let fit = |id: &ServerId| self.silence(*id, now) < self.config.repair_after;
+        // One that has come without what it had is waited for as one that is away: its own store may come back.
+        let lost = |seen: &Seen| {
+            seen.foreign && now.saturating_sub(seen.foreign_since) >= self.config.repair_after
+        };
+        let fit = |id: &ServerId| {
+            self.silence(*id, now) < self.config.repair_after
+                && !self.seen.get(id).is_some_and(lost)
+        };
         let servers = self.state.servers.iter();
         servers
             .filter(|(id, s)| s.duty == Duty::In && s.weight > 0 && fit(id))
@@ -582,7 +591,7 @@ impl Manager {
 
     /// Brings every chain a step nearer to what it should be.
     fn plan(&mut self, now: Duration) {
-        if !self.ahead.is_empty() {
+        if self.is_frozen(now) {
             return;
         }
         self.refresh_wanted(now);

@@ -190,7 +190,7 @@ impl Manager {
     /// Groups of which a server may forget what it has: they have had all their replicas, on other servers, for longer than a lost
     /// replica is waited for, and it is not to become one. None, if it is not certain that it is that server, and has what it had.
     pub fn garbage(&self, server: ServerId, now: Duration) -> Vec<(GroupId, Epoch)> {
-        if !self.ahead.is_empty() || !self.is_itself(server) {
+        if !self.ahead().is_empty() || !self.is_itself(server) {
             return Vec::new();
         }
         let old = |group: &GroupId, chain: &Chain| {
@@ -315,6 +315,8 @@ mod tests {
         assert!(world.manager.is_foreign(ServerId(2)));
         let own = replica(ServerId(2), InstanceId(250));
         assert!(world.chains().iter().all(|c| c.members().all(|member| member != own)));
+        let second = world.chains()[16..].to_vec();
+        assert!(second.iter().all(|c| c.replicas.len() == 2), "others have its share");
         // Nor what is lost with others.
         world.up.remove(&1);
         world.pass(SECOND * 60);

@@ -59,7 +59,7 @@ impl Core {
             lines.push(format!(
                 "data server {} goes by version {version} of the cluster map, and this metadata server knows {} only: `meta.dir` is an \
                  older copy. Nothing is decided by it",
-                self.name_of(*id),
+                self.name_of(id),
                 state.version
             ));
         }
@@ -172,7 +172,7 @@ impl Core {
     fn of_losses(&self, lines: &mut Vec<String>) {
         for id in self.figures.iter().filter(|(_, f)| f.incomplete).map(|(id, _)| id) {
             lines.push(format!(
-                "data server {} may lack data of which there is no other replica, and removes nothing that it has; its file `incomplete` \
+                "data server {} may lack data of which there is no other replica, and keeps what nobody seems to need; its file `incomplete` \
                  says why. Files may have holes: `netfs check --data` names those of which it can be told",
                 self.name_of(*id)
             ));
