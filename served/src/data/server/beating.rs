@@ -104,7 +104,7 @@ impl Replicas {
 
     /// Whether this server is better taken for a dead one: it can store nothing any more, not even that something is to be removed, and all
     /// that it has others have too. Where it is the only one, it goes on for those who read.
-    fn has_given_up(&self) -> bool {
+    pub(super) fn has_given_up(&self) -> bool {
         let alone = |chain: &Chain| {
             chain.replicas.len() == 1 && chain.replicas[0].instance == self.instance
         };

@@ -50,7 +50,7 @@ impl Replicas {
             let this = self.clone();
             calls.spawn(async move { this.flush_at(replica, groups).await });
         }
-        self.flusher.flush().await.map_err(Reply::Failed)?;
+        self.flusher.flush().await.map_err(|errno| self.not_flushed(errno))?;
         while let Some(done) = calls.join_next().await {
             done.map_err(|_| Reply::Failed(Errno::EIO))??;
         }
@@ -88,6 +88,11 @@ impl Replicas {
         }
     }
 
+    /// Where others have everything, nobody is told that a disk has failed: the next epoch is without this replica.
+    fn not_flushed(&self, errno: Errno) -> Reply {
+        if self.has_given_up() { Reply::Busy } else { Reply::Failed(errno) }
+    }
+
     /// Flushes here what was stored in these groups, as one of their replicas.
     pub(super) async fn flush_here(&self, groups: &[(GroupId, Epoch)]) -> Result<(), Reply> {
         if groups.len() > MAX_FLUSHED {
@@ -104,6 +109,6 @@ impl Replicas {
                 None => return Err(Reply::Busy),
             }
         }
-        self.flusher.flush().await.map_err(Reply::Failed)
+        self.flusher.flush().await.map_err(|errno| self.not_flushed(errno))
     }
 }
