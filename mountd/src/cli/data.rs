@@ -82,7 +82,7 @@ fn print(servers: &[ServerLine]) {
              there, {fetches} chunks came back, {removed} objects were removed, {errors} calls failed; {waiting} chunks wait"
         );
         if let Some(why) = &tier.trouble {
-            say!("data server {id} cannot reach its object store: {why}");
+            say!("data server {id} cannot use its object store: {why}");
         }
     }
 }

@@ -186,7 +186,7 @@ impl Core {
             if let Some(why) = &tier.trouble {
                 let (chunks, bytes) = (tier.away_chunks, tier.away_bytes);
                 lines.push(format!(
-                    "data server {name} cannot reach its object store, and reads of what is only there fail ({chunks} chunks, \
+                    "data server {name} cannot use its object store, and reads of what is only there fail ({chunks} chunks, \
                      {bytes} bytes): {why}"
                 ));
             }
