@@ -135,7 +135,7 @@ impl Cluster {
                 if others < usize::from(wanted) {
                     done += &format!(
                         ". {wanted} replicas are wanted, and {others} other servers are too few for them: it keeps what it has until \
-                         another one is added, or fewer replicas are wanted"
+                         another one is added, or fewer replicas are wanted (`netfs status` shows where, `netfs data replicas` changes it)"
                     );
                 }
                 Ok((Command::Drain(id), done))
@@ -178,6 +178,22 @@ impl Cluster {
                     "volume {volume} gets {replicas} replicas; writes wait while there are fewer than {min}"
                 );
                 Ok((Command::Replicas(number, replicas, min), done))
+            }
+            Operation::ClassReplicas { volume, class, replicas } => {
+                let Some(number) = number else {
+                    return refused(format!("there is no volume {volume:?}"));
+                };
+                let mut with = self.lock().manager.state().clone();
+                for pool in &mut with.pools {
+                    if (pool.pool.volume, pool.pool.class) == (number, class) {
+                        pool.replicas = replicas;
+                    }
+                }
+                check_size(&with).map_err(|error| Outcome::Refused(error.to_string()))?;
+                let done = format!(
+                    "what is made in directories of volume {volume} that are set to {class} replicas, and what was, gets {replicas}"
+                );
+                Ok((Command::ClassReplicas(number, class, replicas), done))
             }
         }
     }
