@@ -454,6 +454,13 @@ fn s3(place: &Place) -> Result<Arc<dyn ObjectStore>, BucketError> {
             (variable("AWS_ACCESS_KEY_ID")?, variable("AWS_SECRET_ACCESS_KEY")?)
         }
     };
+    if let Some(url) = endpoint
+        && !is_endpoint(url)
+    {
+        return Err(BucketError::Settings(format!(
+            "tier.endpoint is {url:?}, and not a URL of the form https://HOST:PORT"
+        )));
+    }
     // The library behind the bucket takes the process's provider; a second call finds the first one's.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let plain = endpoint.as_ref().is_some_and(|url| url.starts_with("http://"));
@@ -481,6 +488,15 @@ fn s3(place: &Place) -> Result<Arc<dyn ObjectStore>, BucketError> {
     }
     let store = builder.build().map_err(|error| BucketError::Settings(one_line(&error)))?;
     Ok(Arc::new(store))
+}
+
+/// Whether something is the URL of a server. The library finds out with the first call only.
+fn is_endpoint(url: &str) -> bool {
+    let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    host.is_some_and(|host| {
+        let odd = |c: char| c.is_whitespace() || c.is_control();
+        !host.is_empty() && !host.starts_with(['/', ':', '?', '#']) && !host.contains(odd)
+    })
 }
 
 /// Certificates of authorities.
