@@ -92,6 +92,11 @@ impl Core {
                 };
                 let silence = health.silent.unwrap_or(now);
                 let next = match config.repair_after.checked_sub(silence) {
+                    _ if has == 0 => {
+                        format!(
+                            "it has no part in any placement group: `netfs data remove {id}` forgets it"
+                        )
+                    }
                     _ if server.duty == Duty::Draining => "it was being drained".into(),
                     Some(left) if !left.is_zero() => {
                         format!("what it has gets other replicas in {}", span(left))

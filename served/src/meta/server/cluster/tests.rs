@@ -651,6 +651,13 @@ async fn nobody_wishes_for_more_replicas_than_servers_and_operators_lower_what_w
     let one = Operation::Replicas { volume: "v".into(), replicas: 1, min: None };
     assert!(matches!(operate(one).await, Outcome::Done(_)));
     world.until("one and two", |map| full(map, Class::DEFAULT, 1) && full(map, class(3), 2)).await;
+    fakes[0].told().silent = true;
+    let limit = Instant::now() + PATIENCE;
+    while !world.alarms().contains("has not answered for") {
+        assert!(Instant::now() < limit, "{}", world.alarms());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(world.alarms().contains("`netfs data remove 1` forgets it"), "{}", world.alarms());
     let removed = operate(Operation::Remove(ServerId(1))).await;
     assert!(matches!(removed, Outcome::Done(_)), "{removed:?}");
     // Kept over a restart.
