@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failure is a panic here")]
 
+use netfs_common::class::Class;
 use netfs_common::codec;
 use netfs_common::id::{Epoch, ServerId};
 use netfs_common::wire::meta::{Request, Response};
@@ -33,6 +34,9 @@ fn operators() {
     pin(&Request::Operate(give_up), "100602010301");
     pin(&Request::Operate(Operation::Audit(AuditStep::Begin { dry_run: true })), "10070001");
     pin(&Request::Operate(Operation::Audit(AuditStep::Look)), "100701");
+    let class = Class::with_replicas(5).unwrap();
+    let of_class = Operation::ClassReplicas { volume: "v".into(), class, replicas: 3 };
+    pin(&Request::Operate(of_class), "100801760503");
     let kind = AuditKind { what: "k".into(), found: 5, mended: 6, names: vec!["n".into()] };
     let report = AuditReport {
         number: 1,

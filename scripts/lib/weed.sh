@@ -70,6 +70,9 @@ weed_answers() { weed_list >/dev/null 2>&1 || weed_make_bucket >/dev/null 2>&1; 
 weed_make_bucket() {
     curl -sf -X POST "http://127.0.0.1:$WEED_FILER/buckets/$WEED_BUCKET/" >/dev/null
 }
+weed_drop_bucket() {
+    curl -sf -X DELETE "http://127.0.0.1:$WEED_FILER/buckets/$WEED_BUCKET?recursive=true" >/dev/null
+}
 weed_list() { curl -sf -H 'Accept: application/json' "http://127.0.0.1:$WEED_FILER/buckets/$WEED_BUCKET/?limit=1000"; }
 
 # kill_weed: as the death of its machine, but for what it has written.
@@ -79,8 +82,9 @@ kill_weed() {
 }
 end_weed() { [ -z "$WEED_PID" ] || stop_pid "$WEED_PID" 10 TERM; }
 
-# weed_objects: the paths of all objects, below the bucket.
-weed_objects() {
+# weed_objects: the paths of all objects with chunks, below the bucket. weed_all: also of those that say whose they are.
+weed_objects() { weed_all | sed '/\/owner$/d'; }
+weed_all() {
     python3 - "http://127.0.0.1:$WEED_FILER/buckets/$WEED_BUCKET/" <<'PY'
 import json, sys, urllib.request
 def walk(url, path):

@@ -142,7 +142,8 @@ impl Identity {
     }
 }
 
-fn check_dates(
+/// Refuses a certificate that is not valid now.
+pub(super) fn check_dates(
     path: &Path,
     cert: &x509_parser::certificate::X509Certificate<'_>,
 ) -> Result<(), TlsError> {

@@ -14,6 +14,7 @@ use rcgen::{
 
 use super::cert::{self, PeerIdentity, Role, check_name};
 use super::file::{self, Access};
+use super::identity::check_dates;
 use super::{SERVER_NAME, TlsError};
 
 /// File of the authority's certificate, in the authority's directory and beside what it issued.
@@ -138,6 +139,8 @@ pub fn issue(
     if ca_cert.public_key().subject_public_key.data.as_ref() != ca_key.public_key_raw() {
         return Err(TlsError::ForeignKey { key: ca_key_path, cert: ca_path });
     }
+    // Nobody would believe what it signs.
+    check_dates(&ca_path, &ca_cert)?;
     let issuer = Issuer::from_ca_cert_der(ca_der, ca_key)?;
 
     let (identity, params) = leaf_params(&authority, leaf, options.validity_days)?;
@@ -245,4 +248,36 @@ fn dns_name(name: &str) -> Result<SanType, TlsError> {
 
 fn hex(id: [u8; 16]) -> String {
     format!("{:032x}", u128::from_be_bytes(id))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_authority_that_is_not_valid_now_signs_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (ca, out) = (dir.path().join("ca"), dir.path().join("out"));
+        let identity =
+            PeerIdentity { cluster: [1; 16], role: Role::Authority, name: String::new() };
+        let client = Leaf::Client { name: "c".into() };
+        file::make_dir(&ca).unwrap();
+        for (from, to, is_valid) in [(2020, 2021, false), (3020, 3021, false), (2020, 3020, true)] {
+            let key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+            let mut params = base_params(&identity, "x", 1).unwrap();
+            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+            params.not_before = rcgen::date_time_ymd(from, 1, 1);
+            params.not_after = rcgen::date_time_ymd(to, 1, 1);
+            let cert = params.self_signed(&key).unwrap();
+            file::write(&ca.join(CA_KEY_FILE), &key.serialize_pem(), Access::Owner, true).unwrap();
+            file::write(&ca.join(CA_FILE), &cert.pem(), Access::Everybody, true).unwrap();
+            match issue(&ca, &client, &out, &IssueOptions::default()) {
+                Ok(_) => assert!(is_valid),
+                Err(TlsError::OutOfDate { path, .. }) => {
+                    assert!(!is_valid && path == ca.join(CA_FILE) && !out.exists());
+                }
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
 }

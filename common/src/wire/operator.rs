@@ -3,6 +3,7 @@
 
 use bincode::{Decode, Encode};
 
+use crate::class::Class;
 use crate::id::{Epoch, ServerId};
 use crate::wire::cluster::TierReport;
 
@@ -40,6 +41,15 @@ pub enum Operation {
     },
     /// About the comparison of the metadata with what the data servers have: [`Outcome::Audit`].
     Audit(AuditStep),
+    /// How many replicas the data of directories is to have that were set to a number of their own.
+    ClassReplicas {
+        /// The volume's name.
+        volume: String,
+        /// What the directories were set to.
+        class: Class,
+        /// So many.
+        replicas: u8,
+    },
 }
 
 /// About an audit. There is one at a time.

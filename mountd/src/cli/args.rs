@@ -276,6 +276,9 @@ pub(super) enum DataCommand {
         /// Writes wait while there are fewer than this [default: as before]
         #[arg(long, value_name = "M")]
         min: Option<u8>,
+        /// Only of what is made in directories that were set to M replicas: these get N
+        #[arg(long = "of", value_name = "M", value_parser = super::set::parse_number, conflicts_with = "min")]
+        directories: Option<Class>,
         #[command(flatten)]
         of: ClusterArgs,
     },

@@ -24,7 +24,10 @@ pub(super) fn run(command: DataCommand) -> Result<(), CliError> {
             (of, Operation::GiveUp { server: id, with, lose_data: yes_lose_data })
         }
         DataCommand::Rebalance { of } => (of, Operation::Rebalance),
-        DataCommand::Replicas { volume, replicas, min, of } => {
+        DataCommand::Replicas { volume, replicas, directories: Some(class), of, .. } => {
+            (of, Operation::ClassReplicas { volume, class, replicas })
+        }
+        DataCommand::Replicas { volume, replicas, min, of, .. } => {
             (of, Operation::Replicas { volume, replicas, min })
         }
     };
@@ -82,7 +85,7 @@ fn print(servers: &[ServerLine]) {
              there, {fetches} chunks came back, {removed} objects were removed, {errors} calls failed; {waiting} chunks wait"
         );
         if let Some(why) = &tier.trouble {
-            say!("data server {id} cannot reach its object store: {why}");
+            say!("data server {id} cannot use its object store: {why}");
         }
     }
 }

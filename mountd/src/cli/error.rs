@@ -61,6 +61,9 @@ pub enum CliError {
     /// A path that goes in circles.
     #[error("{} has too many symbolic links", .0.display())]
     Links(PathBuf),
+    /// What was asked about is not there.
+    #[error("{0} does not exist")]
+    Absent(String),
     /// The daemon does not know the question.
     #[error("the daemon of the mount on {} is of another version", .0.display())]
     OtherVersion(PathBuf),

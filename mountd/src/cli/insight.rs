@@ -47,7 +47,10 @@ fn ask(verb: &str, args: &InsightArgs) -> Result<(), CliError> {
         return Err(CliError::OtherVersion(spot.target));
     }
     say!("{text}");
-    Ok(())
+    match crate::insight::is_of_nothing(&text) {
+        true => Err(CliError::Absent(String::from_utf8_lossy(&question.shown).into_owned())),
+        false => Ok(()),
+    }
 }
 
 /// What it means that the daemon of a mount of ours does not answer. The mount itself is not asked.

@@ -30,6 +30,12 @@ pub(super) fn parse(text: &str) -> Result<Class, String> {
     Class::parse(text.as_bytes()).ok_or_else(|| "it is neither 1 to 5 nor \"default\"".into())
 }
 
+/// One without "default".
+pub(super) fn parse_number(text: &str) -> Result<Class, String> {
+    let class = Class::parse(text.as_bytes()).filter(|class| *class != Class::DEFAULT);
+    class.ok_or_else(|| "it is not 1 to 5".into())
+}
+
 fn set(directory: &Path, class: Class) -> io::Result<()> {
     let path = CString::new(directory.as_os_str().as_bytes())?;
     let name = CString::new(XATTR)?;
@@ -48,6 +54,9 @@ fn explain(error: &io::Error) -> String {
             "it is not a directory; a file keeps the replicas that it was made with".into()
         }
         Some(libc::EPERM) => "only its owner and root may".into(),
+        Some(libc::ERANGE) => {
+            "there are fewer data servers than that; one that is drained does not count".into()
+        }
         Some(libc::ENOSPC) => {
             "the cluster map has no room for groups with another number of replicas".into()
         }

@@ -21,7 +21,7 @@ use crate::session::lock;
 use hot::Hot;
 use span::Span;
 pub use span::{Operation, Wait, What, carried, waiting};
-pub use text::{Connection, Findings, Here, Lost, leases, overview, why};
+pub use text::{Connection, Findings, Here, Lost, is_of_nothing, leases, overview, why};
 
 /// So many operations that have ended are remembered, at some 200 bytes each.
 pub const KEPT: usize = 4096;

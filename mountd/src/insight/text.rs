@@ -505,6 +505,13 @@ pub fn why(f: &Findings) -> String {
     text
 }
 
+/// Whether such an answer says that there is no such thing; not whether that could not be found out.
+pub fn is_of_nothing(answer: &str) -> bool {
+    let lost = answer.lines().filter_map(|line| line.trim_start().strip_prefix("unknown:"));
+    lost.map(str::trim_start)
+        .any(|why| why.starts_with("there is no \"") || why.ends_with("\" is not a directory"))
+}
+
 /// Who holds and who waits.
 pub fn leases(f: &Findings) -> String {
     let mut text = format!("{}\n", f.path);
@@ -707,8 +714,14 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}\nin\n{text}");
         }
+        assert!(!is_of_nothing(&why(&findings)) && !is_of_nothing(&leases(&findings)));
+        findings.target = Err(Lost::Disconnected);
+        assert!(!is_of_nothing(&why(&findings)) && !is_of_nothing(&leases(&findings)));
         findings.target = Err(Lost::Absent("x".into()));
         assert!(why(&findings).contains("unknown:    there is no \"x\""));
+        assert!(is_of_nothing(&why(&findings)) && is_of_nothing(&leases(&findings)));
+        findings.target = Err(Lost::NotADirectory("x".into()));
+        assert!(is_of_nothing(&why(&findings)) && is_of_nothing(&leases(&findings)));
     }
 
     #[test]

@@ -71,6 +71,15 @@ impl Vfs {
             Ok(found) => self.inspect(About::Inode(found.ino), limit).await,
             Err(lost) => Err(lost.clone()),
         };
+        let found = match (&server, place) {
+            // Nor is it one that the server has not heard of yet.
+            (Err(Lost::Refused(Errno::ESTALE)), Place::Inode(ino))
+                if self.cache.table.peek(*ino).is_none() =>
+            {
+                Err(Lost::Absent(format!("inode {ino}")))
+            }
+            _ => found,
+        };
         let of = match (&found, place) {
             (_, Place::Path(names)) if names.is_empty() => Of::All,
             (Ok(found), _) => Of::Inode(Some(found.ino), found.named.clone()),

@@ -71,7 +71,7 @@ use owner::Owner;
 use peers::{Greeting, Peers};
 use replicas::{Parts, Replicas};
 use rights::Rights;
-use tiering::Tier;
+use tiering::{Known, Tier};
 use turns::Turns;
 use upkeep::Upkeep;
 
@@ -171,6 +171,14 @@ pub enum DataError {
     /// The note whose data it is.
     #[error("data server: {}: {source}", path.display())]
     Owner {
+        /// Where it is kept.
+        path: PathBuf,
+        /// What is wrong.
+        source: std::io::Error,
+    },
+    /// The note which bucket it uses.
+    #[error("data server: {}: {source}", path.display())]
+    Bucket {
         /// Where it is kept.
         path: PathBuf,
         /// What is wrong.
@@ -282,7 +290,10 @@ async fn begin(
     }
     // What is wrong with its settings is said before anything is served.
     let (cluster, counts) = (options.identity.peer().cluster, options.metrics.tier.clone());
-    let tier = options.tier.clone().map(|tier| Tier::new(tier, cluster, counts)).transpose()?;
+    let known = Known::open(&options.dir, report.created)
+        .map_err(|source| DataError::Bucket { path: Known::file(&options.dir), source })?;
+    let tier = options.tier.clone();
+    let tier = tier.map(|tier| Tier::new(tier, cluster, known, counts)).transpose()?;
     let server = Server::bind_with_secret(
         options.listen,
         options.identity.server_config()?,

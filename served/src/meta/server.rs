@@ -651,7 +651,7 @@ impl Shared {
     /// Does what an operator wants.
     async fn operate(&self, operation: Operation) -> Outcome {
         let number = match &operation {
-            Operation::Replicas { volume, .. } => {
+            Operation::Replicas { volume, .. } | Operation::ClassReplicas { volume, .. } => {
                 self.names.iter().find(|(_, name)| *name == volume).map(|(number, _)| *number)
             }
             _ => None,

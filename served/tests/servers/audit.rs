@@ -1,10 +1,12 @@
 //! Metadata and data servers in this process, compared while they run; and a data server that is lost for good.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures_util::TryStreamExt;
 use netfs_common::attr::SetAttr;
 use netfs_common::codec;
 use netfs_common::id::{ChunkId, Ino, InstanceId, ServerId, SessionId};
@@ -19,8 +21,12 @@ use netfs_common::wire::meta::{
 };
 use netfs_common::wire::operator::{AuditReport, AuditStep, Operation, Outcome};
 use netfs_common::wire::{Claim, Hello, PROTOCOL, Role};
-use netfs_served::data::server::{DataOptions, DataServer};
+use netfs_served::data::server::{DataOptions, DataServer, TierOptions};
+use netfs_served::data::tier::{BucketOptions, Place};
 use netfs_served::meta::server::{DataServers, MetaOptions, MetaServer, PoolOptions};
+
+use object_store::memory::InMemory;
+use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::common::{DataClient, MetaClient, PATIENCE, Pki, localhost, make_pki};
 
@@ -37,10 +43,20 @@ struct World {
 
 impl World {
     async fn start(dir: &Path, servers: usize, replicas: u8) -> World {
+        World::start_with(dir, servers, replicas, None).await
+    }
+
+    async fn start_with(
+        dir: &Path,
+        servers: usize,
+        replicas: u8,
+        tier: Option<TierOptions>,
+    ) -> World {
         let pki = make_pki(dir);
         let start = |n: usize| {
             let own = dir.join(format!("data{n}"));
-            DataServer::start(DataOptions::new(own, localhost(), pki.server.clone())).unwrap()
+            let options = DataOptions::new(own, localhost(), pki.server.clone());
+            DataServer::start(DataOptions { tier: tier.clone(), ..options }).unwrap()
         };
         let data: Vec<_> = (1..=servers).map(start).collect();
         let addrs = data.iter().map(|server| vec![server.addr().to_string()]).collect();
@@ -368,6 +384,34 @@ async fn nothing_is_said_to_be_lost_while_a_server_is_away() {
         assert!(Instant::now() < deadline, "{report:?}");
     };
     assert!(report.notes.is_empty(), "{report:?}");
+}
+
+#[tokio::test]
+async fn an_object_store_that_is_not_the_one_of_before_is_an_alarm_and_no_clean_audit() {
+    let dir = tempfile::tempdir().unwrap();
+    let bucket = Arc::new(InMemory::new());
+    let options = BucketOptions { place: Place::Store(bucket.clone()), prefix: String::new() };
+    let world = World::start_with(dir.path(), 1, 1, Some(TierOptions::new(options))).await;
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let all = async || bucket.list(None).try_collect::<Vec<_>>().await.unwrap();
+    while all().await.is_empty() {
+        assert!(Instant::now() < deadline);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let report = world.audit(true).await;
+    assert!(report.unfinished.is_empty(), "{report:?}");
+    bucket.delete(&all().await[0].location).await.unwrap();
+    loop {
+        let alarms = world.status().await.alarms.join("\n");
+        if alarms.contains("cannot use its object store") {
+            assert!(alarms.contains("it has no marker"), "{alarms}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "{alarms}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let report = world.audit(true).await;
+    assert!(report.unfinished[0].contains("cannot use its object store"), "{report:?}");
 }
 
 #[tokio::test]

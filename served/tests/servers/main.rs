@@ -15,3 +15,4 @@ mod replay;
 mod sessions;
 mod tier;
 mod tier_chains;
+mod tier_owners;

@@ -10,7 +10,7 @@ use futures_util::TryStreamExt;
 use netfs_common::errno::Errno;
 use netfs_common::id::Ino;
 use netfs_common::wire::data::{Op, Reply, Span};
-use netfs_served::data::server::{DataOptions, DataServer, TierOptions};
+use netfs_served::data::server::{DataError, DataOptions, DataServer, TierOptions};
 use netfs_served::data::store::{ChunkKey, SegmentStore};
 use netfs_served::data::tier::{BucketOptions, Place};
 use netfs_served::thread::Ending;
@@ -72,7 +72,10 @@ impl World {
     async fn objects(&self) -> Vec<Path> {
         let prefix = Path::from(self.prefix.as_str());
         let all = self.bucket.list(Some(&prefix)).map_ok(|meta| meta.location);
-        all.try_collect::<Vec<_>>().await.unwrap()
+        let mut all = all.try_collect::<Vec<_>>().await.unwrap();
+        // That one says whose they are.
+        all.retain(|name| name.filename() != Some("owner"));
+        all
     }
 
     /// Waits until the bucket has so many objects.
@@ -238,4 +241,44 @@ fn a_store_with_chunks_that_are_away_is_checked_without_the_bucket() {
     assert!(report.is_clean(), "{report:?}");
     let listed = view.list(ChunkKey::MIN, 9);
     assert_eq!((listed.len(), listed[0].away_bytes), (1, 4));
+}
+
+#[test]
+fn an_object_store_whose_settings_cannot_be_used_keeps_the_server_from_starting() {
+    let world = World::new();
+    let key = world.dir.path().join("key");
+    let start = |endpoint: &str, ca: Option<&str>| {
+        let place = Place::S3 {
+            endpoint: Some(endpoint.into()),
+            region: "us-east-1".into(),
+            bucket: "netfs".into(),
+            credentials: Some(key.clone()),
+            ca: ca.map(|name| world.dir.path().join(name)),
+        };
+        let bucket = BucketOptions { place, prefix: String::new() };
+        let data = world.dir.path().join("data");
+        let mut options = DataOptions::new(data, localhost(), world.pki.server.clone());
+        options.tier = Some(TierOptions::new(bucket));
+        match DataServer::start(options) {
+            Ok(_) => String::new(),
+            Err(error @ DataError::Tier(_)) => error.to_string(),
+            Err(other) => panic!("{other}"),
+        }
+    };
+    let good = "http://127.0.0.1:9";
+    let why = start(good, None);
+    assert!(why.contains("key: No such file"), "{why}");
+    std::fs::write(&key, "netfs\nnetfs-secret\n").unwrap();
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o644)).unwrap();
+    let why = start(good, None);
+    assert!(why.contains("others may read it"), "{why}");
+    std::fs::set_permissions(&key, PermissionsExt::from_mode(0o600)).unwrap();
+    for bad in ["", "s3.example:9000", "ftp://s3.example", "https://", "http:// s3"] {
+        let why = start(bad, None);
+        assert!(why.contains("tier.endpoint"), "{bad:?}: {why}");
+    }
+    let why = start("https://127.0.0.1:9", Some("missing.pem"));
+    assert!(why.contains("missing.pem"), "{why}");
+    // That it cannot be reached is no reason.
+    assert_eq!(start(good, None), "");
 }

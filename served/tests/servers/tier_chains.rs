@@ -12,46 +12,84 @@ use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Epoch, InstanceId, ServerId, Version};
 use netfs_common::map::{ClusterMap, DataServer as Described, Replica, TierMode};
 use netfs_common::wire::audit::{AuditOp, AuditReply, Seeded, Unseeded};
-use netfs_common::wire::cluster::{BeatReply, PeerOp};
+use netfs_common::wire::cluster::{Beat, BeatReply, PeerOp};
 use netfs_common::wire::data::{At, Op, Reply, Request};
 use netfs_served::data::codec::{KeyFile, VolumeKey};
 use netfs_served::data::server::{DataOptions, DataServer, TierOptions};
 use netfs_served::data::tier::{BucketOptions, Place};
+use netfs_served::thread::Ending;
 use object_store::memory::InMemory;
 use object_store::path::Path as Name;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::common::{
     DataClient, GROUPS, PATIENCE, Pki, chunk, localhost, make_pki, map_of_one, set_chains,
-    tell_twice,
+    sign_of_life, tell as tell_map,
 };
 
 /// Nothing goes before it was not used for so long.
-const SOON: Duration = Duration::from_secs(1);
-const NEVER: Duration = Duration::from_secs(100_000);
+pub(crate) const SOON: Duration = Duration::from_secs(1);
+pub(crate) const NEVER: Duration = Duration::from_secs(100_000);
 
-struct Cluster<'a> {
-    dir: &'a Path,
-    pki: Pki,
-    servers: Vec<DataServer>,
+pub(crate) struct Cluster<'a> {
+    pub(crate) dir: &'a Path,
+    pub(crate) pki: Arc<Pki>,
+    pub(crate) servers: Vec<DataServer>,
     map: ClusterMap,
-    bucket: Arc<InMemory>,
+    pub(crate) bucket: Arc<InMemory>,
+    /// The identity of the metadata.
+    owner: [u8; 16],
 }
 
 impl<'a> Cluster<'a> {
     /// Servers with these times after which chunks go; `None`: without an object store.
-    fn start(dir: &'a Path, after: &[Option<Duration>]) -> Cluster<'a> {
-        let (pki, bucket) = (make_pki(dir), Arc::new(InMemory::new()));
+    pub(crate) fn start(dir: &'a Path, after: &[Option<Duration>]) -> Cluster<'a> {
+        Cluster::start_with(dir, after, Arc::new(make_pki(dir)), Arc::default(), 1)
+    }
+
+    /// With the certificates and the bucket of others.
+    pub(crate) fn start_with(
+        dir: &'a Path,
+        after: &[Option<Duration>],
+        pki: Arc<Pki>,
+        bucket: Arc<InMemory>,
+        owner: u8,
+    ) -> Cluster<'a> {
         let mut map = map_of_one(InstanceId(0), localhost());
         (map.version, map.servers) = (Epoch(0), Vec::new());
         KeyFile::make(&dir.join("key")).unwrap();
-        let mut cluster = Cluster { dir, pki, servers: Vec::new(), map, bucket };
+        let (servers, owner) = (Vec::new(), [owner; 16]);
+        let mut cluster = Cluster { dir, pki, servers, map, bucket, owner };
         after.iter().for_each(|after| cluster.add(*after));
         cluster
     }
 
     fn add(&mut self, after: Option<Duration>) {
         let index = self.servers.len();
+        let server = self.serve(index, after);
+        let id = ServerId(index as u32 + 1);
+        self.map.servers.push(Described { id, addrs: vec![server.addr().to_string()] });
+        self.servers.push(server);
+    }
+
+    /// Ends a server in good order, and starts it again, changed, as its sole replica of everything.
+    pub(crate) async fn restart(
+        &mut self,
+        index: usize,
+        after: Duration,
+        change: impl FnOnce(&Path),
+    ) {
+        let server = self.servers.remove(index);
+        let end = move || server.stop(Ending::Drain);
+        tokio::task::spawn_blocking(end).await.unwrap().unwrap();
+        change(&self.dir.join(format!("data{index}")));
+        let server = self.serve(index, Some(after));
+        self.map.servers[index].addrs = vec![server.addr().to_string()];
+        self.servers.insert(index, server);
+        self.set(&[index], None).await;
+    }
+
+    fn serve(&self, index: usize, after: Option<Duration>) -> DataServer {
         let own = self.dir.join(format!("data{index}"));
         let mut options = DataOptions::new(own, localhost(), self.pki.server.clone());
         let place = Place::Store(self.bucket.clone());
@@ -63,10 +101,7 @@ impl<'a> Cluster<'a> {
             sweep_interval: Duration::from_secs(1),
             ..TierOptions::new(bucket)
         });
-        let server = DataServer::start(options).unwrap();
-        let id = ServerId(index as u32 + 1);
-        self.map.servers.push(Described { id, addrs: vec![server.addr().to_string()] });
-        self.servers.push(server);
+        DataServer::start(options).unwrap()
     }
 
     fn encrypt(&mut self) {
@@ -77,7 +112,7 @@ impl<'a> Cluster<'a> {
     }
 
     /// All groups get this chain, and all servers are told.
-    async fn set(&mut self, replicas: &[usize], learner: Option<usize>) {
+    pub(crate) async fn set(&mut self, replicas: &[usize], learner: Option<usize>) {
         let replica = |index: usize| {
             let instance = self.servers[index].instance();
             Replica { server: ServerId(index as u32 + 1), instance }
@@ -90,23 +125,41 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    async fn server(&self, index: usize) -> DataClient {
+    pub(crate) async fn server(&self, index: usize) -> DataClient {
         DataClient::connect_as(&self.pki.server, self.servers[index].addr(), 0).await.unwrap()
     }
 
-    async fn beat(&self, index: usize, tell: bool) -> BeatReply {
+    pub(crate) async fn beat(&self, index: usize, tell: bool) -> BeatReply {
         let meta = self.server(index).await;
         let server = ServerId(index as u32 + 1);
-        tell_twice(&meta, server, self.map.version, tell.then_some(&self.map)).await
+        let beat = Beat { owner: self.owner, ..sign_of_life(server, self.map.version) };
+        let first = tell_map(&meta, beat.clone(), tell.then_some(&self.map)).await;
+        tell_map(&meta, Beat { echo: Some(first.token), ..beat }, None).await
     }
 
-    async fn client(&self, index: usize) -> DataClient {
+    pub(crate) async fn client(&self, index: usize) -> DataClient {
         DataClient::connect(&self.pki.client, self.servers[index].addr()).await.unwrap()
     }
 
-    async fn objects(&self) -> Vec<Name> {
+    pub(crate) async fn objects(&self) -> Vec<Name> {
         let all = self.bucket.list(None).map_ok(|meta| meta.location);
-        all.try_collect::<Vec<_>>().await.unwrap()
+        let mut all = all.try_collect::<Vec<_>>().await.unwrap();
+        all.retain(|name| name.filename() != Some("owner"));
+        all
+    }
+
+    /// What says whose the objects are.
+    pub(crate) async fn marker(&self) -> Name {
+        let all = self.bucket.list(None).map_ok(|meta| meta.location);
+        let mut all = all.try_collect::<Vec<_>>().await.unwrap();
+        all.retain(|name| name.filename() == Some("owner"));
+        assert_eq!(all.len(), 1, "{all:?}");
+        all.remove(0)
+    }
+
+    /// Why a server does not use the bucket.
+    pub(crate) async fn trouble(&self, index: usize) -> String {
+        self.beat(index, false).await.tier.unwrap().trouble.unwrap_or_default()
     }
 
     /// Has a server take over what the bucket has of all groups of the first volume.
@@ -161,7 +214,7 @@ impl<'a> Cluster<'a> {
 }
 
 /// Waits until something is so.
-async fn until<F: Future<Output = bool>>(what: &str, is_so: impl Fn() -> F) {
+pub(crate) async fn until<F: Future<Output = bool>>(what: &str, is_so: impl Fn() -> F) {
     let deadline = Instant::now() + PATIENCE;
     while !is_so().await {
         assert!(Instant::now() < deadline, "{what}");
@@ -169,7 +222,7 @@ async fn until<F: Future<Output = bool>>(what: &str, is_so: impl Fn() -> F) {
     }
 }
 
-async fn live(client: &DataClient) -> u64 {
+pub(crate) async fn live(client: &DataClient) -> u64 {
     match client.call(chunk(2, 0), Op::Usage, Bytes::new()).await.0 {
         Reply::Usage(usage) => usage.live,
         other => panic!("{other:?}"),
@@ -177,14 +230,19 @@ async fn live(client: &DataClient) -> u64 {
 }
 
 /// A read in the present epoch.
-async fn read(cluster: &Cluster<'_>, index: usize, of: ChunkId, len: u64) -> (Reply, Bytes) {
+pub(crate) async fn read(
+    cluster: &Cluster<'_>,
+    index: usize,
+    of: ChunkId,
+    len: u64,
+) -> (Reply, Bytes) {
     let (group, chain) = cluster.map.chain_of(of).unwrap();
     let at = At::Group { group, epoch: chain.epoch };
     let op = Op::Read { chunk: of, offset: 0, len };
     cluster.client(index).await.raw(&Request { at, op }, Bytes::new()).await.unwrap()
 }
 
-async fn until_read(cluster: &Cluster<'_>, index: usize, of: ChunkId, expected: &[u8]) {
+pub(crate) async fn until_read(cluster: &Cluster<'_>, index: usize, of: ChunkId, expected: &[u8]) {
     until("it cannot be read", async || {
         let (reply, data) = read(cluster, index, of, expected.len() as u64).await;
         match reply {
@@ -199,7 +257,13 @@ async fn until_read(cluster: &Cluster<'_>, index: usize, of: ChunkId, expected: 
     .await;
 }
 
-async fn write(cluster: &Cluster<'_>, index: usize, of: ChunkId, offset: u64, data: &[u8]) {
+pub(crate) async fn write(
+    cluster: &Cluster<'_>,
+    index: usize,
+    of: ChunkId,
+    offset: u64,
+    data: &[u8],
+) {
     let (group, chain) = cluster.map.chain_of(of).unwrap();
     let at = At::Group { group, epoch: chain.epoch };
     let request = Request { at, op: Op::Write { chunk: of, offset } };
@@ -211,7 +275,7 @@ async fn write(cluster: &Cluster<'_>, index: usize, of: ChunkId, offset: u64, da
     assert!(matches!(flushed.0, Reply::Flushed { .. }));
 }
 
-fn bytes(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn bytes(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(|i| (i.wrapping_mul(seed * 2 + 1) >> 3) as u8).collect()
 }
 

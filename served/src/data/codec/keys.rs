@@ -31,6 +31,12 @@ pub enum KeyError {
         /// What happened.
         source: io::Error,
     },
+    /// It is there, and was to be made.
+    #[error(
+        "key file {} exists already and is not replaced, since what is encrypted with it could never be read again: use it, or give another name",
+        .0.display()
+    )]
+    Exists(PathBuf),
     /// Others could read it.
     #[error("key file {} can be read by others (mode {mode:o}): chmod 600 it, and consider what was encrypted with it as known to them", path.display())]
     Open {
@@ -93,7 +99,10 @@ impl KeyFile {
             writeln!(file, "{text}")?;
             file.sync_all()
         };
-        write().map_err(io)
+        write().map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => KeyError::Exists(path.to_owned()),
+            _ => io(source),
+        })
     }
 
     /// Reads one.

@@ -92,7 +92,11 @@ fn a_key_file_is_for_its_owner_and_opens_what_it_has_sealed() {
     let (path, other) = (dir.path().join("key"), dir.path().join("other"));
     KeyFile::make(&path).unwrap();
     KeyFile::make(&other).unwrap();
-    assert!(KeyFile::make(&path).unwrap_err().to_string().contains("exists"));
+    let refused = KeyFile::make(&path).unwrap_err().to_string();
+    assert!(
+        refused.contains("exists already") && refused.contains(path.to_str().unwrap()),
+        "{refused}"
+    );
     let (file, other) = (KeyFile::load(&path).unwrap(), KeyFile::load(&other).unwrap());
     let key = VolumeKey::draw(Cipher::ChaCha20Poly1305).unwrap();
     let sealed = file.seal(3, &key).unwrap();

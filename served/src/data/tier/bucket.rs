@@ -9,14 +9,15 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use netfs_common::id::GroupId;
+use netfs_common::id::{ClusterId, GroupId};
 use object_store::aws::AmazonS3Builder;
 use object_store::path::Path;
 use object_store::{
-    Certificate, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload,
-    RetryConfig,
+    Certificate, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode,
+    PutPayload, RetryConfig,
 };
 
+use super::marker::{Marker, Seen};
 use super::name::{self, ClusterIdBytes, ObjectId};
 use super::object::{self, HEADER, MAX_OBJECT_BYTES, Object, ObjectError, Ranges, check_header};
 use crate::data::codec::Codec;
@@ -29,6 +30,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(6);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 /// So much of an object is fetched to learn which ranges it has; for more than that it is asked again.
 const OUTLINE: u64 = 16 << 10;
+/// More than a marker has.
+const MAX_MARKER: u64 = 4096;
+/// What is said of a bucket that is not there.
+const NO_BUCKET: &str = "there is no such bucket";
 /// After a failure nothing is tried for so long.
 const REST: Duration = Duration::from_millis(500);
 
@@ -84,12 +89,26 @@ pub enum BucketError {
     /// It does not answer, or refuses.
     #[error("{0}")]
     Unreachable(String),
+    /// It is not this file system's.
+    #[error("{0}")]
+    Unusable(String),
     /// It has no such object.
     #[error("there is no such object")]
     Missing,
     /// The object is not what it should be.
     #[error("the object is not what was put there: {0}")]
     Damaged(#[from] ObjectError),
+}
+
+/// What became of a marker that was to be put there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Made {
+    /// It is there, and there was none.
+    Alone,
+    /// There was one.
+    Found,
+    /// It was put there. The store does not tell whether somebody else has done so at the same time.
+    Perhaps,
 }
 
 /// A bucket, as one cluster uses it.
@@ -156,15 +175,85 @@ impl Bucket {
                 return Ok(value);
             }
             // It has answered.
-            Ok(Err(object_store::Error::NotFound { .. })) => {
+            Ok(Err(error @ object_store::Error::NotFound { .. })) if !is_no_bucket(&error) => {
                 *self.troubled() = None;
                 return Err(BucketError::Missing);
             }
+            Ok(Err(object_store::Error::NotFound { .. })) => NO_BUCKET.into(),
             Ok(Err(error)) => one_line(&error),
             Err(_) => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
         };
         *self.troubled() = Some(Trouble { last: Instant::now(), why: failure.clone() });
         Err(BucketError::Unreachable(failure))
+    }
+
+    /// The name of the marker, with the prefix.
+    pub fn marker_name(&self) -> String {
+        self.path(&name::marker(self.cluster)).to_string()
+    }
+
+    /// Whose the objects are.
+    ///
+    /// # Errors
+    /// See [`BucketError`]; a marker that is not there, or cannot be understood, is none.
+    pub async fn marker(&self) -> Result<Seen, BucketError> {
+        let path = self.path(&name::marker(self.cluster));
+        let get = async {
+            let found = self.store.get(&path).await?;
+            match found.meta.size <= MAX_MARKER {
+                true => found.bytes().await.map(Some),
+                false => Ok(None),
+            }
+        };
+        match self.call(get).await {
+            Ok(text) => {
+                Ok(text.and_then(|text| Marker::parse(&text)).map_or(Seen::Strange, Seen::Marked))
+            }
+            Err(BucketError::Missing) => {
+                let folder = self.path(&ClusterId(self.cluster).to_string());
+                let mut objects = self.store.list(Some(&folder));
+                let first = async { objects.next().await.transpose() };
+                match self.call(first).await {
+                    Ok(first) => Ok(Seen::Bare { has_objects: first.is_some() }),
+                    Err(BucketError::Missing) => Err(BucketError::Unreachable(NO_BUCKET.into())),
+                    Err(error) => Err(error),
+                }
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts a marker there, if there is none. What is there then is to be read.
+    ///
+    /// # Errors
+    /// See [`BucketError`].
+    pub async fn mark(&self, marker: &Marker) -> Result<Made, BucketError> {
+        let path = self.path(&name::marker(self.cluster));
+        let text = || PutPayload::from(marker.text());
+        // `None`: the store cannot do that.
+        let create = async || match self.store.put_opts(&path, text(), PutMode::Create.into()).await
+        {
+            Ok(_) => Ok(Some(true)),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(Some(false)),
+            Err(error) if is_not_offered(&error) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let put = async {
+            match create().await? {
+                Some(false) => return Ok(Made::Found),
+                // Some take the condition for nothing, and put it there again.
+                Some(true) if create().await? == Some(false) => return Ok(Made::Alone),
+                Some(true) => {}
+                None => {
+                    self.store.put(&path, text()).await?;
+                }
+            }
+            Ok(Made::Perhaps)
+        };
+        match self.call(put).await {
+            Err(BucketError::Missing) => Err(BucketError::Unreachable(NO_BUCKET.into())),
+            made => made,
+        }
     }
 
     /// Puts an object there. It is there when this returns.
@@ -177,9 +266,7 @@ impl Bucket {
         match put {
             Ok(_) => Ok(()),
             // Nothing is looked for, but the bucket itself.
-            Err(BucketError::Missing) => {
-                Err(BucketError::Unreachable("there is no such bucket".into()))
-            }
+            Err(BucketError::Missing) => Err(BucketError::Unreachable(NO_BUCKET.into())),
             Err(error) => Err(error),
         }
     }
@@ -287,7 +374,7 @@ impl Bucket {
         };
         let page = match self.call(page).await {
             Err(BucketError::Missing) => {
-                return Err(BucketError::Unreachable("there is no such bucket".into()));
+                return Err(BucketError::Unreachable(NO_BUCKET.into()));
             }
             page => page?,
         };
@@ -315,6 +402,24 @@ impl Bucket {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whether what was not found is the bucket itself. Answers to some calls do not say; whoever misses anything looks for the marker.
+fn is_no_bucket(error: &object_store::Error) -> bool {
+    said(error).contains("<Code>NoSuchBucket</Code>")
+}
+
+/// Whether the store has refused a condition that it does not know.
+fn is_not_offered(error: &object_store::Error) -> bool {
+    let said = said(error);
+    let codes = ["NotImplemented", "status code: 501", "status code: 400"];
+    matches!(error, object_store::Error::NotImplemented { .. })
+        || codes.iter().any(|code| said.contains(code))
+}
+
+/// What the store has answered.
+fn said(error: &object_store::Error) -> String {
+    std::error::Error::source(error).map(ToString::to_string).unwrap_or_default()
 }
 
 fn one_line(error: &dyn std::error::Error) -> String {
@@ -349,6 +454,13 @@ fn s3(place: &Place) -> Result<Arc<dyn ObjectStore>, BucketError> {
             (variable("AWS_ACCESS_KEY_ID")?, variable("AWS_SECRET_ACCESS_KEY")?)
         }
     };
+    if let Some(url) = endpoint
+        && !is_endpoint(url)
+    {
+        return Err(BucketError::Settings(format!(
+            "tier.endpoint is {url:?}, and not a URL of the form https://HOST:PORT"
+        )));
+    }
     // The library behind the bucket takes the process's provider; a second call finds the first one's.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let plain = endpoint.as_ref().is_some_and(|url| url.starts_with("http://"));
@@ -376,6 +488,15 @@ fn s3(place: &Place) -> Result<Arc<dyn ObjectStore>, BucketError> {
     }
     let store = builder.build().map_err(|error| BucketError::Settings(one_line(&error)))?;
     Ok(Arc::new(store))
+}
+
+/// Whether something is the URL of a server. The library finds out with the first call only.
+fn is_endpoint(url: &str) -> bool {
+    let host = url.strip_prefix("https://").or_else(|| url.strip_prefix("http://"));
+    host.is_some_and(|host| {
+        let odd = |c: char| c.is_whitespace() || c.is_control();
+        !host.is_empty() && !host.starts_with(['/', ':', '?', '#']) && !host.contains(odd)
+    })
 }
 
 /// Certificates of authorities.
@@ -521,6 +642,100 @@ mod tests {
             assert_eq!(bucket.has(&id(0, 1), &codec).await.unwrap(), is_plain);
             assert_eq!(bucket.outline(&id(0, 1), codec.clone()).await.is_ok(), is_plain);
         }
+    }
+
+    /// A server that answers the requests that come, of which it knows method and headers.
+    async fn s3_server(
+        answer: impl Fn(usize, &str) -> (u16, &'static str) + Send + 'static,
+    ) -> (Bucket, tempfile::TempDir) {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let endpoint = Some(format!("http://{}", listener.local_addr().unwrap()));
+        tokio::spawn(async move {
+            for count in 0.. {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let (mut head, mut more) = (Vec::new(), [0; 4096]);
+                while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+                    let len = stream.read(&mut more).await.unwrap();
+                    head.extend_from_slice(&more[..len]);
+                }
+                let head = String::from_utf8_lossy(&head).to_lowercase();
+                let (status, body) = answer(count, &head);
+                let text = format!(
+                    "HTTP/1.1 {status} x\r\nETag: \"1\"\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                );
+                stream.write_all(text.as_bytes()).await.unwrap();
+                stream.shutdown().await.unwrap();
+            }
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let key = dir.path().join("key");
+        std::fs::write(&key, "key\nsecret\n").unwrap();
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(&key, private).unwrap();
+        let place = Place::S3 {
+            endpoint,
+            region: "r".into(),
+            bucket: "b".into(),
+            credentials: Some(key),
+            ca: None,
+        };
+        (Bucket::new(&BucketOptions { place, prefix: String::new() }, CLUSTER).unwrap(), dir)
+    }
+
+    #[tokio::test]
+    async fn a_bucket_that_was_removed_is_not_one_that_has_no_such_object() {
+        let (bucket, _dir) = s3_server(|_, _| (404, "<Error><Code>NoSuchKey</Code></Error>")).await;
+        let got = bucket.get(&id(0, 1), Arc::default()).await;
+        assert_eq!(got, Err(BucketError::Missing));
+        assert_eq!(bucket.trouble(), None);
+        let (bucket, _dir) =
+            s3_server(|_, _| (404, "<Error><Code>NoSuchBucket</Code></Error>")).await;
+        let gone = Err(BucketError::Unreachable(NO_BUCKET.into()));
+        assert_eq!(bucket.get(&id(0, 1), Arc::default()).await.map(|_| ()), gone);
+        assert_eq!(bucket.trouble().as_deref(), Some(NO_BUCKET));
+        tokio::time::sleep(REST).await;
+        assert_eq!(bucket.marker().await.map(|_| ()), gone);
+        tokio::time::sleep(REST).await;
+        assert_eq!(bucket.has(&id(0, 1), &Codec::default()).await.map(|_| ()), gone);
+    }
+
+    #[tokio::test]
+    async fn whether_a_marker_was_the_first_is_believed_only_where_the_store_can_tell() {
+        const KNOWN: &str = "<Error><Code>PreconditionFailed</Code></Error>";
+        const UNKNOWN: &str = "<Error><Code>NotImplemented</Code></Error>";
+        let marker = Marker { owner: [1; 16], number: [2; 16] };
+        let put = async |answer: fn(usize, &str) -> (u16, &'static str)| {
+            s3_server(answer).await.0.mark(&marker).await.unwrap()
+        };
+        let first = |count, _: &str| if count == 0 { (200, "") } else { (412, KNOWN) };
+        assert_eq!(put(first).await, Made::Alone);
+        assert_eq!(put(|_, _| (412, KNOWN)).await, Made::Found);
+        // This one does not look at the condition, and that one refuses it.
+        assert_eq!(put(|_, _| (200, "")).await, Made::Perhaps);
+        let plain = |_, head: &str| match head.contains("if-none-match") {
+            true => (501, UNKNOWN),
+            false => (200, ""),
+        };
+        assert_eq!(put(plain).await, Made::Perhaps);
+    }
+
+    #[tokio::test]
+    async fn a_marker_is_put_once_and_read_by_all() {
+        let store = Arc::new(InMemory::new());
+        let bucket = bucket(&store, "some/where");
+        assert_eq!(bucket.marker().await.unwrap(), Seen::Bare { has_objects: false });
+        let bytes = encode(&id(0, 1), &[], &Codec::default()).unwrap();
+        bucket.put(&id(0, 1), bytes.into()).await.unwrap();
+        assert_eq!(bucket.marker().await.unwrap(), Seen::Bare { has_objects: true });
+        let marker = Marker { owner: [1; 16], number: [2; 16] };
+        assert_eq!(bucket.mark(&marker).await.unwrap(), Made::Alone);
+        let later = Marker { owner: [3; 16], ..marker };
+        assert_eq!(bucket.mark(&later).await.unwrap(), Made::Found);
+        assert_eq!(bucket.marker().await.unwrap(), Seen::Marked(marker));
+        store.put(&bucket.marker_name().into(), "other".into()).await.unwrap();
+        assert_eq!(bucket.marker().await.unwrap(), Seen::Strange);
     }
 
     #[tokio::test]

@@ -25,6 +25,11 @@ pub(super) fn folder(cluster: ClusterIdBytes, volume: u64, group: GroupId) -> St
     format!("{}/{volume:04x}/{:08x}", ClusterId(cluster), group.0)
 }
 
+/// What says whose the objects of a cluster are ([`super::Marker`]). No object is called so.
+pub(super) fn marker(cluster: ClusterIdBytes) -> String {
+    format!("{}/owner", ClusterId(cluster))
+}
+
 impl ObjectId {
     /// The name below the prefix of the bucket.
     pub fn name(&self) -> String {

@@ -1,5 +1,6 @@
 //! Deciding who is there and who has what. See the [module](super) for why that is safe.
 
+mod classes;
 mod giving_up;
 mod keyless;
 mod messages;
@@ -11,10 +12,9 @@ mod turning;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use netfs_common::class::Class;
 use netfs_common::coding::Coding;
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
-use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica, TierMode};
+use netfs_common::map::{Chain, ClusterMap, Replica, TierMode};
 
 pub use giving_up::Loss;
 pub use messages::{Command, CommandError, Config, Health, Report, Verdict};
@@ -256,6 +256,7 @@ impl Manager {
                 true => {}
                 false => return Err(CommandError::NoVolume),
             },
+            Command::ClassReplicas(volume, class, to) => self.class_replicas(volume, class, to)?,
         }
         self.plan(now);
         Ok(self.changed())
@@ -341,21 +342,6 @@ impl Manager {
     /// How busy a server was lately: calls at work on the average in thousandths, and what one took, in microseconds.
     pub fn busy(&self, server: ServerId) -> (u32, u32) {
         self.seen.get(&server).map_or((0, 0), |seen| seen.meter.figures())
-    }
-
-    fn replicas(&mut self, volume: u64, replicas: u8, min: u8) -> Result<(), CommandError> {
-        if !(1..=MAX_REPLICAS).contains(&usize::from(replicas)) || !(1..=replicas).contains(&min) {
-            return Err(CommandError::BadReplicas);
-        }
-        if self.state.pool(volume, Class::DEFAULT).is_none() {
-            return Err(CommandError::NoVolume);
-        }
-        for of in self.state.pools.iter_mut().filter(|of| of.pool.volume == volume) {
-            // A class has its own number.
-            of.replicas = of.pool.class.replicas().unwrap_or(replicas);
-            of.pool.min_replicas = min.min(of.replicas);
-        }
-        Ok(())
     }
 
     /// Makes sure that a volume has groups, and that this of it goes to the object store. Whether the state has changed.

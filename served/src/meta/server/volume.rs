@@ -585,7 +585,7 @@ impl Volume {
         if let Op::SetXattr { ino, name, value, .. } = &op
             && name == class::XATTR
             && let Some(class) = Class::parse(value)
-            && self.takes_class(*ino)?
+            && self.takes_class(*ino, class)?
         {
             // Whoever makes a file of this class finds a place for its data.
             self.data.ensure_class(self.number(), class).await?;

@@ -122,7 +122,7 @@ impl Replicas {
                 if !self.is_cold(tier, chunk, &info) {
                     continue;
                 }
-                if tier.bucket.trouble().is_some() && transfers.is_empty() {
+                if tier.trouble().is_some() && transfers.is_empty() {
                     // One attempt in each look is enough to find out whether it is back.
                     from = None;
                 }
@@ -193,13 +193,15 @@ impl Replicas {
             return Err(Stays::Changed);
         }
         let codec = self.codec(chunk).map_err(Stays::Store)?;
-        if tier.bucket.has(&id, &codec).await.map_err(Stays::Bucket)? {
+        let bucket = self.bucket(tier).await.map_err(Stays::Bucket)?;
+        if bucket.has(&id, &codec).await.map_err(Stays::Bucket)? {
             return Ok(());
         }
         let bytes = self.make_object(id, codec).await?;
         let len = bytes.len() as u64;
         tier.pace.wait(len).await;
-        tier.bucket.put(&id, bytes).await.map_err(Stays::Bucket)?;
+        let bucket = self.bucket(tier).await.map_err(Stays::Bucket)?;
+        bucket.put(&id, bytes).await.map_err(Stays::Bucket)?;
         tier.counts.uploads.inc();
         tier.counts.uploaded_bytes.inc_by(len);
         Ok(())
@@ -225,7 +227,7 @@ impl Replicas {
             while transfers.len() >= tier.options.transfers.max(1) {
                 transfers.join_next().await;
             }
-            if tier.bucket.trouble().is_some() && !transfers.is_empty() {
+            if tier.trouble().is_some() && !transfers.is_empty() {
                 break;
             }
             let this = self.clone();

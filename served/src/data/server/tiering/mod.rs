@@ -7,9 +7,12 @@
 //! A read that meets bytes which are away waits until they are back ([`Replicas::bring_back`]). A change does not: it
 //! hides parts of what is away, like parts of anything else. So a bucket that cannot be reached stops reads of what is only there, and nothing else.
 //!
+//! The bucket is used only if it is this file system's (`claiming.rs`).
+//!
 //! Objects that no replica needs any more are removed by the head (`sweeping.rs`, which says why that is safe). A server that is to go on with a group whose
 //! replicas are all lost finds out first what the bucket has of it (`seeding.rs`).
 
+mod claiming;
 mod evicting;
 mod seeding;
 mod sweeping;
@@ -24,6 +27,10 @@ use netfs_common::warn_rarely;
 use netfs_common::wire::cluster::TierReport;
 use tokio::sync::{Semaphore, watch};
 
+pub(super) use claiming::Known;
+
+use claiming::Claim;
+
 use super::chunks;
 use super::fault;
 use super::metrics::TierMetrics;
@@ -32,7 +39,7 @@ use super::teaching::Pace;
 use crate::data::codec::Codec;
 use crate::data::store::StoreError;
 use crate::data::tier::{
-    Bucket, BucketError, BucketOptions, Dirty, ObjectId, Policy, PolicyConfig,
+    Bucket, BucketError, BucketOptions, Dirty, Object, ObjectId, Policy, PolicyConfig,
 };
 
 /// Chunks that are fetched, or wait for it, at a time; of more, callers are told to come again.
@@ -84,7 +91,9 @@ type Fetched = Option<Result<(), Errno>>;
 /// What moves chunks.
 #[derive(Debug)]
 pub(super) struct Tier {
+    /// Of [`Replicas::bucket`] alone.
     bucket: Bucket,
+    claim: Claim,
     options: TierOptions,
     begun: Instant,
     policy: Mutex<Policy>,
@@ -100,11 +109,13 @@ impl Tier {
     pub(super) fn new(
         options: TierOptions,
         cluster: [u8; 16],
+        known: Known,
         counts: TierMetrics,
     ) -> Result<Tier, BucketError> {
         let config = PolicyConfig { after: options.after, fill_percent: options.fill_percent };
         Ok(Tier {
             bucket: Bucket::new(&options.bucket, cluster)?,
+            claim: Claim::new(known),
             begun: Instant::now(),
             policy: Mutex::new(Policy::new(config)),
             dirty: Mutex::new(Dirty::new(options.delay)),
@@ -136,27 +147,33 @@ impl Tier {
         lock(&self.dirty).is_late(self.now())
     }
 
+    /// Why the bucket is not used, or could not be reached by the last call.
+    fn trouble(&self) -> Option<String> {
+        self.claim.refused().or_else(|| self.bucket.trouble())
+    }
+
     /// A call of the bucket has failed.
     fn failed(&self, what: &'static str, error: &BucketError) {
         self.counts.errors.inc();
-        self.counts.unreachable.set(i64::from(self.bucket.trouble().is_some()));
+        self.counts.unreachable.set(i64::from(self.trouble().is_some()));
         match error {
-            BucketError::Unreachable(why) => {
-                warn_rarely!(WARN, what, why, "the object store cannot be reached");
+            BucketError::Unreachable(why) | BucketError::Unusable(why) => {
+                warn_rarely!(WARN, what, why, "the object store cannot be used");
             }
             error => tracing::error!(what, %error, "object store"),
         }
     }
 
     pub(super) fn report(&self, away_bytes: u64) -> TierReport {
-        self.counts.unreachable.set(i64::from(self.bucket.trouble().is_some()));
+        let trouble = self.trouble();
+        self.counts.unreachable.set(i64::from(trouble.is_some()));
         let counts = &self.counts;
         let (waiting, late) = {
             let dirty = lock(&self.dirty);
             (dirty.len() as u64, dirty.is_late(self.now()))
         };
         TierReport {
-            trouble: self.bucket.trouble(),
+            trouble,
             away_chunks: counts.away_chunks.get().unsigned_abs(),
             away_bytes,
             uploads: counts.uploads.get(),
@@ -175,8 +192,9 @@ impl Tier {
 pub(super) async fn attend(replicas: Weak<Replicas>) {
     let evicting = evicting::attend(replicas.clone());
     let sweeping = sweeping::attend(replicas.clone());
+    let claiming = claiming::attend(replicas.clone());
     let uploading = evicting::keep_up(replicas);
-    tokio::join!(evicting, sweeping, uploading);
+    tokio::join!(evicting, sweeping, claiming, uploading);
 }
 
 impl Replicas {
@@ -186,6 +204,21 @@ impl Replicas {
         let group = view.group_of(chunk)?;
         let volume = view.map.pool_of(group)?.volume;
         Some(ObjectId { cluster: tier.bucket.cluster(), volume, group, chunk, version })
+    }
+
+    /// An object that should be there. If it is not, that is said only of the bucket in which it was.
+    async fn object(
+        &self,
+        tier: &Tier,
+        id: &ObjectId,
+        codec: Arc<Codec>,
+    ) -> Result<Object, BucketError> {
+        let got = self.bucket(tier).await?.get(id, codec).await;
+        if got == Err(BucketError::Missing) {
+            tier.claim.doubt();
+            self.bucket(tier).await?;
+        }
+        got
     }
 
     /// How the bytes of a chunk's object look.
@@ -203,7 +236,7 @@ impl Replicas {
         let tier = self.tier.as_ref()?;
         let id = self.object_of(tier, chunk, version).filter(|_| version != Version::NONE)?;
         let (offset, len) = (u32::try_from(offset).ok()?, usize::try_from(len).ok()?);
-        match tier.bucket.get(&id, self.codec(chunk).ok()?).await {
+        match self.object(tier, &id, self.codec(chunk).ok()?).await {
             Ok(object) => {
                 let mut out = vec![0; len];
                 object.fill(offset, &mut out);
@@ -270,14 +303,14 @@ impl Replicas {
             let version = Version(parts.object.0);
             let Some(id) = self.object_of(tier, chunk, version) else { return Err(Errno::EIO) };
             let codec = self.codec(chunk).map_err(|error| fault::errno(&error))?;
-            let object = match tier.bucket.get(&id, codec).await {
+            let object = match self.object(tier, &id, codec).await {
                 Ok(object) => object,
                 Err(error) => {
                     // It may have changed hands meanwhile: a whole overwrite needs no object.
                     if self.chunks.away(chunk).is_none_or(|now| now.object != parts.object) {
                         continue;
                     }
-                    if !matches!(error, BucketError::Unreachable(_)) {
+                    if !matches!(error, BucketError::Unreachable(_) | BucketError::Unusable(_)) {
                         tracing::error!(?chunk, %version, %error, "a chunk that is only in the object store cannot be read");
                     }
                     tier.failed("fetch", &error);

@@ -67,7 +67,10 @@ impl Replicas {
             ObjectId { cluster, volume, group, chunk, version }
         };
         let after = after.map(id_of);
-        let page = tier.bucket.list((volume, group), after.as_ref(), MAX_OBJECTS).await;
+        let page = match self.bucket(tier).await {
+            Ok(bucket) => bucket.list((volume, group), after.as_ref(), MAX_OBJECTS).await,
+            Err(error) => Err(error),
+        };
         let (page, more) = match page {
             Ok(page) => page,
             Err(error) => return trouble(&error),
@@ -129,7 +132,7 @@ impl Replicas {
         let codec = self.codec(chunk).map_err(|error| BucketError::Settings(error.to_string()))?;
         let mut bad = 0;
         for id in objects.iter().rev().filter(|id| id.version > here) {
-            match tier.bucket.outline(id, codec.clone()).await {
+            match self.bucket(tier).await?.outline(id, codec.clone()).await {
                 Ok(ranges) => {
                     return Ok((chunk, Found::Newer { version: id.version, ranges, bad }));
                 }

@@ -94,7 +94,10 @@ impl Replicas {
         let primary = self.is_primary(group);
         let (mut known, mut after) = (Known::new(), None);
         loop {
-            let page = tier.bucket.list((volume, group), after.as_ref(), MAX_OBJECTS).await;
+            let page = match self.bucket(tier).await {
+                Ok(bucket) => bucket.list((volume, group), after.as_ref(), MAX_OBJECTS).await,
+                Err(error) => Err(error),
+            };
             let (page, more) = match page {
                 Ok(page) => page,
                 Err(error) => {
@@ -182,7 +185,11 @@ impl Replicas {
         }
         objects.retain(|id| !needed.contains(&(id.chunk, id.version)));
         for id in objects {
-            match tier.bucket.delete(&id).await {
+            let removed = match self.bucket(tier).await {
+                Ok(bucket) => bucket.delete(&id).await,
+                Err(error) => Err(error),
+            };
+            match removed {
                 Ok(()) => {
                     tier.counts.removed.inc();
                     tracing::debug!(object = %id.name(), "an object that nobody needs is removed");

@@ -123,6 +123,8 @@ pub enum Command {
     Relearn(GroupId, Epoch, ServerId),
     /// A volume shall have groups for this class.
     Class(u64, Class),
+    /// The groups of a class of a volume's data shall have so many replicas.
+    ClassReplicas(u64, Class, u8),
 }
 
 /// Why an operator's command is refused.
@@ -148,6 +150,9 @@ pub enum CommandError {
         "a volume has 1 to {MAX_REPLICAS} replicas, and needs between 1 and all of them to be written to"
     )]
     BadReplicas,
+    /// There is no such pool.
+    #[error("no directory of this volume was ever set to {0} replicas")]
+    NoClass(Class),
     /// It answers.
     #[error("data server {0} is there: drain it, if it is to go")]
     StillThere(ServerId),

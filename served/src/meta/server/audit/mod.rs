@@ -240,6 +240,11 @@ impl Audit {
         self.stage("looking again at what may be wrong");
         self.confirm().await;
         self.look_for_unavailable();
+        for (server, why, bytes) in self.parts.cluster.without_store() {
+            self.unfinished(format!(
+                "data server {server} cannot use its object store, and has {bytes} bytes there only: {why}"
+            ));
+        }
         let (damaged, mended) = self.parts.cluster.damage();
         if damaged > 0 {
             self.note(format!(

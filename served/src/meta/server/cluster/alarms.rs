@@ -92,6 +92,11 @@ impl Core {
                 };
                 let silence = health.silent.unwrap_or(now);
                 let next = match config.repair_after.checked_sub(silence) {
+                    _ if has == 0 => {
+                        format!(
+                            "it has no part in any placement group: `netfs data remove {id}` forgets it"
+                        )
+                    }
                     _ if server.duty == Duty::Draining => "it was being drained".into(),
                     Some(left) if !left.is_zero() => {
                         format!("what it has gets other replicas in {}", span(left))
@@ -186,7 +191,7 @@ impl Core {
             if let Some(why) = &tier.trouble {
                 let (chunks, bytes) = (tier.away_chunks, tier.away_bytes);
                 lines.push(format!(
-                    "data server {name} cannot reach its object store, and reads of what is only there fail ({chunks} chunks, \
+                    "data server {name} cannot use its object store, and reads of what is only there fail ({chunks} chunks, \
                      {bytes} bytes): {why}"
                 ));
             }

@@ -476,6 +476,13 @@ impl Cluster {
         (sum(|counts| counts.damaged), sum(|counts| counts.mended))
     }
 
+    /// Servers that cannot use their object store, and why; with the bytes that are only there.
+    pub(super) fn without_store(&self) -> Vec<(ServerId, String, u64)> {
+        let core = self.lock();
+        let tiers = core.figures.iter().filter_map(|(id, f)| Some((*id, f.tier.as_ref()?)));
+        tiers.filter_map(|(id, t)| Some((id, t.trouble.clone()?, t.away_bytes))).collect()
+    }
+
     /// How many replicas a volume's groups of a class are to have.
     pub(super) fn replicas(&self, volume: u64, class: Class) -> u64 {
         let core = self.lock();

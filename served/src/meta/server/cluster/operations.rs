@@ -1,7 +1,7 @@
 //! What operators do to the cluster.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -135,7 +135,7 @@ impl Cluster {
                 if others < usize::from(wanted) {
                     done += &format!(
                         ". {wanted} replicas are wanted, and {others} other servers are too few for them: it keeps what it has until \
-                         another one is added, or fewer replicas are wanted"
+                         another one is added, or fewer replicas are wanted (`netfs status` shows where, `netfs data replicas` changes it)"
                     );
                 }
                 Ok((Command::Drain(id), done))
@@ -178,6 +178,22 @@ impl Cluster {
                     "volume {volume} gets {replicas} replicas; writes wait while there are fewer than {min}"
                 );
                 Ok((Command::Replicas(number, replicas, min), done))
+            }
+            Operation::ClassReplicas { volume, class, replicas } => {
+                let Some(number) = number else {
+                    return refused(format!("there is no volume {volume:?}"));
+                };
+                let mut with = self.lock().manager.state().clone();
+                for pool in &mut with.pools {
+                    if (pool.pool.volume, pool.pool.class) == (number, class) {
+                        pool.replicas = replicas;
+                    }
+                }
+                check_size(&with).map_err(|error| Outcome::Refused(error.to_string()))?;
+                let done = format!(
+                    "what is made in directories of volume {volume} that are set to {class} replicas, and what was, gets {replicas}"
+                );
+                Ok((Command::ClassReplicas(number, class, replicas), done))
             }
         }
     }
@@ -257,14 +273,35 @@ impl Core {
 
 /// Whether a server can be at such an address: a name or an address, and a port. Whether there is one is seen when it is called.
 fn is_address(text: &str) -> bool {
-    if text.parse::<SocketAddr>().is_ok_and(|addr| addr.port() > 0) {
-        return true;
+    let is_port = |port: u16| port > 0;
+    // A server listens at these, or they are of many.
+    let is_one = |ip: IpAddr| {
+        !ip.is_unspecified() && !ip.is_multicast() && ip != IpAddr::V4(Ipv4Addr::BROADCAST)
+    };
+    if let Ok(addr) = text.parse::<SocketAddr>() {
+        return is_port(addr.port()) && is_one(addr.ip());
     }
     text.rsplit_once(':').is_some_and(|(host, port)| {
-        let is_name = host.chars().all(|c| c.is_alphanumeric() || ".-_".contains(c));
-        let is_host = (!host.is_empty() && is_name) || host.parse::<Ipv6Addr>().is_ok();
-        is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
+        let is_host = match host.parse::<Ipv6Addr>() {
+            Ok(ip) => is_one(ip.into()),
+            Err(_) => is_name(host),
+        };
+        is_host && port.parse().is_ok_and(is_port)
     })
+}
+
+/// Whether something is the name of a machine, and not a misspelt address.
+fn is_name(host: &str) -> bool {
+    let mut labels = host.strip_suffix('.').unwrap_or(host).split('.');
+    let is_label = |label: &str| {
+        let is_known = |c: char| c.is_alphanumeric() || "-_".contains(c);
+        (1..=63).contains(&label.len())
+            && label.chars().all(is_known)
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    let is_number = |label: &str| label.bytes().all(|b| b.is_ascii_digit());
+    host.len() <= 254 && labels.clone().all(is_label) && !labels.next_back().is_some_and(is_number)
 }
 
 #[cfg(test)]
@@ -277,7 +314,33 @@ mod tests {
             assert!(is_address(good), "{good}");
         }
         for bad in [
-            "", "a", "a:", ":1", "a:0", "a:70000", "a:7x", "10.0.0.1", "a b:1", "[]:1", "fe80::1",
+            "0.0.0.0:7401",
+            "[::]:7401",
+            ":::7401",
+            "255.255.255.255:7401",
+            "224.0.0.1:7401",
+            "[ff02::1]:7401",
+            "999.1.1.1:7401",
+            "10.0.0:7401",
+            "7401:7401",
+            "..:1",
+            ".a:1",
+            "a..b:1",
+            "-:1",
+            "a.-b:1",
+            "-a:1",
+            "a-:1",
+            "",
+            "a",
+            "a:",
+            ":1",
+            "a:0",
+            "a:70000",
+            "a:7x",
+            "10.0.0.1",
+            "a b:1",
+            "[]:1",
+            "fe80::1",
             "a:b:1",
         ] {
             assert!(!is_address(bad), "{bad}");

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, ClusterId, Ino, InstanceId, SessionId, Verifier};
 use netfs_common::net::{BulkMessage, Dialer, Limits, NetMetrics, Server};
 use netfs_common::tls::{Identity, pki};
@@ -606,4 +607,60 @@ async fn a_server_with_the_data_of_another_cluster_gets_nothing() {
     let owner = world.cluster.owner();
     let world = world.restart(&[&a, &b]);
     assert_eq!(world.cluster.owner(), owner);
+}
+
+#[tokio::test]
+async fn nobody_wishes_for_more_replicas_than_servers_and_operators_lower_what_was_wished() {
+    let (dir, identity) = world();
+    let fakes = [1, 2, 3].map(|store| Fake::start(&identity, store));
+    let world = World::new(&fakes.each_ref(), dir, identity);
+    let class = |replicas| Class::with_replicas(replicas).unwrap();
+    let wished = |replicas| world.cluster.ensure_class(0, class(replicas));
+    let operate = |operation| world.cluster.operate(operation, Some(0));
+    let of = |wanted: u8, replicas| Operation::ClassReplicas {
+        volume: "v".into(),
+        class: class(wanted),
+        replicas,
+    };
+    assert_eq!(wished(4).await, Err(Errno::ERANGE));
+    assert_eq!(world.cluster.published().map.pools.len(), 1);
+    assert_eq!(wished(3).await, Ok(()));
+    let full = |map: &ClusterMap, of, count| {
+        let pools = &map.pools;
+        let pool = pools.iter().find(|pool| pool.class == of).unwrap();
+        pool.chains.iter().all(|chain| chain.replicas.len() == count)
+    };
+    world.until("three replicas", |map| full(map, class(3), 3)).await;
+    operate(Operation::Drain(ServerId(1))).await;
+    assert_eq!(wished(3).await, Err(Errno::ERANGE), "one is drained");
+    assert!(world.alarms().contains("cannot be drained"), "{}", world.alarms());
+    for wrong in [of(2, 1), of(3, 0), of(3, 6)] {
+        let outcome = operate(wrong).await;
+        assert!(matches!(outcome, Outcome::Refused(_)), "{outcome:?}");
+    }
+    let lower = operate(of(3, 2)).await;
+    assert!(matches!(lower, Outcome::Done(_)), "{lower:?}");
+    world
+        .until("nothing is left on the first", |map| {
+            let left = map.groups().any(|(_, chain)| chain.has(ServerId(1)));
+            !left && full(map, class(3), 2)
+        })
+        .await;
+    assert!(!world.alarms().contains("cannot be drained"), "{}", world.alarms());
+    // The volume's own number is another thing.
+    let one = Operation::Replicas { volume: "v".into(), replicas: 1, min: None };
+    assert!(matches!(operate(one).await, Outcome::Done(_)));
+    world.until("one and two", |map| full(map, Class::DEFAULT, 1) && full(map, class(3), 2)).await;
+    fakes[0].told().silent = true;
+    let limit = Instant::now() + PATIENCE;
+    while !world.alarms().contains("has not answered for") {
+        assert!(Instant::now() < limit, "{}", world.alarms());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(world.alarms().contains("`netfs data remove 1` forgets it"), "{}", world.alarms());
+    let removed = operate(Operation::Remove(ServerId(1))).await;
+    assert!(matches!(removed, Outcome::Done(_)), "{removed:?}");
+    // Kept over a restart.
+    let world = world.restart(&[&fakes[1], &fakes[2]]);
+    assert_eq!(world.cluster.replicas(0, class(3)), 2);
 }
