@@ -9,6 +9,7 @@ mod common;
 mod data_server;
 mod embedded;
 mod encryption;
+mod older;
 mod operators;
 mod process;
 mod replay;

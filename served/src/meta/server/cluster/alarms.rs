@@ -27,6 +27,7 @@ impl Cluster {
         core.of_keys(names, &mut lines);
         core.of_tiers(&mut lines);
         core.of_losses(&mut lines);
+        core.of_overtaken(names, &mut lines);
         for ((volume, class), condition) in core.conditions(now) {
             let name = names.get(&volume).map_or_else(|| format!("number {volume}"), Clone::clone);
             core.of_volume(&of_class(&name, class), &condition, now, &mut lines);
@@ -40,6 +41,17 @@ impl Core {
         let known = self.manager.state().servers.get(&id);
         let addr = known.and_then(|server| server.addrs.first());
         addr.map_or_else(|| format!("{id}"), |addr| format!("{id} ({addr})"))
+    }
+
+    fn of_overtaken(&self, names: &BTreeMap<u64, String>, lines: &mut Vec<String>) {
+        for (volume, server) in &self.overtaken {
+            let name = names.get(volume).map_or_else(|| format!("number {volume}"), Clone::clone);
+            lines.push(format!(
+                "volume {name}: data server {} has data of files that this metadata server does not know: `meta.dir` is an older copy. Their \
+                 numbers are not given out again",
+                self.name_of(*server)
+            ));
+        }
     }
 
     fn of_servers(&self, now: Duration, lines: &mut Vec<String>) {

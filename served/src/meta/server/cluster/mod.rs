@@ -18,6 +18,7 @@ pub(in crate::meta::server) mod garbage;
 mod giving_up;
 mod journal;
 mod news;
+mod numbers;
 mod operations;
 mod redundancy;
 mod roster;
@@ -54,6 +55,7 @@ pub(crate) use file::kept_state;
 use giving_up::GivingUp;
 use journal::{Journal, News};
 pub(super) use news::tell;
+use numbers::Met;
 pub(super) use roster::Caller;
 use roster::Roster;
 
@@ -78,6 +80,8 @@ pub(super) struct Cluster {
     changed: Notify,
     /// Told whenever a server was heard, a map was published, or time has passed.
     events: watch::Sender<()>,
+    /// Who has answered.
+    met: watch::Sender<Met>,
     /// The data server that is being given up, if one is.
     giving_up: Mutex<Option<GivingUp>>,
 }
@@ -91,6 +95,8 @@ struct Core {
     figures: BTreeMap<ServerId, Figures>,
     /// Servers that have data of other metadata, and whose it is.
     strangers: BTreeMap<ServerId, Option<[u8; 16]>>,
+    /// Volumes with chunks of inodes that they do not know, and a server that has some.
+    overtaken: BTreeMap<u64, ServerId>,
     /// Why the last change is not stored.
     trouble: Option<String>,
 }
@@ -173,6 +179,7 @@ impl Cluster {
             patience,
             figures: BTreeMap::new(),
             strangers: BTreeMap::new(),
+            overtaken: BTreeMap::new(),
             trouble: None,
         };
         Ok(Arc::new(Cluster {
@@ -183,6 +190,7 @@ impl Cluster {
             published: watch::Sender::new(published),
             changed: Notify::new(),
             events: watch::Sender::new(()),
+            met: watch::Sender::default(),
             giving_up: Mutex::default(),
         }))
     }
@@ -507,6 +515,7 @@ impl Cluster {
         if !self.is_own(server, &reply) {
             return;
         }
+        self.note_met(server, reply.instance, reply.version);
         let BeatReply { live, chunks, lacking, counts, locked, tier, incomplete, .. } = reply;
         let report = Report {
             instance: reply.instance,
