@@ -215,6 +215,8 @@ pub enum Reply {
     },
     /// To an audit.
     Audited(AuditReply),
+    /// The payload is the cluster map of this version.
+    Followed(Epoch),
 }
 
 /// Space of a data server in bytes.

@@ -26,7 +26,7 @@ use crate::common::{DataClient, MetaClient, PATIENCE, Pki, hello, localhost, mak
 
 const CHUNK: u64 = 4 << 20;
 /// A data server that is silent for so long is taken for dead.
-const DEADLINE: Duration = Duration::from_secs(3);
+const DEADLINE: Duration = Duration::from_secs(4);
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
 struct World<'a> {
@@ -167,6 +167,63 @@ impl<'a> World<'a> {
         data
     }
 
+    /// Reads at each replica.
+    async fn read_all(&self, chunk: ChunkId, len: u64) -> Vec<Vec<u8>> {
+        let deadline = Instant::now() + PATIENCE;
+        let mut all = Vec::new();
+        while Instant::now() < deadline {
+            let map = self.map().await;
+            let (group, chain) = map.chain_of(chunk).unwrap();
+            let op = Op::Read { chunk, offset: 0, len };
+            let request = Request { at: At::Group { group, epoch: chain.epoch }, op };
+            all.clear();
+            for replica in &chain.replicas {
+                let addr = map.server(replica.server).unwrap().addrs[0].parse().unwrap();
+                let client = DataClient::connect(&self.pki.client, addr).await.unwrap();
+                if let (Reply::Read, data) = client.raw(&request, Bytes::new()).await.unwrap() {
+                    all.push(data.to_vec());
+                }
+            }
+            if all.len() == chain.replicas.len() {
+                return all;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("{} replicas answer", all.len());
+    }
+
+    /// Until all groups have so many replicas, that are there and nobody learns.
+    async fn until_replicas(&self, count: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let map = self.map().await;
+            let lives: Vec<_> = self.data.iter().flatten().map(DataServer::instance).collect();
+            let full = map.groups().all(|(_, chain)| {
+                chain.replicas.len() == count
+                    && chain.learner.is_none()
+                    && chain.replicas.iter().all(|replica| lives.contains(&replica.instance))
+            });
+            if full {
+                return;
+            }
+            let alarms = self.status().await.alarms;
+            assert!(Instant::now() < deadline, "{map:?} {alarms:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    async fn until_alarm(&self, words: &str) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let alarms = self.status().await.alarms;
+            if alarms.iter().any(|line| line.contains(words)) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "{alarms:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Writes to all chunks of a file of this length.
     async fn fill(&self, client: &MetaClient, ino: Ino, chunks: u64, byte: u8) {
         let generation = client.get(ino).await.unwrap().generation;
@@ -272,4 +329,70 @@ async fn a_data_server_that_stays_away_keeps_nobody_from_making_files_for_long()
     assert_eq!(world.read(ChunkId { ino: before, generation: 0, index: 0 }, 1).await, [1][..]);
     let status = world.status().await;
     assert!(!status.alarms.iter().any(|line| line.contains("older copy")), "{:?}", status.alarms);
+}
+
+#[tokio::test]
+async fn by_an_older_map_nobody_who_has_less_teaches_one_who_has_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::start(dir.path(), 2);
+    let client = world.mount().await;
+    let file = world.file(&client, "file").await;
+    world.until_replicas(2).await;
+    world.fill(&client, file, 4, 1).await;
+    client.change(MetaOp::EndSession).await.unwrap();
+    world.copy().await;
+    world.until_replicas(2).await;
+
+    // What is written from here on has the first server alone.
+    world.stop_data(1).await;
+    world.until_replicas(1).await;
+    let client = world.mount().await;
+    world.fill(&client, file, 4, 2).await;
+    client.change(MetaOp::EndSession).await.unwrap();
+    world.bring_back().await;
+    world.stop_data(0).await;
+
+    // By the older map both had everything, and the other one is back first.
+    world.start_data(1);
+    world.start_meta();
+    tokio::time::sleep(DEADLINE / 20).await;
+    world.start_data(0);
+    world.until_replicas(2).await;
+    for index in 0..4 {
+        let chunk = ChunkId { ino: file, generation: 0, index };
+        assert_eq!(world.read(chunk, 100).await, [2; 100][..], "chunk {index}");
+        assert_eq!(world.read_all(chunk, 100).await, vec![vec![2; 100]; 2], "chunk {index}");
+    }
+    let status = world.status().await;
+    assert!(status.alarms.iter().all(|line| !line.contains("older copy")), "{:?}", status.alarms);
+    // There is nothing of the copy's time that anybody goes by any more.
+    world.stop_meta().await;
+    world.start_meta();
+    world.until_replicas(2).await;
+}
+
+#[tokio::test]
+async fn servers_that_run_go_on_when_older_metadata_has_taken_over_their_map() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut world = World::start(dir.path(), 2);
+    world.until_replicas(2).await;
+    world.copy().await;
+    world.stop_data(1).await;
+    world.until_replicas(1).await;
+    let client = world.mount().await;
+    let file = world.file(&client, "file").await;
+    world.fill(&client, file, 3, 5).await;
+    client.change(MetaOp::EndSession).await.unwrap();
+    world.bring_back().await;
+    world.start_meta();
+    // Nobody knows whether the other one has followed a still later map.
+    world.until_alarm("is waited for").await;
+    world.start_data(1);
+    world.until_replicas(2).await;
+    let client = world.mount().await;
+    assert!(world.file(&client, "new").await > file);
+    for index in 0..3 {
+        let chunk = ChunkId { ino: file, generation: 0, index };
+        assert_eq!(world.read_all(chunk, 100).await, vec![vec![5; 100]; 2], "chunk {index}");
+    }
 }

@@ -339,6 +339,12 @@ impl Handler {
                 let task = async move { Ok((replicas.audit(op).await?, Bytes::new())) };
                 return self.to_its_end(work, task).await;
             }
+            (PeerOp::Followed, At::Server) => {
+                let Some((version, map)) = replicas.loss.followed_map() else {
+                    return Err(Reply::Failed(Errno::ENODATA));
+                };
+                return Ok((Reply::Followed(version), map));
+            }
             (PeerOp::FlushGroups(groups), _) => {
                 replicas.flush_here(&groups).await?;
                 Reply::FlushedHere { instance: self.instance }

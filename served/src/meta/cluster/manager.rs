@@ -18,6 +18,7 @@ use netfs_common::map::{Chain, ClusterMap, MAX_REPLICAS, Replica, TierMode};
 
 pub use giving_up::Loss;
 pub use messages::{Command, CommandError, Config, Health, Report, Verdict};
+pub use outdated::NotTaken;
 pub use returning::Held;
 pub use stores::Astray;
 
@@ -126,7 +127,7 @@ impl Manager {
         if !self.state.servers.contains_key(&server) {
             return false;
         }
-        self.note_version(server, report.version, heard);
+        self.note_followed(server, report.followed.max(report.version), heard);
         if self.is_frozen(heard) {
             return false;
         }
@@ -632,7 +633,9 @@ impl Manager {
         let before = (chain.replicas.clone(), chain.learner);
         if chain.replicas.iter().any(|replica| self.is_there(*replica, now)) {
             chain.replicas.retain(|replica| !self.is_over(*replica, now));
-        } else if chain.replicas.iter().all(|replica| self.is_over(*replica, now)) {
+        } else if chain.replicas.iter().all(|replica| self.is_over(*replica, now))
+            && self.has_asked_around(now)
+        {
             // As long as one may still be there with everything it is waited for.
             if let Some(back) = self.back(chain, now) {
                 chain.replicas = vec![back];

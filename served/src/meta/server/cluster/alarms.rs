@@ -67,10 +67,11 @@ impl Core {
                 self.name_of(*id)
             ));
         }
+        let why = self.behind.as_ref().map_or_else(String::new, |why| format!(": {why}"));
         for (id, version) in self.manager.ahead() {
             lines.push(format!(
                 "data server {} goes by version {version} of the cluster map, and this metadata server knows {} only: `meta.dir` is an \
-                 older copy. Nothing is decided by it",
+                 older copy. Nothing is decided before the later map is taken over{why}",
                 self.name_of(id),
                 state.version
             ));

@@ -20,6 +20,7 @@ mod journal;
 mod news;
 mod numbers;
 mod operations;
+mod outdated;
 mod redundancy;
 mod roster;
 mod space;
@@ -97,6 +98,8 @@ struct Core {
     strangers: BTreeMap<ServerId, Option<[u8; 16]>>,
     /// Volumes with chunks of inodes that they do not know, and a server that has some.
     overtaken: BTreeMap<u64, ServerId>,
+    /// Why a later map is not taken over, if there is one.
+    behind: Option<String>,
     /// Why the last change is not stored.
     trouble: Option<String>,
 }
@@ -180,6 +183,7 @@ impl Cluster {
             figures: BTreeMap::new(),
             strangers: BTreeMap::new(),
             overtaken: BTreeMap::new(),
+            behind: None,
             trouble: None,
         };
         Ok(Arc::new(Cluster {
@@ -257,6 +261,7 @@ impl Cluster {
             tokio::spawn(self.clone().keep(StateFile::of(dir))),
             tokio::spawn(self.clone().tick(metrics)),
             tokio::spawn(self.clone().collect_garbage()),
+            tokio::spawn(self.clone().catch_up()),
         ];
         tasks.into_iter().for_each(|task| self.roster().add_task(task.abort_handle()));
     }
@@ -515,7 +520,7 @@ impl Cluster {
         if !self.is_own(server, &reply) {
             return;
         }
-        self.note_met(server, reply.instance, reply.version);
+        self.note_met(server, reply.instance, reply.followed.max(reply.version));
         let BeatReply { live, chunks, lacking, counts, locked, tier, incomplete, .. } = reply;
         let report = Report {
             instance: reply.instance,
@@ -533,6 +538,7 @@ impl Cluster {
             broken: reply.broken,
             stalled: reply.stalled,
             handed_over: reply.handed_over,
+            followed: reply.followed,
         };
         let lacking = lacking.into_iter().collect();
         self.with(|manager, now| {
@@ -542,6 +548,7 @@ impl Cluster {
                 return false;
             }
             if report.version == Epoch(0) {
+                manager.note_followed(server, report.followed, now);
                 manager.greeted(server, report.instance, report.store);
                 return false;
             }
