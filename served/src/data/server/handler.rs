@@ -241,6 +241,16 @@ impl Handler {
         payload: Payload,
     ) -> Answer {
         let replicas = &self.replicas;
+        let at = match at {
+            At::Replica { group, epoch, instance } if instance == self.instance => {
+                At::Group { group, epoch }
+            }
+            // Addresses may have been exchanged. Another replica of the group would take it for what is meant for itself.
+            At::Replica { .. } => return Err(Reply::Busy),
+            // Between replicas each says whom it means.
+            At::Group { .. } => return Err(Reply::Failed(Errno::EINVAL)),
+            at => at,
+        };
         let done = match (op, at) {
             (PeerOp::Beat(beat), At::Server) => replicas.beat(beat, payload).await?,
             (PeerOp::Forward(forward), At::Group { group, epoch }) => {
