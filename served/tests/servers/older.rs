@@ -19,6 +19,7 @@ use netfs_common::wire::meta::{
     Answer, NewInode, Op as MetaOp, Request as MetaRequest, Response, Status,
 };
 use netfs_served::data::server::{DataOptions, DataServer};
+use netfs_served::data::store::StoreConfig;
 use netfs_served::meta::server::{DataServers, MetaOptions, MetaServer, PoolOptions};
 use netfs_served::thread::Ending;
 
@@ -29,19 +30,24 @@ const CHUNK: u64 = 4 << 20;
 const DEADLINE: Duration = Duration::from_secs(4);
 static SESSIONS: AtomicU64 = AtomicU64::new(1);
 
-struct World<'a> {
+pub(crate) struct World<'a> {
     dir: &'a Path,
+    pub(crate) store: StoreConfig,
     pki: Pki,
-    meta: Option<MetaServer>,
-    data: Vec<Option<DataServer>>,
+    pub(crate) meta: Option<MetaServer>,
+    pub(crate) data: Vec<Option<DataServer>>,
     addrs: Vec<SocketAddr>,
 }
 
 impl<'a> World<'a> {
     fn start(dir: &'a Path, servers: usize) -> World<'a> {
+        World::start_with(dir, servers, StoreConfig::default())
+    }
+
+    pub(crate) fn start_with(dir: &'a Path, servers: usize, store: StoreConfig) -> World<'a> {
         let pki = make_pki(dir);
         let (data, addrs) = (Vec::new(), Vec::new());
-        let mut world = World { dir, pki, meta: None, data, addrs };
+        let mut world = World { dir, store, pki, meta: None, data, addrs };
         for index in 0..servers {
             world.addrs.push(localhost());
             world.data.push(None);
@@ -53,17 +59,18 @@ impl<'a> World<'a> {
 
     fn data_server(&self, index: usize) -> DataServer {
         let own = self.dir.join(format!("data{index}"));
-        let options = DataOptions::new(own, self.addrs[index], self.pki.server.clone());
+        let mut options = DataOptions::new(own, self.addrs[index], self.pki.server.clone());
+        options.store = self.store.clone();
         DataServer::start(options).unwrap()
     }
 
-    fn start_data(&mut self, index: usize) {
+    pub(crate) fn start_data(&mut self, index: usize) {
         let server = self.data_server(index);
         self.addrs[index] = server.addr();
         self.data[index] = Some(server);
     }
 
-    async fn stop_data(&mut self, index: usize) {
+    pub(crate) async fn stop_data(&mut self, index: usize) {
         let server = self.data[index].take().unwrap();
         tokio::task::spawn_blocking(|| server.stop(Ending::Drain)).await.unwrap().unwrap();
     }
@@ -107,13 +114,13 @@ impl<'a> World<'a> {
         copy_dir(&self.dir.join("copy"), &self.meta_dir());
     }
 
-    async fn mount(&self) -> MetaClient {
+    pub(crate) async fn mount(&self) -> MetaClient {
         let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
         let addr = self.meta.as_ref().unwrap().addr();
         MetaClient::connect(&self.pki.client, addr, "v", session).await.unwrap()
     }
 
-    async fn status(&self) -> Status {
+    pub(crate) async fn status(&self) -> Status {
         let dialer = crate::common::dialer(&self.pki.server);
         let words = codec::encode(&hello(Role::Admin, "", 0)).unwrap();
         let handler = std::sync::Arc::new(|_: Link, _: Bytes| async { Bytes::new() });
@@ -127,14 +134,14 @@ impl<'a> World<'a> {
         }
     }
 
-    async fn map(&self) -> ClusterMap {
+    pub(crate) async fn map(&self) -> ClusterMap {
         let client = self.mount().await;
         client.change(MetaOp::EndSession).await.unwrap();
         client.info.map.clone()
     }
 
     /// A call of a client to the head of a chunk's chain.
-    async fn at_head(&self, chunk: ChunkId, op: Op, payload: &[u8]) -> (Reply, Bytes) {
+    pub(crate) async fn at_head(&self, chunk: ChunkId, op: Op, payload: &[u8]) -> (Reply, Bytes) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let map = self.map().await;
@@ -168,7 +175,7 @@ impl<'a> World<'a> {
     }
 
     /// Reads at each replica.
-    async fn read_all(&self, chunk: ChunkId, len: u64) -> Vec<Vec<u8>> {
+    pub(crate) async fn read_all(&self, chunk: ChunkId, len: u64) -> Vec<Vec<u8>> {
         let deadline = Instant::now() + PATIENCE;
         let mut all = Vec::new();
         while Instant::now() < deadline {
@@ -193,7 +200,7 @@ impl<'a> World<'a> {
     }
 
     /// Until all groups have so many replicas, that are there and nobody learns.
-    async fn until_replicas(&self, count: usize) {
+    pub(crate) async fn until_replicas(&self, count: usize) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let map = self.map().await;
@@ -212,7 +219,7 @@ impl<'a> World<'a> {
         }
     }
 
-    async fn until_alarm(&self, words: &str) {
+    pub(crate) async fn until_alarm(&self, words: &str) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let alarms = self.status().await.alarms;
@@ -236,7 +243,7 @@ impl<'a> World<'a> {
         client.change(wrote).await.unwrap();
     }
 
-    async fn file(&self, client: &MetaClient, name: &str) -> Ino {
+    pub(crate) async fn file(&self, client: &MetaClient, name: &str) -> Ino {
         client.create(Ino::ROOT, name, NewInode::File).await.unwrap()
     }
 }

@@ -625,6 +625,11 @@ impl Handler {
         let _alone = self.replicas.no_install(group).await;
         let wait = self.replicas.call(group, |g, call| g.install(call, epoch, chunk));
         wait.await.map_err(refused)?;
+        let is_new = install.first && self.chunks.version(chunk) == Version::NONE;
+        let takes_room = matches!(&piece, Piece::Bytes(data) if !data.is_empty());
+        if is_new && takes_room && self.chunks.is_crammed() {
+            return Ok((Reply::Stored { full: true }, Bytes::new()));
+        }
         let chunks = self.chunks.clone();
         let work = move || {
             if install.first {
@@ -644,7 +649,7 @@ impl Handler {
         };
         let done = self.replicas.blocking(work).await.ok_or(Reply::Failed(Errno::EIO))?;
         done.map_err(|error| self.failed(&error))?;
-        Ok((Reply::Stored { full: self.chunks.is_full() }, Bytes::new()))
+        Ok((Reply::Stored { full: false }, Bytes::new()))
     }
 
     async fn usage(&self, client: &Client) -> Answer {
