@@ -139,7 +139,8 @@ impl State {
         let pool = |later: &Pool| {
             let known = self.pool(later.volume, later.class);
             let longest = later.chains.iter().map(|chain| chain.replicas.len()).max();
-            let replicas = longest.unwrap_or(1).max(1) as u8;
+            let longest = longest.unwrap_or(1).max(1) as u8;
+            let replicas = later.class.replicas().unwrap_or(longest);
             let mut pool = later.clone();
             for chain in pool.chains.iter_mut().filter(|chain| chain.epoch > Epoch(0)) {
                 chain.epoch.0 = chain.epoch.0.saturating_add(LEFT_OUT);
