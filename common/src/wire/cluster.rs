@@ -101,7 +101,7 @@ pub struct BeatReply {
     pub chunks: u64,
     /// It takes no more data.
     pub full: bool,
-    /// The version of the map that it goes by.
+    /// The version of the map that it goes by; 0: it goes by none.
     pub version: Epoch,
     /// It refuses reads in these groups, up to these epochs.
     pub revoked: Vec<(GroupId, Epoch)>,
@@ -130,6 +130,8 @@ pub struct BeatReply {
     pub owner: Option<[u8; 16]>,
     /// Some of what its disk has lost was in no other replica: what is left counts, and files may have holes.
     pub incomplete: bool,
+    /// The latest version of the map that was followed with this directory, in this life or before. It goes by no older one.
+    pub followed: Epoch,
 }
 
 /// Calls that a data server's store has done. Two of these tell how busy it was in between.
@@ -224,4 +226,7 @@ pub enum PeerOp {
         /// The objects.
         objects: Vec<(ChunkId, Version)>,
     },
+    /// From a metadata server that has an older map: the latest one that was followed with the server's directory. Answered by
+    /// [`super::data::Reply::Followed`].
+    Followed,
 }

@@ -48,6 +48,16 @@ pub enum At {
         /// The version of the map that the caller knows.
         version: Epoch,
     },
+    /// As [`At::Group`], for one replica of the chain: calls of replicas to each other. Whoever else is found where it is looked for
+    /// refuses it with [`Reply::Busy`].
+    Replica {
+        /// The group.
+        group: GroupId,
+        /// The epoch of its chain that the caller knows.
+        epoch: Epoch,
+        /// The life of the server that is meant.
+        instance: InstanceId,
+    },
 }
 
 /// A call.
@@ -215,6 +225,8 @@ pub enum Reply {
     },
     /// To an audit.
     Audited(AuditReply),
+    /// The payload is the cluster map of this version.
+    Followed(Epoch),
 }
 
 /// Space of a data server in bytes.

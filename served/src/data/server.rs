@@ -403,6 +403,7 @@ async fn serve(
     let deadline = Instant::now() + DRAIN;
     server.shutdown(deadline).await;
     handler.turns.quiet(deadline).await;
+    replicas.loss.note_last_followed();
     replicas.peers.farewell(FAREWELL).await;
     upkeep.stop();
     let source = match store.checkpoint() {

@@ -101,6 +101,12 @@ pub enum Action {
         /// Files of which nobody is writing anything: what there is beyond their end.
         tails: Vec<Ino>,
     },
+    /// Leaves out all numbers of inodes below one, and generations of every inode: data servers have, or may have, chunks under
+    /// them of which this log knows nothing.
+    LeaveOut {
+        /// The lowest that may be given out; it may have been already.
+        below: Ino,
+    },
 }
 
 /// What is fixed when a volume is made.

@@ -33,6 +33,7 @@ mod leasing;
 mod locks;
 mod lookups;
 mod members;
+mod numbers;
 mod orphans;
 mod recent;
 mod replaying;

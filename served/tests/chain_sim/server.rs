@@ -432,6 +432,7 @@ impl Server {
             broken: parts().filter_map(|(g, part)| Some((*g, part.broken?))).collect(),
             stalled: stalled.into_iter().map(replica).collect(),
             handed_over: parts().filter(stops).map(|(g, p)| (*g, p.group.epoch())).collect(),
+            followed: Epoch(0),
         }
     }
 

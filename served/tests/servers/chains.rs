@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netfs_common::codec;
-use netfs_common::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, ServerId};
+use netfs_common::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, ServerId, Version};
 use netfs_common::map::{ClusterMap, DataServer as Described, Replica};
-use netfs_common::wire::cluster::{Beat, BeatReply, PeerOp};
+use netfs_common::wire::cluster::{Beat, BeatReply, Install, PeerOp};
 use netfs_common::wire::data::{At, Op, Reply, Request, Span};
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::data::store::SegmentStore;
@@ -172,6 +172,60 @@ async fn a_change_that_waits_for_a_dead_replica_ends_when_the_chain_is_mended() 
     cluster.set(&[0, 1], None).await;
     assert_eq!(waiting.await.unwrap(), 0);
     assert_eq!(cluster.client(1).await.read(chunk(2, 0), 0, 6).await, &b"during"[..]);
+}
+
+#[tokio::test]
+async fn a_change_that_reaches_another_replica_than_is_meant_is_not_taken_for_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 3);
+    let exchange = |cluster: &mut Cluster<'_>| {
+        let addrs = std::mem::take(&mut cluster.map.servers[1].addrs);
+        cluster.map.servers[1].addrs = std::mem::replace(&mut cluster.map.servers[2].addrs, addrs);
+    };
+    // The second replica is looked for where the third one is.
+    exchange(&mut cluster);
+    cluster.set(&[0, 1, 2], None).await;
+    let head = cluster.client(0).await;
+    let writing = tokio::spawn(async move { head.write(chunk(2, 0), 0, b"data").await });
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert!(!writing.is_finished(), "the second replica has not stored it");
+    exchange(&mut cluster);
+    cluster.set(&[0, 1, 2], None).await;
+    assert_eq!(writing.await.unwrap(), 4);
+    for index in 0..3 {
+        let client = cluster.client(index).await;
+        assert_eq!(client.read(chunk(2, 0), 0, 4).await, &b"data"[..], "replica {index}");
+    }
+}
+
+#[tokio::test]
+async fn a_lesson_that_reaches_another_server_than_the_learner_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), 2);
+    cluster.set(&[0, 1], None).await;
+    cluster.client(0).await.write(chunk(2, 0), 0, b"data").await;
+    cluster.set(&[0], Some(1)).await;
+    cluster.until_synced(0).await;
+    let (group, epoch) = (cluster.group(chunk(2, 0)), cluster.map.version);
+    let addr = cluster.servers[1].as_ref().unwrap().addr();
+    let teacher = DataClient::connect_as(&cluster.pki.server, addr, 0).await.unwrap();
+    let (meant, other) = (cluster.replica(1).instance, cluster.replica(0).instance);
+    let gone = Install { chunk: chunk(2, 0), first: true, version: Version::NONE, offset: 0 };
+    let list = PeerOp::List { from: chunk(0, 0) };
+    let ask = async |at, op: &PeerOp| {
+        let request = Request { at, op: Op::Peer(op.clone()) };
+        teacher.raw(&request, Bytes::new()).await.unwrap().0
+    };
+    for op in [PeerOp::Install(gone), list.clone()] {
+        let at = At::Replica { group, epoch, instance: other };
+        assert_eq!(ask(at, &op).await, Reply::Busy);
+        let refused = ask(At::Group { group, epoch }, &op).await;
+        assert_eq!(refused, Reply::Failed(netfs_common::errno::Errno::EINVAL));
+    }
+    match ask(At::Replica { group, epoch, instance: meant }, &list).await {
+        Reply::Listed { chunks, next: None } => assert_eq!(chunks[0].0, chunk(2, 0)),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test]

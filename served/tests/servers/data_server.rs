@@ -7,7 +7,7 @@ use netfs_common::id::{Epoch, GroupId, Ino, SessionId};
 use netfs_common::net::{BulkMessage, CallError};
 use netfs_common::wire::data::{At, Op, Reply, Request, Span};
 use netfs_common::wire::hello::SESSION_OVER;
-use netfs_common::wire::{Hello, Role};
+use netfs_common::wire::{Hello, PROTOCOL, Role};
 use netfs_served::data::server::{DataOptions, DataServer};
 use netfs_served::data::store::SegmentStore;
 use netfs_served::thread::Ending;
@@ -127,9 +127,10 @@ async fn strangers_are_told_why_they_are_refused() {
         let words = codec::encode(hello).unwrap();
         dialer(&pki.client).bulk(server.addr(), &words).await.map(drop)
     };
-    let later = Hello { protocol: (8, 9), ..hello(Role::Data, "", 1) };
+    let supported = format!("{}..={}", PROTOCOL + 1, PROTOCOL + 2);
+    let later = Hello { protocol: (PROTOCOL + 1, PROTOCOL + 2), ..hello(Role::Data, "", 1) };
     match try_hello(&later).await {
-        Err(CallError::Refused { text, .. }) => assert!(text.contains("8..=9"), "{text}"),
+        Err(CallError::Refused { text, .. }) => assert!(text.contains(&supported), "{text}"),
         other => panic!("{other:?}"),
     }
     match try_hello(&hello(Role::Meta, "v", 1)).await {

@@ -9,6 +9,8 @@ mod common;
 mod data_server;
 mod embedded;
 mod encryption;
+mod full;
+mod older;
 mod operators;
 mod process;
 mod replay;

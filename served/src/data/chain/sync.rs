@@ -16,6 +16,8 @@ pub(super) struct Sync {
     compared: bool,
     /// Those that differ; before the comparison, those that have changed since it began.
     todo: BTreeSet<ChunkId>,
+    /// Those that the learner did not take: when there are no others. It may have no room before it is rid of what it has too much.
+    put_off: BTreeSet<ChunkId>,
     /// Those that are being copied, or are about to be. No change of them is begun meanwhile. False: not yet.
     pushing: BTreeMap<ChunkId, bool>,
     sealing: bool,
@@ -28,6 +30,7 @@ impl Sync {
             learner,
             compared: false,
             todo: BTreeSet::new(),
+            put_off: BTreeSet::new(),
             pushing: BTreeMap::new(),
             sealing: false,
             sealed: false,
@@ -36,7 +39,8 @@ impl Sync {
 
     /// Whether changes of a chunk are passed on.
     pub(super) fn has(&self, chunk: ChunkId) -> bool {
-        self.compared && !self.todo.contains(&chunk) && !self.pushing.contains_key(&chunk)
+        let lacks = self.todo.contains(&chunk) || self.put_off.contains(&chunk);
+        self.compared && !lacks && !self.pushing.contains_key(&chunk)
     }
 
     /// Whether a chunk is being copied.
@@ -71,6 +75,9 @@ impl Sync {
         if !self.compared {
             return Vec::new();
         }
+        if self.todo.is_empty() {
+            self.todo = std::mem::take(&mut self.put_off);
+        }
         while self.pushing.len() < AT_ONCE
             && let Some(chunk) = self.todo.pop_first()
         {
@@ -83,7 +90,7 @@ impl Sync {
     /// A copy has ended. What was not done is done again.
     pub(super) fn pushed(&mut self, chunk: ChunkId, done: bool) {
         if self.pushing.remove(&chunk).is_some() && !done {
-            self.todo.insert(chunk);
+            self.put_off.insert(chunk);
         }
     }
 
@@ -91,6 +98,7 @@ impl Sync {
     pub(super) fn seal(&mut self) -> bool {
         let now = self.compared
             && self.todo.is_empty()
+            && self.put_off.is_empty()
             && self.pushing.is_empty()
             && !self.sealing
             && !self.sealed;
@@ -107,6 +115,6 @@ impl Sync {
 
     /// How many chunks are still to be copied.
     pub(super) fn left(&self) -> usize {
-        self.todo.len() + self.pushing.len()
+        self.todo.len() + self.put_off.len() + self.pushing.len()
     }
 }

@@ -216,6 +216,7 @@ impl Replicas {
             lacks: self.loss.lacks(),
             owner: self.owner.known(),
             incomplete: self.loss.is_alone_with_it(),
+            followed: self.loss.followed(),
         })
     }
 

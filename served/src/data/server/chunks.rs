@@ -76,6 +76,12 @@ impl Chunks {
         full
     }
 
+    /// There is no room to learn anything new either. Of what is kept free, a server that was away may use half for what it has missed: nobody gets
+    /// more data while a replica is full, and what is under way is far less than the rest.
+    pub(super) fn is_crammed(&self) -> bool {
+        self.left.load(Ordering::Relaxed) < self.margin.load(Ordering::Relaxed) / 2
+    }
+
     /// It was full, and there is not much more room since: so it is called, and learns nothing new. Data is taken as soon as there is room, but
     /// what is said of a server does not change with every segment that is reclaimed.
     pub(super) fn is_called_full(&self) -> bool {
@@ -469,6 +475,7 @@ mod tests {
             written += 1;
         }
         assert!((20..32).contains(&written), "{written} MiB of 32");
+        assert!(!chunks.is_crammed(), "there is room for what a replica has missed");
         for more in 0..2 {
             chunks.write(chunk(2, more), Version(1), 0, &[&data]).unwrap();
         }

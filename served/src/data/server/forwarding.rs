@@ -86,8 +86,8 @@ impl Replicas {
         };
         let (floor, after, chunk) = (step.floor, step.after, step.change.chunk);
         let forward = Forward { floor, after, id: version, chunk, deed };
-        let request =
-            Request { at: At::Group { group: id, epoch }, op: Op::Peer(PeerOp::Forward(forward)) };
+        let at = At::Replica { group: id, epoch, instance: to.instance };
+        let request = Request { at, op: Op::Peer(PeerOp::Forward(forward)) };
         let answered = async {
             let mut pause = PAUSE.0;
             let _room = place.room().await;

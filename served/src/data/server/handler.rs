@@ -241,6 +241,16 @@ impl Handler {
         payload: Payload,
     ) -> Answer {
         let replicas = &self.replicas;
+        let at = match at {
+            At::Replica { group, epoch, instance } if instance == self.instance => {
+                At::Group { group, epoch }
+            }
+            // Addresses may have been exchanged. Another replica of the group would take it for what is meant for itself.
+            At::Replica { .. } => return Err(Reply::Busy),
+            // Between replicas each says whom it means.
+            At::Group { .. } => return Err(Reply::Failed(Errno::EINVAL)),
+            at => at,
+        };
         let done = match (op, at) {
             (PeerOp::Beat(beat), At::Server) => replicas.beat(beat, payload).await?,
             (PeerOp::Forward(forward), At::Group { group, epoch }) => {
@@ -338,6 +348,12 @@ impl Handler {
                 let replicas = replicas.clone();
                 let task = async move { Ok((replicas.audit(op).await?, Bytes::new())) };
                 return self.to_its_end(work, task).await;
+            }
+            (PeerOp::Followed, At::Server) => {
+                let Some((version, map)) = replicas.loss.followed_map() else {
+                    return Err(Reply::Failed(Errno::ENODATA));
+                };
+                return Ok((Reply::Followed(version), map));
             }
             (PeerOp::FlushGroups(groups), _) => {
                 replicas.flush_here(&groups).await?;
@@ -609,6 +625,11 @@ impl Handler {
         let _alone = self.replicas.no_install(group).await;
         let wait = self.replicas.call(group, |g, call| g.install(call, epoch, chunk));
         wait.await.map_err(refused)?;
+        let is_new = install.first && self.chunks.version(chunk) == Version::NONE;
+        let takes_room = matches!(&piece, Piece::Bytes(data) if !data.is_empty());
+        if is_new && takes_room && self.chunks.is_crammed() {
+            return Ok((Reply::Stored { full: true }, Bytes::new()));
+        }
         let chunks = self.chunks.clone();
         let work = move || {
             if install.first {
@@ -628,7 +649,7 @@ impl Handler {
         };
         let done = self.replicas.blocking(work).await.ok_or(Reply::Failed(Errno::EIO))?;
         done.map_err(|error| self.failed(&error))?;
-        Ok((Reply::Stored { full: self.chunks.is_full() }, Bytes::new()))
+        Ok((Reply::Stored { full: false }, Bytes::new()))
     }
 
     async fn usage(&self, client: &Client) -> Answer {

@@ -8,7 +8,7 @@
 //!
 //! Where it was all that there is, nobody knows which chunks are missing. An object store may have them, as objects that nothing here speaks
 //! of. So there is a second note, `incomplete`, for as long as there is this store: objects of chunks that are not here are kept, until an operator has begun
-//! anew with what the object store has. The same is noted when the map is older than one that an earlier life has followed (`followed.rs`). It is this server's: a replica that learns from it does not know, so nobody should before that.
+//! anew with what the object store has. It is this server's: a replica that learns from it does not know, so nobody should before that.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
@@ -16,9 +16,12 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use bytes::Bytes;
 use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId};
 use netfs_common::map::{Chain, ClusterMap, Replica};
+use netfs_common::warn_rarely;
 
 use super::followed::Followed;
 use super::lives::Lives;
@@ -30,6 +33,8 @@ use crate::private;
 const FILE: &str = "damaged";
 /// As above: what was lost was in no other replica.
 const INCOMPLETE: &str = "incomplete";
+/// The same trouble is logged this often.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What is known of it.
 #[derive(Debug)]
@@ -111,7 +116,7 @@ impl Loss {
         let mine = |r: &Replica| r.server == me;
         let of_mine = map.groups().flat_map(|(_, chain)| &chain.replicas).filter(|r| mine(r));
         let lives: BTreeSet<_> = of_mine.map(|r| r.instance).collect();
-        self.advance(map.version);
+        lock(&self.followed).follow(map);
         if !self.lacks() {
             self.compare(&Vec::from_iter(lives));
         }
@@ -163,29 +168,37 @@ impl Loss {
         self.path.parent().unwrap_or(Path::new("."))
     }
 
-    /// A map is followed. By one that is older than that of an earlier life, others may have what this server is to have, and it may be told to remove what
-    /// nobody else has.
-    fn advance(&self, version: Epoch) {
-        let mut followed = lock(&self.followed);
-        let before = followed.version();
-        if version < before {
-            let noted = self.note_incomplete(format_args!(
-                "The metadata server has come back with version {version} of the cluster map; this server has followed version {before}."
-            ));
-            if let Err(error) = noted {
-                // Until the next start nothing is removed all the same.
-                self.incomplete.store(true, Ordering::SeqCst);
-                tracing::error!(%version, %before, %error, "the cluster map is older than one that was followed, and that cannot be noted");
-                return;
-            }
+    /// Whether a map is older than one that was followed: then it is not to be followed. By it others may have what this server is to have, one with
+    /// less may teach one with more, and this server may be told to remove what nobody else has.
+    pub(super) fn refuses(&self, map: &ClusterMap) -> bool {
+        let followed = self.followed();
+        if map.version < followed {
+            warn_rarely!(
+                WARN_INTERVAL, version = %map.version, %followed,
+                "the metadata server has an older cluster map than this server has followed, which waits until it has taken over the later one"
+            );
         }
-        followed.follow(version);
-        followed.note();
+        map.version < followed
+    }
+
+    /// The latest version of the map that was followed with the directory.
+    pub(super) fn followed(&self) -> Epoch {
+        lock(&self.followed).version()
+    }
+
+    /// The map of that version, as it is sent.
+    pub(super) fn followed_map(&self) -> Option<(Epoch, Bytes)> {
+        lock(&self.followed).map()
     }
 
     /// To be called again and again: what is known is noted, if it is time to.
     pub(super) fn note_followed(&self) {
         lock(&self.followed).note();
+    }
+
+    /// The server ends.
+    pub(super) fn note_last_followed(&self) {
+        lock(&self.followed).note_now();
     }
 
     fn note_incomplete(&self, why: std::fmt::Arguments<'_>) -> io::Result<()> {
@@ -222,6 +235,8 @@ mod tests {
     use netfs_common::coding::Coding;
     use netfs_common::id::Verifier;
     use netfs_common::map::{Pool, TierMode};
+
+    use netfs_common::codec;
 
     use super::*;
     use crate::data::store::{SegmentStore, StoreConfig};
@@ -272,26 +287,20 @@ mod tests {
     }
 
     #[test]
-    fn who_has_followed_a_later_map_removes_nothing_by_an_older_one() {
+    fn who_has_followed_a_later_map_goes_by_no_older_one() {
         let dir = tempfile::tempdir().unwrap();
         let open = |life| Loss::open(dir.path(), InstanceId(life)).unwrap();
         let at = |version| ClusterMap { version: Epoch(version), ..map(&[]) };
-        let follow = |loss: &Loss, version| loss.follow(&at(version), ME, InstanceId(1));
         let first = open(1);
-        follow(&first, 5);
-        assert!(!first.is_incomplete());
+        assert!(!first.refuses(&at(5)) && first.followed_map().is_none());
+        first.follow(&at(5), ME, InstanceId(1));
+        first.follow(&at(6), ME, InstanceId(1));
+        first.note_last_followed();
         let second = open(2);
-        follow(&second, 5);
-        follow(&second, 6);
+        assert!(second.refuses(&at(5)) && !second.refuses(&at(6)) && !second.refuses(&at(7)));
+        let (version, bytes) = second.followed_map().unwrap();
+        assert_eq!((version, codec::decode(&bytes).ok()), (Epoch(6), Some(at(6))));
         assert!(!second.is_incomplete());
-        let third = open(3);
-        follow(&third, 4);
-        assert!(third.is_alone_with_it() && open(4).is_alone_with_it());
-        // Once an operator has said that all is well, that is so.
-        fs::remove_file(Loss::incomplete_file(dir.path())).unwrap();
-        let fourth = open(4);
-        follow(&fourth, 4);
-        assert!(!fourth.is_incomplete());
     }
 
     #[test]

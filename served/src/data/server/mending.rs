@@ -169,7 +169,8 @@ impl Replicas {
         while (whole.len() as u64) < len {
             let (at, step) = (offset + whole.len() as u64, len - whole.len() as u64);
             let fetch = PeerOp::Fetch { chunk, offset: at, len: step.min(MAX_PAYLOAD) };
-            let request = Request { at: At::Group { group, epoch }, op: Op::Peer(fetch) };
+            let at = At::Replica { group, epoch, instance: from.instance };
+            let request = Request { at, op: Op::Peer(fetch) };
             let deadline = Some(Instant::now() + CALL_TIMEOUT);
             let call = self.peers.call(&view.map, from.server, &request, Bytes::new(), deadline);
             match call.await {

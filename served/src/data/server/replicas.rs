@@ -261,8 +261,11 @@ impl Replicas {
         self.slots.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
     }
 
-    /// A newer map. One that is not newer changes nothing.
+    /// A newer map. One that is not newer changes nothing, nor does one that is older than what was followed in an earlier life.
     pub(super) fn set_map(self: &Arc<Self>, me: ServerId, map: ClusterMap) {
+        if self.loss.refuses(&map) {
+            return;
+        }
         let view = {
             let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
             if map.version <= view.map.version {

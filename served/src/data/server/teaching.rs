@@ -150,7 +150,8 @@ impl Replicas {
         op: PeerOp,
         payload: impl Into<Payload>,
     ) -> Option<Reply> {
-        let request = Request { at: At::Group { group: id, epoch }, op: Op::Peer(op) };
+        let at = At::Replica { group: id, epoch, instance: learner.instance };
+        let request = Request { at, op: Op::Peer(op) };
         let deadline = Some(Instant::now() + CALL_TIMEOUT);
         let view = self.view();
         match self.peers.call(&view.map, learner.server, &request, payload, deadline).await {

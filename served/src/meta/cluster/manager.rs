@@ -18,10 +18,12 @@ use netfs_common::map::{Chain, ClusterMap, Replica, TierMode};
 
 pub use giving_up::Loss;
 pub use messages::{Command, CommandError, Config, Health, Report, Verdict};
+pub use outdated::NotTaken;
 pub use returning::Held;
 pub use stores::Astray;
 
 use outdated::Ahead;
+use returning::Former;
 use stores::Stray;
 use turning::Turns;
 
@@ -66,6 +68,7 @@ pub struct Manager {
     failing: BTreeMap<GroupId, Failing>,
     turns: Turns,
     ahead: Ahead,
+    former: Former,
 }
 
 /// A group's only replica cannot go on, and nobody can take its place.
@@ -103,6 +106,7 @@ impl Manager {
             failing: BTreeMap::new(),
             turns: Turns::default(),
             ahead: Ahead::default(),
+            former: Former::default(),
         }
     }
 
@@ -126,7 +130,7 @@ impl Manager {
         if !self.state.servers.contains_key(&server) {
             return false;
         }
-        self.note_version(server, report.version, heard);
+        self.note_followed(server, report.followed.max(report.version), heard);
         if self.is_frozen(heard) {
             return false;
         }
@@ -397,15 +401,14 @@ impl Manager {
             || self.verdict(replica.server, now) == Verdict::Dead
     }
 
-    /// Whether a server can be given something of a volume to learn.
-    fn is_ready(&self, server: ServerId, volume: u64, now: Duration) -> bool {
+    /// Whether a server can be given a group of a volume to learn. One that is full can be given only what it has mostly.
+    fn is_ready(&self, server: ServerId, (group, volume): (GroupId, u64), now: Duration) -> bool {
         self.verdict(server, now) == Verdict::Alive
             && self.has_key(server, volume)
             && self.seen.get(&server).is_some_and(|seen| {
+                let full = seen.report.as_ref().is_none_or(|report| report.full);
                 // In its next life a store that is not adopted has no claim to what this one has learnt.
-                !seen.foreign
-                    && seen.shunned <= now
-                    && seen.report.as_ref().is_some_and(|report| !report.full)
+                !seen.foreign && seen.shunned <= now && (!full || self.former.has(group, server))
             })
     }
 
@@ -595,7 +598,9 @@ impl Manager {
             let volume = pool.pool.volume;
             for (index, chain) in pool.pool.chains.iter_mut().enumerate() {
                 let group = GroupId(first + index as u32);
+                let before = chain.replicas.clone();
                 self.mend(chain, now);
+                self.former.note(group, &before, &chain.replicas);
                 self.grow((group, volume), chain, replicas, &mut load, now);
                 if let Some(leaving) = self.leaving(group, chain, replicas) {
                     self.revoking.insert(group, (chain.epoch, leaving));
@@ -610,6 +615,7 @@ impl Manager {
         self.state.pools = pools;
         self.adopt();
         self.note_settled(now);
+        self.former.forget(&self.settled);
         self.plan_turns(now);
     }
 
@@ -618,7 +624,9 @@ impl Manager {
         let before = (chain.replicas.clone(), chain.learner);
         if chain.replicas.iter().any(|replica| self.is_there(*replica, now)) {
             chain.replicas.retain(|replica| !self.is_over(*replica, now));
-        } else if chain.replicas.iter().all(|replica| self.is_over(*replica, now)) {
+        } else if chain.replicas.iter().all(|replica| self.is_over(*replica, now))
+            && self.has_asked_around(now)
+        {
             // As long as one may still be there with everything it is waited for.
             if let Some(back) = self.back(chain, now) {
                 chain.replicas = vec![back];
@@ -659,7 +667,7 @@ impl Manager {
                 return;
             }
             // Nobody has anything yet.
-            let ready = wanted.iter().filter(|id| self.is_ready(**id, volume, now));
+            let ready = wanted.iter().filter(|id| self.is_ready(**id, (group, volume), now));
             chain.replicas = ready.filter_map(|id| self.returned(*id, now)).collect();
             if !chain.replicas.is_empty() {
                 chain.epoch = Epoch(1);
@@ -677,7 +685,8 @@ impl Manager {
         if chain.replicas.len() >= replicas && !misplaced || chain.replicas.len() > replicas {
             return;
         }
-        let lacking = wanted.iter().find(|id| !chain.has(**id) && self.is_ready(**id, volume, now));
+        let fit = |id: &ServerId| !chain.has(*id) && self.is_ready(*id, (group, volume), now);
+        let lacking = wanted.iter().find(|id| fit(id));
         let Some(instance) = lacking.and_then(|id| self.instance(*id).map(|i| replica(*id, i)))
         else {
             return;

@@ -27,7 +27,7 @@ mod weight;
 mod tests;
 
 pub use manager::{
-    Astray, Command, CommandError, Config, Health, Held, Loss, Manager, Report, Verdict,
+    Astray, Command, CommandError, Config, Health, Held, Loss, Manager, NotTaken, Report, Verdict,
 };
 pub use placement::{Candidate, place};
 pub use state::{Duty, PoolState, ServerState, State, StateError, StoreId};

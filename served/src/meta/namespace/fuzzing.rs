@@ -268,6 +268,7 @@ fn command(input: &mut Input<'_>, world: &World) -> Command {
         3 => Action::TrimDone { id: input.telling(), freed: input.telling() },
         4 => Action::ChunksDeleted { ids: vec![input.telling(), input.telling()] },
         5 => Action::SkipNumbers { inodes: u32::from(input.byte()) },
+        8 => Action::LeaveOut { below: ino(input) },
         7 => {
             let (gone, tail) = (ino(input), ino(input));
             Action::Sweep { gone: vec![(gone, u32::from(input.byte()))], tails: vec![tail] }

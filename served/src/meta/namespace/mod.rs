@@ -130,6 +130,7 @@ fn run(
         Action::TrimDone { id, freed } => change.trim_done(id, freed)?,
         Action::ChunksDeleted { ids } => change.chunks_deleted(&ids)?,
         Action::SkipNumbers { inodes } => change.skip_numbers(inodes)?,
+        Action::LeaveOut { below } => change.leave_out(below)?,
         Action::Release { holds } => change.release_all(&holds)?,
         Action::Sweep { gone, tails } => change.sweep(&gone, &tails)?,
         Action::CreateVolume { .. } => return Err(Errno::EEXIST.into()),

@@ -3,6 +3,7 @@
 use netfs_common::attr::{Attr, FileKind, Timestamp};
 use netfs_common::errno::Errno;
 use netfs_common::id::{Ino, LogIndex};
+use netfs_common::map::{INODE_BITS, volume_of};
 use netfs_common::wire::hello::MAX_LOST;
 use netfs_common::wire::meta::Response;
 
@@ -103,6 +104,18 @@ impl Change<'_, '_> {
         lost.ranges.drain(..old);
         self.txn.put(keys::lost(), record::encode(&lost)?);
         self.state.next_ino = self.state.next_ino.saturating_add(u64::from(inodes));
+        self.state.crashes = self.state.crashes.saturating_add(1);
+        Ok(Response::Done)
+    }
+
+    /// Leaves out the numbers of inodes below one, and from now on generations.
+    pub(super) fn leave_out(&mut self, below: Ino) -> Result<Response, Fault> {
+        if below.0 > self.state.next_ino {
+            if volume_of(below) != self.settings.first_ino >> INODE_BITS {
+                return Err(Errno::EINVAL.into());
+            }
+            self.state.next_ino = below.0;
+        }
         self.state.crashes = self.state.crashes.saturating_add(1);
         Ok(Response::Done)
     }

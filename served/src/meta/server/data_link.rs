@@ -131,6 +131,11 @@ impl DataLink {
         DataLink { cluster }
     }
 
+    /// The cluster.
+    pub(super) fn cluster(&self) -> Arc<Cluster> {
+        self.cluster.clone()
+    }
+
     /// Begins an attempt, when all servers go by the map of now.
     pub(super) async fn begin(&self) -> Result<Attempt, DataCallError> {
         let limit = Instant::now() + CALL_TIMEOUT;

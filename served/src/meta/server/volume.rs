@@ -28,6 +28,7 @@ use super::leasing::Leasing;
 use super::locks::LockTable;
 use super::lookups::Lookups;
 use super::members::{Entry, LinkId, Members, NotAdmitted};
+use super::numbers::{self, Numbers};
 use super::orphans::{self, OrphanNews};
 use super::recent::Recent;
 use super::replaying::Replaying;
@@ -67,6 +68,7 @@ pub(super) struct Volume {
     pub(super) orphan_news: OrphanNews,
     pub(super) locks: LockTable,
     pub(super) replaying: Replaying,
+    pub(super) numbers: Numbers,
     /// Where the changes are in the log that are not on stable storage yet.
     recent: std::sync::Mutex<Recent>,
     /// Held by whoever makes a change, in the order of arrival.
@@ -146,6 +148,7 @@ impl Volume {
             orphan_news: OrphanNews::default(),
             locks,
             replaying: Replaying::new(if replays { &before } else { &[] }),
+            numbers: Numbers::default(),
             recent: std::sync::Mutex::default(),
             turn: Mutex::new(()),
             company: std::sync::Mutex::default(),
@@ -169,6 +172,7 @@ impl Volume {
             let sessions = before.len();
             tracing::warn!(volume = %volume.name, sessions, "the machine has failed: clients are waited for, which may have what was lost");
         }
+        tokio::spawn(volume.clone().ask_for_numbers(volume.data.cluster()));
         tokio::spawn(volume.clone().keep_time());
         tokio::spawn(volume.clone().keep_log_short());
         if told > options.term {
@@ -313,6 +317,7 @@ impl Volume {
     /// The server is about to end: no call is kept waiting for other clients.
     pub(super) fn let_go(&self) {
         self.replaying.close();
+        self.numbers.close();
         self.locks.close();
         self.leasing.close();
     }
@@ -578,6 +583,9 @@ impl Volume {
             Op::CutTail { .. } => true,
             _ => false,
         };
+        if numbers::names_chunks(&op) && !self.numbers.wait().await {
+            return Err(Errno::ESHUTDOWN);
+        }
         let forgotten = match &op {
             Op::Forget { inos } => inos.clone(),
             _ => Vec::new(),

@@ -210,7 +210,8 @@ impl Replicas {
         objects: Vec<(ChunkId, Version)>,
     ) -> Option<Vec<(ChunkId, Version)>> {
         let op = Op::Peer(PeerOp::Needed { objects });
-        let request = Request { at: At::Group { group, epoch }, op };
+        let at = At::Replica { group, epoch, instance: member.instance };
+        let request = Request { at, op };
         let deadline = Some(Instant::now() + CALL_TIMEOUT);
         let view = self.view();
         let call = self.peers.call(&view.map, member.server, &request, Bytes::new(), deadline);

@@ -231,6 +231,7 @@ mod tests {
             broken: Vec::new(),
             stalled: Vec::new(),
             handed_over: Vec::new(),
+            followed: Epoch(0),
         }
     }
 

@@ -80,6 +80,8 @@ pub struct Report {
     pub stalled: Vec<(GroupId, Epoch, Replica)>,
     /// Groups of which it is the head and orders nothing more, and everybody has all that it has ordered.
     pub handed_over: Vec<(GroupId, Epoch)>,
+    /// The latest version of the map that was followed with its directory.
+    pub followed: Epoch,
 }
 
 /// Whether a server can be counted on.

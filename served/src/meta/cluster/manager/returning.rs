@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use netfs_common::id::ServerId;
+use netfs_common::id::{Epoch, GroupId, ServerId};
 use netfs_common::map::{Chain, Replica};
 
 use super::Manager;
@@ -15,6 +15,30 @@ pub struct Held {
     pub groups: usize,
     /// Servers that may have everything, and are waited for.
     pub awaited: BTreeSet<ServerId>,
+}
+
+/// Servers that were replicas of groups until they were away, and have most of what these have. A server that is full learns nothing else: what it has begun to
+/// learn and has no room for would only take the room of what it could learn.
+#[derive(Debug, Default)]
+pub(super) struct Former(BTreeMap<GroupId, BTreeSet<ServerId>>);
+
+impl Former {
+    pub(super) fn has(&self, group: GroupId, server: ServerId) -> bool {
+        self.0.get(&group).is_some_and(|servers| servers.contains(&server))
+    }
+
+    /// A chain has lost those that are over.
+    pub(super) fn note(&mut self, group: GroupId, before: &[Replica], after: &[Replica]) {
+        let gone = before.iter().filter(|replica| !after.contains(replica));
+        for replica in gone {
+            self.0.entry(group).or_default().insert(replica.server);
+        }
+    }
+
+    /// Groups that have all they should have need nobody back, and those that are not among them may be told to remove what they have.
+    pub(super) fn forget(&mut self, settled: &BTreeMap<GroupId, (Epoch, Duration)>) {
+        self.0.retain(|group, _| !settled.contains_key(group));
+    }
 }
 
 impl Manager {

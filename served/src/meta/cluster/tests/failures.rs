@@ -27,6 +27,7 @@ fn report(number: u8, version: Epoch) -> Report {
         broken: Vec::new(),
         stalled: Vec::new(),
         handed_over: Vec::new(),
+        followed: Epoch(0),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Tests of the manager.
 
 mod failures;
+mod outdated;
 mod shares;
 mod stores;
 mod turns;

@@ -38,6 +38,7 @@ fn report(id: ServerId, now: Duration, load: u64) -> Report {
         broken: Vec::new(),
         stalled: Vec::new(),
         handed_over: Vec::new(),
+        followed: Epoch(0),
     }
 }
 

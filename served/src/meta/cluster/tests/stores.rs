@@ -81,6 +81,7 @@ impl World {
             broken: Vec::new(),
             stalled: Vec::new(),
             handed_over: Vec::new(),
+            followed: Epoch(0),
         }
     }
 

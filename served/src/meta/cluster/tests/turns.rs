@@ -65,6 +65,7 @@ impl World {
             broken: Vec::new(),
             stalled: Vec::new(),
             handed_over,
+            followed: netfs_common::id::Epoch(0),
             lacks: false,
             locked: Vec::new(),
         }

@@ -57,3 +57,23 @@ fn a_volume_without_numbers_is_full() {
     assert_eq!(world.create(ROOT, "more", NewInode::Dir), Err(Errno::ENOSPC));
     world.unlink(ROOT, "last").unwrap();
 }
+
+#[test]
+fn numbers_that_are_left_out_are_those_of_the_volume() {
+    let mut world = world();
+    let file = world.file(ROOT, "f");
+    let leave_out = |world: &mut World, below| world.run(Action::LeaveOut { below: Ino(below) });
+    assert_eq!(leave_out(&mut world, file.0 + 5000), Ok(Response::Done));
+    assert_eq!(world.file(ROOT, "g").0, file.0 + 5000);
+    assert_eq!(leave_out(&mut world, file.0), Ok(Response::Done));
+    assert_eq!(world.file(ROOT, "h").0, file.0 + 5001, "they never go back");
+    assert_eq!(errno(leave_out(&mut world, 2 << INODE_BITS)), Errno::EINVAL);
+    assert_eq!(world.file(ROOT, "i").0, file.0 + 5002);
+    // Generations are left out too: of all files that there were.
+    let (end, allocated) = (1000, 1000);
+    let wrote = Op::WroteChunks { ino: file, generation: 0, end, allocated, mtime: at(1) };
+    world.op(wrote).unwrap();
+    world.cut(file, 0).unwrap();
+    assert_eq!(world.attr(file).generation, 1 << 16);
+    world.check();
+}

@@ -27,6 +27,7 @@ impl Cluster {
         core.of_keys(names, &mut lines);
         core.of_tiers(&mut lines);
         core.of_losses(&mut lines);
+        core.of_overtaken(names, &mut lines);
         for ((volume, class), condition) in core.conditions(now) {
             let name = names.get(&volume).map_or_else(|| format!("number {volume}"), Clone::clone);
             core.of_volume(&of_class(&name, class), &condition, now, &mut lines);
@@ -42,6 +43,17 @@ impl Core {
         addr.map_or_else(|| format!("{id}"), |addr| format!("{id} ({addr})"))
     }
 
+    fn of_overtaken(&self, names: &BTreeMap<u64, String>, lines: &mut Vec<String>) {
+        for (volume, server) in &self.overtaken {
+            let name = names.get(volume).map_or_else(|| format!("number {volume}"), Clone::clone);
+            lines.push(format!(
+                "volume {name}: data server {} has data of files that this metadata server does not know: `meta.dir` is an older copy. Their \
+                 numbers are not given out again",
+                self.name_of(*server)
+            ));
+        }
+    }
+
     fn of_servers(&self, now: Duration, lines: &mut Vec<String>) {
         let state = self.manager.state();
         let config = self.manager.config();
@@ -55,10 +67,11 @@ impl Core {
                 self.name_of(*id)
             ));
         }
+        let why = self.behind.as_ref().map_or_else(String::new, |why| format!(": {why}"));
         for (id, version) in self.manager.ahead() {
             lines.push(format!(
                 "data server {} goes by version {version} of the cluster map, and this metadata server knows {} only: `meta.dir` is an \
-                 older copy. Nothing is decided by it",
+                 older copy. Nothing is decided before the later map is taken over{why}",
                 self.name_of(id),
                 state.version
             ));

@@ -96,8 +96,12 @@ pub(super) async fn beat(
         revoke.truncate(MAX_REVOKED);
         let says = (maps.borrow_and_update().map.version, revoke, hand_over);
         if calls.is_empty() || (calls.len() < CALLS && says != sent) {
-            // Who is not that server has no reason to hold its answers back.
-            let pace = if cluster.is_astray(server) { config.deadline / 10 } else { PACE };
+            // Who is not that server, or is told no map, has no reason to hold its answers back.
+            let pace = if cluster.is_astray(server) || cluster.is_outdated() {
+                config.deadline / 10
+            } else {
+                PACE
+            };
             tokio::time::sleep(pace.saturating_sub(last.elapsed())).await;
             last = Instant::now();
             sent.clone_from(&says);
@@ -149,7 +153,8 @@ async fn one(
     let (revoke, hand_over) = if is_it { (revoke, hand_over) } else { Default::default() };
     let may_echo =
         is_it && cluster.is_settled(server) && cluster.published().map.version == version;
-    let payload = match known.is_none() || has {
+    // It would be followed by nobody who knows better, and by others it must not be.
+    let payload = match known.is_none() || has || cluster.is_outdated() {
         true => Payload::default(),
         false => map.bytes.clone().into(),
     };

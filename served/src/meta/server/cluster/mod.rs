@@ -18,7 +18,9 @@ pub(in crate::meta::server) mod garbage;
 mod giving_up;
 mod journal;
 mod news;
+mod numbers;
 mod operations;
+mod outdated;
 mod redundancy;
 mod roster;
 mod space;
@@ -54,6 +56,7 @@ pub(crate) use file::kept_state;
 use giving_up::GivingUp;
 use journal::{Journal, News};
 pub(super) use news::tell;
+use numbers::Met;
 pub(super) use roster::Caller;
 use roster::Roster;
 
@@ -78,6 +81,8 @@ pub(super) struct Cluster {
     changed: Notify,
     /// Told whenever a server was heard, a map was published, or time has passed.
     events: watch::Sender<()>,
+    /// Who has answered.
+    met: watch::Sender<Met>,
     /// The data server that is being given up, if one is.
     giving_up: Mutex<Option<GivingUp>>,
 }
@@ -91,6 +96,10 @@ struct Core {
     figures: BTreeMap<ServerId, Figures>,
     /// Servers that have data of other metadata, and whose it is.
     strangers: BTreeMap<ServerId, Option<[u8; 16]>>,
+    /// Volumes with chunks of inodes that they do not know, and a server that has some.
+    overtaken: BTreeMap<u64, ServerId>,
+    /// Why a later map is not taken over, if there is one.
+    behind: Option<String>,
     /// Why the last change is not stored.
     trouble: Option<String>,
 }
@@ -173,6 +182,8 @@ impl Cluster {
             patience,
             figures: BTreeMap::new(),
             strangers: BTreeMap::new(),
+            overtaken: BTreeMap::new(),
+            behind: None,
             trouble: None,
         };
         Ok(Arc::new(Cluster {
@@ -183,6 +194,7 @@ impl Cluster {
             published: watch::Sender::new(published),
             changed: Notify::new(),
             events: watch::Sender::new(()),
+            met: watch::Sender::default(),
             giving_up: Mutex::default(),
         }))
     }
@@ -249,6 +261,7 @@ impl Cluster {
             tokio::spawn(self.clone().keep(StateFile::of(dir))),
             tokio::spawn(self.clone().tick(metrics)),
             tokio::spawn(self.clone().collect_garbage()),
+            tokio::spawn(self.clone().catch_up()),
         ];
         tasks.into_iter().for_each(|task| self.roster().add_task(task.abort_handle()));
     }
@@ -514,6 +527,7 @@ impl Cluster {
         if !self.is_own(server, &reply) {
             return;
         }
+        self.note_met(server, reply.instance, reply.followed.max(reply.version));
         let BeatReply { live, chunks, lacking, counts, locked, tier, incomplete, .. } = reply;
         let report = Report {
             instance: reply.instance,
@@ -531,6 +545,7 @@ impl Cluster {
             broken: reply.broken,
             stalled: reply.stalled,
             handed_over: reply.handed_over,
+            followed: reply.followed,
         };
         let lacking = lacking.into_iter().collect();
         self.with(|manager, now| {
@@ -540,6 +555,7 @@ impl Cluster {
                 return false;
             }
             if report.version == Epoch(0) {
+                manager.note_followed(server, report.followed, now);
                 manager.greeted(server, report.instance, report.store);
                 return false;
             }

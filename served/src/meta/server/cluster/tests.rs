@@ -195,6 +195,7 @@ impl Fake {
             broken: Vec::new(),
             stalled: Vec::new(),
             handed_over: Vec::new(),
+            followed: Epoch(0),
             lacking: Vec::new(),
             locked: Vec::new(),
             counts: Counts::default(),
