@@ -539,9 +539,11 @@ fn overwrites(dir: &Path, options: &Options) {
     let won = full.won();
     let holes = (won.by_holes - before.by_holes) / MIB;
     let moving = (won.by_moving - before.by_moving) / MIB;
-    let way = if holes > moving { "holes" } else { "moving" };
+    let slots = (won.by_slots - before.by_slots) / MIB;
+    let ways = [(holes, "holes"), (moving, "moving"), (slots, "writing over what is dead")];
+    let (_, way) = ways.into_iter().max().unwrap_or_default();
     println!(
-        "| most space won back by {way}: by holes, by moving | MiB | {holes} | {moving} | | | |"
+        "| most space won back by {way}: by holes, by moving, by writing over | MiB | {holes} | {moving} | {slots} | | |"
     );
     println!("| segments at the end | | | {} | | | |", usage.segments);
     drop(full);

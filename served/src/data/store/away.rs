@@ -122,8 +122,8 @@ impl SegmentStore {
             let draft = draft.with_form(body.form());
             // Moved or split meanwhile: the caller looks again.
             let same = [piece];
-            let put = || self.commit(&draft, &body.slices(), Space::Keep, Some(&same));
-            if self.with_room(put)?.is_some() {
+            let put = |space| self.commit(&draft, &body.slices(), space, Some(&same));
+            if self.with_room(&draft, put)?.is_some() {
                 back += u64::from(piece.len);
             }
         }

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use super::disk::{Access, Disk, RealDisk};
 use super::error::StoreError;
-use super::format::{FIRST_RECORD, Kind, LogPos, SegmentId, SegmentSeed, StoreId, segment_name};
-use super::holes::has_hole;
+use super::format::{FIRST_RECORD, LogPos, SegmentId, SegmentSeed, StoreId, segment_name};
 use super::index::Index;
 use super::key::ChunkKey;
 use super::recover::{self, Recovered, RecoveryReport};
 use super::scan::{Item, Scanner, verify_payload};
 use super::segment_store::{ChunkInfo, SegmentStore, list, read_store_id};
+use super::slots::verify_slot;
 use super::state::State;
 
 /// Faults listed in a report; more are counted only.
@@ -112,14 +112,19 @@ fn examine(disk: &dyn Disk, shown_dir: &Path) -> Result<(CheckReport, State), St
         let rebuilt = recover::rebuild(disk, id, opened.evidence)?;
         // Where the log has lost records, only the snapshot knows the versions.
         let dropped = opened.report.versions_dropped + rebuilt.report.versions_dropped;
-        let agrees = compare(&mut report, &opened.state.index, &rebuilt.state.index, dropped == 0);
+        let mut agrees =
+            compare(&mut report, &opened.state.index, &rebuilt.state.index, dropped == 0);
+        if agrees && opened.state.slots != rebuilt.state.slots {
+            agrees = false;
+            report.fault("the index snapshot and the log differ in where payloads are".into());
+        }
         report.snapshot_agrees = Some(agrees);
     }
     for segment in recover::segment_ids(disk)? {
         verify_segment(disk, id, segment, &opened, &mut report)?;
     }
     report.chunks = opened.state.index.chunks();
-    report.live_bytes = opened.state.segments.values().map(|s| s.live).sum();
+    report.live_bytes = opened.state.segments.values().map(|s| s.live + s.slots.live).sum();
     for (key, chunk) in opened.state.index.iter() {
         for e in chunk.extents.0.iter().filter(|e| e.is_bad()) {
             report.fault(format!(
@@ -199,19 +204,23 @@ fn verify_segment(
         match item {
             Item::Record { at, header } => {
                 report.records += 1;
-                let lost = verify_payload(file.as_ref(), at, &header)
+                let mut lost = verify_payload(file.as_ref(), at, &header)
                     .map_err(StoreError::io("read", &name))?;
-                let given_back = !lost.is_empty() && has_hole(file.as_ref(), at, &header)?;
+                let all = LogPos { segment, at: at as u32 };
+                if is_live(&opened.state, &header.key, all, header.offset, header.len) {
+                    let open = |slot| disk.open(&segment_name(slot));
+                    let found = verify_slot(&header, open);
+                    lost.extend(found.map_err(StoreError::io("read", &name))?);
+                }
                 for (offset, len) in lost {
                     let place = LogPos { segment, at: header.data_at(at) as u32 };
-                    let live = is_live(&opened.state, &header.key, place, offset, len);
-                    if given_back && !live {
+                    // What is dead may be a hole, or in use for something else.
+                    if !is_live(&opened.state, &header.key, place, offset, len) {
                         continue;
                     }
-                    let kind = if header.kind == Kind::Write && live { "live" } else { "dead" };
                     let (key, to) = (header.key, offset + len);
                     report.fault(format!(
-                        "{name} at {at}: {kind} bytes {offset}..{to} of chunk {key} are damaged"
+                        "{name} at {at}: live bytes {offset}..{to} of chunk {key} are damaged"
                     ));
                 }
             }
@@ -240,5 +249,5 @@ fn is_live(
     offset: u32,
     len: u32,
 ) -> bool {
-    state.lookup(key, offset, offset + len).iter().any(|e| e.at == place)
+    state.lookup(key, offset, offset.saturating_add(len)).iter().any(|e| e.at == place)
 }

@@ -19,7 +19,7 @@ pub struct StoreConfig {
     pub max_chunk_bytes: u64,
     /// In a MiB of a chunk that is split into more extents than this, short ones that are neighbours are rewritten in one piece. Each extent
     /// costs 24 bytes of memory, each rewrite up to a MiB of writing. By default as many as it has blocks: pages that are written one by
-    /// one, as databases do, are never joined, and take 6 KiB of memory for each MiB. At least 12.
+    /// one, as databases do, are never joined, and take 6 KiB of memory for each MiB, or 24 in a full store that writes over what is dead. At least 12.
     pub max_extents_per_mib: usize,
     /// A segment is worth reclaiming when at least this share of it is dead. Lower saves disk space and costs more copying.
     pub reclaim_dead_percent: u8,

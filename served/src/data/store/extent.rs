@@ -11,10 +11,10 @@ pub(super) struct Extent {
     /// First byte, in the chunk.
     pub(super) offset: u32,
     pub(super) len: u32,
-    /// Where the record's payload begins, or its blocks if they are in pages; for bytes that are lost or away, where the record is that says so.
+    /// Where the record's payload begins, or its blocks if they are in pages; for bytes that are lost or away, and for a payload in a slot, where the record is that says so.
     pub(super) at: LogPos,
     /// The range of the whole payload: blocks are cut by it. A length of 0 stands for lost bytes, [`PACKED`] in it for a packed
-    /// payload, [`PAGES`] for one in pages, and [`AWAY`] for bytes that are in the chunk's object.
+    /// payload, [`PAGES`] for one in pages, [`SLOT`] for one in a slot, and [`AWAY`] for bytes that are in the chunk's object.
     pub(super) record_offset: u32,
     pub(super) record_len: u32,
 }
@@ -24,6 +24,9 @@ pub(super) const PACKED: u32 = 1 << 31;
 
 /// In the length of a record: its payload is in pages.
 pub(super) const PAGES: u32 = 1 << 29;
+
+/// In the length of a record: its payload is in a slot.
+pub(super) const SLOT: u32 = 1 << 28;
 
 impl Extent {
     pub(super) fn end(&self) -> u32 {
@@ -44,6 +47,16 @@ impl Extent {
         let plain = self.record_len & (PACKED | AWAY) == 0;
         (plain && self.record_len & PAGES != 0)
             .then_some((self.record_offset, self.record_len & !PAGES))
+    }
+
+    /// Whether the payload is in a slot: `at` is the record's place then, and [`Slots`](super::slots::Slots) knows the slot's.
+    pub(super) fn is_in_slot(&self) -> bool {
+        self.record_len & (PACKED | AWAY | PAGES) == 0 && self.record_len & SLOT != 0
+    }
+
+    /// The same of a payload that begins at a place, as the payload of a record does that has it with it.
+    pub(super) fn placed(self, place: LogPos) -> Self {
+        Self { at: place, record_len: self.record_len & !SLOT, ..self }
     }
 
     pub(super) fn is_away(&self) -> bool {

@@ -19,7 +19,7 @@
 //! | at | size | |
 //! | --- | --- | --- |
 //! | 0 | 8 | magic |
-//! | 8 | 4 | format version, 1 to 4 |
+//! | 8 | 4 | format version, 1 to 5 |
 //! | 12 | 4 | flags, 0 |
 //! | 16 | 16 | store id, random |
 //! | 32 | 8 | segment number; 0 in `store` |
@@ -34,7 +34,7 @@
 //! | 0 | 4 | magic `NFR1` |
 //! | 4 | 4 | CRC-32 of store id, segment number (8), position of the record in the segment (8), bytes 8..80 of the header: a record is valid only where it was written |
 //! | 8 | 1 | kind: [`Kind`] |
-//! | 9 | 1 | flags: 1 in a `Write` whose payload is packed, 2 in one whose payload is in pages; otherwise 0 |
+//! | 9 | 1 | flags: 1 in a `Write` whose payload is packed, 2 in one whose payload is in pages, 4 in one whose payload is in a slot, and 8 besides if that was durable before the record was appended; otherwise 0 |
 //! | 10 | 2 | 0 |
 //! | 12 | 4 | generation |
 //! | 16 | 8 | inode number; in `Retire` the segment number |
@@ -44,7 +44,7 @@
 //! | 40 | 8 | sequence number |
 //! | 48 | 8 | durable: all records up to this sequence number were on stable storage when this one was appended |
 //! | 56 | 8 | version that the record gives its chunk, 0 if unknown (see `chunk`); in version 1 always 0 |
-//! | 64 | 8 | in a packed `Write`: the range that is packed, offset and length in the chunk, 4 bytes each. In a moved `Punch` or `Delete`: its first position, segment number << 32 + position. It hides only what is before that. 0: its own position. In `Lost`: where the lost records end. In `Away`: the version that names the object |
+//! | 64 | 8 | in a packed `Write`: the range that is packed, offset and length in the chunk, 4 bytes each. In a moved `Punch` or `Delete`: its first position, segment number << 32 + position. It hides only what is before that. 0: its own position. In `Lost`: where the lost records end. In `Away`: the version that names the object. In a `Write` with its payload in a slot: where that begins |
 //! | 72 | 4 | bytes stored after the header, without padding |
 //! | 76 | 4 | 0 |
 //!
@@ -58,8 +58,10 @@
 //! A *packed* payload is compressed, encrypted, or both; `data/codec` describes it. It may hold more of the chunk than its record says:
 //! when part of a record is moved, whole frames are. What the record says is within what is packed.
 //!
+//! A payload in a *slot* is in the place of an older one that is dead, in another segment (`slots`). Nothing follows the header then.
+//!
 //! Whole pages of payloads, or of parts of them, that newer records hide may be zeros: they are holes of the file, which the file system
-//! has back (`holes`). Headers never are.
+//! has back (`holes`); or any part of them may hold payloads of others. Headers never do.
 //!
 //! **How it changes.** A change that an older program must not misread raises [`FORMAT_VERSION`]; it is written in the header
 //! block of each new segment, older segments stay readable but are not appended to, and reclamation turns them into new
@@ -71,6 +73,7 @@
 //!   carry a version.
 //! - 3: packed payloads, and `Away`. An older program would take them for damage.
 //! - 4: payloads in pages. An older program would take them for damage.
+//! - 5: payloads in slots. An older program would take them for damage, and what they were written over too.
 
 use crc32fast::Hasher;
 
@@ -79,7 +82,7 @@ use super::key::{ChunkKey, ChunkVersion};
 use crate::data::codec::{HEAD, Table};
 
 /// The version written, and the latest one understood.
-pub const FORMAT_VERSION: u32 = 4;
+pub const FORMAT_VERSION: u32 = 5;
 /// The format's limit for the size of a chunk.
 pub const MAX_CHUNK_BYTES: u64 = 64 << 20;
 
@@ -99,6 +102,10 @@ pub(super) const CRC_LEN: u32 = 4;
 const PACKED: u8 = 1;
 /// The flag of payloads in pages.
 const PAGES: u8 = 2;
+/// The flag of payloads in slots.
+const SLOT: u8 = 4;
+/// The flag of payloads in slots that are durable already.
+const KEPT: u8 = 8;
 
 /// Position of a segment's first record.
 pub(super) const FIRST_RECORD: u64 = HEADER_BLOCK_LEN as u64;
@@ -266,6 +273,8 @@ pub(super) enum Form {
     Packed { offset: u32, len: u32, stored: u32 },
     /// A table of checksums, and the blocks at whole pages of the file. So many zeros are before the table.
     Pages { gap: u32 },
+    /// Blocks with their checksums, that begin at this place of another segment. `kept`: they were durable before the record was appended.
+    Slot { place: LogPos, kept: bool },
 }
 
 /// The first 80 bytes of a record.
@@ -315,6 +324,11 @@ impl RecordHeader {
         }
     }
 
+    /// Bytes of its payload, wherever that is, if that has its checksums between the blocks.
+    pub(super) fn payload_len(&self) -> u32 {
+        stored_len(self.offset, self.len)
+    }
+
     /// The same record at a position of a segment.
     pub(super) fn placed_at(self, position: u64) -> Self {
         match self.form {
@@ -322,7 +336,7 @@ impl RecordHeader {
                 let gap = page_gap(position, self.offset, self.len);
                 Self { form: Form::Pages { gap }, ..self }
             }
-            Form::Blocks | Form::Packed { .. } => self,
+            Form::Blocks | Form::Packed { .. } | Form::Slot { .. } => self,
         }
     }
 
@@ -370,6 +384,10 @@ impl RecordHeader {
         if let Form::Pages { .. } = self.form {
             b[9] = PAGES;
         }
+        if let Form::Slot { place, kept } = self.form {
+            b[9] = if kept { SLOT | KEPT } else { SLOT };
+            put(&mut b, 64, &place.to_u64().to_le_bytes());
+        }
         put(&mut b, 72, &self.stored().to_le_bytes());
         let crc = seed.crc(position, &b);
         put(&mut b, 4, &crc.to_le_bytes());
@@ -393,6 +411,10 @@ impl RecordHeader {
                 let (offset, len) = (get_u32(b, 64), get_u32(b, 68));
                 Form::Packed { offset, len, stored: get_u32(b, 72) }
             }
+            flags if flags & !KEPT == SLOT => {
+                let place = LogPos::from_u64(get_u64(b, 64))?;
+                Form::Slot { place, kept: flags & KEPT != 0 }
+            }
             _ => return None,
         };
         let header = Self {
@@ -409,7 +431,7 @@ impl RecordHeader {
             version: ChunkVersion(get_u64(b, 56)),
             as_of: match form {
                 Form::Blocks | Form::Pages { .. } => LogPos::from_u64(get_u64(b, 64)),
-                Form::Packed { .. } => None,
+                Form::Packed { .. } | Form::Slot { .. } => None,
             },
             form,
         };
@@ -422,11 +444,19 @@ impl RecordHeader {
         (sound && get_u32(b, 72) == header.stored()).then_some(header)
     }
 
-    /// Whether what is packed holds what the record says.
+    /// Whether what is packed holds what the record says, and a slot can be where it is said to be.
     fn is_form_sound(&self) -> bool {
         let (offset, len, stored) = match self.form {
             Form::Blocks => return true,
             Form::Pages { .. } => return self.kind == Kind::Write,
+            Form::Slot { place, .. } => {
+                let end =
+                    u64::from(place.at) + u64::from(self.len) + table_len(self.offset, self.len);
+                return self.kind == Kind::Write
+                    && (1..=MAX_SEGMENT).contains(&place.segment)
+                    && u64::from(place.at) >= FIRST_RECORD + RECORD_HEADER_LEN as u64
+                    && end <= u64::from(u32::MAX);
+            }
             Form::Packed { offset, len, stored } => (offset, len, stored),
         };
         let end = u64::from(offset) + u64::from(len);

@@ -19,6 +19,7 @@ use super::format::{
     MAX_CHUNK_BYTES, RECORD_ALIGN, RECORD_HEADER_LEN, RECORD_MAGIC, RecordHeader, SEGMENT_MAGIC,
     STORE_FILE, SegmentSeed, StoreId, get_u32, parse_segment_name, segment_name,
 };
+use super::holes::Aim;
 use super::snapshot::{SNAPSHOT_FILE, frame_crc};
 use super::{ChunkKey, ChunkVersion, ScrubCursor, SegmentStore, StoreConfig, StoreError};
 use crate::data::codec::{Codec, VolumeKey, seal_checksums};
@@ -114,7 +115,8 @@ fn build(disk: &SimDisk, input: &mut Input<'_>) {
             3 => store.punch(key, offset, 1 + input.number::<2>(), version).map(drop),
             4 => store.delete_chunks(key.ino, 1, key.index).map(drop),
             5 => store.flush(),
-            6 => store.reclaim_step().map(drop),
+            6 if which & 1 == 0 => store.reclaim_step().map(drop),
+            6 => store.sweep_all(Aim::Slots).map(drop),
             _ if which & 1 == 0 => store.checkpoint(),
             _ => {
                 drop(store);
@@ -309,11 +311,17 @@ fn append_record(disk: &SimDisk, input: &mut Input<'_>, marks: &mut Marks, name:
         Kind::Stamp,
         Kind::Lost,
         Kind::Away,
+        Kind::Write,
     ];
     let which = usize::from(input.byte()) % kinds.len();
     let kind = kinds[which];
-    // One of the two writes is in pages.
-    let form = if which == 6 { Form::Pages { gap: 0 } } else { Form::Blocks };
+    let place = LogPos { segment: input.telling() as u32, at: input.telling() as u32 };
+    // One of the writes is in pages, and one in a slot.
+    let form = match which {
+        6 => Form::Pages { gap: 0 },
+        10 => Form::Slot { place, kept: place.at.is_multiple_of(2) },
+        _ => Form::Blocks,
+    };
     let ranged = matches!(kind, Kind::Write | Kind::Punch | Kind::Bad | Kind::Away);
     let offset = (input.telling() % MAX_CHUNK_BYTES) as u32;
     let len = 1 + input.telling() % 5000;

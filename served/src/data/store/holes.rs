@@ -38,16 +38,17 @@ use std::time::Duration;
 
 use netfs_common::warn_rarely;
 
-use super::disk::{Disk, DiskFile, read_full};
+use super::disk::Disk;
 use super::error::StoreError;
 use super::format::{
     BLOCK, Form, Kind, LogPos, RECORD_HEADER_LEN, RecordHeader, SegmentId, block_in, segment_name,
 };
-use super::scan::{Item, Scanner, is_medium_error};
+use super::scan::{Item, Scanner};
 use super::segment_store::SegmentStore;
+use super::slots::{Free, LEAST_SLOT};
 use super::state::{SegmentInfo, State};
 use super::sync::{lock, read, write};
-use super::ways::Ways;
+use super::ways::{Way, Ways};
 
 /// Holes that a sweep is to have found before it makes them. Each flush serves so many.
 const GATHER_RANGES: usize = 1024;
@@ -109,21 +110,33 @@ pub(super) struct Sweep {
     walked: Duration,
     /// What hides all that was found is durable, and proven to be.
     proven: bool,
-    /// Holes are counted, and none are made.
-    look_only: bool,
+    aim: Aim,
+}
+
+/// What becomes of dead bytes that a sweep finds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Aim {
+    /// Holes.
+    Holes,
+    /// Room for new payloads.
+    Slots,
+    /// Nothing: holes that are there are counted.
+    Count,
 }
 
 /// What a step of a sweep did.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct SweepStep {
     pub(super) won: u64,
+    /// Bytes that new payloads can be written to.
+    pub(super) slots: u64,
     /// There is nothing more to do.
     pub(super) over: bool,
 }
 
 impl Sweep {
-    /// Makes holes in these segments, or in the first of them.
-    pub(super) fn new(mut victims: Vec<SegmentId>, look_only: bool) -> Self {
+    /// Sweeps these segments, or the first of them.
+    pub(super) fn new(mut victims: Vec<SegmentId>, aim: Aim) -> Self {
         victims.reverse();
         Self {
             victims,
@@ -132,7 +145,7 @@ impl Sweep {
             ranges: 0,
             walked: Duration::ZERO,
             proven: false,
-            look_only,
+            aim,
         }
     }
 
@@ -143,28 +156,36 @@ impl Sweep {
 
     /// Whether it still looks for what can become holes, or does nothing else anyway.
     pub(super) fn only_walks(&self) -> bool {
-        self.look_only || !self.proven
+        self.aim != Aim::Holes || !self.proven
     }
 }
 
 impl Holes {
-    /// And whether they are of use, as far as the file system's name tells.
-    pub(super) fn new(disk: &dyn Disk) -> Result<(Self, bool), StoreError> {
+    /// And whether they are of use, as far as the file system's name tells; and whether what is written over stays in its place.
+    pub(super) fn new(disk: &dyn Disk) -> Result<(Self, bool, bool), StoreError> {
         let found = disk.hole_bytes().map_err(StoreError::io("examine", "the file system"))?;
         let discards =
             disk.discards().map_err(StoreError::io("examine", "how the file system is mounted"))?;
-        Ok((Self { page: found.unwrap_or(4096) }, found.is_some() && !discards))
+        // Those that have a use for whole files only write everything to a new place.
+        let overwrites = found.is_some();
+        Ok((Self { page: found.unwrap_or(4096) }, overwrites && !discards, overwrites))
     }
 
-    /// Whether they suit a segment. Where most records are short, they have no whole page.
-    pub(super) fn suit(&self, info: &SegmentInfo) -> bool {
+    /// Whether a way suits a segment. Where most records are short, they have no whole page to make a hole of; a slot needs as much as a record of a page.
+    pub(super) fn suit(&self, info: &SegmentInfo, way: Way) -> bool {
         let records = (info.last_seq + 1).saturating_sub(info.first_seq).max(1);
-        info.data / records >= self.page
+        let least = if way == Way::Slots { self.page / 2 } else { self.page };
+        info.data / records >= least
     }
 
     /// How much of a segment a sweep may win that was not there at the last one. 0: it is not worth looking.
-    pub(super) fn promise(&self, id: SegmentId, info: &SegmentInfo, swept: &Swept) -> u64 {
-        if !self.suit(info) {
+    pub(super) fn promise(
+        &self,
+        (id, info): (SegmentId, &SegmentInfo),
+        way: Way,
+        swept: &Swept,
+    ) -> u64 {
+        if !self.suit(info, way) {
             return 0;
         }
         info.reclaimable().saturating_sub(swept.get(&id).copied().unwrap_or(0))
@@ -211,17 +232,21 @@ impl SegmentStore {
             #[cfg(test)]
             let seen = rules::broken_target(self, seen)?;
             // The time that this takes is not counted: others wait for the same flush.
-            if !sweep.look_only {
+            if sweep.aim != Aim::Count {
                 self.prove(seen)?;
             }
             sweep.proven = true;
-            return Ok(SweepStep { won: 0, over: sweep.found.is_empty() });
+            return Ok(SweepStep { over: sweep.found.is_empty(), ..SweepStep::default() });
         }
-        if sweep.look_only {
-            for found in sweep.found.drain(..) {
-                self.settle(&found);
+        match sweep.aim {
+            Aim::Holes => {}
+            Aim::Slots => return self.fill_slots(sweep, swept),
+            Aim::Count => {
+                for found in sweep.found.drain(..) {
+                    self.settle(&found);
+                }
+                return Ok(SweepStep { over: true, ..SweepStep::default() });
             }
-            return Ok(SweepStep { won: 0, over: true });
         }
         let begun = self.disk.now();
         let (mut step, mut expected, mut count) = (SweepStep::default(), 0, 0);
@@ -268,27 +293,54 @@ impl SegmentStore {
             );
             stopped = true;
         }
+        if !ways.may_make_holes() {
+            // That nothing was won says nothing about slots.
+            swept.clear();
+        }
         step.over = stopped || sweep.found.is_empty();
         Ok(step)
     }
 
+    /// Has payloads written to what was found.
+    fn fill_slots(&self, sweep: &mut Sweep, swept: &mut Swept) -> Result<SweepStep, StoreError> {
+        let mut step = SweepStep { over: true, ..SweepStep::default() };
+        for found in sweep.found.drain(..) {
+            let Some(info) = read(&self.state).segments.get(&found.segment).copied() else {
+                continue;
+            };
+            let name = segment_name(found.segment);
+            let file = self.segment_file(found.segment).map_err(StoreError::io("open", &name))?;
+            let place = |at: u64| LogPos { segment: found.segment, at: at as u32 };
+            let free = |range: &Range| Free {
+                place: place(range.from),
+                len: (range.to - range.from) as u32,
+            };
+            let slots: u64 = found.ranges.iter().map(|range| range.to - range.from).sum();
+            self.log.fill_pool(file, found.ranges.iter().map(free).collect());
+            step.slots += slots;
+            let vain = if slots < found.seemed / LEAST_SHARE { info.len / LEAST_SHARE } else { 0 };
+            swept.insert(found.segment, info.reclaimable().saturating_sub(slots) + vain);
+        }
+        Ok(step)
+    }
+
     /// Sweeps all segments but the one that is appended to.
-    #[cfg(test)]
-    pub(super) fn sweep_all(&self) -> Result<u64, StoreError> {
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(super) fn sweep_all(&self, aim: Aim) -> Result<u64, StoreError> {
         let mut reclaimer = lock(&self.reclaimer);
         let (current, _) = lock(&self.log.tail).position();
         let all: Vec<_> = read(&self.state).segments.keys().copied().collect();
-        let mut sweep = Sweep::new(all.into_iter().filter(|id| *id != current).collect(), false);
+        let mut sweep = Sweep::new(all.into_iter().filter(|id| *id != current).collect(), aim);
         let (swept, ways) = reclaimer.for_sweep();
         let mut won = 0;
         loop {
             let step = self.sweep(&mut sweep, swept, ways)?;
-            won += step.won;
+            won += step.won + step.slots;
             if step.over && sweep.victims.is_empty() {
                 return Ok(won);
             }
             if step.over {
-                sweep = Sweep::new(sweep.victims.into_iter().rev().collect(), false);
+                sweep = Sweep::new(sweep.victims.into_iter().rev().collect(), aim);
             }
         }
     }
@@ -297,7 +349,7 @@ impl SegmentStore {
     fn walk(&self, sweep: &mut Sweep, until: Duration) -> Result<bool, StoreError> {
         loop {
             if let Some(mut found) = sweep.walking.take() {
-                if !self.walk_segment(&mut found, until)? {
+                if !self.walk_segment(&mut found, sweep.aim, until)? {
                     sweep.walking = Some(found);
                     return Ok(false);
                 }
@@ -309,6 +361,8 @@ impl SegmentStore {
                 return Ok(true);
             }
             let Some(segment) = sweep.victims.pop() else { return Ok(true) };
+            // Nothing of it is written to while what is dead in it is looked for.
+            lock(&self.log.tail).pool().forget(segment);
             if let Some(info) = read(&self.state).segments.get(&segment) {
                 sweep.walking = Some(Found {
                     segment,
@@ -322,8 +376,13 @@ impl SegmentStore {
         }
     }
 
-    /// Finds whole pages in dead parts of a segment's payloads; whether it has been to the end.
-    fn walk_segment(&self, found: &mut Found, until: Duration) -> Result<bool, StoreError> {
+    /// Finds dead parts of a segment's payloads, of which holes need whole pages; whether it has been to the end.
+    fn walk_segment(
+        &self,
+        found: &mut Found,
+        aim: Aim,
+        until: Duration,
+    ) -> Result<bool, StoreError> {
         let segment = found.segment;
         let Some(info) = read(&self.state).segments.get(&segment).copied() else {
             return Ok(true);
@@ -340,15 +399,23 @@ impl SegmentStore {
                 && u64::from(header.stored()) >= self.holes.page
             {
                 let place = LogPos { segment, at: at as u32 };
-                dead_parts(&read(&self.state), place, &header, |from, to| {
-                    let page = self.holes.page;
-                    let (from, to) = (from.next_multiple_of(page), to / page * page);
-                    if from < to {
-                        dead.push((from, to));
-                    }
+                let state = read(&self.state);
+                dead_parts(&state, place, &header, |from, to| {
+                    state.slots.without_lent(segment, (from, to), |from, to| dead.push((from, to)));
                 });
             }
             for (from, to) in dead.drain(..) {
+                if aim == Aim::Slots {
+                    if to - from >= LEAST_SLOT {
+                        found.ranges.push(Range { from, to, data: to - from });
+                    }
+                    continue;
+                }
+                let page = self.holes.page;
+                let (from, to) = (from.next_multiple_of(page), to / page * page);
+                if from >= to {
+                    continue;
+                }
                 let data = file.data_bytes(from, to - from).map_err(examine())?;
                 found.were += (to - from).saturating_sub(data);
                 if data > 0 {
@@ -487,25 +554,6 @@ fn dead_parts(state: &State, at: LogPos, h: &RecordHeader, mut dead: impl FnMut(
     }
 }
 
-/// Whether some of a record was given back, or can have been: a whole page of its payload has nothing but zeros.
-pub(super) fn has_hole(file: &dyn DiskFile, at: u64, h: &RecordHeader) -> Result<bool, StoreError> {
-    const PAGE: u64 = 4096;
-    let (mut page, mut bytes) =
-        ((at + RECORD_HEADER_LEN as u64).next_multiple_of(PAGE), [0; PAGE as usize]);
-    while page + PAGE <= at + h.footprint() {
-        match read_full(file, &mut bytes, page) {
-            Ok(got) if got == bytes.len() && bytes.iter().all(|byte| *byte == 0) => {
-                return Ok(true);
-            }
-            Ok(_) => {}
-            Err(e) if is_medium_error(&e) => {}
-            Err(e) => return Err(StoreError::io("read", "a segment")(e)),
-        }
-        page += PAGE;
-    }
-    Ok(false)
-}
-
 /// Rules that tests break, to see that it is noticed.
 #[cfg(test)]
 pub(super) mod rules {
@@ -521,6 +569,10 @@ pub(super) mod rules {
         NotFlushed,
         /// Holes are made before the log says that it is.
         NotProven,
+        /// A flush leaves out what was written to slots.
+        SlotsNotFlushed,
+        /// A segment is removed before the log says that what had slots in it was flushed.
+        NotProvenAtRemoval,
     }
 
     thread_local! {
@@ -530,7 +582,7 @@ pub(super) mod rules {
     /// What a sweep waits for: nothing, if the rule is broken.
     pub(super) fn broken_target(store: &SegmentStore, seen: u64) -> Result<u64, StoreError> {
         match BROKEN.get() {
-            Broken::None => Ok(seen),
+            Broken::None | Broken::SlotsNotFlushed | Broken::NotProvenAtRemoval => Ok(seen),
             Broken::NotFlushed => Ok(0),
             Broken::NotProven => store.flush_to(seen).map(|()| 0),
         }

@@ -1,5 +1,6 @@
 //! The end of the log: appending records, closing segments, and making them durable.
 
+use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,14 +11,21 @@ use super::disk::{Disk, DiskFile, write_all};
 use super::error::StoreError;
 use super::format::{
     BLOCK, FIRST_RECORD, FORMAT_VERSION, Form, HeaderBlock, Kind, LogPos, MAX_SEGMENT, MAX_SEQ,
-    RECORD_ALIGN, RecordHeader, SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId, segment_name,
+    RECORD_ALIGN, RECORD_HEADER_LEN, RecordHeader, SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId,
+    segment_name, stored_len,
 };
+#[cfg(test)]
+use super::holes::rules::{BROKEN, Broken};
 use super::key::{ChunkKey, ChunkVersion};
 use super::round::Rounds;
+use super::slots::{Free, Pool};
 use super::sync::{lock, lock_soon};
 
 /// How often the file system is asked for its free space, in bytes appended.
 const SPACE_REFRESH_BYTES: u64 = 16 << 20;
+
+/// Such a part of a segment's length is kept for the records of what is in slots.
+const SPARED_PART: u64 = 4;
 
 /// The disk begins with records when there are so many bytes of them.
 const START_BYTES: u64 = 8 << 20;
@@ -28,6 +36,8 @@ static ZEROS: [u8; BLOCK as usize] = [0; BLOCK as usize];
 /// Who appends: only new data has to leave the reserve alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Space {
+    /// New data that can be in slots: leaves room besides for the records of those that are, where there are any.
+    Spare,
     /// New data.
     Keep,
     /// Deletions, and moves that make room.
@@ -97,7 +107,8 @@ struct OpenSegment {
 
 /// A part of a segment that is to be brought to the disk.
 pub(super) struct Started {
-    segment: OpenSegment,
+    id: SegmentId,
+    file: Arc<dyn DiskFile>,
     from: u64,
     len: u64,
 }
@@ -123,6 +134,16 @@ pub(super) struct Tail {
     budget: u64,
     appended_since_look: u64,
     appended_since_checkpoint: u64,
+    /// Places that payloads may be written to instead.
+    pool: Pool,
+    /// Segments with slots that were written to since a flush.
+    unflushed_slots: BTreeMap<SegmentId, Arc<dyn DiskFile>>,
+    /// Slots that are not on their way to the disk: where they lie in which segments, and how many bytes they are.
+    slots_to_start: BTreeMap<SegmentId, (u64, u64)>,
+    unstarted: u64,
+    /// Bytes written lately that a slot can take, and that none can.
+    short: u64,
+    long: u64,
 }
 
 impl Tail {
@@ -138,6 +159,10 @@ impl Tail {
         self.next_segment
     }
 
+    pub(super) fn pool(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
     /// What should be brought to the disk already, see [`Log::start_sync`].
     pub(super) fn take_started(&mut self) -> Vec<Started> {
         std::mem::take(&mut self.to_start)
@@ -146,7 +171,44 @@ impl Tail {
     fn start_up_to(&mut self, len: u64) {
         let from = std::mem::replace(&mut self.started, len);
         if from < len {
-            self.to_start.push(Started { segment: self.current.clone(), from, len: len - from });
+            let (id, file) = (self.current.id, self.current.file.clone());
+            self.to_start.push(Started { id, file, from, len: len - from });
+        }
+    }
+
+    /// Whether most of what is written could be in slots.
+    pub(super) fn suits_slots(&self) -> bool {
+        self.short >= self.long
+    }
+
+    fn note_written(&mut self, h: &RecordHeader, half_life: u64) {
+        match (h.kind, h.form) {
+            (Kind::Write, Form::Blocks | Form::Slot { .. }) => {
+                self.short += u64::from(h.payload_len());
+            }
+            (Kind::Write, Form::Packed { .. } | Form::Pages { .. }) => self.long += h.footprint(),
+            _ => {}
+        }
+        if self.short + self.long > half_life {
+            (self.short, self.long) = (self.short / 2, self.long / 2);
+        }
+    }
+
+    /// Something was written to a slot: sends the slots of a while on their way.
+    fn start_slot(&mut self, place: LogPos, len: u64) {
+        let (from, to) = (u64::from(place.at), u64::from(place.at) + len);
+        let range = self.slots_to_start.entry(place.segment).or_insert((from, to));
+        *range = (range.0.min(from), range.1.max(to));
+        self.unstarted += len;
+        if self.unstarted < START_BYTES {
+            return;
+        }
+        self.unstarted = 0;
+        for (id, (from, to)) in std::mem::take(&mut self.slots_to_start) {
+            // What is flushed already needs it no more.
+            if let Some(file) = self.unflushed_slots.get(&id) {
+                self.to_start.push(Started { id, file: file.clone(), from, len: to - from });
+            }
         }
     }
 
@@ -177,6 +239,8 @@ pub(super) struct Log {
     last_wanted: AtomicU64,
     /// How many segments of `Tail::unflushed` there are.
     unflushed: AtomicUsize,
+    /// How often the pool of slots was filled.
+    fillings: AtomicU64,
     /// That all records up to this one are durable is said by a record that is on stable storage too.
     proven: AtomicU64,
     /// The first storage failure. After a failed `fsync` nobody knows what the disk holds, so nothing is written again.
@@ -227,6 +291,12 @@ impl Log {
             budget: 0,
             appended_since_look: SPACE_REFRESH_BYTES,
             appended_since_checkpoint: 0,
+            pool: Pool::default(),
+            unflushed_slots: BTreeMap::new(),
+            slots_to_start: BTreeMap::new(),
+            unstarted: 0,
+            short: 0,
+            long: 0,
         };
         Ok(Self {
             disk,
@@ -236,6 +306,7 @@ impl Log {
             rounds: Rounds::new(next_seq - 1),
             last_wanted: AtomicU64::new(next_seq - 1),
             unflushed: AtomicUsize::new(0),
+            fillings: AtomicU64::new(0),
             // What the log says of itself, and not the snapshot, which may be lost.
             proven: AtomicU64::new(0),
             poison: OnceLock::new(),
@@ -259,6 +330,37 @@ impl Log {
 
     /// Appends one record; `payload` is its stored form. The caller has chosen the draft's version under this lock. Nothing has happened if it fails.
     pub(super) fn append(
+        &self,
+        tail: &mut Tail,
+        draft: &Draft,
+        payload: &[IoSlice<'_>],
+        space: Space,
+    ) -> Result<(LogPos, RecordHeader), StoreError> {
+        let plain = draft.kind == Kind::Write && draft.form == Form::Blocks;
+        let len = stored_len(draft.offset, draft.len);
+        while plain && let Some((place, file)) = tail.pool.take(len) {
+            self.check_poison()?;
+            // Otherwise what is written now may be in vain.
+            let space = if space == Space::Spare { Space::Keep } else { space };
+            self.admit(tail, RECORD_HEADER_LEN as u64, space)?;
+            if let Err(error) = write_all(file.as_ref(), &mut payload.to_vec(), place.at.into()) {
+                // The disk cannot read what else is in its first or last page, or blocks that another file has too have no room to be written to. What was
+                // there is dead, and nothing speaks of what is there now.
+                tracing::warn!(segment = place.segment, %error, "dead bytes of a segment cannot be written over");
+                tail.pool.refuse(place.segment);
+                continue;
+            }
+            tail.unflushed_slots.insert(place.segment, file);
+            tail.start_slot(place, len.into());
+            let draft = draft.with_form(Form::Slot { place, kept: false });
+            let done = self.append_whole(tail, &draft, &[], space)?;
+            tail.pool.written += u64::from(len);
+            return Ok(done);
+        }
+        self.append_whole(tail, draft, payload, space)
+    }
+
+    fn append_whole(
         &self,
         tail: &mut Tail,
         draft: &Draft,
@@ -302,6 +404,7 @@ impl Log {
         tail.appended_since_checkpoint += footprint;
         tail.next_seq += 1;
         tail.last_claim = header.durable;
+        tail.note_written(&header, self.config.segment_bytes);
         if header.kind != Kind::Mark {
             self.last_wanted.store(header.seq, Ordering::Release);
         }
@@ -326,6 +429,8 @@ impl Log {
         if space == Space::UseReserve {
             return Ok(());
         }
+        let spared = space == Space::Spare && tail.pool.is_used();
+        let needed = needed + if spared { self.config.segment_bytes / SPARED_PART } else { 0 };
         if tail.budget < needed || tail.appended_since_look >= SPACE_REFRESH_BYTES {
             let found = self.disk.space().map_err(StoreError::io("examine", "the file system"))?;
             tail.budget = self.beyond_reserve(found.free_bytes, tail.total_bytes);
@@ -385,8 +490,8 @@ impl Log {
     /// Sends records on their way to the disk, so that it is busy while more are written, and a flush has less to wait for.
     pub(super) fn start_sync(&self, started: &[Started]) -> Result<(), StoreError> {
         for s in started {
-            let failed = |e| self.poison(StoreError::io("flush", segment_name(s.segment.id))(e));
-            s.segment.file.start_sync(s.from, s.len).map_err(failed)?;
+            let failed = |e| self.poison(StoreError::io("flush", segment_name(s.id))(e));
+            s.file.start_sync(s.from, s.len).map_err(failed)?;
         }
         Ok(())
     }
@@ -414,6 +519,18 @@ impl Log {
                 self.mark(seq, applied)?;
             }
         }
+    }
+
+    /// Has payloads written to what is dead in a segment, and proven to be.
+    pub(super) fn fill_pool(&self, file: Arc<dyn DiskFile>, found: Vec<Free>) {
+        let mut tail = lock(&self.tail);
+        self.fillings.fetch_add(1, Ordering::SeqCst);
+        tail.pool.fill(file, found);
+    }
+
+    /// Changes before a place that somebody may have found in the index and that has died since can have been written to.
+    pub(super) fn fillings(&self) -> u64 {
+        self.fillings.load(Ordering::SeqCst)
     }
 
     /// How many closed segments no flush has covered yet.
@@ -448,12 +565,21 @@ impl Log {
     fn flush_round(&self) -> Result<u64, StoreError> {
         // A later flush may succeed and prove nothing.
         self.check_poison()?;
-        let (segments, dir_dirty, seq, claim) = {
+        let (segments, slots, dir_dirty, seq, claim) = {
             let mut tail = lock_soon(&self.tail);
             let mut segments = tail.unflushed.clone();
             segments.push(tail.current.clone());
-            (segments, std::mem::take(&mut tail.dir_dirty), tail.last_seq(), tail.last_claim)
+            let slots = std::mem::take(&mut tail.unflushed_slots);
+            #[cfg(test)]
+            let slots =
+                if BROKEN.get() == Broken::SlotsNotFlushed { BTreeMap::new() } else { slots };
+            let dir_dirty = std::mem::take(&mut tail.dir_dirty);
+            (segments, slots, dir_dirty, tail.last_seq(), tail.last_claim)
         };
+        // Their records count only when these are durable.
+        for (id, file) in &slots {
+            file.sync().map_err(|e| self.poison(StoreError::io("flush", segment_name(*id))(e)))?;
+        }
         for s in &segments {
             s.file
                 .sync()

@@ -4,7 +4,7 @@ use super::error::StoreError;
 use super::extent::Extent;
 use super::format::Kind;
 use super::key::{ChunkKey, ChunkVersion};
-use super::log::{Draft, Space};
+use super::log::Draft;
 use super::segment_store::SegmentStore;
 use super::sync::read;
 
@@ -57,8 +57,8 @@ impl SegmentStore {
         let draft = Draft::range(Kind::Write, patch.key, piece.offset, piece.len);
         let draft = draft.with_form(body.form());
         let pieces = [*piece];
-        let done =
-            self.with_room(|| self.commit(&draft, &body.slices(), Space::Keep, Some(&pieces)))?;
+        let put = |space| self.commit(&draft, &body.slices(), space, Some(&pieces));
+        let done = self.with_room(&draft, put)?;
         Ok(done.is_some())
     }
 }

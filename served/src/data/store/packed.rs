@@ -257,7 +257,7 @@ impl SegmentStore {
     }
 
     /// Leaves a note in place of what is lost, so that it never reads as something else.
-    fn note_bad(&self, key: &ChunkKey, part: Extent) -> Result<bool, StoreError> {
+    pub(super) fn note_bad(&self, key: &ChunkKey, part: Extent) -> Result<bool, StoreError> {
         let draft = Draft::range(Kind::Bad, *key, part.offset, part.len);
         Ok(self.commit(&draft, &[], Space::UseReserve, Some(&[part]))?.is_some())
     }

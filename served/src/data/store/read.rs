@@ -11,7 +11,7 @@ use super::format::{
 use super::key::ChunkKey;
 use super::scan::is_medium_error;
 use super::segment_store::SegmentStore;
-use super::state::Pieces;
+use super::state::{Pieces, State};
 use super::sync::{read, try_read};
 
 /// Blocks that are read at a time.
@@ -77,13 +77,15 @@ impl SegmentStore {
         len: u64,
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let (offset, len) = self.check_range(offset, len)?;
+        let fillings = self.log.fillings();
         let Some(state) = try_read(&self.state) else { return Ok(None) };
         let extents = state.pieces(&key, offset, offset + len);
         drop(state);
         let mut out = Vec::with_capacity(len as usize);
         let range = (offset, offset + len);
         match self.read_extents(key, range, &extents, &mut out, Patience::Now) {
-            Ok(()) => Ok(Some(out)),
+            Ok(()) if self.log.fillings() == fillings => Ok(Some(out)),
+            Ok(()) => Ok(None),
             // Only who waits finds out whether that is damage, or a place that was given up meanwhile.
             Err(ReadFault::WouldWait | ReadFault::Gone(_))
             | Err(ReadFault::Failed(StoreError::Corrupt { .. })) => Ok(None),
@@ -100,11 +102,22 @@ impl SegmentStore {
     ) -> Result<(Vec<u8>, Pieces), StoreError> {
         let mut out = Vec::with_capacity(len as usize);
         let end = offset + len;
+        let mut fillings = self.log.fillings();
         let mut extents = read(&self.state).pieces(&key, offset, end);
         for _ in 0..MOVED_MAX {
             let range = (offset, end);
             let fault = match self.read_extents(key, range, &extents, &mut out, Patience::Wait) {
-                Ok(()) => return Ok((out, extents)),
+                Ok(()) if self.log.fillings() == fillings => return Ok((out, extents)),
+                // Some of it may have been written over, by what is valid for the same place.
+                Ok(()) => {
+                    fillings = self.log.fillings();
+                    let now = read(&self.state).pieces(&key, offset, end);
+                    if now == extents {
+                        return Ok((out, extents));
+                    }
+                    extents = now;
+                    continue;
+                }
                 // What was hidden meanwhile may be a hole by now.
                 Err(ReadFault::Failed(e @ StoreError::Corrupt { .. })) => e,
                 Err(ReadFault::Failed(e)) => return Err(e),
@@ -114,6 +127,7 @@ impl SegmentStore {
                 }
                 Err(ReadFault::WouldWait) => continue,
             };
+            fillings = self.log.fillings();
             let now = read(&self.state).pieces(&key, offset, end);
             // What became of the rest says nothing about this.
             let (from, to) = faulted(&fault, (offset, end));
@@ -155,6 +169,11 @@ impl SegmentStore {
         Ok(())
     }
 
+    /// An extent of what is in a slot, as if the slot were its record's payload.
+    fn placed(&self, e: &Extent, state: &State) -> Result<Extent, ReadFault> {
+        state.slots.place(e.at).map(|place| e.placed(place)).ok_or(ReadFault::Gone(*e))
+    }
+
     /// Reads all of an extent, behind what `out` has.
     fn read_extent(
         &self,
@@ -171,6 +190,15 @@ impl SegmentStore {
         if e.is_bad() {
             return Err(corrupt(key, e.offset, e.len, "it was lost to a disk fault").into());
         }
+        // The rest goes on as if its record had it with it.
+        let placed = match (e.is_in_slot(), patience) {
+            (false, _) => *e,
+            (true, Patience::Wait) => self.placed(e, &read(&self.state))?,
+            (true, Patience::Now) => {
+                self.placed(e, &*try_read(&self.state).ok_or(ReadFault::WouldWait)?)?
+            }
+        };
+        let e = &placed;
         let name = || segment_name(e.at.segment);
         let opened = match patience {
             Patience::Wait => self.segment_file(e.at.segment),

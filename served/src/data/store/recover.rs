@@ -25,11 +25,12 @@ use super::chunk::Chunk;
 use super::disk::{Disk, DiskFile, read_full};
 use super::error::StoreError;
 use super::format::{
-    FIRST_RECORD, FORMAT_VERSION, HEADER_BLOCK_LEN, HeaderBlock, Kind, LogPos, RecordHeader,
+    FIRST_RECORD, FORMAT_VERSION, Form, HEADER_BLOCK_LEN, HeaderBlock, Kind, LogPos, RecordHeader,
     SEGMENT_MAGIC, SegmentId, SegmentSeed, StoreId, parse_segment_name, segment_name,
 };
 use super::key::{ChunkKey, ChunkVersion};
 use super::scan::{Item, Scanner, is_medium_error, verify_payload};
+use super::slots::verify_slot;
 use super::snapshot::{self, SNAPSHOT_FILE, Snapshot};
 use super::state::{SegmentInfo, State, tally};
 
@@ -238,6 +239,8 @@ struct Replay<'a> {
     last_scanned: Option<SegmentId>,
     /// Records may be missing from what was replayed.
     incomplete: bool,
+    /// Segments with slots of records that may not be durable.
+    unflushed_slots: BTreeSet<SegmentId>,
 }
 
 /// Whether the log goes on.
@@ -269,6 +272,7 @@ impl<'a> Replay<'a> {
             next_segment: 1,
             last_scanned: None,
             incomplete: false,
+            unflushed_slots: BTreeSet::new(),
         };
         if let Some(Snapshot { point, state }) = snapshot {
             r.known = Some(state.segments.keys().copied().collect());
@@ -443,8 +447,19 @@ impl<'a> Replay<'a> {
         if h.seq > self.evidence {
             let bad = verify_payload(s.file.as_ref(), at, h)
                 .map_err(StoreError::io("read", segment_name(s.id)))?;
-            if !bad.is_empty() {
+            // What was there before, and is damaged now, is no sign of the log's end.
+            let kept = matches!(h.form, Form::Slot { kept: true, .. });
+            let in_slot = if kept {
+                Ok(Vec::new())
+            } else {
+                verify_slot(h, |segment| self.disk.open(&segment_name(segment)))
+            }
+            .map_err(StoreError::io("read", segment_name(s.id)))?;
+            if !bad.is_empty() || !in_slot.is_empty() {
                 return Ok(Verdict::End);
+            }
+            if let Form::Slot { place, .. } = h.form {
+                self.unflushed_slots.insert(place.segment);
             }
         }
         let place = LogPos { segment: s.id, at: at as u32 };
@@ -514,12 +529,8 @@ impl<'a> Replay<'a> {
         }
         let doubted = self.doubt_versions();
         self.state.recount();
-        let unused = |id: &SegmentId| {
-            self.state
-                .segments
-                .get(id)
-                .is_none_or(|info| info.live == 0 && info.pinned == 0 && info.aways.live == 0)
-        };
+        let unused =
+            |id: &SegmentId| self.state.segments.get(id).is_none_or(|info| !info.is_used());
         self.plan
             .retired
             .extend(self.retired.iter().filter(|id| present.contains(id) && unused(id)));
@@ -529,7 +540,9 @@ impl<'a> Replay<'a> {
             .segments
             .iter()
             .filter(|(id, info)| {
-                info.last_seq > self.evidence || self.start.is_some_and(|(tail, _)| tail == **id)
+                info.last_seq > self.evidence
+                    || self.start.is_some_and(|(tail, _)| tail == **id)
+                    || self.unflushed_slots.contains(id)
             })
             .map(|(id, _)| *id)
             .collect();

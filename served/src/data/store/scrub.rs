@@ -1,11 +1,13 @@
 //! Looking for damage before somebody needs the data.
 
 use super::error::StoreError;
-use super::format::{Kind, LogPos, RecordHeader, SegmentId, segment_name};
+use super::extent::Extent;
+use super::format::{Form, Kind, LogPos, RecordHeader, SegmentId, segment_name};
 use super::key::ChunkKey;
 use super::recover::Damage;
 use super::scan::{Item, Scanner, verify_payload};
 use super::segment_store::SegmentStore;
+use super::slots::verify_slot;
 use super::sync::read;
 
 /// Where a scrub goes on.
@@ -65,12 +67,23 @@ impl SegmentStore {
             Self::EMPTY_SEGMENT
         };
         let end = end.min(file.len().map_err(StoreError::io("examine", &name))?);
+        let mut in_slots = 0;
         let mut scanner = Scanner::new(file.as_ref(), segment, self.seed(segment), start, end);
         while let Some(item) = scanner.next()? {
             match item {
                 Item::Record { at, header } => {
-                    let lost = verify_payload(file.as_ref(), at, &header)
+                    let mut lost = verify_payload(file.as_ref(), at, &header)
                         .map_err(StoreError::io("read", &name))?;
+                    let place = LogPos { segment, at: at as u32 };
+                    let all = (header.offset, header.offset + header.len);
+                    let lives = |e: &Extent| e.at == place;
+                    if let Form::Slot { .. } = header.form
+                        && read(&self.state).lookup(&header.key, all.0, all.1).iter().any(lives)
+                    {
+                        in_slots += u64::from(header.payload_len());
+                        let found = verify_slot(&header, |slot| self.segment_file(slot));
+                        lost = found.map_err(StoreError::io("read", &name))?;
+                    }
                     out.records += 1;
                     for (offset, len) in lost {
                         self.live_parts(segment, at, &header, offset, len, &mut out.bad);
@@ -81,7 +94,7 @@ impl SegmentStore {
                     out.damage.push(Damage { segment, from, to, why });
                 }
             }
-            out.bytes = scanner.position() - start;
+            out.bytes = scanner.position() - start + in_slots;
             if out.bytes >= self.config.step_bytes {
                 out.next = Some(ScrubCursor { segment, at: scanner.position() });
                 break;

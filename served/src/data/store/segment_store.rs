@@ -26,7 +26,7 @@ use super::reclaim::Reclaimer;
 use super::recover::{self, Recovered, RecoveryReport};
 use super::scan::is_medium_error;
 use super::snapshot::{self, SNAPSHOT_FILE, SNAPSHOT_TEMP, SnapshotPoint};
-use super::state::{SegmentInfo, State, tally};
+use super::state::{Freed, SegmentInfo, State, tally};
 use super::sync::{lock, lock_soon, read, try_lock, write};
 
 /// Chunks on a local disk. See the [module](super) for how.
@@ -257,7 +257,7 @@ impl SegmentStore {
         note(&report).map_err(StoreError::io("note", "what the disk has lost"))?;
         recover::carry_out(disk.as_ref(), &mut state, &plan)?;
         holes::guess(disk.as_ref(), &mut state)?;
-        let (holes, useful) = Holes::new(disk.as_ref())?;
+        let (holes, useful, overwrites) = Holes::new(disk.as_ref())?;
         let newest = state.segments.last_key_value();
         let usable = newest.filter(|(_, s)| !s.damaged && s.len < config.segment_bytes);
         let mut usable = usable.map(|(id, s)| (*id, s.len));
@@ -283,7 +283,7 @@ impl SegmentStore {
             state: RwLock::new(state),
             files: Mutex::new(LruCache::new(open_files)),
             tables,
-            reclaimer: Mutex::new(Reclaimer::new(useful)),
+            reclaimer: Mutex::new(Reclaimer::new(useful, overwrites)),
             holes,
             codecs: Codecs::default(),
             snapshot_seq: AtomicU64::new(0),
@@ -400,7 +400,7 @@ impl SegmentStore {
         Ok(Usage {
             capacity_bytes,
             free_bytes,
-            live_bytes: state.segments.values().map(|s| s.live).sum(),
+            live_bytes: state.segments.values().map(|s| s.live + s.slots.live).sum(),
             stored_bytes: state.segments.values().map(|s| s.live_stored()).sum(),
             dead_bytes: state.segments.values().map(|s| s.reclaimable()).sum(),
             reclaimable_bytes: state
@@ -509,7 +509,7 @@ impl SegmentStore {
         let Some(gone) = applied.gone else { return Ok(Some(applied.grown)) };
         let freed = tally(&gone);
         write(&self.state).account(&freed);
-        let bytes = freed.values().map(|f| f.bytes + f.away).sum::<u64>();
+        let bytes = freed.values().map(Freed::total).sum::<u64>();
         Ok(Some(applied.grown.saturating_sub_unsigned(bytes)))
     }
 

@@ -8,34 +8,36 @@
 //! - `magic "NETFSIDX", version u32, last sequence number u64, tail segment u32, tail length u64, next segment u32`,
 //! - `segment count u32`, per segment `number u32, flags u32 (1: damaged), length u64, data u64, tombstones u64,
 //!   first seq u64, last seq u64, least inode u64, greatest inode u64, taken by records of what is away u64, data of
-//!   them u64`,
+//!   them u64, and the same of records with their payload in slots`,
 //! - `chunk count u64`, per chunk `inode u64, generation u32, index u64, extent count u32, version u64, place of its
 //!   carrier u64 (0: with data), version of its object u64 (0: nothing is away)`, per extent `offset u32, len
-//!   u32, segment u32, position u32, record offset u32, record length u32`.
+//!   u32, segment u32, position u32, record offset u32, record length u32`,
+//! - `slot count u64`, per slot `place of its record u64, where it begins u64, bytes stored u32`.
 //!
-//! The top bit of a record's length says that its payload is packed, bit 29 that it is in pages.
+//! The top bit of a record's length says that its payload is packed, bit 29 that it is in pages, bit 28 that it is in a slot.
 //!
 //! It changes by raising the version; a program ignores a snapshot of a version that it does not know, and rebuilds. In
 //! version 1 a chunk has neither version nor carrier: all of them are 0 then, in the log too. In versions 1 and 2 nothing is packed or away,
-//! and up to version 3 nothing in pages.
+//! up to version 3 nothing in pages, and up to version 4 nothing in slots.
 
 use std::io::IoSlice;
 
 use super::chunk::Chunk;
 use super::disk::{DiskFile, read_full, write_all};
 use super::error::StoreError;
-use super::extent::{AWAY, Extent, Extents, PACKED, PAGES};
+use super::extent::{AWAY, Extent, Extents, PACKED, PAGES, SLOT};
 use super::format::{
     FIRST_RECORD, LogPos, MAX_CHUNK_BYTES, MAX_SEGMENT, MAX_SEQ, RECORD_HEADER_LEN, SegmentId,
     StoreId, get_u32, table_len,
 };
 use super::key::{ChunkKey, ChunkVersion};
-use super::state::{Aways, SegmentInfo, State};
+use super::slots::Slot;
+use super::state::{Elsewhere, SegmentInfo, State};
 
 pub(super) const SNAPSHOT_FILE: &str = "index.snap";
 pub(super) const SNAPSHOT_TEMP: &str = "index.tmp";
 const MAGIC: &[u8; 8] = b"NETFSIDX";
-const VERSION: u32 = 4;
+const VERSION: u32 = 5;
 const FRAME_FULL: usize = 1 << 20;
 const FRAME_MAX: usize = FRAME_FULL + (64 << 10);
 /// Positions in a segment have 32 bits.
@@ -125,8 +127,10 @@ pub(super) fn write(
         for v in [s.len, s.data, s.tombs, s.first_seq, s.last_seq, s.min_ino, s.max_ino] {
             w.u64(v);
         }
-        w.u64(s.aways.taken);
-        w.u64(s.aways.data);
+        for account in [s.aways, s.slots] {
+            w.u64(account.taken);
+            w.u64(account.data);
+        }
         w.end_item()?;
     }
     w.u64(state.index.chunks());
@@ -146,6 +150,14 @@ pub(super) fn write(
             }
             w.end_item()?;
         }
+    }
+    w.u64(state.slots.iter().len() as u64);
+    w.end_item()?;
+    for (record, slot) in state.slots.iter() {
+        w.u64(record.to_u64());
+        w.u64(slot.place.to_u64());
+        w.u32(slot.stored);
+        w.end_item()?;
     }
     if !w.buf.is_empty() {
         w.frame()?;
@@ -219,14 +231,14 @@ impl Reader<'_> {
         let (len, data, tombs) = (self.u64()?, self.u64()?, self.u64()?);
         let (first_seq, last_seq) = (self.u64()?, self.u64()?);
         let (min_ino, max_ino) = (self.u64()?, self.u64()?);
-        let (taken, away) = if format < 3 { (0, 0) } else { (self.u64()?, self.u64()?) };
+        let aways = if format < 3 { Elsewhere::default() } else { self.elsewhere(len)? };
+        let slots = if format < 5 { Elsewhere::default() } else { self.elsewhere(len)? };
         let damaged = flags & 1 != 0;
         let possible = (1..=MAX_SEGMENT).contains(&id)
             && len <= MAX_SEGMENT_LEN
             && data <= MAX_SEGMENT_DATA
             && tombs <= len
-            && taken <= len
-            && away <= MAX_SEGMENT_DATA
+            && aways.taken + slots.taken <= len
             && first_seq.max(last_seq) <= MAX_SEQ;
         if !possible {
             return Err("a segment is impossible");
@@ -237,7 +249,9 @@ impl Reader<'_> {
             live: 0,
             tombs,
             pinned: 0,
-            aways: Aways { taken, data: away, live: 0 },
+            aways,
+            slots,
+            lent: 0,
             // The files know.
             holes: 0,
             guessed: false,
@@ -248,6 +262,32 @@ impl Reader<'_> {
             damaged,
         };
         Ok((id, info))
+    }
+
+    /// An account in a segment of some length.
+    fn elsewhere(&mut self, len: u64) -> Result<Elsewhere, Unusable> {
+        let (taken, data) = (self.u64()?, self.u64()?);
+        let possible = taken <= len && data <= MAX_SEGMENT_DATA;
+        if possible {
+            Ok(Elsewhere { taken, data, live: 0 })
+        } else {
+            Err("a segment is impossible")
+        }
+    }
+
+    /// The place of a record, and the slot that it has.
+    fn slot(&mut self) -> Result<(LogPos, Slot), Unusable> {
+        let (record, place, stored) = (self.u64()?, self.u64()?, self.u32()?);
+        let (record, place) = (LogPos::from_u64(record), LogPos::from_u64(place));
+        let (Some(record), Some(place)) = (record, place) else {
+            return Err("a slot is nowhere");
+        };
+        let end = u64::from(place.at) + u64::from(stored);
+        let begin = FIRST_RECORD + RECORD_HEADER_LEN as u64;
+        if u64::from(place.at) < begin || end > MAX_SEGMENT_LEN || place.segment > MAX_SEGMENT {
+            return Err("a slot is impossible");
+        }
+        Ok((record, Slot { place, stored, live: 0 }))
     }
 
     fn chunk(&mut self, format: u32) -> Result<(ChunkKey, Chunk), Unusable> {
@@ -265,8 +305,11 @@ impl Reader<'_> {
             let is_away = record_len == AWAY;
             let packed = format >= 3 && record_len & PACKED != 0;
             let paged = format >= 4 && !packed && record_len & PAGES != 0;
+            let in_slot =
+                format >= 5 && record_len & (PACKED | PAGES | AWAY) == 0 && record_len & SLOT != 0;
             let payload = match is_away {
                 true => 0,
+                false if in_slot => record_len & !SLOT,
                 false if packed => record_len & !PACKED,
                 false if paged => record_len & !PAGES,
                 false => record_len,
@@ -334,6 +377,18 @@ pub(super) fn read(file: &dyn DiskFile, store: StoreId) -> Result<Snapshot, Unus
         }
         last = Some(key);
         state.index.update(&key, |c| *c = chunk);
+    }
+    if format >= 5 {
+        for _ in 0..r.u64()? {
+            let (record, slot) = r.slot()?;
+            state.slots.insert(record, slot);
+        }
+    }
+    let State { index, slots, .. } = &mut state;
+    for e in index.iter().flat_map(|(_, chunk)| &chunk.extents.0).filter(|e| e.is_in_slot()) {
+        slots.place(e.at).ok_or("an extent is in no slot")?;
+        // What is replayed on top of this takes from it.
+        slots.count(e.at, e.len);
     }
     if r.used != r.buf.len() || r.read_frame()? != 0 {
         return Err("it has more than it says");

@@ -4,17 +4,18 @@
 use std::collections::BTreeMap;
 
 use super::chunk::Chunk;
-use super::extent::{AWAY, Extent, PACKED, PAGES};
+use super::extent::{AWAY, Extent, PACKED, PAGES, SLOT};
 use super::format::{FIRST_RECORD, Form, Kind, LogPos, RECORD_HEADER_LEN, RecordHeader, SegmentId};
 use super::index::{Detached, Index};
 use super::key::{ChunkKey, ChunkVersion};
+use super::slots::{Slot, Slots};
 
 /// What a record without data takes.
 const CARRIER_LEN: u64 = RECORD_HEADER_LEN as u64;
 
-/// The account of the `Away` records of one segment.
+/// The account of those records of one segment whose bytes are elsewhere: `Away`, or in slots.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub(super) struct Aways {
+pub(super) struct Elsewhere {
     /// Bytes that they take in the segment.
     pub(super) taken: u64,
     /// Bytes of chunks that they speak of.
@@ -23,7 +24,7 @@ pub(super) struct Aways {
     pub(super) live: u64,
 }
 
-impl Aways {
+impl Elsewhere {
     fn dead(&self) -> u64 {
         self.data.saturating_sub(self.live)
     }
@@ -48,7 +49,11 @@ pub(super) struct SegmentInfo {
     pub(super) tombs: u64,
     /// Those of them that carry the version of a chunk. May be too high for a moment, never too low.
     pub(super) pinned: u64,
-    pub(super) aways: Aways,
+    pub(super) aways: Elsewhere,
+    /// Of records that have their payload in a slot.
+    pub(super) slots: Elsewhere,
+    /// Bytes of chunks, of other segments' records, that live in the place of dead payloads.
+    pub(super) lent: u64,
     /// Bytes of the file that the file system has back, because they are holes.
     pub(super) holes: u64,
     /// `holes` is a guess, and may be too high.
@@ -70,7 +75,9 @@ impl SegmentInfo {
             live: 0,
             tombs: 0,
             pinned: 0,
-            aways: Aways::default(),
+            aways: Elsewhere::default(),
+            slots: Elsewhere::default(),
+            lent: 0,
             holes: 0,
             guessed: false,
             first_seq,
@@ -85,6 +92,15 @@ impl SegmentInfo {
         self.data.saturating_sub(self.live)
     }
 
+    /// Where bytes of an extent of it are counted while they live.
+    fn live_of(&mut self, e: &Extent) -> &mut u64 {
+        match e {
+            e if e.is_away() => &mut self.aways.live,
+            e if e.is_in_slot() => &mut self.slots.live,
+            _ => &mut self.live,
+        }
+    }
+
     /// Bytes that the file takes on the disk.
     pub(super) fn taken(&self) -> u64 {
         self.len.saturating_sub(self.holes)
@@ -92,24 +108,25 @@ impl SegmentInfo {
 
     /// Bytes of the disk that moving its live data out would win, tombstones aside.
     pub(super) fn reclaimable(&self) -> u64 {
-        self.dead_stored().saturating_sub(self.holes)
+        self.dead_stored().saturating_sub(self.holes + self.lent)
     }
 
     /// Bytes of its records, tombstones aside, that nobody needs. Some of them may be holes already.
     pub(super) fn dead_stored(&self) -> u64 {
-        let records = self.len.saturating_sub(FIRST_RECORD + self.tombs + self.aways.taken);
-        let aways = self.aways.reclaimable();
+        let elsewhere = self.aways.taken + self.slots.taken;
+        let records = self.len.saturating_sub(FIRST_RECORD + self.tombs + elsewhere);
+        let dead = self.aways.reclaimable() + self.slots.reclaimable();
         if self.data == 0 {
-            return records + aways;
+            return records + dead;
         }
-        (u128::from(records) * u128::from(self.dead()) / u128::from(self.data)) as u64 + aways
+        (u128::from(records) * u128::from(self.dead()) / u128::from(self.data)) as u64 + dead
     }
 
-    /// Bytes of its records that hold what lives.
+    /// Bytes of it that hold what lives.
     pub(super) fn live_stored(&self) -> u64 {
-        let records = self.len.saturating_sub(FIRST_RECORD + self.tombs);
+        let records = self.len.saturating_sub(FIRST_RECORD + self.tombs + self.slots.taken);
         let live = u128::from(self.live.min(self.data));
-        (u128::from(records) * live / u128::from(self.data.max(1))) as u64
+        (u128::from(records) * live / u128::from(self.data.max(1))) as u64 + self.lent
     }
 
     /// Bytes of tombstones that go with it if they hide nothing any more.
@@ -124,7 +141,7 @@ impl SegmentInfo {
 
     /// Bytes of its records that would have to be moved.
     pub(super) fn kept(&self) -> u64 {
-        self.live_stored() + self.tombs + self.aways.taken
+        self.live_stored() + self.tombs + self.aways.taken + self.slots.taken
     }
 
     /// Whether it has holes and so little else that moving that spares a file for hardly any writing.
@@ -132,10 +149,19 @@ impl SegmentInfo {
         self.holes > 0 && self.kept() < self.len / 4
     }
 
+    /// Whether some of its records are dead, whatever is in the place of their payloads.
+    pub(super) fn has_dead(&self) -> bool {
+        self.dead() > 0 || self.aways.dead() > 0 || self.slots.dead() > 0
+    }
+
+    /// Whether something of it is needed, tombstones aside.
+    pub(super) fn is_used(&self) -> bool {
+        self.live + self.pinned + self.aways.live + self.slots.live + self.lent > 0
+    }
+
     /// Whether it may hold something of this inode that a tombstone hides.
     pub(super) fn may_hide(&self, ino: u64) -> bool {
-        let dead = self.dead() > 0 || self.aways.dead() > 0;
-        self.damaged || (dead && self.min_ino <= ino && ino <= self.max_ino)
+        self.damaged || (self.has_dead() && self.min_ino <= ino && ino <= self.max_ino)
     }
 }
 
@@ -153,6 +179,7 @@ pub(super) struct Applied {
 pub(super) struct State {
     pub(super) index: Index,
     pub(super) segments: BTreeMap<SegmentId, SegmentInfo>,
+    pub(super) slots: Slots,
     /// Deletions that have left the index and are still counted as live in their segments.
     pub(super) unaccounted: u64,
 }
@@ -167,17 +194,26 @@ impl State {
         match h.kind {
             Kind::Write | Kind::Bad | Kind::Away => {
                 let bytes = u64::from(h.len);
-                let (data, live) = match h.kind {
-                    Kind::Away => (&mut info.aways.data, &mut info.aways.live),
-                    _ => (&mut info.data, &mut info.live),
+                let elsewhere = match (h.kind, h.form) {
+                    (Kind::Away, _) => Some(&mut info.aways),
+                    (_, Form::Slot { .. }) => Some(&mut info.slots),
+                    _ => None,
+                };
+                let (data, live) = match elsewhere {
+                    Some(account) => {
+                        account.taken += h.footprint();
+                        (&mut account.data, &mut account.live)
+                    }
+                    None => (&mut info.data, &mut info.live),
                 };
                 *data += bytes;
                 *live += bytes;
-                if h.kind == Kind::Away {
-                    info.aways.taken += h.footprint();
-                }
                 info.min_ino = info.min_ino.min(h.key.ino);
                 info.max_ino = info.max_ino.max(h.key.ino);
+                // Before what it hides dies: that may be a record with the same slot.
+                if let Form::Slot { place, .. } = h.form {
+                    self.lend(at, Slot { place, stored: h.payload_len(), live: h.len });
+                }
                 let extent = new_extent(at, h);
                 let hidden = self.change(&h.key, |chunk, freed| {
                     chunk.extents.put(extent, freed);
@@ -234,23 +270,33 @@ impl State {
         None
     }
 
+    fn lend(&mut self, record: LogPos, slot: Slot) {
+        if let Some(info) = self.segments.get_mut(&slot.place.segment) {
+            info.lent += u64::from(slot.live);
+        }
+        self.slots.insert(record, slot);
+    }
+
     /// Changes a chunk; how many bytes that freed.
     fn change(
         &mut self,
         key: &ChunkKey,
         change: impl FnOnce(&mut Chunk, &mut dyn FnMut(Extent)),
     ) -> i64 {
-        let segments = &mut self.segments;
+        let Self { index, segments, slots, .. } = self;
         let mut bytes = 0;
         let mut freed = |e: Extent| {
             bytes += i64::from(e.len);
             if let Some(info) = segments.get_mut(&e.at.segment) {
-                let live = if e.is_away() { &mut info.aways.live } else { &mut info.live };
+                let live = info.live_of(&e);
                 *live = live.saturating_sub(u64::from(e.len));
+            }
+            if e.is_in_slot() {
+                release(segments, slots, e.at, e.len);
             }
         };
         let (mut was, mut is) = (LogPos::NOWHERE, LogPos::NOWHERE);
-        self.index.update(key, |chunk| {
+        index.update(key, |chunk| {
             was = chunk.carrier;
             change(chunk, &mut freed);
             chunk.forget_object();
@@ -274,6 +320,12 @@ impl State {
                 info.live = info.live.saturating_sub(freed.bytes);
                 info.aways.live = info.aways.live.saturating_sub(freed.away);
                 info.pinned = info.pinned.saturating_sub(freed.pinned);
+                let in_slots = freed.slots.iter().map(|(_, len)| u64::from(*len)).sum();
+                info.slots.live = info.slots.live.saturating_sub(in_slots);
+            }
+            for (at, len) in &freed.slots {
+                let record = LogPos { segment: *segment, at: *at };
+                release(&mut self.segments, &mut self.slots, record, *len);
             }
         }
         self.unaccounted -= 1;
@@ -307,19 +359,43 @@ impl State {
     /// Counts what lives in each segment anew.
     pub(super) fn recount(&mut self) {
         for info in self.segments.values_mut() {
-            (info.live, info.pinned, info.aways.live) = (0, 0, 0);
+            (info.live, info.pinned, info.lent) = (0, 0, 0);
+            (info.aways.live, info.slots.live) = (0, 0);
         }
+        self.slots.begin_count();
         for (_, chunk) in self.index.iter() {
             for e in &chunk.extents.0 {
                 if let Some(info) = self.segments.get_mut(&e.at.segment) {
-                    let live = if e.is_away() { &mut info.aways.live } else { &mut info.live };
-                    *live += u64::from(e.len);
+                    *info.live_of(e) += u64::from(e.len);
+                }
+                if e.is_in_slot() {
+                    self.slots.count(e.at, e.len);
                 }
             }
             if let Some(info) = self.segments.get_mut(&chunk.carrier.segment) {
                 info.pinned += CARRIER_LEN;
             }
         }
+        self.slots.end_count();
+        for (_, slot) in self.slots.iter() {
+            if let Some(info) = self.segments.get_mut(&slot.place.segment) {
+                info.lent += u64::from(slot.live);
+            }
+        }
+    }
+}
+
+/// Bytes of a record died that has its payload in a slot.
+fn release(
+    segments: &mut BTreeMap<SegmentId, SegmentInfo>,
+    slots: &mut Slots,
+    record: LogPos,
+    bytes: u32,
+) {
+    let Some(place) = slots.place(record) else { return };
+    slots.release(record, bytes);
+    if let Some(info) = segments.get_mut(&place.segment) {
+        info.lent = info.lent.saturating_sub(u64::from(bytes));
     }
 }
 
@@ -342,12 +418,22 @@ impl std::ops::Deref for Pieces {
 }
 
 /// What a segment is relieved of by a deletion.
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Default, Debug)]
 pub(super) struct Freed {
     pub(super) bytes: u64,
     /// Of bytes that are in objects.
     pub(super) away: u64,
+    /// Records with their payload in a slot, by position, and how many bytes of each.
+    slots: Vec<(u32, u32)>,
     pinned: u64,
+}
+
+impl Freed {
+    /// Bytes of chunks.
+    pub(super) fn total(&self) -> u64 {
+        let in_slots: u64 = self.slots.iter().map(|(_, len)| u64::from(*len)).sum();
+        self.bytes + self.away + in_slots
+    }
 }
 
 /// What these chunks held, by segment.
@@ -356,6 +442,10 @@ pub(super) fn tally(gone: &Detached) -> BTreeMap<SegmentId, Freed> {
     for chunk in gone.chunks() {
         for e in &chunk.extents.0 {
             let freed = out.entry(e.at.segment).or_default();
+            if e.is_in_slot() {
+                freed.slots.push((e.at.at, e.len));
+                continue;
+            }
             let bytes = if e.is_away() { &mut freed.away } else { &mut freed.bytes };
             *bytes += u64::from(e.len);
         }
@@ -373,6 +463,7 @@ fn new_extent(at: LogPos, h: &RecordHeader) -> Extent {
         (_, Form::Blocks) => (h.offset, h.len),
         (_, Form::Pages { .. }) => (h.offset, h.len | PAGES),
         (_, Form::Packed { offset, len, .. }) => (offset, len | PACKED),
+        (_, Form::Slot { .. }) => (h.offset, h.len | SLOT),
     };
     Extent {
         offset: h.offset,

@@ -1,8 +1,11 @@
-//! Which of the two ways of winning space back is used: making holes where the dead bytes are, or moving what lives out of a segment.
+//! Which way of winning space back is used: making holes where the dead bytes are, moving what lives out of a segment, or writing over dead bytes.
 //!
 //! Nobody knows beforehand. A hole takes one file system some hundredths of a millisecond and the next one, which has the disk discard it at
 //! once, several milliseconds; some win nothing by it. So both are timed while they are used, the one that took less time for each byte won goes on, and
 //! the other one has a turn again once in a while. A turn of holes is one bounded step, a turn of moving one segment.
+//!
+//! Where holes are of no use, or cost more than moving, dead bytes are written over, and what lives is moved only where that does not suffice. That needs no trial: it is what holes are
+//! without asking the file system for anything.
 //!
 //! Plain state: what happened and how long it took goes in, the choice comes out.
 
@@ -19,6 +22,7 @@ const JUDGED_BYTES: u64 = 1 << 20;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Way {
     Holes,
+    Slots,
     Moving,
 }
 
@@ -29,6 +33,8 @@ pub struct Won {
     pub by_holes: u64,
     /// By removing segment files, less what had to be moved for it.
     pub by_moving: u64,
+    /// By writing over what is dead.
+    pub by_slots: u64,
 }
 
 /// What one way has cost lately.
@@ -56,6 +62,8 @@ impl Cost {
 pub(super) struct Ways {
     /// Holes are of use here, for all that is known.
     useful: bool,
+    /// What is written over stays where it is.
+    overwrites: bool,
     holes: Option<Cost>,
     moving: Option<Cost>,
     /// Won in one way since the other was last used.
@@ -68,10 +76,11 @@ pub(super) struct Ways {
 }
 
 impl Ways {
-    /// `useful`: whether the file system may have a use for holes.
-    pub(super) fn new(useful: bool) -> Self {
+    /// `useful`: whether the file system may have a use for holes; `overwrites`: whether it leaves in its place what is written over.
+    pub(super) fn new(useful: bool, overwrites: bool) -> Self {
         Self {
             useful,
+            overwrites,
             holes: None,
             moving: None,
             since_holes: 0,
@@ -85,12 +94,15 @@ impl Ways {
     /// The way to go now: first holes, then moving, once each; then what is cheaper.
     pub(super) fn choose(&self) -> Way {
         match (self.holes, self.moving) {
+            _ if !self.useful && self.overwrites => Way::Slots,
             _ if !self.useful => Way::Moving,
             (None, _) => Way::Holes,
             (Some(_), None) => Way::Moving,
             (Some(holes), Some(moving)) if holes.of_byte() <= moving.of_byte() => {
                 if self.since_moving < RETRY_BYTES { Way::Holes } else { Way::Moving }
             }
+            // Better than both.
+            _ if self.overwrites => Way::Slots,
             _ if self.since_holes < RETRY_BYTES => Way::Moving,
             _ => Way::Holes,
         }
@@ -160,7 +172,7 @@ mod tests {
 
     /// After one turn of each.
     fn tried(holes: Duration, moving: Duration) -> Ways {
-        let mut ways = Ways::new(true);
+        let mut ways = Ways::new(true, false);
         assert_eq!(ways.choose(), Way::Holes);
         assert!(ways.made_holes(4 * MIB, 4 * MIB, holes));
         assert_eq!(ways.choose(), Way::Moving, "it is not known what that costs");
@@ -221,21 +233,21 @@ mod tests {
 
     #[test]
     fn who_gets_less_than_half_of_what_was_expected_makes_no_holes_any_more() {
-        let mut ways = Ways::new(true);
+        let mut ways = Ways::new(true, false);
         assert!(ways.made_holes(MIB / 2, 0, ms(1)), "too little to judge by");
         assert!(!ways.made_holes(MIB / 2, MIB / 4, ms(1)));
         for _ in 0..10 {
             ways.moved(RETRY_BYTES, ms(1), true);
             assert_eq!(ways.choose(), Way::Moving);
         }
-        let mut ways = Ways::new(true);
+        let mut ways = Ways::new(true, false);
         assert!(ways.made_holes(MIB, MIB / 2, ms(1)), "half is enough");
         assert!(ways.useful);
     }
 
     #[test]
     fn what_wins_nothing_costs_more_than_anything() {
-        let mut ways = Ways::new(true);
+        let mut ways = Ways::new(true, false);
         assert!(ways.made_holes(0, 0, ms(1)));
         ways.moved(1, ms(1000), true);
         assert_eq!(ways.choose(), Way::Moving);
@@ -246,15 +258,29 @@ mod tests {
         let mut ways = tried(ms(4), ms(100));
         ways.moved(64 * MIB, ms(0), false);
         assert_eq!(ways.choose(), Way::Holes);
-        assert_eq!(ways.won(), Won { by_holes: 4 * MIB, by_moving: 96 * MIB });
+        assert_eq!(ways.won(), Won { by_holes: 4 * MIB, by_moving: 96 * MIB, by_slots: 0 });
     }
 
     #[test]
     fn where_there_are_none_there_is_no_trial() {
-        assert_eq!(Ways::new(false).choose(), Way::Moving);
-        let mut ways = Ways::new(true);
+        assert_eq!(Ways::new(false, false).choose(), Way::Moving);
+        let mut ways = Ways::new(true, false);
         assert!(ways.refuse());
         assert!(!ways.refuse());
         assert_eq!(ways.choose(), Way::Moving);
+    }
+
+    #[test]
+    fn without_holes_what_is_dead_is_written_over_where_that_is_possible() {
+        assert_eq!(Ways::new(false, true).choose(), Way::Slots);
+        let mut ways = Ways::new(true, true);
+        assert_eq!(ways.choose(), Way::Holes);
+        assert!(!ways.made_holes(MIB, MIB / 4, ms(1)));
+        assert_eq!(ways.choose(), Way::Slots);
+        let mut ways = Ways::new(true, true);
+        assert!(ways.made_holes(MIB, MIB, ms(100)));
+        assert_eq!(ways.choose(), Way::Moving, "it is not known what that costs");
+        ways.moved(32 * MIB, ms(100), true);
+        assert_eq!(ways.choose(), Way::Slots);
     }
 }

@@ -5,11 +5,13 @@
 
 use super::error::StoreError;
 use super::extent::Extent;
-use super::format::{BLOCK, Kind, MAX_CHUNK_BYTES};
+use super::format::{BLOCK, Kind, MAX_CHUNK_BYTES, stored_len};
 use super::key::{ChunkKey, ChunkVersion, FileKey};
 use super::log::{Draft, Space};
 use super::read::{Patience, ReadFault};
+use super::reclaim::Want;
 use super::segment_store::SegmentStore;
+use super::slots::Pool;
 use super::sync::{lock, read};
 
 /// Fragmentation is counted, and mended, by windows of this size.
@@ -40,7 +42,8 @@ impl SegmentStore {
         let slices = body.slices();
         let draft = Draft::range(Kind::Write, key, offset, len).with_version(version);
         let draft = draft.with_form(body.form());
-        let grown = self.with_room(|| self.commit(&draft, &slices, Space::Keep, None))?;
+        let put = |space| self.commit(&draft, &slices, space, None);
+        let grown = self.with_room(&draft, put)?;
         Ok(grown.unwrap_or(0) + self.after_write(key, offset, len)?)
     }
 
@@ -147,29 +150,39 @@ impl SegmentStore {
         Ok(grown)
     }
 
-    /// Tries again after making room, as long as there is some to be made.
+    /// Tries again after making room, as long as there is some to be made. What can be in a slot spares the last room, which records of
+    /// slots need too, as long as there is something to write over.
     pub(super) fn with_room<T>(
         &self,
-        attempt: impl Fn() -> Result<T, StoreError>,
+        draft: &Draft,
+        attempt: impl Fn(Space) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
+        let suits = Pool::suits(draft.form, stored_len(draft.offset, draft.len));
+        let first = if suits { Space::Spare } else { Space::Keep };
         for _ in 0..ROOM_TRIES {
-            match attempt() {
+            match attempt(first) {
                 Err(StoreError::NoSpace { .. }) => {}
                 other => return other,
             }
             let mut reclaimer = lock(&self.reclaimer);
             // Whoever had it before has made room, most likely, and for more than itself.
-            match attempt() {
+            let mut result = attempt(first);
+            if suits && matches!(result, Err(StoreError::NoSpace { .. })) {
+                self.make_room(&mut reclaimer, 1, Want::Slots)?;
+                // What was found may be too short.
+                result = attempt(Space::Keep);
+            }
+            match result {
                 Err(StoreError::NoSpace { needed, free }) => {
                     let short = needed.saturating_sub(free).max(1);
-                    if !self.make_room(&mut reclaimer, short)? {
+                    if !self.make_room(&mut reclaimer, short, Want::Room)? {
                         return Err(StoreError::NoSpace { needed, free });
                     }
                 }
                 other => return other,
             }
         }
-        attempt()
+        attempt(Space::Keep)
     }
 
     /// What a write owes to the bounds: no chunk in too many pieces, not too much unflushed.

@@ -116,10 +116,10 @@ fn a_newer_or_foreign_store_is_refused_and_left_alone() {
         error
     };
     let newer = |b: &mut Vec<u8>| {
-        b[8] = 5;
+        b[8] = 6;
         reseal(b);
     };
-    assert!(matches!(refusal("store", &newer), StoreError::NewerVersion { found: 5, .. }));
+    assert!(matches!(refusal("store", &newer), StoreError::NewerVersion { found: 6, .. }));
     assert!(matches!(refusal("0000000000000001.seg", &newer), StoreError::NewerVersion { .. }));
     let foreign = |b: &mut Vec<u8>| {
         b[20] ^= 1;

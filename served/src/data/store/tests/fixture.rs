@@ -6,35 +6,44 @@ use netfs_common::coding::Compression;
 
 use super::super::disk::Disk;
 use super::super::disk::sim::SimDisk;
+use super::super::holes::Aim;
+use super::super::sync::{lock, read};
 use super::super::{ChunkKey, ChunkVersion, StoreConfig};
 use super::{V0, assert_clean, key, open, small, try_open};
 use crate::data::codec::Codec;
 
 /// The files of a store, in hexadecimal.
-type Files = [(&'static str, &'static str); 3];
+type Files = &'static [(&'static str, &'static str)];
 
-const FILES_V1: Files = [
+const FILES_V1: Files = &[
     ("store", include_str!("fixture_v1/store.hex")),
     ("0000000000000001.seg", include_str!("fixture_v1/segment.hex")),
     ("index.snap", include_str!("fixture_v1/snapshot.hex")),
 ];
 
-const FILES_V2: Files = [
+const FILES_V2: Files = &[
     ("store", include_str!("fixture_v2/store.hex")),
     ("0000000000000001.seg", include_str!("fixture_v2/segment.hex")),
     ("index.snap", include_str!("fixture_v2/snapshot.hex")),
 ];
 
-const FILES_V3: Files = [
+const FILES_V3: Files = &[
     ("store", include_str!("fixture_v3/store.hex")),
     ("0000000000000001.seg", include_str!("fixture_v3/segment.hex")),
     ("index.snap", include_str!("fixture_v3/snapshot.hex")),
 ];
 
-const FILES_V4: Files = [
+const FILES_V4: Files = &[
     ("store", include_str!("fixture_v4/store.hex")),
     ("0000000000000001.seg", include_str!("fixture_v4/segment.hex")),
     ("index.snap", include_str!("fixture_v4/snapshot.hex")),
+];
+
+const FILES_V5: Files = &[
+    ("store", include_str!("fixture_v5/store.hex")),
+    ("0000000000000001.seg", include_str!("fixture_v5/segment.hex")),
+    ("0000000000000002.seg", include_str!("fixture_v5/segment_2.hex")),
+    ("index.snap", include_str!("fixture_v5/snapshot.hex")),
 ];
 
 /// In a volume that is compressed. What LZ4 makes of it may change with the library.
@@ -71,6 +80,12 @@ fn make(disk: &SimDisk) {
     store.write(key(9, 1), 100, &[b"away"], ChunkVersion(9)).unwrap();
     store.send_away(key(9, 1), ChunkVersion(9)).unwrap();
     store.write(key(9, 2), 4000, &[[b'p'; 4200]], ChunkVersion(10)).unwrap();
+    // In the place of another, once that is not in the last segment.
+    store.write(key(9, 3), 0, &[[b'd'; 4300]], ChunkVersion(11)).unwrap();
+    store.log.roll(&mut lock(&store.log.tail)).unwrap();
+    store.punch(key(9, 3), 0, 4300, ChunkVersion(12)).unwrap();
+    assert!(store.sweep_all(Aim::Slots).unwrap() > 0);
+    store.write(key(9, 3), 4090, &[[b's'; 4100]], ChunkVersion(13)).unwrap();
     store.close().unwrap();
 }
 
@@ -78,9 +93,9 @@ fn make(disk: &SimDisk) {
 fn the_format_is_pinned() {
     let disk = SimDisk::new(1, 8 << 20);
     make(&disk);
-    for (name, expected) in FILES_V4 {
+    for (name, expected) in FILES_V5 {
         let bytes = disk.tamper(name, |b| b.clone());
-        assert_eq!(to_hex(&bytes), expected, "{name}");
+        assert_eq!(to_hex(&bytes), *expected, "{name}");
     }
 }
 
@@ -89,7 +104,7 @@ fn each_opening(files: Files, look: impl Fn(&super::SegmentStore)) {
     for with_snapshot in [true, false] {
         let disk = SimDisk::new(1, 8 << 20);
         for (name, hex) in files {
-            if with_snapshot || name != "index.snap" {
+            if with_snapshot || *name != "index.snap" {
                 disk.create(name).unwrap();
                 disk.tamper(name, |b| *b = from_hex(hex));
             }
@@ -148,9 +163,20 @@ fn a_store_of_version_4_opens() {
         assert_eq!(store.read(PACKED, 4000, 200).unwrap(), [b'z'; 200]);
         assert_eq!(store.read(key(9, 2), 4000, 4200).unwrap(), [b'p'; 4200]);
         assert_eq!(store.read(key(9, 2), 4095, 2).unwrap(), [b'p'; 2]);
-        let place =
-            super::super::sync::read(&store.state).index.get(&key(9, 2)).unwrap().extents.0[0];
+        let place = read(&store.state).index.get(&key(9, 2)).unwrap().extents.0[0];
         // Byte 4096 of the chunk is the first of a page.
         assert_eq!((place.pages(), (place.at.at + 96) % 4096), (Some((4000, 4200)), 0));
+    });
+}
+
+#[test]
+fn a_store_of_version_5_opens() {
+    each_opening(FILES_V5, |store| {
+        assert_eq!(store.read(key(9, 2), 4000, 4200).unwrap(), [b'p'; 4200]);
+        assert_eq!(store.read(key(9, 3), 4090, 4100).unwrap(), [b's'; 4100]);
+        let state = read(&store.state);
+        let place = state.index.get(&key(9, 3)).unwrap().extents.0[0];
+        assert_eq!((place.is_in_slot(), place.at.segment), (true, 2));
+        assert_eq!(state.slots.place(place.at).map(|slot| slot.segment), Some(1));
     });
 }

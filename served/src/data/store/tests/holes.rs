@@ -6,8 +6,10 @@ use std::time::Duration;
 use super::super::disk::Disk;
 use super::super::disk::sim::{Dice, Holes, SimDisk};
 use super::super::format::segment_name;
+use super::super::holes::Aim;
 use super::super::holes::rules::{BROKEN, Broken};
 use super::super::sync::{lock, read};
+use super::super::ways::Way;
 use super::super::{SegmentStore, StoreConfig, StoreError};
 use super::model::one_history;
 use super::{KIB, V0, assert_clean, assert_rebuilds, key, open, reclaim_all, small, try_open};
@@ -15,7 +17,7 @@ use crate::data::codec::Codec;
 use netfs_common::coding::Compression;
 
 /// Bytes that do not compress, the same for the same tag.
-fn bytes(tag: u64, len: usize) -> Vec<u8> {
+pub(super) fn bytes(tag: u64, len: usize) -> Vec<u8> {
     let mut dice = Dice(tag);
     (0..len).map(|_| 1 + dice.below(255) as u8).collect()
 }
@@ -48,14 +50,14 @@ fn dead_pages_go_back_to_the_file_system_and_everything_is_still_there() {
     let store = open(&disk);
     half_dead(&store, 10);
     let (before, dead) = (disk.allocated(), store.usage().unwrap().dead_bytes);
-    let won = store.sweep_all().unwrap();
+    let won = store.sweep_all(Aim::Holes).unwrap();
     assert!(won >= 10 * 2 * 4096, "{won}");
     // No more than the notes that prove it, one for some segments, were written for it.
     let now = disk.allocated();
     assert!(now <= before - won + 1000, "{before} {won} {now}");
     let usage = store.usage().unwrap();
     assert_eq!(usage.dead_bytes, dead - won);
-    assert_eq!(store.sweep_all().unwrap(), 0, "all holes are made");
+    assert_eq!(store.sweep_all(Aim::Holes).unwrap(), 0, "all holes are made");
     assert_half_dead(&store, 10);
     assert_rebuilds(&store, &disk);
     let mut cursor = Some(Default::default());
@@ -94,7 +96,7 @@ fn parts_of_records_become_holes_in_every_form() {
             let part = bytes(n, (1 + dice.below(9000) as usize).min(len - from));
             content[from..from + part.len()].copy_from_slice(&part);
             store.write(key(1, 0), 300 + from as u64, &[&part], V0).unwrap();
-            won += store.sweep_all().unwrap();
+            won += store.sweep_all(Aim::Holes).unwrap();
             assert_eq!(store.read(key(1, 0), 300, len as u64).unwrap(), content);
             assert_clean(&disk);
         }
@@ -118,7 +120,7 @@ fn who_reads_while_a_hole_is_made_finds_what_is_in_its_place() {
             move || {
                 store.write(key(1, 0), 0, &[bytes(now, len)], V0).unwrap();
                 store.write(key(2, 0), 0, &[bytes(2, 30_000)], V0).unwrap();
-                assert!(store.sweep_all().unwrap() > 0);
+                assert!(store.sweep_all(Aim::Holes).unwrap() > 0);
             }
         };
         disk.set_before_read(act(3));
@@ -134,7 +136,7 @@ fn zeros_in_what_lives_are_damage() {
     let disk = SimDisk::new(1, 8 << 20);
     let store = open(&disk);
     half_dead(&store, 1);
-    store.sweep_all().unwrap();
+    store.sweep_all(Aim::Holes).unwrap();
     let lives = read(&store.state).lookup(&key(1, 1), 0, 14_000)[0];
     assert!(lives.pages().is_some());
     let at = lives.at.at as usize;
@@ -148,7 +150,7 @@ fn zeros_in_what_lives_are_damage() {
 }
 
 /// Fills four fifths of a store and overwrites it at random for a while: bytes that were moved for each overwritten, and the store.
-fn churn(disk: &SimDisk) -> (f64, SegmentStore) {
+pub(super) fn churn(disk: &SimDisk, paged_bytes: u32) -> (f64, SegmentStore) {
     const LEN: u64 = 64 * KIB;
     let capacity = 16 << 20;
     let config = StoreConfig {
@@ -156,6 +158,7 @@ fn churn(disk: &SimDisk) -> (f64, SegmentStore) {
         capacity_limit_bytes: Some(capacity + (2 << 20)),
         reserve_bytes: 2 << 20,
         step_bytes: 256 * KIB,
+        paged_bytes,
         ..small()
     };
     let store = try_open(disk, config).unwrap().0;
@@ -188,7 +191,7 @@ const MIB: u64 = 1 << 20;
 #[test]
 fn overwriting_a_full_store_moves_next_to_nothing() {
     let disk = SimDisk::new(1, 1 << 30);
-    let (moved, store) = churn(&disk);
+    let (moved, store) = churn(&disk, 10_000);
     assert!(moved < 0.3, "{moved}");
     let took = disk.allocated();
     // All but the snapshot and the names is counted, and the limit holds.
@@ -202,11 +205,11 @@ fn overwriting_a_full_store_moves_next_to_nothing() {
 }
 
 #[test]
-fn without_holes_that_are_of_use_a_store_goes_on_by_moving() {
+fn without_holes_that_are_of_use_long_records_are_moved() {
     for holes in [Holes::None, Holes::Vain] {
         let disk = SimDisk::new(1, 1 << 30);
         disk.set_holes(holes);
-        let (moved, store) = churn(&disk);
+        let (moved, store) = churn(&disk, 10_000);
         assert!(moved > 0.5, "{holes:?}: {moved}");
         assert_eq!(store.won().by_holes, 0);
         assert!(disk.allocated() <= 18 * MIB, "{holes:?}");
@@ -220,7 +223,7 @@ fn the_way_that_is_cheaper_here_is_used() {
     for (hole_us, mib_us) in [(4000, 500), (10, 500)] {
         let disk = SimDisk::new(1, 1 << 30);
         disk.set_times(Duration::from_micros(hole_us), Duration::from_micros(mib_us));
-        let (moved, store) = churn(&disk);
+        let (moved, store) = churn(&disk, 10_000);
         let won = store.won();
         let slow = hole_us > mib_us;
         assert_eq!(won.by_moving > 10 * won.by_holes, slow, "{won:?}");
@@ -328,14 +331,15 @@ fn a_segment_that_was_swept_in_vain_is_swept_again_when_more_of_it_is_dead() {
     for n in (0..6).chain([0]) {
         store.write(key(1, n), 0, &[bytes(n, 9_900)], V0).unwrap();
     }
-    assert_eq!(store.sweep_all().unwrap(), 0);
+    assert_eq!(store.sweep_all(Aim::Holes).unwrap(), 0);
     disk.set_holes(Holes::Free);
     let mut reclaimer = lock(&store.reclaimer);
     let (swept, _) = reclaimer.for_sweep();
     let promise = |swept: &_| {
         let state = read(&store.state);
         let all = state.segments.iter();
-        all.map(|(id, info)| store.holes.promise(*id, info, swept)).collect::<Vec<_>>()
+        all.map(|(id, info)| store.holes.promise((*id, info), Way::Holes, swept))
+            .collect::<Vec<_>>()
     };
     assert_eq!(promise(swept)[0], 0);
     for n in 1..3 {
@@ -358,7 +362,7 @@ fn segments_with_hardly_anything_left_between_holes_are_moved() {
     for n in (0..last).filter(|n| n % 7 > 0) {
         store.delete_chunk(key(1, n)).unwrap();
     }
-    while store.sweep_all().unwrap() > 0 {}
+    while store.sweep_all(Aim::Holes).unwrap() > 0 {}
     assert!(store.usage().unwrap().segments >= before, "holes remove no segment");
     reclaim_all(&store);
     let after = store.usage().unwrap().segments;
@@ -410,7 +414,7 @@ fn crash_after_a_sweep(seed: u64, flushed: bool) {
         store.flush().unwrap();
     }
     (0..2).for_each(|n| write(n, 10 + n));
-    assert!(store.sweep_all().unwrap() > 0);
+    assert!(store.sweep_all(Aim::Holes).unwrap() > 0);
     drop(store);
     disk.power_cycle();
     assert_clean(&disk);
@@ -422,28 +426,29 @@ fn crash_after_a_sweep(seed: u64, flushed: bool) {
     }
 }
 
+/// The first of so many seeds with which something fails.
+pub(super) fn noticed(run: &dyn Fn(u64), seeds: u64) -> Option<u64> {
+    let failed =
+        |seed: &u64| std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(*seed))).is_err();
+    (1..=seeds).find(failed)
+}
+
 #[test]
 fn holes_are_made_when_their_cause_is_proven_by_the_log() {
-    let notices = |run: &dyn Fn(u64), seeds: u64| {
-        let failed = |seed: &u64| {
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(*seed))).is_err()
-        };
-        (1..=seeds).find(failed)
-    };
     for flushed in [false, true] {
         (1..=300).for_each(|seed| crash_after_a_sweep(seed, flushed));
     }
     for (broken, flushed) in [(Broken::NotFlushed, true), (Broken::NotProven, false)] {
         BROKEN.set(broken);
-        let noticed = notices(&|seed| crash_after_a_sweep(seed, flushed), 300);
+        let noticed = noticed(&|seed| crash_after_a_sweep(seed, flushed), 300);
         BROKEN.set(Broken::None);
         assert!(noticed.is_some(), "nobody notices {broken:?}");
     }
     BROKEN.set(Broken::NotFlushed);
-    let noticed = notices(&|seed| one_history(seed, true), 2000);
+    let noticed = noticed(&|seed| one_history(seed, Some(Aim::Holes)), 2000);
     BROKEN.set(Broken::None);
     let Some(seed) = noticed else { panic!("no history notices it") };
-    one_history(seed, true);
+    one_history(seed, Some(Aim::Holes));
 }
 
 #[test]
@@ -460,7 +465,7 @@ fn a_real_file_gets_holes_where_it_can_have_them() {
         segments.map(|e| e.metadata().unwrap().blocks() * 512).sum::<u64>()
     };
     let before = blocks();
-    let won = store.sweep_all().unwrap();
+    let won = store.sweep_all(Aim::Holes).unwrap();
     // Notes of holes may take some blocks.
     assert!(blocks() <= before - won / 2, "{before} {won} {}", blocks());
     assert_half_dead(&store, 10);

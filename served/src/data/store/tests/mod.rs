@@ -9,6 +9,7 @@ mod model;
 mod operations;
 mod pages;
 mod rot;
+mod slots;
 mod stress;
 mod versions;
 
@@ -86,7 +87,11 @@ pub(super) fn assert_rebuilds(store: &SegmentStore, disk: &SimDisk) {
         assert_eq!(info.pinned, pinned, "segment {id}");
         let aways = rebuilt.state.segments.get(id).map_or_else(Default::default, |info| info.aways);
         assert_eq!(info.aways, aways, "segment {id}");
+        let of = |info: &super::state::SegmentInfo| (info.slots, info.lent);
+        let slots = rebuilt.state.segments.get(id).map_or_else(Default::default, of);
+        assert_eq!(of(info), slots, "segment {id}");
     }
+    assert_eq!(state.slots, rebuilt.state.slots);
 }
 
 /// Reclaims until there is nothing left to reclaim.

@@ -1,7 +1,8 @@
 //! What each operation promises.
 
 use super::super::disk::sim::SimDisk;
-use super::super::log::Space;
+use super::super::format::{Form, Kind};
+use super::super::log::{Draft, Space};
 use super::super::sync::{lock, read};
 use super::super::{ChunkKey, SegmentStore, StoreConfig, StoreError};
 use super::{KIB, V0, key, open, reclaim_all, small, try_open};
@@ -250,7 +251,7 @@ fn only_what_a_full_store_would_reclaim_counts_as_free() {
 fn who_waited_for_room_that_another_has_made_makes_no_more() {
     let store = open(&SimDisk::new(1, 8 << 20));
     let tries = std::cell::Cell::new(0);
-    let attempt = || {
+    let attempt = |_| {
         tries.set(tries.get() + 1);
         // As if another one had made room meanwhile.
         if tries.get() == 1 { Err(StoreError::NoSpace { needed: 1, free: 0 }) } else { Ok(()) }
@@ -258,6 +259,8 @@ fn who_waited_for_room_that_another_has_made_makes_no_more() {
     store.write(key(1, 0), 0, &[vec![1; 30_000]], V0).unwrap();
     store.write(key(1, 0), 0, &[vec![2; 30_000]], V0).unwrap();
     let segments = store.usage().unwrap().segments;
-    store.with_room(attempt).unwrap();
+    store
+        .with_room(&Draft::note(Kind::Mark, 0).with_form(Form::Pages { gap: 0 }), attempt)
+        .unwrap();
     assert_eq!((tries.get(), store.usage().unwrap().segments), (2, segments));
 }
