@@ -68,6 +68,8 @@ pub struct Manager {
     failing: BTreeMap<GroupId, Failing>,
     turns: Turns,
     ahead: Ahead,
+    /// The version at the begin.
+    begun: Epoch,
     former: Former,
 }
 
@@ -97,6 +99,7 @@ impl Manager {
         Manager {
             config,
             told: state.clone(),
+            begun: state.version,
             state,
             start: now,
             seen: BTreeMap::new(),

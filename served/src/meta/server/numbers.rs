@@ -103,19 +103,29 @@ impl Volume {
                 left_out = self.leave_out(Ino(0)).await.is_ok();
                 answered &= left_out;
             }
-            for (server, life) in now.servers {
-                if asked.get(&server) == Some(&life) {
-                    continue;
-                }
-                // Numbers were given out without it: it is no news that others have chunks of them, but that it has is.
-                let since = first.filter(|_| !asked.contains_key(&server));
-                match self.ask_for_number(&cluster, server, since).await {
-                    Ok(()) => drop(asked.insert(server, life)),
-                    Err(error) => {
-                        tracing::debug!(%server, error, "which numbers it has chunks of is not known yet");
-                        answered = false;
+            let mut questions = Box::pin(async {
+                for (server, life) in now.servers {
+                    if asked.get(&server) == Some(&life) {
+                        continue;
+                    }
+                    // Numbers were given out without it: it is no news that others have chunks of them, but that it has is.
+                    let since = first.filter(|_| !asked.contains_key(&server));
+                    match self.ask_for_number(&cluster, server, since).await {
+                        Ok(()) => drop(asked.insert(server, life)),
+                        Err(error) => {
+                            tracing::debug!(%server, error, "which numbers it has chunks of is not known yet");
+                            answered = false;
+                        }
                     }
                 }
+            });
+            // One that answers signs of life, and nothing else, is waited for no longer than one that is silent.
+            let left = patience.saturating_sub(start.elapsed());
+            if tokio::time::timeout(left, &mut questions).await.is_err() {
+                self.numbers.move_on(Stage::Asked);
+                questions.await;
+            } else {
+                drop(questions);
             }
             let all = cluster.servers().iter().all(|server| asked.contains_key(server));
             if all || start.elapsed() >= patience {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use netfs_common::class::Class;
-use netfs_common::id::{Epoch, GroupId, InstanceId, ServerId, Verifier};
-use netfs_common::map::{Chain, Replica, TierMode};
+use netfs_common::id::{Epoch, InstanceId, ServerId, Verifier};
+use netfs_common::map::{Chain, ClusterMap, Replica, TierMode};
 
 use super::super::manager::NotTaken;
 use super::super::{Command, CommandError, Config, Manager, Report, State, StoreId};
@@ -55,8 +55,8 @@ fn hear(manager: &mut Manager, now: Duration, servers: &[u32]) {
     }
 }
 
-/// Two servers that have all groups, as a copy has it; and what came after that: the second one has died, another was added, and a class.
-fn two_states() -> (State, State) {
+/// Two servers that have all groups, as a copy has it; and what came after that: the second one has died, and a class was added. With `more`, a third server too.
+fn two_states(more: bool) -> (State, State) {
     let mut manager = Manager::new(State::default(), Config::default(), Duration::ZERO);
     for addr in ["a:1", "b:1"] {
         manager.meet(Duration::ZERO, vec![addr.into()]);
@@ -75,19 +75,22 @@ fn two_states() -> (State, State) {
     let copy = manager.state().clone();
     let now = pass(&mut manager, 10, &[1]);
     assert!(chains(&manager).iter().all(|chain| chain.replicas == [replica(1, 1)]));
-    manager.command(now, Command::Add(vec!["c:1".into()])).unwrap();
+    if more {
+        manager.command(now, Command::Add(vec!["c:1".into()])).unwrap();
+    }
     manager.command(now, Command::Class(0, Class::with_replicas(1).unwrap())).unwrap();
-    pass(&mut manager, 5, &[1, 3]);
+    pass(&mut manager, 5, if more { &[1, 3] } else { &[1] });
     (copy, manager.state().clone())
 }
 
 #[test]
 fn a_later_map_is_taken_over_when_everybody_has_said_which_one_it_has_followed() {
-    let (copy, lost) = two_states();
+    let (copy, lost) = two_states(false);
     let mut manager = Manager::new(copy.clone(), Config::default(), Duration::ZERO);
     let later = lost.map();
     // All have been started anew. The one that had been away is there first.
-    manager.heard(SECOND / 10, ServerId(2), report(2, 20, copy.version));
+    let next = Epoch(copy.version.0 + 1);
+    manager.heard(SECOND / 10, ServerId(2), report(2, 20, next));
     assert_eq!(manager.state(), &copy, "the other one may know better");
     assert_eq!(manager.take_over(SECOND / 10, &later), Err(NotTaken::NotLatest));
     manager.note_followed(ServerId(1), later.version, SECOND / 5);
@@ -103,7 +106,6 @@ fn a_later_map_is_taken_over_when_everybody_has_said_which_one_it_has_followed()
     assert!(state.version.0 > later.version.0 + 1000);
     assert_eq!(state.map().validate(), Ok(()));
     assert_eq!((state.next_server, state.next_group), (lost.next_server, lost.next_group));
-    assert_eq!(state.servers[&ServerId(3)].addrs, ["c:1"]);
     assert_eq!(state.servers[&ServerId(1)], copy.servers[&ServerId(1)]);
     assert_eq!(state.pools.len(), 2);
     for ((_, replicas, chain), (_, wanted, known)) in state.groups().zip(lost.groups()) {
@@ -116,7 +118,11 @@ fn a_later_map_is_taken_over_when_everybody_has_said_which_one_it_has_followed()
     // Only who has everything goes on.
     manager.heard(SECOND * 4, ServerId(2), report(2, 20, state.version));
     let before = chains(&manager);
-    assert!(before.iter().all(|chain| chain.replicas.iter().all(|r| r.server != ServerId(2))));
+    for ((_, _, known), before) in lost.groups().zip(&before) {
+        let alone = known.replicas == [replica(1, 1)];
+        assert!(!alone || before.replicas == known.replicas, "{before:?}");
+    }
+    assert!(before.iter().any(|chain| chain.replicas == [replica(1, 1)]));
     manager.heard(SECOND * 4, ServerId(1), report(1, 10, state.version));
     let of_first: Vec<_> = before.iter().zip(chains(&manager)).collect();
     for (before, after) in of_first {
@@ -129,7 +135,7 @@ fn a_later_map_is_taken_over_when_everybody_has_said_which_one_it_has_followed()
 
 #[test]
 fn a_server_that_may_have_followed_a_still_later_map_is_waited_for() {
-    let (copy, lost) = two_states();
+    let (copy, lost) = two_states(false);
     let mut manager = Manager::new(copy.clone(), Config::default(), Duration::ZERO);
     let later = lost.map();
     let at = |n: u32| SECOND * n;
@@ -148,20 +154,74 @@ fn a_server_that_may_have_followed_a_still_later_map_is_waited_for() {
     assert_eq!(manager.take_over(at(20), &map), Ok(()));
 }
 
-#[test]
-fn groups_of_volumes_that_the_later_map_does_not_have_are_made_anew() {
-    let (copy, lost) = two_states();
+/// What becomes of a later map when all have been heard, as `change` leaves it.
+fn taken(more: bool, change: impl FnOnce(&mut Manager, &mut ClusterMap)) -> Result<(), NotTaken> {
+    taken_from(&[1, 2], more, change)
+}
+
+/// The same when these servers have followed it.
+fn taken_from(
+    servers: &[u32],
+    more: bool,
+    change: impl FnOnce(&mut Manager, &mut ClusterMap),
+) -> Result<(), NotTaken> {
+    let (copy, lost) = two_states(more);
     let mut manager = Manager::new(copy, Config::default(), Duration::ZERO);
-    // Made at the start, under numbers of groups that are others' by the later map.
-    manager.ensure_pool(Duration::ZERO, 7, (8, 2), TierMode::Primary);
-    let later = lost.map();
-    for server in [1, 2] {
-        manager.note_followed(ServerId(server), later.version, SECOND);
+    let mut later = lost.map();
+    change(&mut manager, &mut later);
+    for server in servers {
+        manager.note_followed(ServerId(*server), later.version, SECOND);
     }
-    manager.take_over(SECOND, &later).unwrap();
-    let state = manager.state();
-    assert_eq!(state.map().validate(), Ok(()));
-    let own = state.pool(7, Class::DEFAULT).unwrap();
-    assert!(own.pool.first >= GroupId(lost.next_group), "{:?}", own.pool.first);
-    assert_eq!((own.pool.tier, state.next_group), (TierMode::Primary, own.pool.first.0 + 8));
+    let before = manager.state().clone();
+    let taken = manager.take_over(SECOND, &later);
+    if taken.is_err() {
+        assert_eq!(manager.state(), &before);
+        assert!(manager.is_frozen(SECOND));
+    }
+    taken
+}
+
+#[test]
+fn a_later_map_by_which_something_could_be_lost_is_not_taken_over() {
+    assert_eq!(taken(false, |_, _| {}), Ok(()));
+    assert_eq!(taken(true, |_, _| {}), Err(NotTaken::Servers(ServerId(3))));
+    let moved = |_: &mut Manager, map: &mut ClusterMap| map.servers[1].addrs = vec!["d:1".into()];
+    assert_eq!(taken(false, moved), Err(NotTaken::Servers(ServerId(2))));
+    // A volume that was made at the start.
+    let made = |manager: &mut Manager, _: &mut ClusterMap| {
+        manager.ensure_pool(Duration::ZERO, 7, (8, 2), TierMode::Primary);
+    };
+    assert_eq!(taken(false, made), Err(NotTaken::Decided));
+    let removed = |_: &mut Manager, map: &mut ClusterMap| {
+        map.pools.retain(|pool| pool.class != Class::DEFAULT);
+    };
+    assert_eq!(taken(false, removed), Err(NotTaken::Volume(0)));
+    let back = |_: &mut Manager, map: &mut ClusterMap| map.pools[0].chains[0].epoch = Epoch(0);
+    let absurd = |_: &mut Manager, map: &mut ClusterMap| map.version = Epoch(u64::MAX);
+    let spent = |_: &mut Manager, map: &mut ClusterMap| {
+        map.pools[0].chains[0].epoch = Epoch(u64::from(u32::MAX));
+    };
+    assert!(matches!(taken(false, back), Err(NotTaken::Epochs | NotTaken::Map(_))));
+    let other = |manager: &mut Manager, _: &mut ClusterMap| {
+        let version = manager.state().version;
+        manager.note_followed(ServerId(2), version, SECOND);
+    };
+    assert_eq!(taken_from(&[1], false, other), Err(NotTaken::Followed(ServerId(2))));
+    assert_eq!(taken(false, absurd), Err(NotTaken::Epochs));
+    assert_eq!(taken(false, spent), Err(NotTaken::Epochs));
+}
+
+#[test]
+fn who_still_has_a_map_that_others_have_given_up_does_not_lead_again() {
+    let (copy, lost) = two_states(true);
+    let mut manager = Manager::new(copy.clone(), Config::default(), Duration::ZERO);
+    let later = lost.version;
+    manager.heard(SECOND, ServerId(1), report(1, 1, later));
+    assert_eq!(manager.leader(SECOND), Some(ServerId(1)));
+    // An operator has taken it from the one that was heard.
+    manager.heard(SECOND * 2, ServerId(1), report(1, 2, copy.version));
+    manager.heard(SECOND * 2, ServerId(2), report(2, 2, copy.version));
+    assert!(manager.state().version > later, "{:?}", manager.state().version);
+    manager.note_followed(ServerId(2), later, SECOND * 3);
+    assert_eq!(manager.leader(SECOND * 3), None);
 }
