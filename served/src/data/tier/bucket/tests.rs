@@ -1,6 +1,5 @@
 //! Calls of a bucket in memory, and of a server that answers as it likes.
 
-
 use netfs_common::id::{ChunkId, Ino, Version};
 use object_store::memory::InMemory;
 
