@@ -114,6 +114,15 @@ impl<'a> World<'a> {
         copy_dir(&self.dir.join("copy"), &self.meta_dir());
     }
 
+    /// Both servers follow a later map than before.
+    async fn change_map(&mut self) {
+        self.until_replicas(2).await;
+        self.stop_data(1).await;
+        self.until_replicas(1).await;
+        self.start_data(1);
+        self.until_replicas(2).await;
+    }
+
     pub(crate) async fn mount(&self) -> MetaClient {
         let session = SESSIONS.fetch_add(1, Ordering::Relaxed);
         let addr = self.meta.as_ref().unwrap().addr();
@@ -348,7 +357,7 @@ async fn by_an_older_map_nobody_who_has_less_teaches_one_who_has_more() {
     world.fill(&client, file, 4, 1).await;
     client.change(MetaOp::EndSession).await.unwrap();
     world.copy().await;
-    world.until_replicas(2).await;
+    world.change_map().await;
 
     // What is written from here on has the first server alone.
     world.stop_data(1).await;
@@ -384,6 +393,7 @@ async fn servers_that_run_go_on_when_older_metadata_has_taken_over_their_map() {
     let mut world = World::start(dir.path(), 2);
     world.until_replicas(2).await;
     world.copy().await;
+    world.change_map().await;
     world.stop_data(1).await;
     world.until_replicas(1).await;
     let client = world.mount().await;

@@ -85,7 +85,7 @@ fn make(disk: &SimDisk) {
     store.log.roll(&mut lock(&store.log.tail)).unwrap();
     store.punch(key(9, 3), 0, 4300, ChunkVersion(12)).unwrap();
     assert!(store.sweep_all(Aim::Slots).unwrap() > 0);
-    store.write(key(9, 3), 4090, &[[b's'; 4100]], ChunkVersion(13)).unwrap();
+    store.write(key(9, 3), 0, &[[b's'; 4096]], ChunkVersion(13)).unwrap();
     store.close().unwrap();
 }
 
@@ -173,7 +173,7 @@ fn a_store_of_version_4_opens() {
 fn a_store_of_version_5_opens() {
     each_opening(FILES_V5, |store| {
         assert_eq!(store.read(key(9, 2), 4000, 4200).unwrap(), [b'p'; 4200]);
-        assert_eq!(store.read(key(9, 3), 4090, 4100).unwrap(), [b's'; 4100]);
+        assert_eq!(store.read(key(9, 3), 0, 4096).unwrap(), [b's'; 4096]);
         let state = read(&store.state);
         let place = state.index.get(&key(9, 3)).unwrap().extents.0[0];
         assert_eq!((place.is_in_slot(), place.at.segment), (true, 2));
