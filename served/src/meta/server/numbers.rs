@@ -92,6 +92,8 @@ impl Volume {
         let (mut met, mut events) = (cluster.met(), cluster.events());
         let mut asked: BTreeMap<ServerId, InstanceId> = BTreeMap::new();
         let mut left_out = false;
+        // One that is added later may have had groups before, under another number.
+        let known = cluster.servers();
         loop {
             events.borrow_and_update();
             let now = met.borrow_and_update().clone();
@@ -109,7 +111,8 @@ impl Volume {
                         continue;
                     }
                     // Numbers were given out without it: it is no news that others have chunks of them, but that it has is.
-                    let since = first.filter(|_| !asked.contains_key(&server));
+                    let is_late = !asked.contains_key(&server) && known.contains(&server);
+                    let since = first.filter(|_| is_late);
                     match self.ask_for_number(&cluster, server, since).await {
                         Ok(()) => drop(asked.insert(server, life)),
                         Err(error) => {
