@@ -36,8 +36,6 @@ const MAX_MARKER: u64 = 4096;
 const NO_BUCKET: &str = "there is no such bucket";
 /// After a failure nothing is tried for so long.
 const REST: Duration = Duration::from_millis(500);
-/// That nothing could be put there is told for so long after the last attempt, unless another one succeeds.
-const UNWRITTEN: Duration = Duration::from_secs(120);
 
 /// Where the bucket is.
 #[derive(Clone, Debug)]
@@ -126,8 +124,6 @@ pub struct Bucket {
 struct Trouble {
     last: Instant,
     why: String,
-    /// Nothing could be put there.
-    writing: bool,
 }
 
 impl Bucket {
@@ -163,25 +159,9 @@ impl Bucket {
         }
     }
 
-    /// The bucket has answered. That it may be read says nothing about writing.
-    fn answered(&self, writing: bool) {
-        let mut trouble = self.troubled();
-        let stays = |t: &Trouble| t.writing && !writing && t.last.elapsed() < UNWRITTEN;
-        *trouble = trouble.take().filter(stays);
-    }
-
-    /// Makes a call that puts nothing there.
+    /// Makes a call, unless the bucket has just failed; notes how it ended.
     async fn call<T>(
         &self,
-        work: impl Future<Output = object_store::Result<T>>,
-    ) -> Result<T, BucketError> {
-        self.make_call(false, work).await
-    }
-
-    /// Makes a call, unless the bucket has just failed; notes how it ended.
-    async fn make_call<T>(
-        &self,
-        writing: bool,
         work: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, BucketError> {
         if let Some(trouble) = &*self.troubled()
@@ -191,19 +171,19 @@ impl Bucket {
         }
         let failure = match tokio::time::timeout(CALL_TIMEOUT, work).await {
             Ok(Ok(value)) => {
-                self.answered(writing);
+                *self.troubled() = None;
                 return Ok(value);
             }
             // It has answered.
             Ok(Err(error @ object_store::Error::NotFound { .. })) if !is_no_bucket(&error) => {
-                self.answered(writing);
+                *self.troubled() = None;
                 return Err(BucketError::Missing);
             }
             Ok(Err(object_store::Error::NotFound { .. })) => NO_BUCKET.into(),
             Ok(Err(error)) => one_line(&error),
             Err(_) => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
         };
-        *self.troubled() = Some(Trouble { last: Instant::now(), why: failure.clone(), writing });
+        *self.troubled() = Some(Trouble { last: Instant::now(), why: failure.clone() });
         Err(BucketError::Unreachable(failure))
     }
 
@@ -232,15 +212,7 @@ impl Bucket {
             Err(BucketError::Missing) => {
                 let folder = self.path(&ClusterId(self.cluster).to_string());
                 let mut objects = self.store.list(Some(&folder));
-                // Another server may have put the marker there meanwhile.
-                let first = async {
-                    while let Some(found) = objects.next().await.transpose()? {
-                        if found.location != path {
-                            return Ok(Some(found));
-                        }
-                    }
-                    Ok(None)
-                };
+                let first = async { objects.next().await.transpose() };
                 match self.call(first).await {
                     Ok(first) => Ok(Seen::Bare { has_objects: first.is_some() }),
                     Err(BucketError::Missing) => Err(BucketError::Unreachable(NO_BUCKET.into())),
@@ -272,18 +244,13 @@ impl Bucket {
                 // Some take the condition for nothing, and put it there again.
                 Some(true) if create().await? == Some(false) => return Ok(Made::Alone),
                 Some(true) => {}
-                // Unless it did know it, and had another reason.
-                None => match self.store.head(&path).await {
-                    Ok(_) => return Ok(Made::Found),
-                    Err(object_store::Error::NotFound { .. }) => {
-                        self.store.put(&path, text()).await?;
-                    }
-                    Err(error) => return Err(error),
-                },
+                None => {
+                    self.store.put(&path, text()).await?;
+                }
             }
             Ok(Made::Perhaps)
         };
-        match self.make_call(true, put).await {
+        match self.call(put).await {
             Err(BucketError::Missing) => Err(BucketError::Unreachable(NO_BUCKET.into())),
             made => made,
         }
@@ -295,7 +262,7 @@ impl Bucket {
     /// See [`BucketError`].
     pub async fn put(&self, id: &ObjectId, bytes: Bytes) -> Result<(), BucketError> {
         let path = self.path(&id.name());
-        let put = self.make_call(true, self.store.put(&path, PutPayload::from_bytes(bytes))).await;
+        let put = self.call(self.store.put(&path, PutPayload::from_bytes(bytes))).await;
         match put {
             Ok(_) => Ok(()),
             // Nothing is looked for, but the bucket itself.

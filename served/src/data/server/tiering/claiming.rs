@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use super::super::replicas::{Replicas, lock};
 use super::Tier;
-use crate::data::tier::{Bucket, BucketError, Made, Marker, Past, Refusal, Seen, Verdict, judge};
+use crate::data::tier::{Bucket, BucketError, Made, Marker, Past, Seen, Verdict, judge};
 use crate::private;
 
 /// The file's name in the store's directory.
@@ -58,7 +58,8 @@ impl Known {
         };
         let known = Known { dir: dir.to_owned(), past: Mutex::new(past) };
         if is_new && past == Past::Unknown {
-            known.note_unused()?;
+            known.write(UNUSED)?;
+            *lock(&known.past) = Past::Unused;
         }
         Ok(known)
     }
@@ -75,12 +76,6 @@ impl Known {
     fn note(&self, marker: Marker) -> io::Result<()> {
         self.write(&marker.text())?;
         *lock(&self.past) = Past::Used(marker);
-        Ok(())
-    }
-
-    fn note_unused(&self) -> io::Result<()> {
-        self.write(UNUSED)?;
-        *lock(&self.past) = Past::Unused;
         Ok(())
     }
 
@@ -205,13 +200,7 @@ impl Replicas {
                 _ => false,
             };
             match judge(owner, past, away, seen) {
-                Verdict::Refuse(refusal) => {
-                    // It never was this server's, and is not when the marker has gone either.
-                    if let (Refusal::Foreign(_), Past::Unknown) = (refusal, past) {
-                        tier.claim.known.note_unused().map_err(noted)?;
-                    }
-                    return Err(unusable(refusal.to_string()));
-                }
+                Verdict::Refuse(refusal) => return Err(unusable(refusal.to_string())),
                 Verdict::Use => return Ok(()),
                 Verdict::Note(_)
                     if lock(&tier.claim.standing).unsure.as_ref().is_some_and(is_fresh) =>
@@ -232,12 +221,9 @@ impl Replicas {
                     let mut number = [0; 16];
                     getrandom::fill(&mut number)
                         .map_err(|error| unusable(format!("no random number: {error}")))?;
-                    // Also if the call fails half-way.
-                    let unsure = |at| lock(&tier.claim.standing).unsure = at;
-                    unsure(Some(Instant::now()));
                     match tier.bucket.mark(&Marker { owner, number }).await? {
-                        Made::Alone | Made::Found => unsure(None),
-                        Made::Perhaps => unsure(Some(Instant::now())),
+                        Made::Alone | Made::Found => {}
+                        Made::Perhaps => lock(&tier.claim.standing).unsure = Some(Instant::now()),
                     }
                 }
             }

@@ -172,9 +172,6 @@ async fn whether_a_marker_was_the_first_is_believed_only_where_the_store_can_tel
         _ => (200, ""),
     };
     assert_eq!(put(plain).await, Made::Perhaps);
-    // What was refused for another reason is there already.
-    let busy = |count, _: &str| if count == 0 { (400, UNKNOWN) } else { (200, "") };
-    assert_eq!(put(busy).await, Made::Found);
 }
 
 #[tokio::test]
