@@ -51,7 +51,8 @@ pub struct Chain {
     pub epoch: Epoch,
     /// Raised whenever something that was answered and not flushed may be lost: by the restart of the last replica.
     pub verifier: Verifier,
-    /// Those that have everything, head first. At most [`MAX_REPLICAS`]. Empty while no server has been given the group.
+    /// Those that have everything, head first. At most [`MAX_REPLICAS`], and one more that is about to leave because another has come in its
+    /// place. Empty while no server has been given the group.
     pub replicas: Vec<Replica>,
     /// One that is getting what it lacks. It comes after the tail, and may not be read.
     pub learner: Option<Replica>,
@@ -154,7 +155,7 @@ impl ClusterMap {
         for (group, chain) in self.groups() {
             let members: Vec<_> = chain.members().map(|replica| replica.server).collect();
             let twice = members.iter().enumerate().any(|(i, s)| members[..i].contains(s));
-            if twice || chain.replicas.len() > MAX_REPLICAS {
+            if twice || chain.replicas.len() > MAX_REPLICAS + 1 {
                 return Err(MapError::Chain(group));
             }
             if let Some(id) = members.into_iter().find(|id| self.server(*id).is_none()) {
@@ -340,5 +341,16 @@ mod tests {
         let mut overflowing = map();
         overflowing.pools[1].first = GroupId(u32::MAX - 1);
         assert_eq!(overflowing.validate(), Err(MapError::Groups));
+    }
+
+    #[test]
+    fn a_chain_may_have_one_replica_more_than_wanted_while_another_leaves() {
+        let mut map = map();
+        let server = |id| DataServer { id: ServerId(id), addrs: vec![format!("h:{id}")] };
+        map.servers = (1..=7).map(server).collect();
+        map.pools[0].chains[0] = chain(&[1, 2, 3, 4, 5, 6], None);
+        assert_eq!(map.validate(), Ok(()));
+        map.pools[0].chains[0] = chain(&[1, 2, 3, 4, 5, 6, 7], None);
+        assert_eq!(map.validate(), Err(MapError::Chain(GroupId(0))));
     }
 }

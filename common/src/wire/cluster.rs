@@ -168,6 +168,8 @@ pub struct TierReport {
     pub waiting: u64,
     /// Writes to such volumes wait for them.
     pub late: bool,
+    /// Those of them that cannot be put there, although it can be reached: they are damaged, or the volume's key is not at hand. Nobody waits for them.
+    pub stuck: u64,
 }
 
 /// Counters of a data server.
@@ -197,7 +199,8 @@ pub enum PeerOp {
         /// The first.
         from: ChunkId,
     },
-    /// Part of a chunk, to mend a damaged copy. Answered by [`super::data::Reply::Fetched`] with the payload.
+    /// Part of a chunk, to mend a damaged copy. Answered by [`super::data::Reply::Fetched`] with the payload; without one it is damaged there too,
+    /// in that version.
     Fetch {
         /// The chunk.
         chunk: ChunkId,
@@ -229,4 +232,11 @@ pub enum PeerOp {
     /// From a metadata server that has an older map: the latest one that was followed with the server's directory. Answered by
     /// [`super::data::Reply::Followed`].
     Followed,
+    /// Like [`PeerOp::Install`], of bytes that are lost: without them. Reading them fails there, as it does here.
+    InstallBad {
+        /// The piece.
+        install: Install,
+        /// Its length.
+        len: u64,
+    },
 }

@@ -18,4 +18,4 @@ pub use hello::{Claim, Hello, HelloReply, Role};
 
 /// The version of the protocol that this build speaks. Raised by every incompatible change;
 /// [`Hello`] carries a range, so that a later build can speak to an earlier one.
-pub const PROTOCOL: u32 = 8;
+pub const PROTOCOL: u32 = 9;

@@ -115,9 +115,10 @@ fn print(server: &ServerAddr, s: &Status) {
         say!("    inodes:   {} ({} without a name)", v.inodes, v.orphans);
         say!("    bytes:    {} of {}", v.bytes, v.capacity);
         say!("    log:      {} ({} on stable storage)", v.log_index, v.log_durable);
-        redundancy(&v.redundancy, "");
+        redundancy(&v.redundancy, "").iter().for_each(|line| say!("    {line}"));
         for (class, of) in &v.classes {
-            redundancy(of, &format!(" in directories set to {class}"));
+            let place = format!(" in directories set to {class}");
+            redundancy(of, &place).iter().for_each(|line| say!("    {line}"));
         }
         for (id, client, connected) in &v.sessions {
             let how = if *connected { "connected" } else { "away" };
@@ -133,12 +134,12 @@ fn damage(s: &ServerLine) {
     say!("    mended:   {}", s.mended);
 }
 
-fn redundancy(r: &Redundancy, place: &str) {
+/// How a volume's data is replicated, line by line.
+fn redundancy(r: &Redundancy, place: &str) -> Vec<String> {
     let min = match r.min_replicas {
         0 | 1 => String::new(),
         min => format!(", at least {min} to write"),
     };
-    say!("    replicas: {} wanted{place}{min}", r.replicas);
     let mut groups = format!("{} full", r.full);
     if r.degraded > 0 {
         groups.push_str(&format!(", {} degraded ({} replicas missing)", r.degraded, r.missing));
@@ -146,8 +147,45 @@ fn redundancy(r: &Redundancy, place: &str) {
     if r.unavailable > 0 {
         groups.push_str(&format!(", {} unavailable", r.unavailable));
     }
-    say!("    groups:   {groups}, of {}", r.groups);
+    let mut lines = vec![
+        format!("replicas: {} wanted{place}{min}", r.replicas),
+        format!("groups:   {groups}, of {}", r.groups),
+    ];
     if r.repairing > 0 {
-        say!("    repair:   {} groups, {} chunks left as far as known", r.repairing, r.lacking);
+        let (groups, chunks) = (r.repairing, r.lacking);
+        lines.push(format!("repair:   {groups} groups, {chunks} chunks left as far as known"));
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_replicas_still_lack_is_a_line_of_its_own() {
+        let well =
+            Redundancy { replicas: 2, min_replicas: 1, groups: 16, full: 16, ..Default::default() };
+        assert_eq!(redundancy(&well, ""), ["replicas: 2 wanted", "groups:   16 full, of 16"]);
+        let ill = Redundancy {
+            replicas: 3,
+            min_replicas: 2,
+            groups: 16,
+            full: 9,
+            degraded: 5,
+            missing: 6,
+            waiting: 1,
+            unavailable: 2,
+            repairing: 4,
+            lacking: 31,
+        };
+        assert_eq!(
+            redundancy(&ill, " here"),
+            [
+                "replicas: 3 wanted here, at least 2 to write",
+                "groups:   9 full, 5 degraded (6 replicas missing), 2 unavailable, of 16",
+                "repair:   4 groups, 31 chunks left as far as known",
+            ]
+        );
     }
 }

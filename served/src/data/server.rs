@@ -109,6 +109,8 @@ pub struct DataOptions {
     pub tier: Option<TierOptions>,
     /// How fast chunks are copied to replicas that lack them, in bytes per second; 0 for as fast as it goes.
     pub repair_rate: u64,
+    /// What is damaged and could not be mended for so long counts as lost: a replica that is to get it is told so.
+    pub loss_after: Duration,
     /// Bounds of the endpoint.
     pub limits: Limits,
     /// Counters of the endpoint.
@@ -131,6 +133,7 @@ impl DataOptions {
             key_file: None,
             tier: None,
             repair_rate: 128 << 20,
+            loss_after: Duration::from_secs(30),
             limits: Limits::default(),
             net_metrics: NetMetrics::default(),
             metrics: DataMetrics::default(),
@@ -361,6 +364,7 @@ async fn serve(
         threads: turns.slots(),
         domain,
         repair_rate: options.repair_rate,
+        loss_after: options.loss_after,
     }));
     tokio::spawn(mending::attend(Arc::downgrade(&replicas)));
     tokio::spawn(tiering::attend(Arc::downgrade(&replicas)));

@@ -53,7 +53,8 @@ impl Bulk {
         outcome
     }
 
-    /// Asks about groups by the present map: with one call to each head.
+    /// Asks about groups by the present map: with one call to each head, and one for each group that has too few replicas: it waits until there
+    /// are more, and the others do not.
     fn add_parts<'a>(
         &'a self,
         groups: impl IntoIterator<Item = GroupId>,
@@ -64,8 +65,14 @@ impl Bulk {
         let mut by_head: BTreeMap<Option<ServerId>, Vec<(GroupId, Epoch)>> = BTreeMap::new();
         for group in groups {
             let chain = map.chain(group).ok_or(Errno::EIO)?;
+            let least = map.pool_of(group).map_or(0, |pool| usize::from(pool.min_replicas));
             let head = chain.head().map(|head| head.server);
-            by_head.entry(head).or_default().push((group, chain.epoch));
+            match chain.replicas.len() < least {
+                true => {
+                    parts.add(self.flush_part(head, vec![(group, chain.epoch)], map.version, pause))
+                }
+                false => by_head.entry(head).or_default().push((group, chain.epoch)),
+            }
         }
         for (head, groups) in by_head {
             for groups in groups.chunks(MAX_FLUSHED) {

@@ -26,7 +26,7 @@ use netfs_common::map::{Chain, ClusterMap, volume_of};
 use netfs_common::wire::Hello;
 use netfs_common::wire::data::Span;
 use tokio::sync::{Notify, Semaphore, watch};
-use tracing::{error, info};
+use tracing::{debug, error};
 
 use super::counters::Counters;
 use super::link::Dialer;
@@ -140,7 +140,7 @@ impl Bulk {
         {
             events.verifiers_changed(&map);
         }
-        info!(version = %map.version, "the cluster map has changed");
+        debug!(version = %map.version, "the cluster map has changed");
         self.map.send_replace(Arc::clone(&map));
         // Nobody adds one any more that the map does not have.
         lock(&self.servers).retain(|id, server| {

@@ -235,10 +235,45 @@ async fn a_chain_without_replicas_is_waited_for_and_left_at_the_end() {
 }
 
 #[tokio::test]
+async fn a_chain_that_is_too_short_does_not_hold_up_the_flushes_of_others() {
+    let (world, vfs, f) = prepared(13, 1).await;
+    let kept = |vfs: &Vfs| {
+        let state = vfs.cache.table.peek(f.0).unwrap();
+        let state = state.state();
+        state.file.as_ref().map_or(0, |file| file.kept.tags().count())
+    };
+    let change = async |least: u8, length: usize| {
+        {
+            let map = &mut lock(&world.data).map;
+            map.version.0 += 1;
+            map.pools[0].min_replicas = least;
+            let chain = &mut map.pools[0].chains[0];
+            chain.epoch.0 += 1;
+            chain.replicas.truncate(length);
+        }
+        world.push_map().await;
+    };
+    change(2, 1).await;
+    write(&vfs, f, 0, &vec![2; SIZE]).await.unwrap();
+    pause(1500).await;
+    let left = kept(&vfs);
+    assert!(left > 0 && left <= 8, "{left} of 16 are not flushed");
+    let sync = syncing(&vfs, f);
+    pause(200).await;
+    assert!(!sync.is_finished());
+    change(1, 1).await;
+    assert_eq!(soon(sync).await.unwrap(), Ok(()));
+    assert_eq!((kept(&vfs), seen_by_another(&world).await), (0, vec![2; SIZE]));
+    vfs.shutdown().await;
+}
+
+#[tokio::test]
 async fn a_chain_without_servers_does_not_hold_up_what_is_in_others() {
     let (world, vfs, f) = prepared(12, 1).await;
     write(&vfs, f, 0, &vec![2; SIZE]).await.unwrap();
-    pause(60).await;
+    while vfs.writeback.pending() > 0 {
+        pause(5).await;
+    }
     let kept = |vfs: &Vfs| {
         let state = vfs.cache.table.peek(f.0).unwrap();
         let state = state.state();

@@ -342,6 +342,13 @@ impl DataStore {
             Op::Extents { span, limit } => bare(self.extents(server, span, limit)),
             Op::PunchSpan { span } => bare(self.punch_span(server, span)),
             Op::Flush { groups } => {
+                let is_short = |group| {
+                    let least = self.map.pool_of(group).unwrap().min_replicas;
+                    self.map.chain(group).unwrap().replicas.len() < usize::from(least)
+                };
+                if groups.iter().any(|(group, _)| is_short(*group)) {
+                    return bare(Reply::Busy);
+                }
                 let mut verifiers = Vec::new();
                 for (group, _) in groups {
                     let chain = self.map.chain(group).unwrap().clone();

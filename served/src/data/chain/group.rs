@@ -53,6 +53,7 @@ pub struct Group<D> {
     me: Replica,
     /// The latest that is known, whether this replica is in it or not.
     chain: Option<Chain>,
+    /// With fewer in the chain nothing is acknowledged.
     min_replicas: usize,
     /// Reads are refused up to this epoch.
     revoked: Option<Epoch>,
@@ -164,6 +165,11 @@ impl<D: Clone> Group<D> {
         self.replicas() == [self.me] && !self.told
     }
 
+    /// Whether fewer replicas have everything than the volume asks for. Then no change is acknowledged, and no flush may be.
+    pub fn is_short(&self) -> bool {
+        self.replicas().len() < self.min_replicas
+    }
+
     /// The replica before this one.
     fn predecessor(&self) -> Option<Replica> {
         self.replicas().get(self.place()?.checked_sub(1)?).copied()
@@ -194,11 +200,14 @@ impl<D: Clone> Group<D> {
         self.sync.as_ref().filter(|sync| sync.is_compared()).map(Sync::left)
     }
 
-    /// Another chain of the group. An older one than is known changes nothing.
+    /// Another chain of the group, or another minimum. An older chain than is known changes nothing.
     pub fn set_chain(&mut self, chain: Chain, min_replicas: usize) -> Vec<Action<D>> {
         let mut out = Vec::new();
         self.min_replicas = min_replicas;
         if self.chain.as_ref().is_some_and(|known| known.epoch >= chain.epoch) {
+            if self.is_head() && self.is_short() {
+                self.refuse_changes(Refusal::Busy, &mut out);
+            }
             return out;
         }
         let (was_head, was_learner) = (self.is_head(), self.is_learner());
@@ -212,10 +221,8 @@ impl<D: Clone> Group<D> {
         let reads = self.reads.drain(..).filter(|read| !read.goes).map(|read| read.call);
         let refused = reads.chain(self.installs.drain(..).map(|(call, _)| call));
         out.extend(refused.map(|call| Action::Refuse(call, stale)));
-        if !(was_head && self.is_head()) {
-            let waiting = self.backlog.drain(..).map(|(call, ..)| call);
-            let callers = self.ops.values_mut().filter_map(|op| op.caller.take());
-            out.extend(waiting.chain(callers).map(|call| Action::Refuse(call, stale)));
+        if !(was_head && self.is_head()) || self.is_short() {
+            self.refuse_changes(stale, &mut out);
         }
         // One that goes on as a learner, or begins to be one, is told again what it lacks. One that has it all now keeps
         // what is noted: it may have to pass it on.
@@ -260,6 +267,14 @@ impl<D: Clone> Group<D> {
         }
         self.advance(&mut out);
         out
+    }
+
+    /// Whoever waits for a change is refused. What is noted goes to its end all the same: others may have it. If a client wants it still, it
+    /// wants it again, and that comes after it.
+    fn refuse_changes(&mut self, refusal: Refusal, out: &mut Vec<Action<D>>) {
+        let waiting = self.backlog.drain(..).map(|(call, ..)| call);
+        let callers = self.ops.values_mut().filter_map(|op| op.caller.take());
+        out.extend(waiting.chain(callers).map(|call| Action::Refuse(call, refusal)));
     }
 
     /// What comes after a change that has not come will not be stored: whoever could have passed that one on is gone. It has not
@@ -323,7 +338,7 @@ impl<D: Clone> Group<D> {
     ) -> Vec<Action<D>> {
         let refusal = match () {
             () if epoch != self.epoch() || !self.is_head() => Some(Refusal::Stale(self.epoch())),
-            () if self.broken || self.replicas().len() < self.min_replicas => Some(Refusal::Busy),
+            () if self.broken || self.is_short() => Some(Refusal::Busy),
             () => None,
         };
         if let Some(refusal) = refusal {

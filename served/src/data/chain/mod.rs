@@ -27,6 +27,9 @@
 //!    that neither reads nor writes starve: a change waits for the reads that came before it, and a read for the changes.
 //! 5. **Epochs.** A message of another epoch than the receiver's is refused. When the chain changes, a replica
 //!    passes on again what the next one has not answered. Identifiers stay, so what has arrived before is known by them.
+//! 6. **Minimum.** While the chain has fewer replicas than the volume asks for, no client is told that a change or a flush is done. Whoever
+//!    waits for a change when the chain becomes that short is refused, as where the head changes: the change may have been made, and goes to its end
+//!    like any other, so reads may show it and do not wait for the chain to grow. What the client repeats comes after it.
 //!
 //! A replica that cannot store what others have stored is [broken](Action::Broken): it leaves the chain. One that restarts is
 //! out of the chain, whatever it has: it comes back as a learner.
@@ -49,7 +52,7 @@
 //! - The learner's chunks are listed in its present epoch and after [`Group::settle`]: what it has forgotten may be being stored.
 //! - A copy reads all of a chunk in one epoch, and ends when that is over or the chunk was removed: it is not held any more.
 //! - A removal is told by [`Group::removed`], and waited for at [`Group::heirs`]. It begins anew if the map has changed meanwhile.
-//! - Flushes reach all members, the learner too, and count if the epoch is still the same.
+//! - Flushes reach all members, the learner too, and count if the epoch is still the same and the chain is not [short](Group::is_short).
 
 mod action;
 mod group;

@@ -9,7 +9,7 @@ use netfs_common::id::ClusterId;
 use netfs_common::map::{Chain, ClusterMap};
 use netfs_common::net::Payload;
 use netfs_common::warn_rarely;
-use netfs_common::wire::cluster::{Beat, BeatReply, Counts};
+use netfs_common::wire::cluster::{Beat, BeatReply, Counts, TierReport};
 use netfs_common::wire::data::Reply;
 
 use super::lease;
@@ -212,7 +212,15 @@ impl Replicas {
                 mended: self.metrics.mended.get(),
             },
             work: self.metrics.work(),
-            tier: self.tier.as_ref().map(|tier| tier.report(usage.away_bytes)),
+            tier: match &self.tier {
+                Some(tier) => Some(tier.report(usage.away_bytes)),
+                None if usage.away_bytes > 0 => Some(TierReport {
+                    trouble: Some("its settings have no section [tier]".into()),
+                    away_bytes: usage.away_bytes,
+                    ..TierReport::default()
+                }),
+                None => None,
+            },
             lacks: self.loss.lacks(),
             owner: self.owner.known(),
             incomplete: self.loss.is_alone_with_it(),
@@ -238,7 +246,8 @@ impl Replicas {
         self.look_at_usage().await
     }
 
-    async fn look_at_usage(&self) -> Result<Usage, Reply> {
+    /// The store's figures of now.
+    pub(super) async fn look_at_usage(&self) -> Result<Usage, Reply> {
         let chunks = self.chunks.clone();
         let usage = self.blocking(move || chunks.usage()).await;
         let usage = usage.ok_or(Reply::Busy)?.map_err(|error| {

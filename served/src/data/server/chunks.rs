@@ -47,6 +47,9 @@ pub(super) struct Chunks {
 /// Part of a file's chunks, with where they have data, and whether there are more.
 pub(super) type Page = (Vec<(ChunkId, Vec<(u64, u64)>)>, Option<ChunkId>);
 
+/// So much is read at a time where some of it is damaged, and so read again.
+const DAMAGE_STEP: u64 = 64 << 10;
+
 impl Chunks {
     pub(super) fn new(store: Arc<SegmentStore>, max_chunk: u64) -> Chunks {
         let (left, margin) = (AtomicU64::new(u64::MAX), AtomicU64::new(MARGIN));
@@ -245,6 +248,17 @@ impl Chunks {
         self.store.write_away(key(chunk), offset, len, object, version)
     }
 
+    /// Takes over from another replica that a range of a chunk is lost.
+    pub(super) fn write_bad(
+        &self,
+        chunk: ChunkId,
+        version: Version,
+        offset: u64,
+        len: u64,
+    ) -> Result<i64, StoreError> {
+        self.store.write_bad(key(chunk), offset, len, ChunkVersion(version.0))
+    }
+
     /// A chunk's version.
     pub(super) fn version(&self, chunk: ChunkId) -> Version {
         Version(self.store.version(key(chunk)).0)
@@ -257,21 +271,46 @@ impl Chunks {
         (Version(version.0), ranges.into_iter().map(wide).collect())
     }
 
-    /// What a range consists of, if part of it cannot be read.
+    /// What those of some places of a chunk consist of that cannot be read.
     pub(super) fn damaged(
         &self,
         chunk: ChunkId,
-        offset: u64,
+        places: &[u64],
         len: u64,
-    ) -> Result<Option<Patch>, StoreError> {
-        let patch = self.store.patch(key(chunk), offset, len)?;
-        match self.store.read(key(chunk), offset, len) {
-            Ok(_) => Ok(None),
-            Err(StoreError::Corrupt { .. }) => Ok(Some(patch)),
+    ) -> Vec<(u64, Result<Option<Patch>, StoreError>)> {
+        let is_damaged = |at| match self.store.read(key(chunk), at, len) {
             // Nothing that is away is damaged here; the rest is found again.
-            Err(StoreError::Away { .. }) => Ok(None),
+            Ok(_) | Err(StoreError::Away { .. }) => Ok(false),
+            Err(StoreError::Corrupt { .. }) => Ok(true),
             Err(error) => Err(error),
+        };
+        let seen: Vec<_> = places.iter().map(|at| (*at, is_damaged(*at))).collect();
+        // Afterwards, and thus of one version, unless it is written to in this very moment.
+        let patch = |(at, is)| match is {
+            Ok(true) => (at, self.store.patch(key(chunk), at, len).map(Some)),
+            Ok(false) => (at, Ok(None)),
+            Err(error) => (at, Err(error)),
+        };
+        seen.into_iter().map(patch).collect()
+    }
+
+    /// All ranges of a chunk that are damaged.
+    pub(super) fn damaged_in(&self, chunk: ChunkId) -> Vec<(u64, u64)> {
+        let mut found = Vec::new();
+        for (mut at, len) in self.outline(chunk).1 {
+            let end = at + len;
+            while at < end {
+                let step = (end - at).min(DAMAGE_STEP);
+                at = match self.store.read(key(chunk), at, step) {
+                    Err(StoreError::Corrupt { offset, len, .. }) if offset + len > at => {
+                        found.push((offset, len));
+                        offset + len
+                    }
+                    _ => at + step,
+                };
+            }
         }
+        found
     }
 
     /// A range with the version that it is of; `None` if it was changed meanwhile.

@@ -19,7 +19,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Replicas {
     /// Flushes groups of which this server is the head, at all replicas. What was answered to clients before is stored by
-    /// all of them, so that they need only flush.
+    /// all of them, so that they need only flush. Where fewer replicas are than the volume asks for the client has to wait.
     pub(super) async fn flush(
         self: &Arc<Self>,
         groups: Vec<(GroupId, Epoch)>,
@@ -39,6 +39,9 @@ impl Replicas {
             if chain.epoch != *epoch {
                 return Err(Reply::StaleEpoch(chain.epoch));
             }
+            if slot.group.is_short() {
+                return Err(Reply::Busy);
+            }
             verifiers.push(chain.verifier);
             // The learner too: it may be a replica by the time this is answered.
             for member in chain.members().filter(|member| member.instance != self.instance) {
@@ -57,6 +60,10 @@ impl Replicas {
         for (id, epoch) in &groups {
             if self.epoch(*id) != Some(*epoch) {
                 return Err(Reply::StaleEpoch(self.epoch(*id).unwrap_or_default()));
+            }
+            // The minimum may have been raised meanwhile, in the same epoch.
+            if self.slot(*id).is_none_or(|slot| lock(&slot).group.is_short()) {
+                return Err(Reply::Busy);
             }
         }
         Ok(verifiers)

@@ -137,6 +137,10 @@ enum Piece {
         len: u64,
         object: Version,
     },
+    /// It is lost.
+    Bad {
+        len: u64,
+    },
 }
 
 /// What a call is answered with.
@@ -290,6 +294,18 @@ impl Handler {
                 let task = async move { this.install(group, epoch, install, piece).await };
                 return self.to_its_end(work, task).await;
             }
+            (PeerOp::InstallBad { install, len }, At::Group { group, epoch }) => {
+                self.fits(install.offset, len)?;
+                self.belongs(install.chunk, group)?;
+                if !payload.is_empty() || len == 0 {
+                    return Err(Reply::Failed(Errno::EINVAL));
+                }
+                let work = self.begin(client).await?;
+                let this = self.clone();
+                let piece = Piece::Bad { len };
+                let task = async move { this.install(group, epoch, install, piece).await };
+                return self.to_its_end(work, task).await;
+            }
             (PeerOp::Needed { objects }, At::Group { group, epoch }) => {
                 if objects.len() > MAX_OBJECTS {
                     return Err(Reply::Failed(Errno::EINVAL));
@@ -331,6 +347,8 @@ impl Handler {
                     let chunks = self.chunks.clone();
                     let read = move || chunks.read_version(chunk, offset, len);
                     let found = self.try_stored(client, read).await?;
+                    // Nothing changes it as long as it is shown.
+                    let version = self.chunks.version(chunk);
                     replicas.still(group, epoch).map_err(refused)?;
                     // No change of the chunk waits for the bucket.
                     drop(shown);
@@ -339,6 +357,11 @@ impl Handler {
                             return Ok((Reply::Fetched(version), data.into()));
                         }
                         Ok(None) => return Err(Reply::Busy),
+                        // Whoever asks wants to know whether it is lost.
+                        Err(error) if error.is_rotten() => {
+                            self.failed(&error);
+                            return Ok((Reply::Fetched(version), Bytes::new()));
+                        }
                         Err(error) => self.fetch_or_fail(&error).await?,
                     }
                 }
@@ -631,6 +654,10 @@ impl Handler {
             return Ok((Reply::Stored { full: true }, Bytes::new()));
         }
         let chunks = self.chunks.clone();
+        let lost = match &piece {
+            Piece::Bad { len } => Some(*len),
+            Piece::Bytes(_) | Piece::Away { .. } => None,
+        };
         let work = move || {
             if install.first {
                 chunks.erase(chunk)?;
@@ -644,11 +671,17 @@ impl Handler {
                     let range = (install.offset, len);
                     chunks.write_away(chunk, install.version, range, object)?;
                 }
+                Piece::Bad { len } => {
+                    chunks.write_bad(chunk, install.version, install.offset, len)?;
+                }
             }
             Ok(())
         };
         let done = self.replicas.blocking(work).await.ok_or(Reply::Failed(Errno::EIO))?;
         done.map_err(|error| self.failed(&error))?;
+        if let Some(len) = lost {
+            self.replicas.damage.note(chunk, install.offset, len);
+        }
         Ok((Reply::Stored { full: false }, Bytes::new()))
     }
 

@@ -4,8 +4,15 @@
 //! damaged copy knows what belongs there; it is put there if that part of the chunk has not changed since the version was
 //! looked at. Where versions differ something is under way, and it is tried again. A replica whose bytes are away fetches them for that. The
 //! object of that version in the bucket, if there is one, is as good as a replica.
+//!
+//! A *place* is a block of a chunk: one replica may have what lies beside what another one lacks.
+//!
+//! A place counts as lost when a learner is taught (`teaching.rs`) if for a while all who could have its bytes have said that they have them not: each other
+//! replica that its copy is damaged there in the very version that is here, the bucket that it has no good object of it. Who did not answer, was busy or
+//! shows another version has said nothing. What is lost stays so in later versions: it is written over, or the same bytes. It is tried further: replicas with the same version stay good for each other, whichever of them finds the bytes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -19,40 +26,171 @@ use tokio::sync::Notify;
 
 use super::metrics::DataMetrics;
 use super::replicas::{Replicas, lock};
-use crate::data::store::StoreError;
+use crate::data::store::{Patch, StoreError};
+use crate::data::tier::Object;
 
 /// So many damaged places are remembered; the scrub finds the others again.
-const MAX_PLACES: usize = 4096;
-/// Between attempts.
+const MAX_PLACES: usize = 1 << 16;
+/// A place: so long, and at a multiple of it.
+const PLACE: u64 = 4096;
+/// Between attempts, at first, and where nobody has what was there.
 const PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(15);
 /// Another replica has this long to answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Damaged places that are to be mended.
 #[derive(Debug)]
 pub(super) struct Damage {
-    places: Mutex<BTreeMap<(ChunkId, u64), u64>>,
+    places: Mutex<Places>,
     found: Notify,
     metrics: DataMetrics,
+    /// What could not be mended for so long is lost.
+    loss_after: Duration,
+}
+
+type Where = (ChunkId, u64);
+
+#[derive(Debug, Default)]
+struct Places {
+    all: BTreeMap<Where, Place>,
+    /// Those of them that nobody has, as it seems.
+    lost: BTreeSet<Where>,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    /// It is tried again at that time, and then after so long.
+    next: Instant,
+    pause: Duration,
+    /// All have said since then that they have it not.
+    lost: Option<Instant>,
+    /// It was found once more since it was last looked at.
+    again: bool,
+}
+
+/// What came of an attempt. Of several, the last one counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    /// Nothing is left to be done.
+    Mended,
+    /// Nobody has the bytes.
+    Lost,
+    /// Somebody may have the bytes.
+    Later,
+}
+
+/// A part of a damaged place that has data, and what was found of it.
+#[derive(Debug)]
+struct Piece {
+    place: u64,
+    patch: Patch,
+    range: (u64, u64),
+    /// All who were asked have said that they have it not.
+    all_said: bool,
+    good: Option<Vec<u8>>,
+}
+
+/// What somebody who may have good bytes says.
+#[derive(Debug)]
+pub(super) enum Said<T> {
+    /// These.
+    Has(T),
+    /// It has not all of them, and will not have them.
+    HasNot,
+    /// It cannot tell: reading some of them fails.
+    Fails,
+    /// Nothing, for now.
+    Nothing,
+}
+
+impl Piece {
+    fn end(&self) -> u64 {
+        self.range.0 + self.range.1
+    }
 }
 
 impl Damage {
-    pub(super) fn new(metrics: DataMetrics) -> Damage {
-        Damage { places: Mutex::default(), found: Notify::new(), metrics }
+    pub(super) fn new(metrics: DataMetrics, loss_after: Duration) -> Damage {
+        Damage { places: Mutex::default(), found: Notify::new(), metrics, loss_after }
     }
 
-    /// A place was found damaged.
+    /// A range was found damaged.
     pub(super) fn note(&self, chunk: ChunkId, offset: u64, len: u64) {
         let mut places = lock(&self.places);
-        if places.len() < MAX_PLACES {
-            let known = places.entry((chunk, offset)).or_default();
-            if *known == 0 {
-                self.metrics.damaged.inc();
+        for at in blocks(offset, len) {
+            if let Some(place) = places.all.get_mut(&(chunk, at)) {
+                place.again = true;
+                continue;
             }
-            *known = len.max(*known);
+            if places.all.len() >= MAX_PLACES {
+                // What nobody has gives way to what somebody may have.
+                let Some(lost) = places.lost.pop_first() else { return };
+                places.all.remove(&lost);
+            }
+            self.metrics.damaged.inc();
+            let place = Place { next: Instant::now(), pause: PAUSE, lost: None, again: false };
+            places.all.insert((chunk, at), place);
         }
         drop(places);
         self.found.notify_one();
+    }
+
+    /// Whether nobody has any of a range any more.
+    pub(super) fn is_lost(&self, chunk: ChunkId, (offset, len): (u64, u64)) -> bool {
+        let places = lock(&self.places);
+        blocks(offset, len).all(|at| places.all.get(&(chunk, at)).is_some_and(|p| self.lost(p)))
+    }
+
+    /// Whether somebody may have what some place of a chunk had.
+    pub(super) fn may_mend(&self, chunk: ChunkId) -> bool {
+        let places = lock(&self.places);
+        let mut of_chunk = places.all.range((chunk, 0)..=(chunk, u64::MAX));
+        of_chunk.any(|(_, place)| !self.lost(place))
+    }
+
+    fn lost(&self, place: &Place) -> bool {
+        place.lost.is_some_and(|since| since.elapsed() >= self.loss_after)
+    }
+
+    /// What is to be tried now, ascending, by chunk.
+    fn due(&self) -> Vec<(ChunkId, Vec<u64>)> {
+        let now = Instant::now();
+        let mut places = lock(&self.places);
+        let mut due: Vec<(ChunkId, Vec<u64>)> = Vec::new();
+        for ((chunk, at), place) in places.all.iter_mut().filter(|(_, place)| place.next <= now) {
+            place.again = false;
+            match due.last_mut() {
+                Some((last, of_chunk)) if last == chunk => of_chunk.push(*at),
+                _ => due.push((*chunk, vec![*at])),
+            }
+        }
+        due
+    }
+
+    fn tried(&self, at: Where, outcome: Outcome) {
+        let mut places = lock(&self.places);
+        let Places { all, lost } = &mut *places;
+        let Some(place) = all.get_mut(&at) else { return };
+        match outcome {
+            Outcome::Mended if !place.again => {
+                all.remove(&at);
+                lost.remove(&at);
+                return;
+            }
+            // It may be damaged since it was looked at; or somebody may have the bytes.
+            Outcome::Mended | Outcome::Later => {
+                (place.lost, place.pause) = (None, PAUSE);
+                lost.remove(&at);
+            }
+            Outcome::Lost => {
+                place.lost = place.lost.or(Some(Instant::now()));
+                place.pause = (place.pause * 2).min(MAX_PAUSE);
+                lost.insert(at);
+            }
+        }
+        place.next = Instant::now() + place.pause;
     }
 
     /// An error that a read ended with may say that.
@@ -67,91 +205,147 @@ impl Damage {
 pub(super) async fn attend(replicas: Weak<Replicas>) {
     loop {
         let Some(this) = replicas.upgrade() else { return };
-        let next: Vec<_> = lock(&this.damage.places).iter().map(|(at, len)| (*at, *len)).collect();
-        if next.is_empty() {
+        let due = this.damage.due();
+        if due.is_empty() {
             // Not for ever: it would keep the replicas alive. Either way it is looked again.
             let _ = tokio::time::timeout(PAUSE, this.damage.found.notified()).await;
             continue;
         }
-        let mut left = false;
-        for ((chunk, offset), len) in next {
-            match this.mend(chunk, offset, len).await {
-                true => drop(lock(&this.damage.places).remove(&(chunk, offset))),
-                false => left = true,
+        for (chunk, places) in due {
+            for (at, outcome) in this.mend(chunk, places).await {
+                this.damage.tried((chunk, at), outcome);
             }
-        }
-        drop(this);
-        if left {
-            tokio::time::sleep(PAUSE).await;
         }
     }
 }
 
 impl Replicas {
-    /// Whether nothing is left to be done about a place.
-    async fn mend(self: &Arc<Self>, chunk: ChunkId, offset: u64, len: u64) -> bool {
+    /// Tries to mend some places of a chunk, all at once: each replica and the object store are asked for what they may have in one go. What came of each.
+    async fn mend(
+        self: &Arc<Self>,
+        chunk: ChunkId,
+        places: Vec<u64>,
+    ) -> impl Iterator<Item = (u64, Outcome)> + use<> {
+        let all = |outcome| BTreeMap::from_iter(places.iter().map(|at| (*at, outcome)));
         let view = self.view();
-        let Some((group, chain)) = view.map.chain_of(chunk) else { return true };
-        let others: Vec<_> =
-            chain.replicas.iter().filter(|r| r.instance != self.instance).copied().collect();
-        if !chain.members().any(|member| member.instance == self.instance) {
-            return true;
-        }
-        let chunks = self.chunks.clone();
-        let damaged = move || chunks.damaged(chunk, offset, len);
-        let patch = match self.blocking(damaged).await {
-            Some(Ok(Some(patch))) => patch,
-            Some(Ok(None)) => return true,
-            Some(Err(_)) | None => return false,
+        let chain = view.map.chain_of(chunk);
+        let Some((group, chain)) =
+            chain.filter(|(_, chain)| chain.members().any(|m| m.instance == self.instance))
+        else {
+            return all(Outcome::Mended).into_iter();
         };
-        for range in patch.ranges().collect::<Vec<_>>() {
-            let version = Version(patch.version().0);
-            let mut data = None;
-            for other in &others {
-                data = self.fetch(group, *other, chunk, range, version).await;
-                if data.is_some() {
-                    break;
+        let (chunks, of_chunk) = (self.chunks.clone(), places.clone());
+        let look = move || chunks.damaged(chunk, &of_chunk, PLACE);
+        let Some(damaged) = self.blocking(look).await else {
+            return all(Outcome::Later).into_iter();
+        };
+        let mut outcomes = all(Outcome::Mended);
+        let mut came = |place, outcome: Outcome| {
+            outcomes.entry(place).and_modify(|before| *before = outcome.max(*before));
+        };
+        let mut pieces: Vec<Piece> = Vec::new();
+        for (place, patch) in damaged {
+            match patch {
+                Ok(Some(patch)) => {
+                    // It was written to in this very moment: the latest version is that of others, too.
+                    if pieces.first().is_some_and(|p| p.patch.version() != patch.version()) {
+                        pieces.drain(..).for_each(|p| came(p.place, Outcome::Later));
+                    }
+                    let ranges: Vec<_> = patch.ranges().collect();
+                    let piece = |range| Piece {
+                        place,
+                        patch: patch.clone(),
+                        range,
+                        all_said: true,
+                        good: None,
+                    };
+                    pieces.extend(ranges.into_iter().map(piece));
                 }
-            }
-            let from = if data.is_some() { "another replica" } else { "the object store" };
-            if data.is_none() {
-                data = self.of_object(chunk, range, version).await;
-            }
-            let Some(data) = data else {
-                if others.is_empty() {
-                    warn_rarely!(
-                        Duration::from_secs(60),
-                        ?chunk,
-                        offset,
-                        len,
-                        "a chunk is damaged, and there is no other replica to mend it from"
-                    );
-                }
-                return false;
-            };
-            let (chunks, patch) = (self.chunks.clone(), patch.clone());
-            let put = move || chunks.store().mend(&patch, range, &data);
-            match self.blocking(put).await {
-                Some(Ok(true)) => {
-                    self.metrics.mended.inc();
-                    tracing::warn!(
-                        ?chunk,
-                        offset = range.0,
-                        len = range.1,
-                        from,
-                        "damaged data was replaced"
-                    );
-                }
-                // It was written to meanwhile: what is there now is new.
-                Some(Ok(false)) => {}
-                Some(Err(error)) => {
-                    self.metrics.store_failed(&error);
-                    return false;
-                }
-                None => return false,
+                Ok(None) => {}
+                Err(_) => came(place, Outcome::Later),
             }
         }
-        true
+        let Some(version) = pieces.first().map(|piece| Version(piece.patch.version().0)) else {
+            return outcomes.into_iter();
+        };
+        let others = chain.replicas.iter().filter(|r| r.instance != self.instance);
+        for other in others {
+            let mut inquiry = Inquiry::new(&pieces);
+            while let Some(range) = inquiry.question(&pieces) {
+                let said = self.fetch(group, *other, chunk, range, version).await;
+                inquiry.answer(&mut pieces, said);
+            }
+        }
+        if pieces.iter().any(|piece| piece.good.is_none()) {
+            let object = self.of_object(chunk, version).await;
+            for piece in pieces.iter_mut().filter(|piece| piece.good.is_none()) {
+                match &object {
+                    Said::Has(object) => {
+                        piece.good = part(object, piece.range);
+                        piece.all_said = false;
+                    }
+                    Said::HasNot => {}
+                    Said::Fails | Said::Nothing => piece.all_said = false,
+                }
+            }
+        }
+        // The bucket cannot be asked for what has no version.
+        let all_asked = version != Version::NONE || self.tier.is_none();
+        for piece in pieces.iter().filter(|piece| piece.good.is_none()) {
+            let is_lost = piece.all_said && all_asked;
+            came(piece.place, if is_lost { Outcome::Lost } else { Outcome::Later });
+            if piece.all_said {
+                let (offset, len) = piece.range;
+                warn_rarely!(
+                    Duration::from_secs(60),
+                    ?chunk,
+                    offset,
+                    len,
+                    "a chunk is damaged, and nobody has what was there"
+                );
+            }
+        }
+        let found: Vec<_> = pieces.into_iter().filter(|piece| piece.good.is_some()).collect();
+        for (place, outcome) in self.put_back(chunk, found).await {
+            came(place, outcome);
+        }
+        outcomes.into_iter()
+    }
+
+    /// Puts what was found where it belongs. What came of each place.
+    async fn put_back(&self, chunk: ChunkId, found: Vec<Piece>) -> Vec<(u64, Outcome)> {
+        let places: Vec<u64> = found.iter().map(|piece| piece.place).collect();
+        let chunks = self.chunks.clone();
+        let put = move || {
+            let put = |piece: Piece| {
+                let done =
+                    chunks.store().mend(&piece.patch, piece.range, &piece.good.unwrap_or_default());
+                (piece.place, piece.range, done)
+            };
+            found.into_iter().map(put).collect::<Vec<_>>()
+        };
+        let Some(done) = self.blocking(put).await else {
+            return places.into_iter().map(|place| (place, Outcome::Later)).collect();
+        };
+        let outcome = |(place, (offset, len), done)| match done {
+            Ok(true) => {
+                self.metrics.mended.inc();
+                tracing::warn!(
+                    ?chunk,
+                    offset,
+                    len,
+                    "damaged data was replaced by what another has"
+                );
+                (place, Outcome::Mended)
+            }
+            // It was written to meanwhile, or moved with what is wrong: that is looked at.
+            Ok(false) => (place, Outcome::Later),
+            Err(error) => {
+                self.metrics.store_failed(&error);
+                (place, Outcome::Later)
+            }
+        };
+        done.into_iter().map(outcome).collect()
     }
 
     /// A range of a chunk in this version, from another replica.
@@ -162,9 +356,11 @@ impl Replicas {
         chunk: ChunkId,
         (offset, len): (u64, u64),
         version: Version,
-    ) -> Option<Vec<u8>> {
+    ) -> Said<Vec<u8>> {
         let view = self.view();
-        let epoch = view.map.chain(group)?.epoch;
+        let Some(epoch) = view.map.chain(group).map(|chain| chain.epoch) else {
+            return Said::Nothing;
+        };
         let mut whole = Vec::new();
         while (whole.len() as u64) < len {
             let (at, step) = (offset + whole.len() as u64, len - whole.len() as u64);
@@ -174,15 +370,261 @@ impl Replicas {
             let deadline = Some(Instant::now() + CALL_TIMEOUT);
             let call = self.peers.call(&view.map, from.server, &request, Bytes::new(), deadline);
             match call.await {
-                Ok((Reply::Fetched(theirs), data)) if theirs == version && !data.is_empty() => {
-                    whole.extend_from_slice(&data.into_bytes());
+                // Not one that is just not to be asked now.
+                Ok((Reply::Failed(_), _)) => return Said::Fails,
+                Ok((Reply::Fetched(theirs), data)) if theirs == version => {
+                    let data = data.into_bytes();
+                    if data.is_empty() {
+                        return Said::HasNot;
+                    }
+                    whole.extend_from_slice(&data);
                 }
                 answer => {
                     tracing::debug!(?chunk, ?answer, %version, "nothing to mend a chunk with");
-                    return None;
+                    return Said::Nothing;
                 }
             }
         }
-        (whole.len() as u64 == len && version != Version::NONE).then_some(whole)
+        match whole.len() as u64 == len && version != Version::NONE {
+            true => Said::Has(whole),
+            false => Said::Nothing,
+        }
+    }
+}
+
+/// What somebody is asked for: what is still lacking, and as much at once as lies together and fits a message. Who has not all of that may have
+/// some. Who says nothing is not asked on.
+struct Inquiry(Vec<Range<usize>>);
+
+impl Inquiry {
+    fn new(pieces: &[Piece]) -> Inquiry {
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for (at, piece) in pieces.iter().enumerate().filter(|(_, piece)| piece.good.is_none()) {
+            let follows =
+                |run: &Range<usize>| run.end == at && pieces[run.end - 1].end() == piece.range.0;
+            match runs.last_mut() {
+                Some(run)
+                    if follows(run) && piece.end() - pieces[run.start].range.0 <= MAX_PAYLOAD =>
+                {
+                    run.end += 1;
+                }
+                _ => runs.push(at..at + 1),
+            }
+        }
+        Inquiry(runs)
+    }
+
+    /// The range of the chunk that comes next.
+    fn question(&self, pieces: &[Piece]) -> Option<(u64, u64)> {
+        let run = self.0.last().map(|run| &pieces[run.clone()])?;
+        let from = run.first()?.range.0;
+        Some((from, run.last()?.end() - from))
+    }
+
+    /// What was said to that.
+    fn answer(&mut self, pieces: &mut [Piece], said: Said<Vec<u8>>) {
+        let Some(run) = self.0.pop() else { return };
+        match said {
+            Said::Has(data) => {
+                let mut rest = data.as_slice();
+                for piece in &mut pieces[run] {
+                    let Some((own, after)) = rest.split_at_checked(piece.range.1 as usize) else {
+                        piece.all_said = false;
+                        continue;
+                    };
+                    piece.good = Some(own.to_vec());
+                    rest = after;
+                }
+            }
+            Said::HasNot | Said::Fails if run.len() > 1 => {
+                let middle = run.start + run.len() / 2;
+                self.0.extend([middle..run.end, run.start..middle]);
+            }
+            Said::HasNot => {}
+            Said::Fails => pieces[run].iter_mut().for_each(|piece| piece.all_said = false),
+            Said::Nothing => {
+                for run in self.0.drain(..).chain([run]) {
+                    pieces[run].iter_mut().for_each(|piece| piece.all_said = false);
+                }
+            }
+        }
+    }
+}
+
+/// A range of a chunk, of its object.
+fn part(object: &Object, (offset, len): (u64, u64)) -> Option<Vec<u8>> {
+    let mut out = vec![0; usize::try_from(len).ok()?];
+    object.fill(u32::try_from(offset).ok()?, &mut out);
+    Some(out)
+}
+
+/// The places of a range.
+fn blocks(offset: u64, len: u64) -> impl Iterator<Item = u64> {
+    let end = offset.saturating_add(len);
+    (offset / PLACE * PLACE..end).step_by(PLACE as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::data::store::{SegmentStore, StoreConfig};
+
+    use super::*;
+
+    fn chunk(index: u64) -> ChunkId {
+        ChunkId { ino: netfs_common::id::Ino(1), generation: 0, index }
+    }
+
+    #[test]
+    fn a_place_is_lost_when_all_have_said_so_for_long_enough() {
+        for (after, is_long_enough) in [(Duration::ZERO, true), (Duration::from_secs(999), false)] {
+            let damage = Damage::new(DataMetrics::default(), after);
+            damage.note(chunk(1), 4097, PLACE);
+            assert_eq!(damage.due(), [(chunk(1), vec![PLACE, 2 * PLACE])]);
+            let is_lost = |of, at, len| damage.is_lost(chunk(of), (at, len));
+            assert!(!is_lost(1, 5000, 5), "nobody was asked");
+            damage.tried((chunk(1), PLACE), Outcome::Lost);
+            assert_eq!(is_lost(1, 5000, 5), is_long_enough);
+            assert_eq!(is_lost(1, PLACE, PLACE), is_long_enough);
+            assert!(
+                !is_lost(1, PLACE, PLACE + 1) && !is_lost(1, PLACE - 1, 9) && !is_lost(0, 5000, 5)
+            );
+            assert!(damage.may_mend(chunk(1)) && !damage.may_mend(chunk(0)));
+            // Found once more is no news; that somebody says nothing is.
+            damage.note(chunk(1), PLACE, 5);
+            assert_eq!(is_lost(1, 5000, 5), is_long_enough);
+            damage.tried((chunk(1), 2 * PLACE), Outcome::Lost);
+            assert_eq!(damage.may_mend(chunk(1)), !is_long_enough);
+            assert_eq!(is_lost(1, PLACE, 2 * PLACE), is_long_enough);
+            damage.tried((chunk(1), PLACE), Outcome::Later);
+            assert!(!is_lost(1, PLACE, 5));
+            assert_eq!(damage.metrics.damaged.get(), 2);
+        }
+    }
+
+    #[test]
+    fn what_is_lost_is_tried_less_and_less_and_gives_way_to_others() {
+        let damage = Damage::new(DataMetrics::default(), Duration::ZERO);
+        for index in 0..MAX_PLACES as u64 {
+            damage.note(chunk(index), 0, 5);
+        }
+        damage.note(chunk(1 << 40), 0, 5);
+        assert_eq!(damage.due().len(), MAX_PLACES);
+        for index in 0..MAX_PLACES as u64 {
+            damage.tried((chunk(index), 0), Outcome::Lost);
+        }
+        assert!(damage.due().is_empty());
+        damage.note(chunk(1 << 40), 0, 5);
+        assert_eq!(damage.due(), [(chunk(1 << 40), vec![0])]);
+        for _ in 0..20 {
+            damage.tried((chunk(1), 0), Outcome::Lost);
+        }
+        assert_eq!(lock(&damage.places).all[&(chunk(1), 0)].pause, MAX_PAUSE);
+        // What was found while it was mended is looked at once more.
+        damage.note(chunk(1), 0, 5);
+        damage.tried((chunk(1), 0), Outcome::Mended);
+        assert!(!damage.is_lost(chunk(1), (0, 5)) && damage.may_mend(chunk(1)));
+        assert_eq!(lock(&damage.places).lost.len(), MAX_PLACES - 2);
+        lock(&damage.places).all.get_mut(&(chunk(1), 0)).unwrap().next = Instant::now();
+        assert!(damage.due().contains(&(chunk(1), vec![0])));
+        damage.tried((chunk(1), 0), Outcome::Mended);
+        assert!(!lock(&damage.places).all.contains_key(&(chunk(1), 0)));
+        assert_eq!(lock(&damage.places).lost.len(), MAX_PLACES - 2);
+    }
+
+    /// Pieces of `len` bytes from each of these offsets on; a patch for them does not matter here.
+    fn pieces(dir: &std::path::Path, offsets: &[u64], len: u64) -> Vec<Piece> {
+        let store = SegmentStore::open(dir, StoreConfig::default()).unwrap().0;
+        let patch = store.patch(super::super::chunks::key(chunk(1)), 0, 5).unwrap();
+        let piece = |at: &u64| Piece {
+            place: *at / PLACE * PLACE,
+            patch: patch.clone(),
+            range: (*at, len),
+            all_said: true,
+            good: None,
+        };
+        offsets.iter().map(piece).collect()
+    }
+
+    /// Asks somebody who has all but these bytes, each of which is its offset. How often.
+    fn ask(pieces: &mut [Piece], lacks: impl Fn(u64) -> bool) -> usize {
+        let (mut inquiry, mut asked) = (Inquiry::new(pieces), 0);
+        while let Some((offset, len)) = inquiry.question(pieces) {
+            asked += 1;
+            let range = offset..offset + len;
+            let said = match range.clone().any(&lacks) {
+                true => Said::HasNot,
+                false => Said::Has(range.map(|at| at as u8).collect()),
+            };
+            inquiry.answer(pieces, said);
+        }
+        asked
+    }
+
+    #[test]
+    fn what_lies_together_is_asked_for_at_once_and_parts_only_of_who_has_not_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let right = |piece: &Piece| {
+            let (offset, len) = piece.range;
+            let bytes = (offset..offset + len).map(|at| at as u8).collect::<Vec<_>>();
+            piece.good.as_ref().is_none_or(|good| *good == bytes)
+        };
+        // Two runs, of 100 and of 30.
+        let offsets: Vec<u64> = (0..100).chain(200..230).map(|n| n * 10).collect();
+        let mut all = pieces(dir.path(), &offsets, 10);
+        assert_eq!(ask(&mut all, |_| false), 2);
+        assert!(all.iter().all(|piece| right(piece) && piece.good.is_some()));
+        let mut some = pieces(dir.path(), &offsets, 10);
+        let asked = ask(&mut some, |at| at == 505 || at == 2000);
+        assert!((14..=26).contains(&asked), "{asked}");
+        let lacking: Vec<_> = some.iter().filter(|p| p.good.is_none()).map(|p| p.range.0).collect();
+        assert_eq!(lacking, [500, 2000]);
+        assert!(some.iter().all(|piece| right(piece) && piece.all_said));
+        // The next one is asked for these only.
+        assert_eq!(ask(&mut some, |at| at == 2000), 2);
+        let lacking: Vec<_> = some.iter().filter(|p| p.good.is_none()).map(|p| p.range.0).collect();
+        assert_eq!(lacking, [2000]);
+        assert!(some.iter().all(right));
+        // No more than fits a message.
+        let large: Vec<u64> = (0..1024).map(|n| n * PLACE).collect();
+        assert_eq!(ask(&mut pieces(dir.path(), &large, PLACE), |_| false), 4);
+        // Never more than twice as often as there are pieces.
+        let mut none = pieces(dir.path(), &offsets, 10);
+        assert!(ask(&mut none, |_| true) <= 2 * offsets.len());
+        assert!(none.iter().all(|piece| piece.good.is_none() && piece.all_said));
+    }
+
+    #[test]
+    fn who_says_nothing_is_not_asked_on_and_what_it_may_have_is_not_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut some = pieces(dir.path(), &[0, 10, 100, 110], 10);
+        let mut inquiry = Inquiry::new(&some);
+        let first = inquiry.question(&some).unwrap();
+        inquiry.answer(&mut some, Said::Has(vec![1; 20]));
+        assert!(inquiry.question(&some).is_some());
+        inquiry.answer(&mut some, Said::HasNot);
+        inquiry.answer(&mut some, Said::Nothing);
+        assert_eq!(inquiry.question(&some), None);
+        // Who cannot read some of it may have the rest.
+        let mut failing = pieces(dir.path(), &[0, 10, 20], 10);
+        let mut inquiry = Inquiry::new(&failing);
+        while let Some((offset, len)) = inquiry.question(&failing) {
+            let said = match (offset..offset + len).contains(&15) {
+                true => Said::Fails,
+                false => Said::Has(vec![1; len as usize]),
+            };
+            inquiry.answer(&mut failing, said);
+        }
+        let came: Vec<_> = failing.iter().map(|p| (p.good.is_some(), p.all_said)).collect();
+        assert_eq!(came, [(true, true), (false, false), (true, true)]);
+        for piece in &some {
+            let was_first = (first.0..first.0 + first.1).contains(&piece.range.0);
+            assert_eq!((piece.good.is_some(), piece.all_said), (was_first, was_first));
+        }
+        // Less than was asked for is not taken for more.
+        let mut short = pieces(dir.path(), &[0, 10], 10);
+        let mut inquiry = Inquiry::new(&short);
+        inquiry.answer(&mut short, Said::Has(vec![1; 15]));
+        assert_eq!((short[0].good.is_some(), short[1].good.is_some()), (true, false));
+        assert!(!short[1].all_said);
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netfs_common::errno::Errno;
@@ -87,6 +87,8 @@ pub(super) struct Slot {
     pub(super) broken: Option<Epoch>,
     /// Since when the learner takes nothing.
     pub(super) refused: Option<Instant>,
+    /// The chunk that it refused last; `None` for anything else.
+    refused_chunk: Option<ChunkId>,
     /// Held while a piece of a chunk takes its place here, as a learner. A piece that is being stored goes on when its caller has given it
     /// up; whatever comes after it waits for it, and looks again whether it may.
     pub(super) installing: Arc<tokio::sync::Mutex<()>>,
@@ -203,6 +205,8 @@ pub(super) struct Parts {
     pub(super) domain: String,
     /// Bytes per second.
     pub(super) repair_rate: u64,
+    /// What nobody could mend for so long is lost.
+    pub(super) loss_after: Duration,
     /// The bucket for what nobody uses.
     pub(super) tier: Option<Tier>,
     /// Whether the disk has lost something.
@@ -236,7 +240,7 @@ impl Replicas {
             room: Room::default(),
             pace: Pace::new(parts.repair_rate),
             taught: Taught::default(),
-            damage: Damage::new(parts.metrics.clone()),
+            damage: Damage::new(parts.metrics.clone(), parts.loss_after),
             sweeping: tokio::sync::Mutex::default(),
             removals: Removals::default(),
             owner: parts.owner,
@@ -609,15 +613,25 @@ impl Slot {
             synced: None,
             broken: None,
             refused: None,
+            refused_chunk: None,
             installing: Arc::default(),
         }
     }
 
-    /// Whether the learner takes what it is taught.
-    pub(super) fn note_lesson(&mut self, taken: bool) {
+    /// Whether the learner takes what it is taught, which is this chunk if it is one.
+    pub(super) fn note_lesson(&mut self, chunk: Option<ChunkId>, taken: bool) {
         match taken {
             true => self.refused = None,
             false => drop(self.refused.get_or_insert_with(Instant::now)),
+        }
+        self.refused_chunk = chunk.filter(|_| !taken);
+    }
+
+    /// A chunk for the learner cannot be read here. If that is what it refused last, there may be nothing left that it could
+    /// show its good will with.
+    pub(super) fn note_unread(&mut self, chunk: ChunkId) {
+        if self.refused_chunk == Some(chunk) {
+            (self.refused, self.refused_chunk) = (None, None);
         }
     }
 

@@ -13,6 +13,7 @@ use netfs_common::wire::cluster::{Install, PeerOp};
 use netfs_common::wire::data::{At, MAX_PAYLOAD, Op, Reply, Request};
 
 use super::replicas::{Replicas, lock};
+use crate::data::store::StoreError;
 
 /// After a failure.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -21,6 +22,15 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// The first chunk of all.
 const FIRST: ChunkId = ChunkId { ino: Ino(0), generation: 0, index: 0 };
+
+/// Why a chunk is not copied.
+#[derive(Debug)]
+enum Failed {
+    /// The learner did not take it, or did not answer.
+    Refused,
+    /// It cannot be read here. That says nothing of the learner.
+    Unread,
+}
 
 /// What has been copied to learners since the start.
 #[derive(Debug, Default)]
@@ -68,7 +78,7 @@ impl Replicas {
         let compared = async {
             loop {
                 let differ = self.differences(id, epoch, learner).await;
-                self.note_lesson(id, epoch, differ.is_some());
+                self.note_lesson(id, epoch, None, differ.is_some());
                 match differ {
                     Some(differ) => return differ,
                     None => tokio::time::sleep(PAUSE).await,
@@ -79,16 +89,32 @@ impl Replicas {
             differ = compared => differ,
             () = self.epoch_over(id, epoch) => return,
         };
-        tracing::info!(group = %id, server = %learner.server, chunks = differ.len(), "a replica learns what it lacks");
+        // One line for each group, of which there may be hundreds: most lack nothing after a short absence.
+        match differ.len() {
+            0 => tracing::debug!(group = %id, server = %learner.server, "a replica lacks nothing"),
+            chunks => {
+                tracing::info!(group = %id, server = %learner.server, chunks, "a replica learns what it lacks");
+            }
+        }
         self.run(id, |slot| slot.group.compared(learner, differ));
     }
 
     /// A learner that takes nothing for too long is reported like a replica that does not answer.
-    fn note_lesson(&self, id: GroupId, epoch: Epoch, taken: bool) {
+    fn note_lesson(&self, id: GroupId, epoch: Epoch, chunk: Option<ChunkId>, taken: bool) {
         if let Some(slot) = self.slot(id) {
             let mut slot = lock(&slot);
             if slot.group.epoch() == epoch {
-                slot.note_lesson(taken);
+                slot.note_lesson(chunk, taken);
+            }
+        }
+    }
+
+    /// What cannot be read here the learner neither takes nor refuses.
+    fn note_unread(&self, id: GroupId, epoch: Epoch, chunk: ChunkId) {
+        if let Some(slot) = self.slot(id) {
+            let mut slot = lock(&slot);
+            if slot.group.epoch() == epoch {
+                slot.note_unread(chunk);
             }
         }
     }
@@ -171,11 +197,15 @@ impl Replicas {
         learner: Replica,
         chunk: ChunkId,
     ) {
-        let done = tokio::select! {
-            done = self.try_push(id, epoch, learner, chunk) => done.is_some(),
+        let pushed = tokio::select! {
+            pushed = self.try_push(id, epoch, learner, chunk) => pushed,
             () = self.epoch_over(id, epoch) => return,
         };
-        self.note_lesson(id, epoch, done);
+        let done = pushed.is_ok();
+        match pushed {
+            Ok(()) | Err(Failed::Refused) => self.note_lesson(id, epoch, Some(chunk), done),
+            Err(Failed::Unread) => self.note_unread(id, epoch, chunk),
+        }
         if done {
             self.taught.chunks.fetch_add(1, Ordering::Relaxed);
         } else {
@@ -190,9 +220,14 @@ impl Replicas {
         epoch: Epoch,
         learner: Replica,
         chunk: ChunkId,
-    ) -> Option<()> {
+    ) -> Result<(), Failed> {
         let chunks = self.chunks.clone();
-        let (version, ranges) = self.blocking(move || chunks.outline(chunk)).await?;
+        let outline = self.blocking(move || chunks.outline(chunk)).await;
+        let (version, ranges) = outline.ok_or(Failed::Unread)?;
+        // Sooner or later it is mended, or found lost. Until then the learner keeps what it has.
+        if self.damage.may_mend(chunk) {
+            return Err(Failed::Unread);
+        }
         // What is away is not fetched for the learner: it is told where it is. The chunk is held, so all that can happen to what is away is that
         // it comes back, and then its object is still there (`tiering/sweeping.rs`).
         let away = self.chunks.away(chunk);
@@ -212,25 +247,79 @@ impl Replicas {
         }
         while first || !pieces.is_empty() {
             let (offset, len) = pieces.pop().unwrap_or_default();
-            let last = pieces.is_empty();
             self.pace.wait(len).await;
-            let chunks = self.chunks.clone();
-            let data = self.blocking(move || chunks.read(chunk, offset, len)).await?;
-            let data = match data {
-                Ok(data) => data,
-                Err(error) => {
-                    self.damage.note_error(&error);
-                    self.metrics.store_failed(&error);
-                    return None;
+            let (data, lost) = match self.read_piece(chunk, (offset, len)).await? {
+                Ok(data) => (data, 0),
+                Err((from, lost)) => {
+                    let end = offset + len;
+                    pieces.extend(Some((from + lost, end - from - lost)).filter(|rest| rest.1 > 0));
+                    if from > offset {
+                        // What is before it goes first; then it is met again.
+                        pieces.push((from, lost));
+                        pieces.push((offset, from - offset));
+                        continue;
+                    }
+                    (Vec::new(), lost)
                 }
             };
+            let last = pieces.is_empty();
             let version = if last { version } else { Version::NONE };
-            let install = PeerOp::Install(Install { chunk, first, version, offset });
-            self.install(id, epoch, learner, install, Bytes::from(data)).await?;
-            self.taught.bytes.fetch_add(len, Ordering::Relaxed);
+            let install = Install { chunk, first, version, offset };
+            let op = match lost {
+                0 => PeerOp::Install(install),
+                len => PeerOp::InstallBad { install, len },
+            };
+            let bytes = data.len() as u64;
+            self.install(id, epoch, learner, op, Bytes::from(data)).await?;
+            if lost > 0 {
+                tracing::error!(?chunk, offset, len = lost, server = %learner.server, "nobody has these bytes any more: the new replica has them as lost, too");
+            }
+            self.taught.bytes.fetch_add(bytes, Ordering::Relaxed);
             first = false;
         }
-        Some(())
+        Ok(())
+    }
+
+    /// Bytes of a chunk, or the first range of them that is lost: the bytes are others than were written, and all who could have them have said for long
+    /// enough that they have not. What the disk does not give, or what cannot be read for want of a key, is never lost: that may pass, and may be so of all that there is.
+    async fn read_piece(
+        &self,
+        chunk: ChunkId,
+        (offset, len): (u64, u64),
+    ) -> Result<Result<Vec<u8>, (u64, u64)>, Failed> {
+        let chunks = self.chunks.clone();
+        let read = self.blocking(move || chunks.read(chunk, offset, len)).await;
+        let error = match read.ok_or(Failed::Unread)? {
+            Ok(data) => return Ok(Ok(data)),
+            Err(error) => error,
+        };
+        self.damage.note_error(&error);
+        self.metrics.store_failed(&error);
+        match error {
+            StoreError::Corrupt { offset: from, len: lost, rotten: true, .. }
+                if lost > 0
+                    && from >= offset
+                    && from + lost <= offset + len
+                    && self.damage.is_lost(chunk, (from, lost))
+                    && !self.chunks.store().is_poisoned() =>
+            {
+                Ok(Err((from, lost)))
+            }
+            StoreError::Corrupt { rotten: true, .. } => {
+                self.note_damage(chunk).await;
+                Err(Failed::Unread)
+            }
+            _ => Err(Failed::Unread),
+        }
+    }
+
+    /// All that is damaged in a chunk, so that it need not be found piece by piece.
+    async fn note_damage(&self, chunk: ChunkId) {
+        let chunks = self.chunks.clone();
+        let damaged = self.blocking(move || chunks.damaged_in(chunk)).await;
+        for (offset, len) in damaged.unwrap_or_default() {
+            self.damage.note(chunk, offset, len);
+        }
     }
 
     async fn install(
@@ -240,13 +329,14 @@ impl Replicas {
         learner: Replica,
         op: PeerOp,
         data: Bytes,
-    ) -> Option<()> {
-        match self.ask(id, epoch, learner, op, data).await? {
-            Reply::Stored { full: false } => Some(()),
-            reply => {
+    ) -> Result<(), Failed> {
+        match self.ask(id, epoch, learner, op, data).await {
+            Some(Reply::Stored { full: false }) => Ok(()),
+            Some(reply) => {
                 tracing::debug!(group = %id, ?reply, "a learner did not take a chunk");
-                None
+                Err(Failed::Refused)
             }
+            None => Err(Failed::Refused),
         }
     }
 
@@ -259,7 +349,7 @@ impl Replicas {
             }
             () = self.epoch_over(id, epoch) => return,
         };
-        self.note_lesson(id, epoch, done);
+        self.note_lesson(id, epoch, None, done);
         if !done {
             tokio::time::sleep(PAUSE).await;
         }

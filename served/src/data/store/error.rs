@@ -29,6 +29,9 @@ pub enum StoreError {
         len: u64,
         /// What was found.
         why: String,
+        /// The disk gave the bytes, and the checksum says that they are others; or they were noted as lost. It will not pass. Otherwise
+        /// the disk did not give them, or they do not fit the volume's key.
+        rotten: bool,
     },
     /// The volume is encrypted, and its key is not at hand.
     #[error(
@@ -113,6 +116,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether bytes are others than were written, and will stay so; not if the disk does not give them.
+    pub fn is_rotten(&self) -> bool {
+        matches!(self, Self::Corrupt { rotten: true, .. })
+    }
+
     pub(super) fn io(op: &'static str, file: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { op, file: file.into(), source }
     }

@@ -232,7 +232,7 @@ pub(super) enum Kind {
     Punch = 2,
     /// All chunks of the file from this index on are gone.
     Delete = 3,
-    /// These bytes of the chunk were lost to a disk fault; the record that had them is reclaimed.
+    /// These bytes of the chunk were lost to a disk fault; the record that had them is reclaimed, or was another store's.
     Bad = 4,
     /// Says only what is durable.
     Mark = 5,

@@ -1,10 +1,10 @@
-//! Putting good bytes in place of damaged ones, without changing what the chunk says.
+//! Putting good bytes in place of damaged ones, without changing what the chunk says; and taking over that bytes are lost.
 
 use super::error::StoreError;
 use super::extent::Extent;
 use super::format::Kind;
 use super::key::{ChunkKey, ChunkVersion};
-use super::log::Draft;
+use super::log::{Draft, Space};
 use super::segment_store::SegmentStore;
 use super::sync::read;
 
@@ -29,6 +29,26 @@ impl Patch {
 }
 
 impl SegmentStore {
+    /// Says that a range of a chunk is lost, for a copy of a chunk of another store in which it is: reading it fails until it is written anew.
+    ///
+    /// # Errors
+    /// Those of a change; the range cannot be.
+    pub fn write_bad(
+        &self,
+        key: ChunkKey,
+        offset: u64,
+        len: u64,
+        version: ChunkVersion,
+    ) -> Result<i64, StoreError> {
+        let (offset, len) = self.check_range(offset, len)?;
+        if len == 0 {
+            let max = self.config.max_chunk_bytes;
+            return Err(StoreError::OutOfRange { offset: offset.into(), len: 0, max });
+        }
+        let draft = Draft::range(Kind::Bad, key, offset, len).with_version(version);
+        Ok(self.commit(&draft, &[], Space::UseReserve, None)?.unwrap_or(0))
+    }
+
     /// What a range consists of now.
     ///
     /// # Errors

@@ -16,7 +16,7 @@
 //! it refuses every further change: nobody knows then what the disk holds, and only a restart finds out.
 //!
 //! Memory: an extent of 24 bytes per record that lives, and 50 to 120 bytes per chunk, its version included. For data that was
-//! written sequentially in records of a MiB to chunks of 4 MiB that is 50 bytes per MiB (`scripts/bench-store` counts
+//! written sequentially in records of a MiB to chunks of 4 MiB that is some 55 bytes per MiB (`scripts/bench-store` counts
 //! them); in records of 64 KiB about 400, and written page by page 6 KiB. What was
 //! written over dead records takes up to 70 bytes more for each record: 1.5 KiB per MiB in records of 64 KiB, 24 KiB page by page.
 

@@ -13,7 +13,7 @@ use super::extent::Extent;
 use super::format::{Form, Kind, RECORD_HEADER_LEN, RecordHeader, segment_name};
 use super::key::ChunkKey;
 use super::log::{Draft, Space};
-use super::read::{ReadFault, corrupt};
+use super::read::{ReadFault, corrupt, rotten};
 use super::scan::{BadRange, is_medium_error};
 use super::segment_store::SegmentStore;
 use crate::data::codec::{Codec, CodecError, Frame, Table};
@@ -28,7 +28,11 @@ const STEP: u32 = (1 << 20) + (64 << 10);
 /// Bytes that could not be had, and why.
 enum Lost {
     /// They are not what was stored.
-    Damaged(String),
+    Damaged {
+        why: String,
+        /// See [`StoreError::Corrupt`].
+        rotten: bool,
+    },
     /// The disk does not work, or there is no file.
     Failed(io::Error),
 }
@@ -48,7 +52,9 @@ fn read_some(file: &dyn DiskFile, len: usize, at: u64) -> Result<Vec<u8>, Lost> 
     let mut buf = Vec::with_capacity(len);
     match read_full_onto(file, &mut buf, len, at, true) {
         Ok(_) => Ok(buf),
-        Err(e) if is_medium_error(&e) => Err(Lost::Damaged(format!("it cannot be read: {e}"))),
+        Err(e) if is_medium_error(&e) => {
+            Err(Lost::Damaged { why: format!("it cannot be read: {e}"), rotten: false })
+        }
         Err(e) => Err(Lost::Failed(e)),
     }
 }
@@ -62,7 +68,7 @@ impl<'a> Packed<'a> {
     ) -> Result<Self, Lost> {
         let most = Table::most_stored(range) as usize;
         let first = if range.1 <= SMALL { most } else { most.min(PROBE) };
-        let damaged = |error: CodecError| Lost::Damaged(error.to_string());
+        let damaged = |error: CodecError| Lost::Damaged { why: error.to_string(), rotten: true };
         let mut begin = read_some(file, first, at)?;
         let len = Table::len_of(&begin, range).map_err(damaged)?;
         if begin.len() < len && begin.len() == first {
@@ -125,9 +131,12 @@ impl SegmentStore {
     ) -> Result<(), ReadFault> {
         let name = || segment_name(e.at.segment);
         let lost = |lost: Lost, offset: u32, len: u32| match lost {
-            Lost::Damaged(why) => {
+            Lost::Damaged { why, rotten: is_rotten } => {
                 let why = format!("{why}, in {} at {}", name(), e.at.at);
-                corrupt(key, offset, len, why)
+                match is_rotten {
+                    true => rotten(key, offset, len, why),
+                    false => corrupt(key, offset, len, why),
+                }
             }
             Lost::Failed(error) => StoreError::io("read", name())(error),
         };
@@ -159,13 +168,16 @@ impl SegmentStore {
             for frame in step {
                 let (from, to) = (frame.offset.max(e.offset), frame.end().min(e.end()));
                 plain.clear();
-                let sound = frame.verify(&key, stored_of(step, frame, &bytes)).and_then(|()| {
-                    let at = (frame.at - base) as usize;
-                    let stored = &mut bytes[at..at + frame.stored as usize];
-                    opener.open(&key, frame, stored, &mut plain)
-                });
-                let damaged = |error: CodecError| Lost::Damaged(error.to_string());
-                sound.map_err(|error| lost(damaged(error), from, to - from))?;
+                let damaged = |error: CodecError, rotten: bool| {
+                    lost(Lost::Damaged { why: error.to_string(), rotten }, from, to - from)
+                };
+                frame
+                    .verify(&key, stored_of(step, frame, &bytes))
+                    .map_err(|error| damaged(error, true))?;
+                let at = (frame.at - base) as usize;
+                let stored = &mut bytes[at..at + frame.stored as usize];
+                let opened = opener.open(&key, frame, stored, &mut plain);
+                opened.map_err(|error| damaged(error, false))?;
                 let part = &plain[(from - frame.offset) as usize..(to - frame.offset) as usize];
                 out.extend_from_slice(part);
             }
@@ -181,14 +193,14 @@ impl SegmentStore {
         let range = piece.packed().unwrap_or_default();
         let packed = match Packed::open(file.as_ref(), piece.at.at.into(), key, range) {
             Ok(packed) => packed,
-            Err(Lost::Damaged(_)) => return self.note_bad(key, piece),
+            Err(Lost::Damaged { .. }) => return self.note_bad(key, piece),
             Err(Lost::Failed(error)) => return Err(failed(error)),
         };
         for step in steps(packed.frames(piece.offset, piece.end())) {
             let bytes = match packed.read(step) {
                 Ok(bytes) => bytes,
                 // Of which of them, is found out one by one.
-                Err(Lost::Damaged(_)) => Vec::new(),
+                Err(Lost::Damaged { .. }) => Vec::new(),
                 Err(Lost::Failed(error)) => return Err(failed(error)),
             };
             let one_by_one = bytes.is_empty();
@@ -224,7 +236,7 @@ impl SegmentStore {
             Ok(bytes) if frame.verify(key, &bytes).is_ok() => {
                 self.move_frames(key, part, &packed.table, std::slice::from_ref(frame), &bytes)
             }
-            Ok(_) | Err(Lost::Damaged(_)) => self.note_bad(key, part),
+            Ok(_) | Err(Lost::Damaged { .. }) => self.note_bad(key, part),
             Err(Lost::Failed(error)) => Err(StoreError::io("read", name)(error)),
         }
     }
@@ -272,7 +284,7 @@ pub(super) fn verify_packed(
 ) -> io::Result<Vec<BadRange>> {
     let packed = match Packed::open(file, at + RECORD_HEADER_LEN as u64, &h.key, range) {
         Ok(packed) if packed.table.stored() == h.stored() => packed,
-        Ok(_) | Err(Lost::Damaged(_)) => return Ok(vec![(h.offset, h.len)]),
+        Ok(_) | Err(Lost::Damaged { .. }) => return Ok(vec![(h.offset, h.len)]),
         Err(Lost::Failed(error)) => return Err(error),
     };
     let mut bad: Vec<BadRange> = Vec::new();
@@ -281,7 +293,7 @@ pub(super) fn verify_packed(
     for step in steps(&packed.table.frames) {
         let bytes = match packed.read(step) {
             Ok(bytes) => bytes,
-            Err(Lost::Damaged(_)) => Vec::new(),
+            Err(Lost::Damaged { .. }) => Vec::new(),
             Err(Lost::Failed(error)) => return Err(error),
         };
         for frame in step {
@@ -289,7 +301,7 @@ pub(super) fn verify_packed(
                 false => frame.verify(&h.key, stored_of(step, frame, &bytes)).is_ok(),
                 true => match packed.read(std::slice::from_ref(frame)) {
                     Ok(bytes) => frame.verify(&h.key, &bytes).is_ok(),
-                    Err(Lost::Damaged(_)) => false,
+                    Err(Lost::Damaged { .. }) => false,
                     Err(Lost::Failed(error)) => return Err(error),
                 },
             };

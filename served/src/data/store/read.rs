@@ -58,7 +58,14 @@ fn clipped(pieces: &[Extent], from: u32, to: u32) -> impl Iterator<Item = Extent
 }
 
 pub(super) fn corrupt(key: ChunkKey, offset: u32, len: u32, why: impl Into<String>) -> StoreError {
-    StoreError::Corrupt { key, offset: u64::from(offset), len: u64::from(len), why: why.into() }
+    let (offset, len, why) = (u64::from(offset), u64::from(len), why.into());
+    StoreError::Corrupt { key, offset, len, why, rotten: false }
+}
+
+/// As [`corrupt`], of what will not pass.
+pub(super) fn rotten(key: ChunkKey, offset: u32, len: u32, why: impl Into<String>) -> StoreError {
+    let (offset, len, why) = (u64::from(offset), u64::from(len), why.into());
+    StoreError::Corrupt { key, offset, len, why, rotten: true }
 }
 
 impl SegmentStore {
@@ -188,7 +195,7 @@ impl SegmentStore {
             return Err(StoreError::Away { key, offset, len }.into());
         }
         if e.is_bad() {
-            return Err(corrupt(key, e.offset, e.len, "it was lost to a disk fault").into());
+            return Err(rotten(key, e.offset, e.len, "it was lost to a disk fault").into());
         }
         // The rest goes on as if its record had it with it.
         let placed = match (e.is_in_slot(), patience) {
@@ -236,7 +243,7 @@ impl SegmentStore {
                     let (x, at) =
                         (block.offset.max(from), u64::from(e.at.at) + u64::from(block.at));
                     let why = format!("checksum mismatch in {} at {at}", name());
-                    return Err(corrupt(key, x, end - x, why).into());
+                    return Err(rotten(key, x, end - x, why).into());
                 }
                 Err(err) if err.kind() == io::ErrorKind::WouldBlock => {
                     return Err(ReadFault::WouldWait);

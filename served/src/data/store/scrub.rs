@@ -37,7 +37,7 @@ pub struct ScrubStep {
     pub bytes: u64,
     /// Records verified.
     pub records: u64,
-    /// Live data that is damaged.
+    /// Live data that is damaged, or was lost before.
     pub bad: Vec<BadRange>,
     /// Parts of the segment that cannot be understood.
     pub damage: Vec<Damage>,
@@ -84,6 +84,10 @@ impl SegmentStore {
                         let found = verify_slot(&header, |slot| self.segment_file(slot));
                         lost = found.map_err(StoreError::io("read", &name))?;
                     }
+                    // What was lost before may be found elsewhere by now.
+                    if header.kind == Kind::Bad {
+                        lost.push((header.offset, header.len));
+                    }
                     out.records += 1;
                     for (offset, len) in lost {
                         self.live_parts(segment, at, &header, offset, len, &mut out.bad);
@@ -113,7 +117,7 @@ impl SegmentStore {
         len: u32,
         bad: &mut Vec<BadRange>,
     ) {
-        if h.kind != Kind::Write {
+        if !matches!(h.kind, Kind::Write | Kind::Bad) {
             return;
         }
         let place = LogPos { segment, at: h.data_at(at) as u32 };

@@ -62,8 +62,8 @@ pub(super) struct Slot {
 pub(super) struct Slots {
     /// By the places of their records.
     of: BTreeMap<LogPos, Slot>,
-    /// The same the other way round.
-    lent: BTreeMap<LogPos, LogPos>,
+    /// The same the other way round. While a record is moved piece by piece, its copies lie in its slot beside it: the first at the same place.
+    lent: BTreeSet<(LogPos, LogPos)>,
 }
 
 impl Slots {
@@ -73,7 +73,7 @@ impl Slots {
     }
 
     pub(super) fn insert(&mut self, record: LogPos, slot: Slot) {
-        self.lent.insert(slot.place, record);
+        self.lent.insert((slot.place, record));
         self.of.insert(record, slot);
     }
 
@@ -86,10 +86,7 @@ impl Slots {
         }
         let place = slot.place;
         self.of.remove(&record);
-        // It may have been given to a copy of the record.
-        if self.lent.get(&place) == Some(&record) {
-            self.lent.remove(&place);
-        }
+        self.lent.remove(&(place, record));
     }
 
     /// Calls `free` with the parts of a range of a segment that no slot takes.
@@ -99,7 +96,11 @@ impl Slots {
         (from, to): (u64, u64),
         mut free: impl FnMut(u64, u64),
     ) {
-        let place = |at: u64| LogPos { segment, at: at.min(u32::MAX.into()) as u32 };
+        // No record is at its begin.
+        let place = |at: u64| {
+            let at = at.min(u32::MAX.into()) as u32;
+            (LogPos { segment, at }, LogPos { segment: 0, at: 0 })
+        };
         let mut at = from;
         // One before the range may reach into it only if the disk is not as this program wrote it.
         let before = self.lent.range(place(0)..place(from)).next_back();
@@ -118,7 +119,9 @@ impl Slots {
 
     /// Records whose payloads are in a segment.
     pub(super) fn records_in(&self, segment: SegmentId) -> BTreeSet<LogPos> {
-        let (first, last) = (LogPos { segment, at: 0 }, LogPos { segment, at: u32::MAX });
+        let pos = |segment, at| LogPos { segment, at };
+        let first = (pos(segment, 0), pos(0, 0));
+        let last = (pos(segment, u32::MAX), pos(SegmentId::MAX, u32::MAX));
         self.lent.range(first..=last).map(|(_, record)| *record).collect()
     }
 

@@ -36,6 +36,8 @@ const MAX_MARKER: u64 = 4096;
 const NO_BUCKET: &str = "there is no such bucket";
 /// After a failure nothing is tried for so long.
 const REST: Duration = Duration::from_millis(500);
+/// That nothing could be put there is told for so long after the last attempt, unless another one succeeds.
+const UNWRITTEN: Duration = Duration::from_secs(120);
 
 /// Where the bucket is.
 #[derive(Clone, Debug)]
@@ -107,7 +109,7 @@ pub enum Made {
     Alone,
     /// There was one.
     Found,
-    /// It was put there. The store does not tell whether somebody else has done so at the same time.
+    /// One is there. The store would put another in its place, or cannot tell.
     Perhaps,
 }
 
@@ -124,6 +126,8 @@ pub struct Bucket {
 struct Trouble {
     last: Instant,
     why: String,
+    /// Nothing could be put there.
+    writing: bool,
 }
 
 impl Bucket {
@@ -143,9 +147,9 @@ impl Bucket {
         self.cluster
     }
 
-    /// Why the last call failed, if the bucket could not be reached.
-    pub fn trouble(&self) -> Option<String> {
-        self.troubled().as_ref().map(|trouble| trouble.why.clone())
+    /// When and why the last call failed, if the bucket could not be reached.
+    pub fn trouble(&self) -> Option<(Instant, String)> {
+        self.troubled().as_ref().map(|trouble| (trouble.last, trouble.why.clone()))
     }
 
     fn troubled(&self) -> MutexGuard<'_, Option<Trouble>> {
@@ -159,9 +163,25 @@ impl Bucket {
         }
     }
 
-    /// Makes a call, unless the bucket has just failed; notes how it ended.
+    /// The bucket has answered. That it may be read says nothing about writing.
+    fn answered(&self, writing: bool) {
+        let mut trouble = self.troubled();
+        let stays = |t: &Trouble| t.writing && !writing && t.last.elapsed() < UNWRITTEN;
+        *trouble = trouble.take().filter(stays);
+    }
+
+    /// Makes a call that puts nothing there.
     async fn call<T>(
         &self,
+        work: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<T, BucketError> {
+        self.make_call(false, work).await
+    }
+
+    /// Makes a call, unless the bucket has just failed; notes how it ended.
+    async fn make_call<T>(
+        &self,
+        writing: bool,
         work: impl Future<Output = object_store::Result<T>>,
     ) -> Result<T, BucketError> {
         if let Some(trouble) = &*self.troubled()
@@ -171,19 +191,19 @@ impl Bucket {
         }
         let failure = match tokio::time::timeout(CALL_TIMEOUT, work).await {
             Ok(Ok(value)) => {
-                *self.troubled() = None;
+                self.answered(writing);
                 return Ok(value);
             }
             // It has answered.
             Ok(Err(error @ object_store::Error::NotFound { .. })) if !is_no_bucket(&error) => {
-                *self.troubled() = None;
+                self.answered(writing);
                 return Err(BucketError::Missing);
             }
             Ok(Err(object_store::Error::NotFound { .. })) => NO_BUCKET.into(),
             Ok(Err(error)) => one_line(&error),
             Err(_) => format!("no answer within {} s", CALL_TIMEOUT.as_secs()),
         };
-        *self.troubled() = Some(Trouble { last: Instant::now(), why: failure.clone() });
+        *self.troubled() = Some(Trouble { last: Instant::now(), why: failure.clone(), writing });
         Err(BucketError::Unreachable(failure))
     }
 
@@ -212,7 +232,15 @@ impl Bucket {
             Err(BucketError::Missing) => {
                 let folder = self.path(&ClusterId(self.cluster).to_string());
                 let mut objects = self.store.list(Some(&folder));
-                let first = async { objects.next().await.transpose() };
+                // Another server may have put the marker there meanwhile.
+                let first = async {
+                    while let Some(found) = objects.next().await.transpose()? {
+                        if found.location != path {
+                            return Ok(Some(found));
+                        }
+                    }
+                    Ok(None)
+                };
                 match self.call(first).await {
                     Ok(first) => Ok(Seen::Bare { has_objects: first.is_some() }),
                     Err(BucketError::Missing) => Err(BucketError::Unreachable(NO_BUCKET.into())),
@@ -223,7 +251,8 @@ impl Bucket {
         }
     }
 
-    /// Puts a marker there, if there is none. What is there then is to be read.
+    /// Puts a marker there, if there is none. What is there then is to be read. One that is already there may be put once more, to find out whether the
+    /// store would put another in its place.
     ///
     /// # Errors
     /// See [`BucketError`].
@@ -244,13 +273,18 @@ impl Bucket {
                 // Some take the condition for nothing, and put it there again.
                 Some(true) if create().await? == Some(false) => return Ok(Made::Alone),
                 Some(true) => {}
-                None => {
-                    self.store.put(&path, text()).await?;
-                }
+                // Unless it did know it, and had another reason.
+                None => match self.store.head(&path).await {
+                    Ok(_) => {}
+                    Err(object_store::Error::NotFound { .. }) => {
+                        self.store.put(&path, text()).await?;
+                    }
+                    Err(error) => return Err(error),
+                },
             }
             Ok(Made::Perhaps)
         };
-        match self.call(put).await {
+        match self.make_call(true, put).await {
             Err(BucketError::Missing) => Err(BucketError::Unreachable(NO_BUCKET.into())),
             made => made,
         }
@@ -262,7 +296,7 @@ impl Bucket {
     /// See [`BucketError`].
     pub async fn put(&self, id: &ObjectId, bytes: Bytes) -> Result<(), BucketError> {
         let path = self.path(&id.name());
-        let put = self.call(self.store.put(&path, PutPayload::from_bytes(bytes))).await;
+        let put = self.make_call(true, self.store.put(&path, PutPayload::from_bytes(bytes))).await;
         match put {
             Ok(_) => Ok(()),
             // Nothing is looked for, but the bucket itself.
@@ -432,9 +466,24 @@ fn one_line(error: &dyn std::error::Error) -> String {
         }
         source = error.source();
     }
-    let end = text.char_indices().nth(300).map_or(text.len(), |(at, _)| at);
-    text.truncate(end);
-    text
+    let words = answer_of_s3(&text);
+    text.truncate(text.char_indices().nth(300).map_or(text.len(), |(at, _)| at));
+    // What the store says may stand far behind, after URLs.
+    match words {
+        Some(words) if !text.contains(&words) => format!("{words} ({text})"),
+        _ => text,
+    }
+}
+
+/// Code and message of an answer in XML, if there is one in a text.
+fn answer_of_s3(text: &str) -> Option<String> {
+    let within = |tag: &str| {
+        let (_, rest) = text.split_once(&format!("<{tag}>"))?;
+        let (found, _) = rest.split_once(&format!("</{tag}>"))?;
+        Some(found.chars().take(200).collect::<String>())
+    };
+    let code = within("Code")?;
+    Some(within("Message").map_or(code.clone(), |message| format!("{code}: {message}")))
 }
 
 fn s3(place: &Place) -> Result<Arc<dyn ObjectStore>, BucketError> {

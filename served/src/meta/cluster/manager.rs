@@ -254,7 +254,7 @@ impl Manager {
         match command {
             Command::Add(addrs) => self.add(now, addrs)?,
             Command::Drain(id) => self.duty(id, Duty::Draining)?,
-            Command::Remove(id) => self.remove(id)?,
+            Command::Remove(id) => self.remove(now, id)?,
             Command::Rebalance => self.rebalance(now),
             Command::Replicas(volume, replicas, min) => self.replicas(volume, replicas, min)?,
             Command::GiveUp(server, heirs) => self.give_up(now, server, &heirs)?,
@@ -303,20 +303,6 @@ impl Manager {
         let server = self.state.servers.get_mut(&id).ok_or(CommandError::NoServer(id))?;
         server.duty = duty;
         Ok(())
-    }
-
-    fn remove(&mut self, id: ServerId) -> Result<(), CommandError> {
-        if !self.state.servers.contains_key(&id) {
-            return Err(CommandError::NoServer(id));
-        }
-        match self.state.groups().filter(|(_, _, chain)| chain.has(id)).count() {
-            0 => {
-                self.state.servers.remove(&id);
-                self.seen.remove(&id);
-                Ok(())
-            }
-            groups => Err(CommandError::InUse(id, groups)),
-        }
     }
 
     /// Those that get data and are there are compared; of the others nothing is known.
@@ -593,26 +579,40 @@ impl Manager {
         let revoking = std::mem::take(&mut self.revoking);
         let mut load = Load::default();
         for (_, _, chain) in self.state.groups() {
-            load.note(chain);
+            // A learner whose tail is away learns nothing, and has time for others.
+            if !chain.replicas.last().is_some_and(|tail| self.is_over(*tail, now)) {
+                load.note(chain);
+            }
         }
         let mut pools = std::mem::take(&mut self.state.pools);
-        for pool in &mut pools {
+        let mut order = Vec::new();
+        for (at, pool) in pools.iter_mut().enumerate() {
             let (first, replicas) = (pool.pool.first.0, usize::from(pool.replicas));
-            let volume = pool.pool.volume;
+            let least = usize::from(pool.pool.min_replicas);
             for (index, chain) in pool.pool.chains.iter_mut().enumerate() {
                 let group = GroupId(first + index as u32);
                 let before = chain.replicas.clone();
                 self.mend(chain, now);
                 self.former.note(group, &before, &chain.replicas);
-                self.grow((group, volume), chain, replicas, &mut load, now);
-                if let Some(leaving) = self.leaving(group, chain, replicas) {
-                    self.revoking.insert(group, (chain.epoch, leaving));
-                } else if let Some(revoked) = revoking.get(&group)
-                    && revoked.0 == chain.epoch
-                    && chain.replicas.len() > 1
-                {
-                    self.revoking.insert(group, *revoked);
-                }
+                order.push((need(chain, replicas, least), at, index));
+            }
+        }
+        // Servers learn some groups at a time: first those in the greatest danger, whatever their volume.
+        order.sort_unstable();
+        for (_, at, index) in order {
+            let pool = &mut pools[at];
+            let (group, replicas) =
+                (GroupId(pool.pool.first.0 + index as u32), pool.replicas.into());
+            let volume = pool.pool.volume;
+            let chain = &mut pool.pool.chains[index];
+            self.grow((group, volume), chain, replicas, &mut load, now);
+            if let Some(leaving) = self.leaving(group, chain, replicas) {
+                self.revoking.insert(group, (chain.epoch, leaving));
+            } else if let Some(revoked) = revoking.get(&group)
+                && revoked.0 == chain.epoch
+                && chain.replicas.len() > 1
+            {
+                self.revoking.insert(group, *revoked);
             }
         }
         self.state.pools = pools;
@@ -737,6 +737,15 @@ impl Manager {
             silent: seen.and_then(|seen| seen.at).map(|at| now.saturating_sub(at)),
             report: seen.and_then(|seen| seen.report.clone()),
         }
+    }
+}
+
+/// How urgently a group needs another replica; the lowest comes first: those that cannot be written to, then those with the fewest.
+fn need(chain: &Chain, wanted: usize, least: usize) -> usize {
+    match chain.replicas.len() {
+        len if len < least => 0,
+        len if len < wanted => len,
+        _ => usize::MAX,
     }
 }
 

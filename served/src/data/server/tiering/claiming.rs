@@ -2,7 +2,8 @@
 //!
 //! Before anything is read, put or removed there, the bucket's marker is read, unless that was done a moment ago, and compared with the owner of the data
 //! directory and with what the directory has noted ([`judge`]). So a bucket of another file system is left alone, and one that is another than
-//! before, or was removed, is found out before chunks are sent there.
+//! before, or was removed, is found out before chunks are sent there. It may be removed just then: that an object is there counts only after
+//! the marker was read once more ([`Replicas::bucket_since`]), for some stores make a bucket that is not there for whoever puts something in it.
 //!
 //! The file `bucket` in the data directory is the note: the marker's text, or that there was none yet, so that a new directory is told from one of before there
 //! were markers. It is written before the bucket is used for the first time.
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::super::replicas::{Replicas, lock};
 use super::Tier;
-use crate::data::tier::{Bucket, BucketError, Made, Marker, Past, Seen, Verdict, judge};
+use crate::data::tier::{Bucket, BucketError, Made, Marker, Past, Refusal, Seen, Verdict, judge};
 use crate::private;
 
 /// The file's name in the store's directory.
@@ -26,8 +27,8 @@ const UNUSED: &str = "netfs bucket 1\nnone\n";
 const TRUSTED: Duration = Duration::from_secs(10);
 /// Whoever comes this soon after the bucket was refused gets the same answer.
 const REFUSED: Duration = Duration::from_secs(2);
-/// A marker that was put where the store cannot say that there was one already counts after this time, if it is still there: whoever saw none
-/// has put another by then.
+/// Where the store cannot say whether a marker that is put there is the first, one that nobody has noted counts after this time, if it is still
+/// there: whoever saw none has put another by then.
 const SETTLES: Duration = Duration::from_secs(15);
 /// So often it is looked whether the bucket can be used, though nobody needs it.
 const LOOK: Duration = Duration::from_secs(20);
@@ -58,8 +59,7 @@ impl Known {
         };
         let known = Known { dir: dir.to_owned(), past: Mutex::new(past) };
         if is_new && past == Past::Unknown {
-            known.write(UNUSED)?;
-            *lock(&known.past) = Past::Unused;
+            known.note_unused()?;
         }
         Ok(known)
     }
@@ -76,6 +76,12 @@ impl Known {
     fn note(&self, marker: Marker) -> io::Result<()> {
         self.write(&marker.text())?;
         *lock(&self.past) = Past::Used(marker);
+        Ok(())
+    }
+
+    fn note_unused(&self) -> io::Result<()> {
+        self.write(UNUSED)?;
+        *lock(&self.past) = Past::Unused;
         Ok(())
     }
 
@@ -101,12 +107,12 @@ pub(super) struct Claim {
 
 #[derive(Debug, Default)]
 struct Standing {
-    /// It was this file system's at that time.
+    /// It was this file system's when it was looked at, which was begun at that time.
     ours: Option<Instant>,
     /// It was not, and why.
     refused: Option<(Instant, String)>,
-    /// A marker was put there by this server, and others may have done so at the same time.
-    unsure: Option<Instant>,
+    /// This marker was there at that time, and others may have put another since.
+    unsure: Option<(Instant, Marker)>,
 }
 
 impl Claim {
@@ -114,23 +120,20 @@ impl Claim {
         Claim { known, standing: Mutex::default(), looking: tokio::sync::Mutex::default() }
     }
 
-    /// Why the bucket is not used, if that is so.
-    pub(super) fn refused(&self) -> Option<String> {
-        lock(&self.standing).refused.as_ref().map(|(_, why)| why.clone())
+    /// Since when the bucket is not used, and why, if that is so.
+    pub(super) fn refused(&self) -> Option<(Instant, String)> {
+        lock(&self.standing).refused.clone()
     }
 
-    fn is_ours(&self) -> bool {
-        lock(&self.standing).ours.is_some_and(|at| at.elapsed() < TRUSTED)
+    /// Whether it was looked at at that time or later, and not too long ago.
+    fn is_ours(&self, since: Option<Instant>) -> bool {
+        let ours = lock(&self.standing).ours;
+        ours.is_some_and(|at| at.elapsed() < TRUSTED && since.is_none_or(|since| at >= since))
     }
 
-    /// Something that should be there is not: who comes next looks again.
-    pub(super) fn doubt(&self) {
-        lock(&self.standing).ours = None;
-    }
-
-    fn concluded(&self, result: &Result<(), BucketError>) {
+    fn concluded(&self, begun: Instant, result: &Result<(), BucketError>) {
         let mut standing = lock(&self.standing);
-        standing.ours = result.is_ok().then(Instant::now);
+        standing.ours = result.is_ok().then_some(begun);
         match result {
             Ok(()) => standing.refused = None,
             Err(BucketError::Unusable(why)) => {
@@ -163,11 +166,29 @@ pub(super) async fn attend(replicas: std::sync::Weak<Replicas>) {
 impl Replicas {
     /// The bucket, if it is this file system's.
     pub(super) async fn bucket<'a>(&self, tier: &'a Tier) -> Result<&'a Bucket, BucketError> {
-        if tier.claim.is_ours() {
+        self.find_bucket(tier, None).await
+    }
+
+    /// The bucket, if it is this file system's at that time or later: so what was put there before is there, and what was not found there is not.
+    pub(super) async fn bucket_since<'a>(
+        &self,
+        tier: &'a Tier,
+        since: Instant,
+    ) -> Result<&'a Bucket, BucketError> {
+        self.find_bucket(tier, Some(since)).await
+    }
+
+    async fn find_bucket<'a>(
+        &self,
+        tier: &'a Tier,
+        since: Option<Instant>,
+    ) -> Result<&'a Bucket, BucketError> {
+        if tier.claim.is_ours(since) {
             return Ok(&tier.bucket);
         }
+        // Those who wait here share the next look.
         let _alone = tier.claim.looking.lock().await;
-        if tier.claim.is_ours() {
+        if tier.claim.is_ours(since) {
             return Ok(&tier.bucket);
         }
         let refused = lock(&tier.claim.standing).refused.clone();
@@ -178,8 +199,9 @@ impl Replicas {
         let owner = self.owner.known().ok_or_else(|| {
             BucketError::Unreachable("no metadata server has been heard yet".into())
         })?;
+        let begun = Instant::now();
         let result = self.claim(tier, owner).await;
-        tier.claim.concluded(&result);
+        tier.claim.concluded(begun, &result);
         result.map(|()| &tier.bucket)
     }
 
@@ -190,7 +212,6 @@ impl Replicas {
             let file = Known::file(&tier.claim.known.dir);
             BucketError::Unusable(format!("{} cannot be written: {error}", file.display()))
         };
-        let is_fresh = |at: &Instant| at.elapsed() < SETTLES;
         // Once more after the marker was put there, or somebody else's was.
         for _ in 0..2 {
             let past = tier.claim.known.past();
@@ -200,11 +221,17 @@ impl Replicas {
                 _ => false,
             };
             match judge(owner, past, away, seen) {
-                Verdict::Refuse(refusal) => return Err(unusable(refusal.to_string())),
+                Verdict::Refuse(refusal) => {
+                    // It never was this server's, and is not when the marker has gone either.
+                    if let (Refusal::Foreign(_), Past::Unknown) = (refusal, past)
+                        && !self.has_away().await?
+                    {
+                        tier.claim.known.note_unused().map_err(noted)?;
+                    }
+                    return Err(unusable(refusal.to_string()));
+                }
                 Verdict::Use => return Ok(()),
-                Verdict::Note(_)
-                    if lock(&tier.claim.standing).unsure.as_ref().is_some_and(is_fresh) =>
-                {
+                Verdict::Note(marker) if !self.is_settled_marker(tier, marker).await? => {
                     return Err(unusable(
                         "it was just made, and counts if nobody else makes one".into(),
                     ));
@@ -221,14 +248,30 @@ impl Replicas {
                     let mut number = [0; 16];
                     getrandom::fill(&mut number)
                         .map_err(|error| unusable(format!("no random number: {error}")))?;
-                    match tier.bucket.mark(&Marker { owner, number }).await? {
-                        Made::Alone | Made::Found => {}
-                        Made::Perhaps => lock(&tier.claim.standing).unsure = Some(Instant::now()),
-                    }
+                    // What is there then is read, whoever has put it there.
+                    tier.bucket.mark(&Marker { owner, number }).await?;
                 }
             }
         }
         Err(unusable("what was put there is not there".into()))
+    }
+
+    /// Whether a marker that this directory is to note stays there. That is so where the store puts no second one in its place, which is found out by trying
+    /// with the same once more; elsewhere everybody waits until whoever saw none has put theirs.
+    async fn is_settled_marker(&self, tier: &Tier, marker: Marker) -> Result<bool, BucketError> {
+        let unsure = lock(&tier.claim.standing).unsure;
+        let since = match unsure {
+            Some((since, before)) if before == marker => Some(since),
+            Some(_) => None,
+            None => match tier.bucket.mark(&marker).await {
+                Ok(Made::Alone | Made::Found) => return Ok(true),
+                // One that takes nothing can be read all the same, a little later.
+                Ok(Made::Perhaps) | Err(_) => None,
+            },
+        };
+        let since = since.unwrap_or_else(Instant::now);
+        lock(&tier.claim.standing).unsure = Some((since, marker));
+        Ok(since.elapsed() >= SETTLES)
     }
 
     /// Whether there are bytes that are in the bucket only.

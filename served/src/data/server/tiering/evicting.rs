@@ -1,9 +1,10 @@
 //! Sending chunks away.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, GroupId, Ino, Version};
 use netfs_common::map::TierMode;
 use tokio::task::JoinSet;
@@ -15,9 +16,11 @@ use crate::data::codec::Codec;
 use crate::data::store::{ChunkInfo, ChunkVersion, StoreError};
 use crate::data::tier::{BucketError, Fill, ObjectId, encode};
 
-/// The longest and the shortest time from one look at all chunks to the next.
-const LOOK_MAX: Duration = Duration::from_secs(30);
+/// The shortest time from one look at all chunks to the next.
 const LOOK_MIN: Duration = Duration::from_millis(200);
+/// The shortest and the longest time from one look for changed chunks to the next.
+const UPLOAD_MIN: Duration = Duration::from_millis(50);
+const UPLOAD_MAX: Duration = Duration::from_secs(3);
 /// Changed chunks that are begun with at a time.
 const DUE: usize = 64;
 
@@ -38,7 +41,7 @@ pub(super) async fn attend(replicas: Weak<Replicas>) {
         let pause = {
             let Some(this) = replicas.upgrade() else { return };
             let Some(tier) = &this.tier else { return };
-            (tier.options.after / 4).clamp(LOOK_MIN, LOOK_MAX)
+            (tier.options.after / 4).min(tier.options.look_interval).max(LOOK_MIN)
         };
         tokio::time::sleep(pause).await;
         let Some(this) = replicas.upgrade() else { return };
@@ -52,7 +55,7 @@ pub(super) async fn keep_up(replicas: Weak<Replicas>) {
         let pause = {
             let Some(this) = replicas.upgrade() else { return };
             let Some(tier) = &this.tier else { return };
-            (tier.options.delay / 8).clamp(LOOK_MIN / 4, LOOK_MAX / 10)
+            (tier.options.delay / 8).clamp(UPLOAD_MIN, UPLOAD_MAX)
         };
         tokio::time::sleep(pause).await;
         let Some(this) = replicas.upgrade() else { return };
@@ -102,11 +105,15 @@ impl Replicas {
     /// One look at all chunks.
     async fn send_cold(self: &Arc<Self>) {
         let Some(tier) = &self.tier else { return };
-        let usage = *lock(&self.usage);
-        let fill = usage.map_or_else(Fill::default, |(_, usage)| Fill {
-            capacity: usage.capacity_bytes,
-            free: usage.free_bytes.saturating_add(usage.reclaimable_bytes),
-        });
+        // As it is now: by older figures what went in the last look would have to go once more. While it is not known, age alone counts.
+        let usage = self.look_at_usage().await;
+        let fill = usage.map_or_else(
+            |_| Fill::default(),
+            |usage| Fill {
+                capacity: usage.capacity_bytes,
+                free: usage.free_bytes.saturating_add(usage.reclaimable_bytes),
+            },
+        );
         lock(&tier.policy).begin(tier.now(), fill);
         let mut from = Some(ChunkId { ino: Ino(0), generation: 0, index: 0 });
         let (mut away, mut transfers) = (0, JoinSet::new());
@@ -143,12 +150,14 @@ impl Replicas {
 
     fn is_cold(&self, tier: &Tier, chunk: ChunkId, info: &ChunkInfo) -> bool {
         let here = info.allocated_bytes - info.away_bytes;
-        let goes = lock(&tier.policy).goes(chunk, here, tier.now());
         // A part of an older object: it comes back as a whole first, when somebody reads it.
         let mixed = info.away_bytes > 0 && info.object != info.version;
-        goes && !mixed
+        // What cannot go makes no room, however cold it is.
+        let can = here > 0
+            && !mixed
             && info.version != ChunkVersion::UNKNOWN
-            && self.mode_of(chunk) != TierMode::None
+            && self.mode_of(chunk) != TierMode::None;
+        can && lock(&tier.policy).goes(chunk, here, tier.now())
     }
 
     /// Sends one chunk away.
@@ -195,7 +204,7 @@ impl Replicas {
         let codec = self.codec(chunk).map_err(Stays::Store)?;
         let bucket = self.bucket(tier).await.map_err(Stays::Bucket)?;
         if bucket.has(&id, &codec).await.map_err(Stays::Bucket)? {
-            return Ok(());
+            return self.is_in_bucket(tier).await;
         }
         let bytes = self.make_object(id, codec).await?;
         let len = bytes.len() as u64;
@@ -204,6 +213,12 @@ impl Replicas {
         bucket.put(&id, bytes).await.map_err(Stays::Bucket)?;
         tier.counts.uploads.inc();
         tier.counts.uploaded_bytes.inc_by(len);
+        self.is_in_bucket(tier).await
+    }
+
+    /// What was found there, or put there, just now is in the bucket of this file system, unless that was exchanged.
+    async fn is_in_bucket(&self, tier: &Tier) -> Result<(), Stays> {
+        self.bucket_since(tier, Instant::now()).await.map_err(Stays::Bucket)?;
         Ok(())
     }
 
@@ -250,8 +265,12 @@ impl Replicas {
         }
         // A part of it is in the object of an older version: all of it is needed for the next.
         if self.chunks.away(chunk).is_some_and(|parts| parts.object != parts.version)
-            && self.bring_back(chunk).await.is_err()
+            && let Err(errno) = self.bring_back(chunk).await
         {
+            // Without the bucket it may still be there.
+            if errno == Errno::EIO && tier.trouble().is_none() {
+                self.note_stuck(tier, chunk, "a part of it that was only there cannot be had");
+            }
             return;
         }
         match self.upload(tier, chunk, version).await {
@@ -259,7 +278,19 @@ impl Replicas {
                 let changed = self.chunks.version(chunk) != version;
                 lock(&tier.dirty).uploaded(chunk, begun, changed);
             }
-            Err(stays) => self.note_stay(tier, chunk, &stays),
+            Err(stays) => {
+                self.note_stay(tier, chunk, &stays);
+                if let Stays::Store(error) = stays {
+                    self.note_stuck(tier, chunk, &error.to_string());
+                }
+            }
+        }
+    }
+
+    /// A changed chunk cannot be put into the bucket, although that can be reached.
+    fn note_stuck(&self, tier: &Tier, chunk: ChunkId, why: &str) {
+        if lock(&tier.dirty).stuck(chunk, tier.now()) {
+            tracing::error!(?chunk, why, "a changed chunk cannot be put into the object store");
         }
     }
 }

@@ -22,9 +22,9 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use netfs_common::errno::Errno;
-use netfs_common::id::{ChunkId, Version};
+use netfs_common::id::{ChunkId, GroupId, Version};
 use netfs_common::warn_rarely;
-use netfs_common::wire::cluster::TierReport;
+use netfs_common::wire::cluster::{MAX_OBJECTS, TierReport};
 use tokio::sync::{Semaphore, watch};
 
 pub(super) use claiming::Known;
@@ -33,13 +33,14 @@ use claiming::Claim;
 
 use super::chunks;
 use super::fault;
+use super::mending::Said;
 use super::metrics::TierMetrics;
 use super::replicas::{Replicas, lock};
 use super::teaching::Pace;
 use crate::data::codec::Codec;
 use crate::data::store::StoreError;
 use crate::data::tier::{
-    Bucket, BucketError, BucketOptions, Dirty, Object, ObjectId, Policy, PolicyConfig,
+    Bucket, BucketError, BucketOptions, Dirty, Object, ObjectError, ObjectId, Policy, PolicyConfig,
 };
 
 /// Chunks that are fetched, or wait for it, at a time; of more, callers are told to come again.
@@ -60,6 +61,8 @@ pub struct TierOptions {
     pub after: Duration,
     /// At this level of the disk the coldest go before their time.
     pub fill_percent: u8,
+    /// The longest time from one look at all chunks to the next.
+    pub look_interval: Duration,
     /// Objects that are moved at a time, in each direction.
     pub transfers: usize,
     /// How fast chunks are sent away, in bytes per second; 0 for as fast as it goes.
@@ -77,6 +80,7 @@ impl TierOptions {
             bucket,
             after: Duration::from_secs(30 * 24 * 3600),
             fill_percent: 80,
+            look_interval: Duration::from_secs(30),
             transfers: 4,
             rate: 128 << 20,
             delay: Duration::from_secs(60),
@@ -147,9 +151,10 @@ impl Tier {
         lock(&self.dirty).is_late(self.now())
     }
 
-    /// Why the bucket is not used, or could not be reached by the last call.
-    fn trouble(&self) -> Option<String> {
-        self.claim.refused().or_else(|| self.bucket.trouble())
+    /// Why the bucket is not used, or could not be reached by the last call, whatever was found out last.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let found = [self.claim.refused(), self.bucket.trouble()].into_iter().flatten();
+        found.max_by_key(|(at, _)| *at).map(|(_, why)| why)
     }
 
     /// A call of the bucket has failed.
@@ -168,9 +173,9 @@ impl Tier {
         let trouble = self.trouble();
         self.counts.unreachable.set(i64::from(trouble.is_some()));
         let counts = &self.counts;
-        let (waiting, late) = {
+        let (waiting, stuck, late) = {
             let dirty = lock(&self.dirty);
-            (dirty.len() as u64, dirty.is_late(self.now()))
+            (dirty.len() as u64, dirty.stuck_len() as u64, dirty.is_late(self.now()))
         };
         TierReport {
             trouble,
@@ -184,6 +189,7 @@ impl Tier {
             errors: counts.errors.get(),
             waiting,
             late,
+            stuck,
         }
     }
 }
@@ -206,19 +212,29 @@ impl Replicas {
         Some(ObjectId { cluster: tier.bucket.cluster(), volume, group, chunk, version })
     }
 
-    /// An object that should be there. If it is not, that is said only of the bucket in which it was.
+    /// An object that should be there. The marker is read with it: another bucket may have one of the same name, and may lack this one.
     async fn object(
         &self,
         tier: &Tier,
         id: &ObjectId,
         codec: Arc<Codec>,
     ) -> Result<Object, BucketError> {
-        let got = self.bucket(tier).await?.get(id, codec).await;
-        if got == Err(BucketError::Missing) {
-            tier.claim.doubt();
-            self.bucket(tier).await?;
-        }
-        got
+        let bucket = self.bucket(tier).await?;
+        let (ours, got) =
+            tokio::join!(self.bucket_since(tier, Instant::now()), bucket.get(id, codec));
+        ours.and(got)
+    }
+
+    /// Objects of a group, as [`Bucket::list`], of a bucket that is this file system's also when they have been listed.
+    async fn objects(
+        &self,
+        tier: &Tier,
+        of: (u64, GroupId),
+        after: Option<&ObjectId>,
+    ) -> Result<(Vec<ObjectId>, bool), BucketError> {
+        let page = self.bucket(tier).await?.list(of, after, MAX_OBJECTS).await?;
+        self.bucket_since(tier, Instant::now()).await?;
+        Ok(page)
     }
 
     /// How the bytes of a chunk's object look.
@@ -226,26 +242,25 @@ impl Replicas {
         self.chunks.store().codec(chunks::key(chunk))
     }
 
-    /// A range of a chunk as it was in a version, from the object of that version, if there is one that is good.
-    pub(super) async fn of_object(
-        &self,
-        chunk: ChunkId,
-        (offset, len): (u64, u64),
-        version: Version,
-    ) -> Option<Vec<u8>> {
-        let tier = self.tier.as_ref()?;
-        let id = self.object_of(tier, chunk, version).filter(|_| version != Version::NONE)?;
-        let (offset, len) = (u32::try_from(offset).ok()?, usize::try_from(len).ok()?);
-        match self.object(tier, &id, self.codec(chunk).ok()?).await {
-            Ok(object) => {
-                let mut out = vec![0; len];
-                object.fill(offset, &mut out);
-                Some(out)
-            }
-            Err(BucketError::Missing) => None,
+    /// The object of a chunk in a version, if there is one that is good.
+    pub(super) async fn of_object(&self, chunk: ChunkId, version: Version) -> Said<Object> {
+        let Some(tier) = self.tier.as_ref().filter(|_| version != Version::NONE) else {
+            return Said::HasNot;
+        };
+        let (Some(id), Ok(codec)) = (self.object_of(tier, chunk, version), self.codec(chunk))
+        else {
+            return Said::Nothing;
+        };
+        match self.object(tier, &id, codec).await {
+            Ok(object) => Said::Has(object),
+            Err(BucketError::Missing) => Said::HasNot,
             Err(error) => {
+                let is_bad = matches!(
+                    error,
+                    BucketError::Damaged(ObjectError::Damaged(_) | ObjectError::Forged)
+                );
                 tier.failed("fetch", &error);
-                None
+                if is_bad { Said::HasNot } else { Said::Nothing }
             }
         }
     }

@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Epoch, GroupId, Version};
 use netfs_common::wire::audit::{AuditReply, Seeded, Unseeded};
-use netfs_common::wire::cluster::MAX_OBJECTS;
 use netfs_common::wire::data::Reply;
 use tokio::task::JoinSet;
 
@@ -67,11 +66,7 @@ impl Replicas {
             ObjectId { cluster, volume, group, chunk, version }
         };
         let after = after.map(id_of);
-        let page = match self.bucket(tier).await {
-            Ok(bucket) => bucket.list((volume, group), after.as_ref(), MAX_OBJECTS).await,
-            Err(error) => Err(error),
-        };
-        let (page, more) = match page {
+        let (page, more) = match self.objects(tier, (volume, group), after.as_ref()).await {
             Ok(page) => page,
             Err(error) => return trouble(&error),
         };

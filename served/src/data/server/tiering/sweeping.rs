@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use netfs_common::id::{ChunkId, Epoch, GroupId, Ino, Version};
 use netfs_common::map::{Replica, TierMode};
-use netfs_common::wire::cluster::{MAX_OBJECTS, PeerOp};
+use netfs_common::wire::cluster::PeerOp;
 use netfs_common::wire::data::{At, Op, Reply, Request};
 
 use super::super::chunks;
@@ -94,11 +94,7 @@ impl Replicas {
         let primary = self.is_primary(group);
         let (mut known, mut after) = (Known::new(), None);
         loop {
-            let page = match self.bucket(tier).await {
-                Ok(bucket) => bucket.list((volume, group), after.as_ref(), MAX_OBJECTS).await,
-                Err(error) => Err(error),
-            };
-            let (page, more) = match page {
+            let (page, more) = match self.objects(tier, (volume, group), after.as_ref()).await {
                 Ok(page) => page,
                 Err(error) => {
                     tier.failed("list", &error);
@@ -238,7 +234,7 @@ impl Replicas {
                 let (chunk, version) = (chunks::id(&info.key), Version(info.version.0));
                 let ours = view.group_of(chunk) == Some(group);
                 if ours && version != Version::NONE && !known.contains(&(chunk, version)) {
-                    tier.changed(chunk);
+                    lock(&tier.dirty).missing(chunk, tier.now());
                 }
             }
         }

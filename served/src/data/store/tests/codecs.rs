@@ -188,7 +188,7 @@ fn without_the_key_nothing_is_stored_or_read_but_everything_else_goes_on() {
         let wrong = VolumeKey::fixed(codec.cipher().unwrap(), [8; 32]);
         begin(&store, &Codec::new(Compression::None, Some(wrong)));
         let refused = store.read(chunk, 2000, 10);
-        assert!(matches!(refused, Err(StoreError::Corrupt { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(StoreError::Corrupt { rotten: false, .. })), "{refused:?}");
     }
 }
 
@@ -225,6 +225,8 @@ fn damage_is_found_without_a_key_and_costs_one_frame() {
             store.write(in_volume(1, 2), 0, &[noise(250_000, round)], V0).unwrap();
         }
         let readable = |at: u64| store.read(chunk, at, 4096).is_ok();
+        let found = store.read(chunk, 0, 64 << 10);
+        assert!(matches!(found, Err(StoreError::Corrupt { rotten: true, .. })), "{found:?}");
         let lost = (0..16).filter(|n| !readable(n * 4096)).map(|n| n * 4096);
         assert_eq!(lost.collect::<Vec<_>>(), [bad[0].offset]);
         let at = bad[0].offset as usize;

@@ -5,6 +5,7 @@ mod codecs;
 mod faults;
 mod fixture;
 mod holes;
+mod lost;
 mod model;
 mod operations;
 mod pages;

@@ -311,6 +311,53 @@ fn of_a_slot_that_is_dead_in_part_the_rest_stays_when_its_record_is_moved() {
     assert_eq!(open(&disk).read(key(1, 4), 0, LEN as u64).unwrap(), expected);
 }
 
+/// The server is killed while a record is moved piece by piece: what is left of it lies in its slot beside the copies, until all has moved.
+#[test]
+fn a_slot_whose_record_was_moved_in_part_is_not_given_out() {
+    for again in [false, true] {
+        let mut in_part = 0;
+        for fuse in 1.. {
+            let disk = SimDisk::new(fuse, 8 << 20);
+            let store = with_records_apart(&disk);
+            store.write(key(1, 4), 4096, &[bytes(5, 904)], V0).unwrap();
+            let expected =
+                [bytes(204, LEN)[..4096].to_vec(), bytes(5, 904), bytes(204, LEN)[5000..].to_vec()]
+                    .concat();
+            store.delete_chunk(key(1, 1)).unwrap();
+            store.flush().unwrap();
+            disk.set_fuse(Some(fuse));
+            let broken = std::iter::from_fn(|| {
+                let there = read(&store.state).segments.contains_key(&2);
+                there.then(|| store.reclaim_step())
+            })
+            .any(|step| step.is_err());
+            drop(store);
+            disk.set_fuse(None);
+            // What was written is still known to the system, as after a kill.
+            let store = open(&disk);
+            let pieces = read(&store.state).lookup(&key(1, 4), 0, LEN as u32);
+            let there = |n: usize| pieces[n].at.segment == 2;
+            in_part += usize::from(!there(0) && there(pieces.len() - 1));
+            if again && broken {
+                reclaim(&store, 1);
+            }
+            store.sweep_all(Aim::Slots).unwrap();
+            // Short enough for a part of it.
+            (20..40).for_each(|n| {
+                store.write(key(1, n), 0, &[bytes(n, 4200)], V0).unwrap();
+            });
+            assert_eq!(store.read(key(1, 4), 0, LEN as u64).unwrap(), expected, "{fuse}");
+            (20..40).for_each(|n| {
+                assert_eq!(store.read(key(1, n), 0, 4200).unwrap(), bytes(n, 4200));
+            });
+            if !broken {
+                break;
+            }
+        }
+        assert!(in_part > 0, "no copy was there without the other");
+    }
+}
+
 #[test]
 fn where_slots_are_too_short_room_is_made() {
     let disk = SimDisk::new(1, 1 << 30);

@@ -146,11 +146,20 @@ async fn a_bucket_that_was_removed_is_not_one_that_has_no_such_object() {
     let (bucket, _dir) = s3_server(|_, _| (404, "<Error><Code>NoSuchBucket</Code></Error>")).await;
     let gone = Err(BucketError::Unreachable(NO_BUCKET.into()));
     assert_eq!(bucket.get(&id(0, 1), Arc::default()).await.map(|_| ()), gone);
-    assert_eq!(bucket.trouble().as_deref(), Some(NO_BUCKET));
+    assert!(bucket.trouble().is_some_and(|(_, why)| why == NO_BUCKET));
     tokio::time::sleep(REST).await;
     assert_eq!(bucket.marker().await.map(|_| ()), gone);
     tokio::time::sleep(REST).await;
     assert_eq!(bucket.has(&id(0, 1), &Codec::default()).await.map(|_| ()), gone);
+}
+
+#[test]
+fn what_the_store_says_is_told_however_long_the_rest_is() {
+    let said = "<Error><Code>AccessDenied</Code><Message>no key</Message></Error>";
+    let long = std::io::Error::other(format!("{} {said}", "http://a/".repeat(80)));
+    assert!(one_line(&long).starts_with("AccessDenied: no key (http://a/"));
+    assert_eq!(one_line(&std::io::Error::other("<Code> of\n a kind")), "<Code> of a kind");
+    assert_eq!(answer_of_s3("<Code>Slow</Code>").as_deref(), Some("Slow"));
 }
 
 #[tokio::test]

@@ -84,6 +84,7 @@ impl Manager {
             }
             chain.epoch.0 += 1;
         }
+        self.former.forget_server(server);
         Ok(())
     }
 

@@ -144,6 +144,12 @@ pub enum CommandError {
     /// It has data.
     #[error("data server {0} still has a part in {1} placement groups; drain it first")]
     InUse(ServerId, usize),
+    /// It may come back with what it had.
+    #[error(
+        "data server {0} was in {1} placement groups that lack a replica now, and is awaited: wait until others have copies, or give it up \
+         (`netfs data give-up {0}`) if it is lost"
+    )]
+    Awaited(ServerId, usize),
     /// A server needs an address.
     #[error("a data server needs at least one address, host:port")]
     NoAddress,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use netfs_common::id::{Epoch, GroupId, ServerId};
 use netfs_common::map::{Chain, Replica};
 
-use super::Manager;
+use super::{CommandError, Duty, Manager, Verdict};
 
 /// Groups that are not available, although a server with a replica of them is there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +35,13 @@ impl Former {
         }
     }
 
+    /// A server will not come back with what it had.
+    pub(super) fn forget_server(&mut self, server: ServerId) {
+        for servers in self.0.values_mut() {
+            servers.remove(&server);
+        }
+    }
+
     /// Groups that have all they should have need nobody back, and those that are not among them may be told to remove what they have.
     pub(super) fn forget(&mut self, settled: &BTreeMap<GroupId, (Epoch, Duration)>) {
         self.0.retain(|group, _| !settled.contains_key(group));
@@ -55,6 +62,45 @@ impl Manager {
     pub(super) fn lacks(&self, server: ServerId) -> bool {
         let report = self.seen.get(&server).and_then(|seen| seen.report.as_ref());
         report.is_some_and(|report| report.lacks)
+    }
+
+    /// Groups that a server is in no more, and which lack a replica since. After a start of the metadata server it is not known who was in them: then all
+    /// that lack one count for a server that has not been heard.
+    pub fn missed(&self, server: ServerId) -> usize {
+        let heard = self.is_heard(server);
+        let short = self.state.groups().filter(|(group, replicas, chain)| {
+            let was_in = !heard || self.former.has(*group, server);
+            was_in
+                && !chain.replicas.is_empty()
+                && chain.replicas.len() < *replicas
+                && !chain.has(server)
+        });
+        short.count()
+    }
+
+    fn is_heard(&self, server: ServerId) -> bool {
+        self.seen.get(&server).is_some_and(|seen| seen.at.is_some())
+    }
+
+    /// A server is to be forgotten.
+    pub(super) fn remove(&mut self, now: Duration, id: ServerId) -> Result<(), CommandError> {
+        if !self.state.servers.contains_key(&id) {
+            return Err(CommandError::NoServer(id));
+        }
+        let groups = self.state.groups().filter(|(_, _, chain)| chain.has(id)).count();
+        if groups > 0 {
+            return Err(CommandError::InUse(id, groups));
+        }
+        let draining = self.state.servers.get(&id).is_some_and(|s| s.duty == Duty::Draining);
+        // It has been drained, and brings nothing back.
+        let is_done = draining && self.verdict(id, now) == Verdict::Alive;
+        let missed = if self.is_heard(id) && !is_done { self.missed(id) } else { 0 };
+        if missed > 0 && self.silence(id, now) < self.config.repair_after {
+            return Err(CommandError::Awaited(id, missed));
+        }
+        self.state.servers.remove(&id);
+        self.seen.remove(&id);
+        Ok(())
     }
 
     /// Groups that wait for others than the servers that are back with a part of what they had, by these.

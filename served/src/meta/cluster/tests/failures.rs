@@ -8,9 +8,9 @@ use netfs_common::map::{Chain, Replica};
 
 use super::super::{Command, Config, Manager, Report, State, StoreId, Verdict};
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
-fn report(number: u8, version: Epoch) -> Report {
+pub(super) fn report(number: u8, version: Epoch) -> Report {
     Report {
         instance: InstanceId(number.into()),
         store: StoreId([number; 16]),
@@ -235,4 +235,50 @@ fn groups_of_a_volume_go_to_servers_that_have_its_key() {
     assert_eq!((of_third(&manager, 0), of_third(&manager, 1)), (0, share));
     pass(&mut manager, &[]);
     assert!(of_third(&manager, 0) > 0);
+}
+
+#[test]
+fn chains_span_the_domains_that_the_servers_name() {
+    let mut manager = Manager::new(State::default(), Config::default(), Duration::ZERO);
+    for id in 1..=4 {
+        manager.meet(Duration::ZERO, vec![format!("s{id}:1")]);
+    }
+    let mut now = Duration::ZERO;
+    let mut pass = |manager: &mut Manager, domains: [&str; 4]| {
+        for _ in 0..200 {
+            now += SECOND / 2;
+            for (number, domain) in (1..=4u8).zip(domains) {
+                let id = ServerId(number.into());
+                let mut said = report(number, manager.state().version);
+                said.domain = domain.to_owned();
+                said.revoked = manager.revocations(id);
+                for (group, _, chain) in manager.state().groups() {
+                    let tail = chain.replicas.last().map(|tail| tail.server);
+                    if let (true, Some(learner)) = (tail == Some(id), chain.learner) {
+                        said.synced.push((group, chain.epoch, learner));
+                    }
+                }
+                manager.heard(now, id, said);
+            }
+            manager.tick(now);
+        }
+    };
+    let span = |manager: &Manager, domains: [&str; 4]| {
+        for (group, _, chain) in manager.state().groups() {
+            let of = |replica: &Replica| domains[replica.server.0 as usize - 1];
+            let names: Vec<_> = chain.replicas.iter().map(of).collect();
+            assert!(names.len() == 2 && names[0] != names[1], "{group}: {:?}", chain.replicas);
+        }
+    };
+    let domains = ["one room", "one room", "another", "another"];
+    pass(&mut manager, domains);
+    let tier = netfs_common::map::TierMode::Cold;
+    manager.ensure_pool(Duration::ZERO, 0, (64, 2), tier);
+    span(&manager, domains);
+    pass(&mut manager, domains);
+    span(&manager, domains);
+    // Two of them change places.
+    let domains = ["one room", "another", "one room", "another"];
+    pass(&mut manager, domains);
+    span(&manager, domains);
 }

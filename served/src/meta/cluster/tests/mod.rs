@@ -1,5 +1,6 @@
 //! Tests of the manager.
 
+mod absent;
 mod failures;
 mod outdated;
 mod shares;

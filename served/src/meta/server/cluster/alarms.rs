@@ -105,7 +105,7 @@ impl Core {
                 };
                 let silence = health.silent.unwrap_or(now);
                 let next = match config.repair_after.checked_sub(silence) {
-                    _ if has == 0 => {
+                    _ if has == 0 && self.manager.missed(*id) == 0 => {
                         format!(
                             "it has no part in any placement group: `netfs data remove {id}` forgets it"
                         )
@@ -202,10 +202,9 @@ impl Core {
             let Some(tier) = &figures.tier else { continue };
             let name = self.name_of(*id);
             if let Some(why) = &tier.trouble {
-                let (chunks, bytes) = (tier.away_chunks, tier.away_bytes);
+                let bytes = tier.away_bytes;
                 lines.push(format!(
-                    "data server {name} cannot use its object store, and reads of what is only there fail ({chunks} chunks, \
-                     {bytes} bytes): {why}"
+                    "data server {name} cannot use its object store, and reads of what is only there fail ({bytes} bytes): {why}"
                 ));
             }
             if tier.late {
@@ -213,6 +212,13 @@ impl Core {
                     "data server {name} does not keep up with its object store: writes to volumes with tier = \"primary\" wait for \
                      {} chunks",
                     tier.waiting
+                ));
+            }
+            if tier.stuck > 0 {
+                lines.push(format!(
+                    "data server {name} cannot put {} changed chunks into its object store: they are damaged, or it has no key for their volume; \
+                     its log names them",
+                    tier.stuck
                 ));
             }
         }

@@ -141,13 +141,20 @@ impl Cluster {
                 Ok((Command::Drain(id), done))
             }
             Operation::Remove(id) => {
-                let draining = match self.lock().manager.state().servers.get(&id) {
-                    None => return refused(CommandError::NoServer(id).to_string()),
-                    Some(server) => server.duty == Duty::Draining,
+                let (draining, missed) = {
+                    let core = self.lock();
+                    let Some(server) = core.manager.state().servers.get(&id) else {
+                        return refused(CommandError::NoServer(id).to_string());
+                    };
+                    (server.duty == Duty::Draining, core.manager.missed(id))
                 };
-                let done = match draining {
-                    true => format!("data server {id} is forgotten"),
-                    false => format!("data server {id}, which had nothing, is forgotten"),
+                let done = match (missed, draining) {
+                    (0, true) => format!("data server {id} is forgotten"),
+                    (0, false) => format!("data server {id}, which had nothing, is forgotten"),
+                    (groups, _) => format!(
+                        "data server {id} is forgotten; {groups} placement groups lack a replica that was there, and get others where there is a server \
+                         for them"
+                    ),
                 };
                 let done = format!(
                     "{done}; if meta.data_servers names it, it would come back at the next start"
