@@ -1,4 +1,4 @@
-//! A client: it writes its own chunks, one change after the other, and reads all.
+//! A client: it writes its own chunks, one change after the other, and reads all. A chunk may become another client's.
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -27,12 +27,23 @@ struct Kept {
 #[derive(Debug)]
 struct Writer {
     index: usize,
+    session: u64,
     kept: Vec<Kept>,
     /// The attempt that is under way: its call and epoch, and the number of the change.
     attempt: Option<(u64, Epoch, usize)>,
     /// Waits before the next one.
     rests: bool,
     closed: bool,
+    /// The chunk is another client's, or is about to be, which this one does not know: it goes on with what was under way. Whose session
+    /// is over is told no map, so it goes by the one of then.
+    lost: Option<Rc<ClusterMap>>,
+}
+
+impl Writer {
+    fn new(index: usize, session: u64) -> Writer {
+        let (kept, attempt, rests, closed) = (Vec::new(), None, false, false);
+        Writer { index, session, kept, attempt, rests, closed, lost: None }
+    }
 }
 
 #[derive(Debug)]
@@ -65,8 +76,7 @@ impl Client {
         mutant: Option<Mutant>,
         map: Rc<ClusterMap>,
     ) -> Client {
-        let writer =
-            |index| Writer { index, kept: Vec::new(), attempt: None, rests: false, closed: false };
+        let writer = |index| Writer::new(index, u64::from(node.0) << 32 | index as u64);
         Client {
             node,
             mutant,
@@ -90,7 +100,9 @@ impl Client {
 
     /// Whether all that was begun has ended.
     pub(crate) fn is_idle(&self) -> bool {
-        let done = |w: &Writer| w.attempt.is_none() && w.kept.iter().all(|k| k.answered.is_some());
+        let done = |w: &Writer| {
+            w.lost.is_some() || w.attempt.is_none() && w.kept.iter().all(|k| k.answered.is_some())
+        };
         self.reads == 0 && !self.flushing && self.writers.iter().all(done)
     }
 
@@ -105,7 +117,10 @@ impl Client {
     /// Gives up a chunk of its own in which nothing is under way.
     pub(crate) fn close(&mut self, ctx: &mut Context<'_>) -> Option<usize> {
         let idle = |w: &&mut Writer| {
-            !w.closed && w.attempt.is_none() && w.kept.iter().all(|k| k.answered.is_some())
+            !w.closed
+                && w.lost.is_none()
+                && w.attempt.is_none()
+                && w.kept.iter().all(|k| k.answered.is_some())
         };
         let writer = self.writers.iter_mut().find(idle)?;
         writer.closed = true;
@@ -113,6 +128,26 @@ impl Client {
         ctx.oracle.began(writer.index, [0; 2]);
         ctx.oracle.goes(writer.index);
         Some(writer.index)
+    }
+
+    /// Loses a chunk of its own, whatever is under way, and with what was not flushed; and the session in which it had it.
+    pub(crate) fn lose(&mut self, ctx: &mut Context<'_>) -> Option<(usize, u64)> {
+        let open = self.writers.iter_mut().filter(|w| !w.closed && w.lost.is_none());
+        let mut open: Vec<_> = open.collect();
+        let at = ctx.rng.below(open.len());
+        let writer = open.get_mut(at)?;
+        writer.lost = Some(self.map.clone());
+        Some((writer.index, writer.session))
+    }
+
+    /// Has got a chunk that another client has lost. Nobody knows which of the last changes were made, so it begins with all of it.
+    pub(crate) fn get(&mut self, ctx: &mut Context<'_>, index: usize) {
+        let mut writer = Writer::new(index, ctx.next_id());
+        let deed = Deed([Some(ctx.oracle.next(index)); 2]);
+        let number = ctx.oracle.began(index, deed.on(ctx.oracle.latest(index)));
+        writer.kept.push(Kept { number, deed, answered: None });
+        self.writers.push(writer);
+        self.write(ctx, self.writers.len() - 1, false);
     }
 
     fn pause(&mut self, ctx: &mut Context<'_>, at: usize) {
@@ -185,12 +220,15 @@ impl Client {
     /// Makes the next attempt; of a new change, if none is left.
     fn write(&mut self, ctx: &mut Context<'_>, at: usize, new: bool) {
         let writer = &mut self.writers[at];
-        if writer.closed || writer.attempt.is_some() || writer.rests {
+        let lost = writer.lost.clone();
+        let is_over = writer.closed || lost.is_some() && !ctx.busy;
+        if is_over || writer.attempt.is_some() || writer.rests {
             return;
         }
         let index = writer.index;
         if new
             && ctx.busy
+            && lost.is_none()
             && writer.kept.iter().all(|kept| kept.answered.is_some())
             && writer.kept.len() < KEPT
         {
@@ -206,18 +244,19 @@ impl Client {
             writer.kept.push(Kept { number, deed, answered: None });
         }
         let Some(next) = writer.kept.iter().find(|kept| kept.answered.is_none()) else {
-            if ctx.busy {
+            if ctx.busy && lost.is_none() {
                 self.pause(ctx, at);
             }
             return;
         };
-        let (number, deed) = (next.number, next.deed);
+        let (number, deed, session) = (next.number, next.deed, writer.session);
         let group = ctx.group_of(chunk(index));
-        let chain = self.map.chain(group);
+        let told = lost.filter(|_| self.mutant != Some(Mutant::TellsEnded));
+        let chain = told.as_ref().unwrap_or(&self.map).chain(group).cloned();
         let Some((head, epoch)) = chain.and_then(|chain| Some((chain.head()?, chain.epoch))) else {
             return self.pause(ctx, at);
         };
-        let call = Call::Write { group, epoch, chunk: chunk(index), deed };
+        let call = Call::Write { group, epoch, chunk: chunk(index), deed, session };
         let id = self.call(ctx, Node(head.server.0), call, Purpose::Write(at));
         self.writers[at].attempt = Some((id, epoch, number));
     }
@@ -234,6 +273,9 @@ impl Client {
             let group = ctx.group_of(chunk(self.writers[at].index));
             let epoch = map.chain(group).map(|chain| chain.epoch);
             let old = self.writers[at].attempt.filter(|(_, of, _)| Some(*of) != epoch);
+            if self.writers[at].lost.is_some() && self.mutant != Some(Mutant::TellsEnded) {
+                continue;
+            }
             if let Some((call, ..)) = old {
                 self.purposes.remove(&call);
                 self.writers[at].attempt = None;
@@ -310,7 +352,8 @@ impl Client {
         self.saw(ctx, ctx.group_of(chunk(index)), verifier);
         let kept = &self.writers[at].kept;
         let all = kept.iter().all(|kept| kept.answered.is_some());
-        if kept.iter().any(|kept| kept.number == number && kept.answered.is_some()) {
+        let known = kept.iter().any(|kept| kept.number == number && kept.answered.is_some());
+        if known && self.writers[at].lost.is_none() {
             ctx.oracle.answered(index, number, verifier, all);
         }
     }
@@ -318,7 +361,7 @@ impl Client {
     /// What was answered before then and under the same verifier is durable.
     fn flushed(&mut self, ctx: &mut Context<'_>, group: GroupId, verifier: Verifier, since: u64) {
         for writer in &mut self.writers {
-            if ctx.group_of(chunk(writer.index)) != group {
+            if writer.lost.is_some() || ctx.group_of(chunk(writer.index)) != group {
                 continue;
             }
             let is =

@@ -1,6 +1,7 @@
 //! Seeded histories of chains of replicas, with the code that decides about them as it is: messages are delayed, reordered and
 //! lost, servers sleep, die, lose what they had not flushed or everything, and come and go. No read may show what is over, nothing that
-//! was flushed may be lost, and when nothing fails any more all replicas must have the same again.
+//! was flushed may be lost, nothing is acknowledged by fewer replicas than the volume asks for, what stays away for long is replaced,
+//! and when nothing fails any more all replicas must have the same again.
 //!
 //! `NETFS_SIM_SEEDS` and `NETFS_SIM_SEED`: see `netfs_common::simulation`.
 
@@ -81,6 +82,11 @@ fn every_broken_rule_is_noticed() {
         Mutant::TurnsAtOnce,
         Mutant::OrdersOn,
         Mutant::LacksQuietly,
+        Mutant::AnswersShort,
+        Mutant::FlushesShort,
+        Mutant::WaitsForEver,
+        Mutant::AdmitsFenced,
+        Mutant::TellsEnded,
     ];
     let seeds = |mutant| match RARE.contains(&mutant) {
         true => SEEDS_FOR_RARE,

@@ -19,7 +19,7 @@ struct Contact {
     call: Option<(u64, Duration)>,
 }
 
-/// A chunk is being removed.
+/// A chunk is being removed, or goes to another client.
 #[derive(Debug)]
 struct Removal {
     chunk: ChunkId,
@@ -30,6 +30,8 @@ struct Removal {
     step: Option<Step>,
     servers: BTreeSet<ServerId>,
     left: BTreeMap<u64, ServerId>,
+    /// This session has it no more, and then this client gets it.
+    heir: Option<(u64, usize)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,17 +57,20 @@ pub(crate) struct Brain {
     mutant: Option<Mutant>,
     /// The map has changed since somebody asked.
     pub(crate) changed: bool,
+    /// Chunks that clients have got.
+    pub(crate) handed: Vec<(usize, usize)>,
     map: Rc<ClusterMap>,
 }
 
 impl Brain {
     pub(crate) fn new(mutant: Option<Mutant>) -> Brain {
         let config =
-            Config { deadline: DEADLINE, repair_after: DEADLINE * 4, learners: 2, calm: MS * 40 };
+            Config { deadline: DEADLINE, repair_after: REPAIR_AFTER, learners: 2, calm: MS * 40 };
         let state = State::default();
         let map = Rc::new(state.map());
         let life = None;
-        Brain { config, kept: state, removals: Vec::new(), life, mutant, changed: false, map }
+        let (removals, handed) = (Vec::new(), Vec::new());
+        Brain { config, kept: state, removals, life, mutant, changed: false, handed, map }
     }
 
     pub(crate) fn start(&mut self, ctx: &mut Context<'_>) {
@@ -74,6 +79,7 @@ impl Brain {
             removal.left.clear();
         }
         let config = match self.mutant {
+            Some(Mutant::WaitsForEver) => Config { repair_after: MS * 3_600_000, ..self.config },
             Some(Mutant::ReplacesEarly) => Config { deadline: DEADLINE / 3, ..self.config },
             _ => self.config,
         };
@@ -166,9 +172,18 @@ impl Brain {
 
     /// A chunk is to be removed for ever.
     pub(crate) fn remove(&mut self, chunk: ChunkId, group: GroupId) {
+        self.errand(chunk, group, None);
+    }
+
+    /// A chunk is to be another client's when nothing happens any more that was sent in this session.
+    pub(crate) fn hand(&mut self, chunk: ChunkId, group: GroupId, session: u64, to: usize) {
+        self.errand(chunk, group, Some((session, to)));
+    }
+
+    fn errand(&mut self, chunk: ChunkId, group: GroupId, heir: Option<(u64, usize)>) {
         let (servers, left) = (BTreeSet::new(), BTreeMap::new());
         let since = self.kept.version;
-        self.removals.push(Removal { chunk, group, since, step: None, servers, left });
+        self.removals.push(Removal { chunk, group, since, step: None, servers, left, heir });
     }
 
     pub(crate) fn wake(&mut self, ctx: &mut Context<'_>) {
@@ -228,6 +243,10 @@ impl Brain {
         if !matches!(reply, Some(Reply::Done)) {
             removal.left.clear();
             removal.step = None;
+            // Whoever was asked may have left by now.
+            if removal.heir.is_some() {
+                removal.since = self.kept.version;
+            }
         }
         if removal.left.is_empty() && removal.step.is_some() {
             self.go_on(ctx, index);
@@ -263,11 +282,14 @@ impl Brain {
         // Whoever has come meanwhile may have got from one what others have removed.
         let nobody_new = fence.is_subset(&removal.servers);
         let step = match removal.step {
-            Some(Step::Settle) if nobody_new => Step::Delete,
-            Some(Step::Delete) if nobody_new => {
-                let chunk = removal.chunk;
-                self.removals.remove(index);
-                return ctx.deleted(chunk);
+            Some(Step::Settle) if nobody_new && removal.heir.is_none() => Step::Delete,
+            Some(_) if nobody_new => {
+                let done = self.removals.remove(index);
+                match done.heir {
+                    Some((_, to)) => self.handed.push((done.chunk.index as usize, to)),
+                    None => ctx.deleted(done.chunk),
+                }
+                return;
             }
             _ => {
                 removal.step = None;
@@ -285,7 +307,10 @@ impl Brain {
             let id = ctx.next_id();
             removal.left.insert(id, server);
             let call = match step {
-                Step::Settle => Call::Settle(removal.group),
+                Step::Settle => match removal.heir {
+                    Some((session, _)) => Call::Fence(removal.group, session),
+                    None => Call::Settle(removal.group),
+                },
                 Step::Delete => Call::Delete(removal.group, removal.chunk),
             };
             ctx.out.push(Out::Call { to: Node(server.0), id, call });

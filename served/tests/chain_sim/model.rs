@@ -12,6 +12,8 @@ use netfs_served::meta::cluster::Report;
 pub(crate) const MS: Duration = Duration::from_millis(1);
 /// A server that is silent for so long is replaced.
 pub(crate) const DEADLINE: Duration = Duration::from_millis(200);
+/// One that is silent for so long is not waited for any more.
+pub(crate) const REPAIR_AFTER: Duration = Duration::from_millis(800);
 /// What is in a chunk. 0: a hole.
 pub(crate) type Cells = [u64; 2];
 
@@ -70,6 +72,8 @@ pub(crate) enum Call {
         epoch: Epoch,
         chunk: ChunkId,
         deed: Deed,
+        /// In which the writer has the right to do so.
+        session: u64,
     },
     Read {
         group: GroupId,
@@ -93,6 +97,8 @@ pub(crate) enum Call {
     },
     FlushGroup(Lesson),
     Settle(GroupId),
+    /// Nothing of this session happens in the group any more.
+    Fence(GroupId, u64),
     Delete(GroupId, ChunkId),
 }
 
@@ -190,4 +196,14 @@ pub(crate) enum Mutant {
     OrdersOn,
     /// A server whose disk has lost what had been flushed does not say so.
     LacksQuietly,
+    /// A change that was under way when its chain became shorter than the minimum is acknowledged; new ones are refused.
+    AnswersShort,
+    /// A chain that is shorter than the minimum flushes.
+    FlushesShort,
+    /// A session that is over still writes.
+    AdmitsFenced,
+    /// A session that is over is told where it would have to write now.
+    TellsEnded,
+    /// Nobody takes the place of a server that stays away.
+    WaitsForEver,
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use netfs_common::id::{ChunkId, GroupId, Verifier, Version};
+use netfs_common::map::ClusterMap;
 
 use super::model::Cells;
 
@@ -106,6 +107,22 @@ impl Oracle {
         }
         if !chunk.behind {
             chunk.floor = chunk.floor.max(change);
+        }
+    }
+
+    /// A server that goes by this map tells a client that something in a group is done.
+    pub(crate) fn acknowledged(&mut self, map: Option<&ClusterMap>, group: GroupId, by: &str) {
+        let chain = map.and_then(|map| Some((map.chain(group)?, map.pool_of(group)?)));
+        let Some((chain, pool)) = chain else {
+            return self.fail(format!(
+                "{by} acknowledges something of group {group}, of which it knows nothing"
+            ));
+        };
+        if chain.replicas.len() < usize::from(pool.min_replicas) {
+            let min = pool.min_replicas;
+            self.fail(format!(
+                "{by} acknowledges something of group {group}, below {min} replicas: {chain:?}"
+            ));
         }
     }
 

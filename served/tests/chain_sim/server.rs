@@ -15,6 +15,7 @@ use super::model::*;
 use super::store::{Entry, Shot, Store};
 use super::world::Context;
 
+mod flushing;
 mod jobs;
 mod teaching;
 
@@ -32,6 +33,8 @@ pub(crate) struct Server {
     pub(crate) store: Store,
     /// Its disk has lost what had been flushed, and chains count on what it had.
     pub(crate) lacks: bool,
+    /// Sessions that are over.
+    pub(crate) fenced: BTreeSet<u64>,
     mutant: Option<Mutant>,
     /// The disk takes its time.
     pub(crate) slow: bool,
@@ -66,6 +69,7 @@ impl Server {
             store_id: StoreId([id.0 as u8; 16]),
             store: Store::default(),
             lacks: false,
+            fenced: BTreeSet::new(),
             mutant,
             slow: false,
             failing: 0,
@@ -90,6 +94,7 @@ impl Server {
         let mut next = Server::new(self.id, self.mutant);
         next.store = std::mem::take(&mut self.store);
         next.lacks = self.lacks;
+        next.fenced = std::mem::take(&mut self.fenced);
         (next.store_id, next.slow, next.failing) = (self.store_id, self.slow, self.failing);
         next.instance = match self.mutant {
             Some(Mutant::KeepsInstance) => self.instance,
@@ -156,7 +161,16 @@ impl Server {
             Call::Beat { token, map, revoke, hand_over } => {
                 self.beat(ctx, caller, token, &map, (&revoke, &hand_over));
             }
-            Call::Write { group, epoch, chunk, deed } => {
+            Call::Write { group, .. }
+                if self.is(Mutant::AnswersShort) && self.is_short_by_map(group) =>
+            {
+                self.answer(ctx, caller, Reply::Refused(Refusal::Busy));
+            }
+            Call::Write { group, session, .. } if self.fenced.contains(&session) => {
+                let refusal = Refusal::Stale(self.epoch(group));
+                self.answer(ctx, caller, Reply::Refused(refusal));
+            }
+            Call::Write { group, epoch, chunk, deed, .. } => {
                 let call = self.wait(caller, group, Waiting::Write);
                 self.with(ctx, group, |g| g.propose(call, epoch, chunk, deed));
             }
@@ -187,7 +201,12 @@ impl Server {
                 Some(refusal) => self.answer(ctx, caller, Reply::Refused(refusal)),
                 None => self.make_durable(ctx, &[of.group], After::Answer(caller)),
             },
-            Call::Settle(group) => {
+            Call::Settle(group) | Call::Fence(group, _) => {
+                if let Call::Fence(_, session) = call
+                    && !self.is(Mutant::AdmitsFenced)
+                {
+                    self.fenced.insert(session);
+                }
                 let call = self.wait(caller, group, Waiting::Settle);
                 self.with(ctx, group, |g| g.settle(call));
             }
@@ -266,7 +285,10 @@ impl Server {
                 let verifier = self.verifier(group);
                 let Some((caller, _, what)) = self.waiting.remove(&call) else { return };
                 let reply = match what {
-                    Waiting::Write => Reply::Written(verifier),
+                    Waiting::Write => {
+                        self.acknowledges(ctx, group);
+                        Reply::Written(verifier)
+                    }
                     _ => Reply::Done,
                 };
                 self.answer(ctx, caller, reply);
@@ -329,7 +351,10 @@ impl Server {
             let of_before = |r: &Replica| r.server == self.id && r.instance != self.instance;
             self.lacks &= map.groups().any(|(_, chain)| chain.replicas.iter().any(of_before));
             for (group, chain) in map.groups() {
-                let min = map.pool_of(group).map_or(1, |pool| usize::from(pool.min_replicas));
+                let min = match map.pool_of(group) {
+                    Some(pool) if !self.is(Mutant::AnswersShort) => pool.min_replicas.into(),
+                    _ => 1,
+                };
                 self.set_chain(ctx, group, chain.clone(), min);
             }
         }
@@ -605,57 +630,6 @@ impl Server {
         let some = ctx.rng.next();
         let shots = self.store.shoot(|chunk| some >> (chunk.index % 64) & 1 == 1);
         self.store.keep(shots);
-    }
-
-    /// A client wants what it has written to be durable.
-    fn flush(&mut self, ctx: &mut Context<'_>, caller: Caller, groups: Vec<(GroupId, Epoch)>) {
-        let me = self.me();
-        let mut members = Vec::new();
-        for (group, epoch) in &groups {
-            let known = self.group(*group).filter(|g| g.is_head() && g.epoch() == *epoch);
-            let Some(chain) = known.and_then(Group::chain) else {
-                let refusal = Refusal::Stale(self.epoch(*group));
-                return self.answer(ctx, caller, Reply::Refused(refusal));
-            };
-            let others = chain.members().filter(|member| *member != me);
-            let of = |learner| Lesson { group: *group, epoch: *epoch, learner };
-            members.extend(others.map(of));
-        }
-        if self.is(Mutant::FlushesHead) {
-            members.clear();
-        }
-        let id = ctx.next_id();
-        let own: Vec<_> = groups.iter().map(|(group, _)| *group).collect();
-        self.flushes.insert(id, FlushJob { caller, groups, left: members.len() + 1 });
-        self.make_durable(ctx, &own, After::Member(id));
-        for of in members {
-            let purpose = Purpose::FlushMember(id, of);
-            self.call(ctx, of.learner.server, Call::FlushGroup(of), purpose);
-        }
-    }
-
-    fn member_flushed(&mut self, ctx: &mut Context<'_>, id: u64) {
-        let Some(job) = self.flushes.get_mut(&id) else { return };
-        job.left -= 1;
-        if job.left > 0 {
-            return;
-        }
-        let Some(job) = self.flushes.remove(&id) else { return };
-        let same = |(group, epoch): &(GroupId, Epoch)| self.epoch(*group) == *epoch;
-        let reply = match job.groups.iter().all(same) {
-            true => {
-                let answer = |(group, _): &(GroupId, Epoch)| (*group, self.verifier(*group));
-                Reply::Flushed(job.groups.iter().map(answer).collect())
-            }
-            false => Reply::Refused(Refusal::Busy),
-        };
-        self.answer(ctx, job.caller, reply);
-    }
-
-    fn fail_flush(&mut self, ctx: &mut Context<'_>, id: u64) {
-        if let Some(job) = self.flushes.remove(&id) {
-            self.answer(ctx, job.caller, Reply::Refused(Refusal::Busy));
-        }
     }
 
     fn delete(&mut self, ctx: &mut Context<'_>, caller: Caller, group: GroupId, chunk: ChunkId) {

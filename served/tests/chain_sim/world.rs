@@ -1,8 +1,10 @@
 //! Nodes, the network between them, and what goes wrong.
 
+mod rest;
 mod rot;
+mod trouble;
 
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
 use netfs_common::id::{ChunkId, GroupId, ServerId};
@@ -19,7 +21,9 @@ use netfs_common::simulation::{Failure, Rng};
 
 /// For so long things break.
 const TROUBLE: Duration = Duration::from_millis(2500);
-/// So much later everything must have come to rest.
+/// So much later all that is there must have its redundancy again, without those that stay away.
+const ABSENCE: Duration = Duration::from_millis(5000);
+/// So long after all are back everything must have come to rest.
 const REST: Duration = Duration::from_millis(6000);
 const CHECK: Duration = Duration::from_millis(25);
 const MOST_SERVERS: usize = 7;
@@ -140,10 +144,17 @@ struct Temper {
     /// Of a thousand changes of the map so many are late.
     stale: u64,
     pause: Duration,
+    /// Of a thousand servers that stop so many stay away for longer than a lost one is waited for.
+    absent: u64,
     weights: [u64; KINDS],
 }
 
-const KINDS: usize = 14;
+const KINDS: usize = 15;
+
+/// How few replicas are enough for writes.
+fn some_minimum(rng: &mut Rng, replicas: u8) -> u8 {
+    if rng.chance(400) { 1 + rng.below(replicas.into()) as u8 } else { 1 }
+}
 
 pub(crate) struct World {
     rng: Rng,
@@ -164,6 +175,10 @@ pub(crate) struct World {
     /// Its store was taken away. While a chain counts on it, all others must go on.
     doomed: Option<Replica>,
     calm: bool,
+    /// They stay away although nothing goes wrong any more, until others have taken their places.
+    away: BTreeSet<ServerId>,
+    /// Since when all are to come to rest, or to do without those that are away.
+    since: Duration,
     history: Option<Vec<String>>,
     pub(crate) steps: u64,
 }
@@ -176,13 +191,15 @@ impl World {
             late: [0, 10, 50][rng.below(3)],
             stale: [0, 200, 500][rng.below(3)],
             pause: MS * [30, 80, 200][rng.below(3)],
+            absent: [0, 0, 200][rng.below(3)],
             weights: std::array::from_fn(|_| [0, 1, 1, 4][rng.below(4)]),
         };
         // In many histories one kind of trouble is much more frequent than the others.
         if rng.chance(600) {
             temper.weights[rng.below(KINDS)] += 12;
         }
-        let servers = 3 + rng.below(3);
+        let replicas = [1, 2, 3, 3, 5][rng.below(5)];
+        let servers = if replicas > 3 { 5 + rng.below(2) } else { 3 + rng.below(3) };
         let mut world = World {
             now: Duration::ZERO,
             order: 0,
@@ -200,17 +217,19 @@ impl World {
             temper,
             doomed: None,
             calm: false,
+            away: BTreeSet::new(),
+            since: TROUBLE,
             history: noting.then(Vec::new),
             steps: 0,
             rng,
         };
-        world.build(servers);
+        world.build(servers, replicas);
         world
     }
 
-    fn build(&mut self, servers: usize) {
+    fn build(&mut self, servers: usize, replicas: u8) {
         let chunks = 3 + self.rng.below(5);
-        let (groups, replicas) = (2 + self.rng.below(3) as u32, [1, 2, 2, 3, 3][self.rng.below(5)]);
+        let groups = 2 + self.rng.below(3) as u32;
         self.seats.insert(MANAGER, Seat::default());
         self.with_brain(|brain, ctx| brain.start(ctx));
         for _ in 0..servers {
@@ -220,6 +239,8 @@ impl World {
             brain.with(ctx, |m, now| {
                 m.ensure_pool(now, 0, (groups, replicas), netfs_common::map::TierMode::Cold)
             });
+            let min = some_minimum(ctx.rng, replicas);
+            brain.command(ctx, Command::Replicas(0, replicas, min));
         });
         let map = self.brain.map();
         self.groups = (0..chunks).map(|i| map.group_of(chunk(i)).unwrap()).collect();
@@ -256,15 +277,12 @@ impl World {
                 return Err(self.failure(what));
             }
             if checks && self.calm {
-                match self.unsettled() {
-                    None => return Ok(()),
-                    Some(what) if self.now > TROUBLE + REST => {
-                        return Err(self.failure(format!("does not come to rest: {what}")));
-                    }
-                    Some(_) => {}
-                }
+                let is_over = self.check().map_err(|what| self.failure(what))?;
                 if let Some(what) = self.oracle.violation.take() {
                     return Err(self.failure(what));
+                }
+                if is_over {
+                    return Ok(());
                 }
             }
         }
@@ -313,6 +331,9 @@ impl World {
         self.carry(MANAGER, out);
         if std::mem::take(&mut self.brain.changed) {
             self.spread();
+        }
+        for (index, to) in std::mem::take(&mut self.brain.handed) {
+            self.with_client(to, |client, ctx| client.get(ctx, index));
         }
         result
     }
@@ -540,252 +561,6 @@ impl World {
             _ => {
                 self.rot(node.0 as usize - 1);
                 self.servers[node.0 as usize - 1].reborn(life + 1);
-            }
-        }
-    }
-
-    fn some_server(&mut self) -> Option<usize> {
-        let known = &self.brain.state().servers;
-        let up = |s: &&Server| self.is_up(s.node()) && known.contains_key(&s.id);
-        let up: Vec<_> = self.servers.iter().filter(up).map(|s| s.id.0 as usize - 1).collect();
-        (!up.is_empty()).then(|| up[self.rng.below(up.len())])
-    }
-
-    fn stop_server(&mut self, at: usize, power: bool) {
-        let node = self.servers[at].node();
-        if self.rng.chance(500) {
-            self.with_server(at, |server, ctx| server.spill(ctx));
-        }
-        self.kill(node);
-        if power {
-            self.servers[at].store.lose_power();
-        }
-        let longest = if self.rng.chance(300) { MS * 700 } else { MS * 60 };
-        let back = self.now + self.rng.time(MS, longest);
-        self.schedule(back, Event::Start(node));
-    }
-
-    fn trouble(&mut self) {
-        let counted_on = |doomed: Replica| {
-            self.brain.state().groups().any(|(_, _, chain)| chain.replicas.contains(&doomed))
-        };
-        if self.doomed.is_some_and(counted_on) {
-            return;
-        }
-        let total: u64 = self.temper.weights.iter().sum();
-        let mut left = self.rng.below(total as usize) as u64;
-        let mut kind = 0;
-        while kind + 1 < KINDS && left >= self.temper.weights[kind] {
-            left -= self.temper.weights[kind];
-            kind += 1;
-        }
-        let Some(at) = self.some_server() else { return };
-        if let Some(history) = &mut self.history {
-            history.push(format!(
-                "{:>9.3} trouble {kind} at {}",
-                self.now.as_secs_f64() * 1e3,
-                at + 1
-            ));
-        }
-        match kind {
-            0 => self.stop_server(at, false),
-            1 => self.stop_server(at, true),
-            2 => {
-                // Several at once.
-                let power = self.rng.chance(500);
-                for _ in 0..2 + self.rng.below(3) {
-                    if let Some(at) = self.some_server() {
-                        self.stop_server(at, power);
-                    }
-                }
-            }
-            3 => self.pause(Node(at as u32 + 1)),
-            4 => {
-                let node = match self.rng.below(3) {
-                    0 => MANAGER,
-                    _ => Node(CLIENTS + self.rng.below(self.clients.len()) as u32),
-                };
-                self.pause(node);
-            }
-            5 => {
-                self.servers[at].slow = true;
-                self.well(at, 1500);
-            }
-            6 => {
-                self.servers[at].failing = [100, 500, 1000][self.rng.below(3)];
-                self.well(at, 400);
-            }
-            7 | 8 => self.partition(at, kind == 8),
-            9 => self.destroy(at),
-            10 => {
-                self.kill(MANAGER);
-                self.brain.stop();
-                let back = self.now + self.rng.time(MS, MS * 300);
-                self.schedule(back, Event::Start(MANAGER));
-            }
-            11 => self.operate(at),
-            12 => {
-                let at = self.rng.below(self.clients.len());
-                if let Some(index) = self.with_client(at, Client::close) {
-                    self.brain.remove(chunk(index), self.groups[index]);
-                }
-            }
-            _ => self.with_server(at, |server, ctx| server.spill(ctx)),
-        }
-    }
-
-    fn pause(&mut self, node: Node) {
-        let longest = if self.rng.chance(500) { MS * 700 } else { MS * 100 };
-        let until = self.now + self.rng.time(MS * 5, longest);
-        if let Some(seat) = self.seats.get_mut(&node) {
-            seat.paused_until = until;
-        }
-    }
-
-    fn well(&mut self, at: usize, longest: u32) {
-        let when = self.now + self.rng.time(MS * 20, MS * longest);
-        let id = self.servers[at].id;
-        self.schedule(when, Event::Well(id));
-    }
-
-    /// Cuts a server off from some, one way or both.
-    fn partition(&mut self, at: usize, manager: bool) {
-        let node = self.servers[at].node();
-        let until = self.now + self.rng.time(MS * 30, MS * 900);
-        let (to, from) = [(true, true), (true, false), (false, true)][self.rng.below(3)];
-        let spared = if manager { 1000 } else { 500 };
-        for other in self.seats.keys().copied().collect::<Vec<_>>() {
-            let cut = match other {
-                MANAGER if manager => true,
-                _ => !self.rng.chance(spared),
-            };
-            if other == node || !cut {
-                continue;
-            }
-            if to {
-                self.net.cut(node, other, until);
-            }
-            if from {
-                self.net.cut(other, node, until);
-            }
-        }
-    }
-
-    /// Takes a server's store away, unless others need it.
-    fn destroy(&mut self, at: usize) {
-        let id = self.servers[at].id;
-        let lives = |r: &Replica| {
-            let other = &self.servers[r.server.0 as usize - 1];
-            r.server != id && self.is_up(other.node()) && other.instance == r.instance
-        };
-        let asleep = self.seats.values().any(|seat| seat.paused_until > self.now);
-        if asleep || self.net.is_cut_anywhere(self.now) || !self.brain.is_steady() {
-            return;
-        }
-        let spare = self.brain.state().groups().all(|(_, _, chain)| {
-            !chain.replicas.iter().any(|r| r.server == id) || chain.replicas.iter().any(lives)
-        });
-        if !spare || self.servers.iter().any(|server| server.is_in_doubt(self.now)) {
-            return;
-        }
-        self.stop_server(at, true);
-        let server = &mut self.servers[at];
-        self.doomed = Some(Replica { server: id, instance: server.instance });
-        server.store = Default::default();
-        server.store_id = StoreId(std::array::from_fn(|i| server.store_id.0[i].wrapping_add(16)));
-    }
-
-    /// An operator does something.
-    fn operate(&mut self, at: usize) {
-        let id = self.servers[at].id;
-        let servers = &self.brain.state().servers;
-        let there = servers.values().filter(|server| server.duty == Duty::In).count();
-        let drained = servers.iter().find(|(_, server)| server.duty == Duty::Draining);
-        let drained = drained.map(|(id, server)| (*id, server.addrs.clone()));
-        match self.rng.below(6) {
-            5 => self.give_up(),
-            0 if there > 2 => {
-                self.with_brain(|brain, ctx| brain.command(ctx, Command::Drain(id)));
-            }
-            1 if self.servers.len() < MOST_SERVERS && self.brain.is_up() => self.add_server(),
-            2 => {
-                if let Some((_, addrs)) = drained {
-                    self.with_brain(|brain, ctx| brain.command(ctx, Command::Add(addrs)));
-                }
-            }
-            3 => {
-                if let Some((id, _)) = drained
-                    && self.with_brain(|brain, ctx| brain.command(ctx, Command::Remove(id)))
-                {
-                    self.kill(Node(id.0));
-                }
-            }
-            _ => {
-                let replicas = 1 + self.rng.below(3) as u8;
-                let min = if self.rng.chance(200) { replicas.min(2) } else { 1 };
-                let command = Command::Replicas(0, replicas, min);
-                self.with_brain(|brain, ctx| brain.command(ctx, command));
-            }
-        }
-    }
-
-    /// Nothing goes wrong any more.
-    fn heal(&mut self) {
-        self.net.heal();
-        for seat in self.seats.values_mut() {
-            seat.paused_until = Duration::ZERO;
-        }
-        for server in &mut self.servers {
-            (server.slow, server.failing) = (false, 0);
-        }
-        let known = self.brain.state().servers.keys().map(|id| Node(id.0));
-        for node in known.chain([MANAGER]).collect::<Vec<_>>() {
-            self.schedule(self.now, Event::Start(node));
-        }
-    }
-
-    /// What is not at rest; and once everything is, whether all is as it must be.
-    fn unsettled(&mut self) -> Option<String> {
-        if let Some(what) = self.brain.unsettled(self.now) {
-            return Some(what);
-        }
-        if !self.brain.is_idle() {
-            return Some("a chunk is still to be removed".to_owned());
-        }
-        let version = self.brain.state().version;
-        for client in &self.clients {
-            if !client.is_idle() || client.version() != version {
-                return Some(client.describe());
-            }
-        }
-        for server in &self.servers {
-            if self.is_up(server.node()) && !server.is_idle() {
-                return Some(format!("server {} has something noted", server.id));
-            }
-        }
-        self.compare();
-        None
-    }
-
-    /// All replicas have what was written last.
-    fn compare(&mut self) {
-        for index in 0..self.groups.len() {
-            let expected = self.oracle.latest(index);
-            let chain = self.brain.map().chain(self.groups[index]).cloned();
-            let mut first = None;
-            for replica in chain.into_iter().flat_map(|chain| chain.replicas) {
-                let store = &self.servers[replica.server.0 as usize - 1].store;
-                let (cells, entry) = (store.cells(chunk(index)), store.get(chunk(index)));
-                if cells != expected {
-                    self.oracle.fail(format!(
-                        "server {}: chunk {index} has {cells:?} in the end, {expected:?} was written (deleted: {})",
-                        replica.server,
-                        self.oracle.is_deleted(index),
-                    ));
-                }
-                if *first.get_or_insert(entry) != entry {
-                    self.oracle.fail(format!("replicas of chunk {index}: {first:?}, {entry:?}"));
-                }
             }
         }
     }

@@ -8,19 +8,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use netfs_common::attr::SetAttr;
-use netfs_common::codec;
-use netfs_common::id::{ChunkId, Ino, InstanceId, ServerId, SessionId};
+use netfs_common::id::{ChunkId, Ino, ServerId};
 use netfs_common::map::ClusterMap;
 use netfs_common::name::Name;
-use netfs_common::net::Link;
 use netfs_common::wire::audit::AuditOp;
 use netfs_common::wire::cluster::PeerOp;
 use netfs_common::wire::data::{At, Op, Reply, Request};
-use netfs_common::wire::meta::{
-    Answer, NewInode, Op as MetaOp, Request as MetaRequest, Response, Status,
-};
+use netfs_common::wire::meta::{NewInode, Op as MetaOp, Request as MetaRequest, Response, Status};
 use netfs_common::wire::operator::{AuditReport, AuditStep, Operation, Outcome};
-use netfs_common::wire::{Claim, Hello, PROTOCOL, Role};
 use netfs_served::data::server::{DataOptions, DataServer, TierOptions};
 use netfs_served::data::tier::{BucketOptions, Place};
 use netfs_served::meta::server::{DataServers, MetaOptions, MetaServer, PoolOptions};
@@ -28,35 +23,37 @@ use netfs_served::meta::server::{DataServers, MetaOptions, MetaServer, PoolOptio
 use object_store::memory::InMemory;
 use object_store::{ObjectStore, ObjectStoreExt};
 
-use crate::common::{DataClient, MetaClient, PATIENCE, Pki, localhost, make_pki};
+use crate::common::{DataClient, MetaClient, PATIENCE, Pki, administer, localhost, make_pki};
 
-const GROUPS: u32 = 16;
+pub(crate) const GROUPS: u32 = 16;
 const CHUNK: u64 = 4 << 20;
 /// Sessions that only ask for the map.
 static ASKERS: AtomicU64 = AtomicU64::new(1 << 40);
 
-struct World {
+/// A metadata server and data servers, which find their places by themselves.
+pub(crate) struct World {
     pki: Pki,
     meta: MetaServer,
-    data: Vec<Option<DataServer>>,
+    pub(crate) data: Vec<Option<DataServer>>,
 }
 
 impl World {
-    async fn start(dir: &Path, servers: usize, replicas: u8) -> World {
-        World::start_with(dir, servers, replicas, None).await
+    pub(crate) async fn start(dir: &Path, servers: usize, replicas: u8) -> World {
+        World::start_with(dir, servers, replicas, |_| {}).await
     }
 
-    async fn start_with(
+    pub(crate) async fn start_with(
         dir: &Path,
         servers: usize,
         replicas: u8,
-        tier: Option<TierOptions>,
+        set_up: impl Fn(&mut DataOptions),
     ) -> World {
         let pki = make_pki(dir);
         let start = |n: usize| {
             let own = dir.join(format!("data{n}"));
-            let options = DataOptions::new(own, localhost(), pki.server.clone());
-            DataServer::start(DataOptions { tier: tier.clone(), ..options }).unwrap()
+            let mut options = DataOptions::new(own, localhost(), pki.server.clone());
+            set_up(&mut options);
+            DataServer::start(options).unwrap()
         };
         let data: Vec<_> = (1..=servers).map(start).collect();
         let addrs = data.iter().map(|server| vec![server.addr().to_string()]).collect();
@@ -76,40 +73,24 @@ impl World {
     }
 
     async fn ask(&self, request: MetaRequest) -> Response {
-        let dialer = crate::common::dialer(&self.pki.server);
-        let hello = Hello {
-            protocol: (PROTOCOL, PROTOCOL),
-            features: 0,
-            role: Role::Admin,
-            volume: String::new(),
-            session: SessionId(0),
-            claim: Claim::Begin,
-            instance: InstanceId(1),
-            client: "test".into(),
-        };
-        let words = codec::encode(&hello).unwrap();
-        let handler = std::sync::Arc::new(|_: Link, _: Bytes| async { Bytes::new() });
-        let (link, _) = dialer.link(self.meta.addr(), &words, handler).await.unwrap();
-        let request = codec::encode(&request).unwrap();
-        let answer = link.call(request.into(), Instant::now() + PATIENCE).await.unwrap();
-        codec::decode::<Answer>(&answer).unwrap().reply.unwrap()
+        administer(&self.pki.server, self.meta.addr(), request).await
     }
 
-    async fn operate(&self, operation: Operation) -> Outcome {
+    pub(crate) async fn operate(&self, operation: Operation) -> Outcome {
         match self.ask(MetaRequest::Operate(operation)).await {
             Response::Operated(outcome) => outcome,
             other => panic!("{other:?}"),
         }
     }
 
-    async fn status(&self) -> Status {
+    pub(crate) async fn status(&self) -> Status {
         match self.ask(MetaRequest::Status).await {
             Response::Status(status) => status,
             other => panic!("{other:?}"),
         }
     }
 
-    async fn until_full(&self) {
+    pub(crate) async fn until_full(&self) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let status = self.status().await;
@@ -139,11 +120,11 @@ impl World {
     }
 
     /// A client's session.
-    async fn mount(&self, session: u64) -> MetaClient {
+    pub(crate) async fn mount(&self, session: u64) -> MetaClient {
         MetaClient::connect(&self.pki.client, self.meta.addr(), "v", session).await.unwrap()
     }
 
-    async fn map(&self) -> ClusterMap {
+    pub(crate) async fn map(&self) -> ClusterMap {
         self.mount(ASKERS.fetch_add(1, Ordering::Relaxed)).await.info.map
     }
 
@@ -173,21 +154,38 @@ impl World {
         }
     }
 
-    async fn write(&self, chunk: ChunkId, data: &[u8]) {
+    pub(crate) async fn write(&self, chunk: ChunkId, data: &[u8]) {
         let (reply, _) = self.at_head(chunk, Op::Write { chunk, offset: 0 }, data).await;
         assert!(matches!(reply, Reply::Written { .. }), "{reply:?}");
         let (reply, _) = self.at_head(chunk, Op::Flush { groups: Vec::new() }, &[]).await;
         assert!(matches!(reply, Reply::Flushed { .. }), "{reply:?}");
     }
 
-    async fn read(&self, chunk: ChunkId, len: u64) -> Bytes {
+    pub(crate) async fn read(&self, chunk: ChunkId, len: u64) -> Bytes {
         let (reply, data) = self.at_head(chunk, Op::Read { chunk, offset: 0, len }, &[]).await;
         assert_eq!(reply, Reply::Read);
         data
     }
 
+    /// What each replica of a chunk that the map names shows of it.
+    pub(crate) async fn read_everywhere(&self, chunk: ChunkId, len: u64) -> Vec<Bytes> {
+        let map = self.map().await;
+        let (group, chain) = map.chain_of(chunk).unwrap();
+        let at = At::Group { group, epoch: chain.epoch };
+        let request = Request { at, op: Op::Read { chunk, offset: 0, len } };
+        let mut all = Vec::new();
+        for replica in &chain.replicas {
+            let addr = self.of(replica.server).addr();
+            let client = DataClient::connect(&self.pki.client, addr).await.unwrap();
+            let (reply, data) = client.raw(&request, Bytes::new()).await.unwrap();
+            assert_eq!(reply, Reply::Read, "{replica:?}");
+            all.push(data);
+        }
+        all
+    }
+
     /// A file of some chunks.
-    async fn file(&self, client: &MetaClient, name: &str, chunks: u64) -> Ino {
+    pub(crate) async fn file(&self, client: &MetaClient, name: &str, chunks: u64) -> Ino {
         let ino = client.create(Ino::ROOT, name, NewInode::File).await.unwrap();
         for index in 0..chunks {
             self.write(ChunkId { ino, generation: 0, index }, &[index as u8 + 1; 100]).await;
@@ -212,7 +210,7 @@ impl World {
     }
 
     /// All chunks that a server has.
-    async fn chunks(&self, server: ServerId) -> Vec<ChunkId> {
+    pub(crate) async fn chunks(&self, server: ServerId) -> Vec<ChunkId> {
         let (mut all, mut next) =
             (Vec::new(), Some(ChunkId { ino: Ino(0), generation: 0, index: 0 }));
         while let Some(from) = next {
@@ -391,7 +389,8 @@ async fn an_object_store_that_is_not_the_one_of_before_is_an_alarm_and_no_clean_
     let dir = tempfile::tempdir().unwrap();
     let bucket = Arc::new(InMemory::new());
     let options = BucketOptions { place: Place::Store(bucket.clone()), prefix: String::new() };
-    let world = World::start_with(dir.path(), 1, 1, Some(TierOptions::new(options))).await;
+    let set_up = |to: &mut DataOptions| to.tier = Some(TierOptions::new(options.clone()));
+    let world = World::start_with(dir.path(), 1, 1, set_up).await;
     let deadline = Instant::now() + Duration::from_secs(60);
     let all = async || bucket.list(None).try_collect::<Vec<_>>().await.unwrap();
     while all().await.is_empty() {

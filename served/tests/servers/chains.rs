@@ -1,5 +1,6 @@
 //! Chains of data servers in this process, whose map is made by the test.
 
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use netfs_common::id::{ChunkId, Epoch, GroupId, Ino, InstanceId, ServerId, Versi
 use netfs_common::map::{ClusterMap, DataServer as Described, Replica};
 use netfs_common::wire::cluster::{Beat, BeatReply, Install, PeerOp};
 use netfs_common::wire::data::{At, Op, Reply, Request, Span};
-use netfs_served::data::server::{DataOptions, DataServer};
+use netfs_served::data::server::{DataOptions, DataServer, UpkeepConfig};
 use netfs_served::data::store::SegmentStore;
 
 use crate::common::{
@@ -17,19 +18,31 @@ use crate::common::{
     sign_of_life, tell, tell_twice,
 };
 
-struct Cluster<'a> {
-    dir: &'a Path,
+pub(crate) struct Cluster<'a> {
+    pub(crate) dir: &'a Path,
     pki: Pki,
-    servers: Vec<Option<DataServer>>,
+    pub(crate) servers: Vec<Option<DataServer>>,
     map: ClusterMap,
+    /// Changes the settings of every server, whenever it is started.
+    set_up: fn(&mut DataOptions),
 }
 
 impl<'a> Cluster<'a> {
-    fn start(dir: &'a Path, count: usize) -> Cluster<'a> {
+    pub(crate) fn start(dir: &'a Path, count: usize) -> Cluster<'a> {
+        Cluster::start_with(dir, count, |_| {})
+    }
+
+    pub(crate) fn start_with(
+        dir: &'a Path,
+        count: usize,
+        set_up: fn(&mut DataOptions),
+    ) -> Cluster<'a> {
         let pki = make_pki(dir);
         let start = |n: usize| {
             let own = dir.join(format!("data{n}"));
-            DataServer::start(DataOptions::new(own, localhost(), pki.server.clone())).unwrap()
+            let mut options = DataOptions::new(own, localhost(), pki.server.clone());
+            set_up(&mut options);
+            DataServer::start(options).unwrap()
         };
         let servers: Vec<_> = (0..count).map(start).collect();
         let mut map = map_of_one(InstanceId(0), localhost());
@@ -40,7 +53,7 @@ impl<'a> Cluster<'a> {
         }
         map.version = Epoch(0);
         let servers = servers.into_iter().map(Some).collect();
-        Cluster { dir, pki, servers, map }
+        Cluster { dir, pki, servers, map, set_up }
     }
 
     fn replica(&self, index: usize) -> Replica {
@@ -48,16 +61,17 @@ impl<'a> Cluster<'a> {
         Replica { server: ServerId(index as u32 + 1), instance }
     }
 
-    fn restart(&mut self, index: usize) {
+    pub(crate) fn restart(&mut self, index: usize) {
         let listen = self.servers[index].as_ref().unwrap().addr();
         drop(self.servers[index].take());
         let own = self.dir.join(format!("data{index}"));
-        let options = DataOptions::new(own, listen, self.pki.server.clone());
+        let mut options = DataOptions::new(own, listen, self.pki.server.clone());
+        (self.set_up)(&mut options);
         self.servers[index] = Some(DataServer::start(options).unwrap());
     }
 
     /// All groups get this chain, and all servers are told.
-    async fn set(&mut self, replicas: &[usize], learner: Option<usize>) {
+    pub(crate) async fn set(&mut self, replicas: &[usize], learner: Option<usize>) {
         let replicas = replicas.iter().map(|index| self.replica(*index)).collect();
         let learner = learner.map(|index| self.replica(index));
         set_chains(&mut self.map, replicas, learner);
@@ -69,20 +83,29 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    async fn beat(&self, index: usize, tell: bool) -> BeatReply {
+    pub(crate) async fn beat(&self, index: usize, tell: bool) -> BeatReply {
         let addr = self.servers[index].as_ref().unwrap().addr();
         let meta = DataClient::connect_as(&self.pki.server, addr, 0).await.unwrap();
         let server = ServerId(index as u32 + 1);
         tell_twice(&meta, server, self.map.version, tell.then_some(&self.map)).await
     }
 
-    async fn client(&self, index: usize) -> DataClient {
+    /// A connection as that of another server.
+    pub(crate) async fn peer(&self, addr: std::net::SocketAddr) -> DataClient {
+        DataClient::connect_as(&self.pki.server, addr, 0).await.unwrap()
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.map.version
+    }
+
+    pub(crate) async fn client(&self, index: usize) -> DataClient {
         let addr = self.servers[index].as_ref().unwrap().addr();
         DataClient::connect(&self.pki.client, addr).await.unwrap()
     }
 
     /// Until the tail says that the learner has everything, in all groups.
-    async fn until_synced(&self, tail: usize) {
+    pub(crate) async fn until_synced(&self, tail: usize) {
         let deadline = Instant::now() + PATIENCE;
         loop {
             let reply = self.beat(tail, false).await;
@@ -94,12 +117,25 @@ impl<'a> Cluster<'a> {
         }
     }
 
-    fn group(&self, chunk: ChunkId) -> GroupId {
+    /// Until a server has copied so many chunks since its start; says how many.
+    async fn until_pushed(&self, index: usize, count: u64) -> u64 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let pushed = self.beat(index, false).await.counts.pushed_chunks;
+            if pushed >= count {
+                return pushed;
+            }
+            assert!(Instant::now() < deadline, "{pushed} chunks are copied");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(crate) fn group(&self, chunk: ChunkId) -> GroupId {
         self.map.group_of(chunk).unwrap()
     }
 }
 
-fn bytes(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn bytes(seed: u64, len: usize) -> Vec<u8> {
     (0..len as u64).map(|i| (i.wrapping_mul(seed * 2 + 1) >> 3) as u8).collect()
 }
 
@@ -281,20 +317,34 @@ async fn a_replica_that_was_away_gets_what_differs_and_nothing_else() {
     head.write(chunk(9, 0), 0, &bytes(1, 2_500_000)).await;
     cluster.restart(1);
     cluster.set(&[0], Some(1)).await;
-    // Changes go on meanwhile, of what it has and of what it lacks.
+    cluster.until_synced(0).await;
+    // Ten were changed, ten removed, and one is new.
+    let counts = cluster.beat(0, false).await.counts;
+    assert!((21..=23).contains(&counts.pushed_chunks), "{counts:?}");
+    let differ = 10 * 3000 + 2_500_000;
+    assert!((differ..differ + 6000).contains(&counts.pushed_bytes), "{counts:?}");
+    // Away again, and now changes go on while it learns, of what it has and of what it lacks.
+    cluster.set(&[0], None).await;
+    for index in 0..10 {
+        head.write(chunk(2, index), 200, &bytes(index + 9, 50)).await;
+    }
+    cluster.set(&[0], Some(1)).await;
     for index in 0..60 {
         head.write(chunk(4, index), 0, &bytes(index, 500)).await;
         head.write(chunk(2, index % 50), 1000, &bytes(index, 500)).await;
     }
     cluster.until_synced(0).await;
-    let counts = cluster.beat(0, false).await.counts;
-    assert!(counts.pushed_chunks < 150, "{counts:?}");
     cluster.set(&[0, 1], None).await;
     for index in 0..2 {
         let client = cluster.client(index).await;
-        for n in 10..50 {
-            let whole = client.read(chunk(2, n), 0, 1000).await;
-            assert_eq!(whole, bytes(n, 3000)[..1000], "chunk {n} of replica {index}");
+        for n in 0..50 {
+            let mut expected = bytes(n, 1000);
+            if n < 10 {
+                expected[100..150].copy_from_slice(&bytes(n + 7, 50));
+                expected[200..250].copy_from_slice(&bytes(n + 9, 50));
+            }
+            let found = client.read(chunk(2, n), 0, 1000).await;
+            assert_eq!(found, expected, "chunk {n} of replica {index}");
             assert_eq!(client.read(chunk(4, n), 0, 500).await, bytes(n, 500));
         }
         assert_eq!(client.read(chunk(9, 0), 0, 2_500_000).await, bytes(1, 2_500_000));
@@ -314,6 +364,93 @@ async fn a_replica_that_was_away_gets_what_differs_and_nothing_else() {
         let report = SegmentStore::check(&dir.path().join(format!("data{index}"))).unwrap();
         assert!(report.is_clean());
     }
+}
+
+#[tokio::test]
+async fn a_lesson_that_is_broken_off_goes_on_with_what_is_left() {
+    const LACKED: u64 = 60;
+    let dir = tempfile::tempdir().unwrap();
+    // Some 10 chunks a second, so that there is a middle to break it off in.
+    let slow = |options: &mut DataOptions| options.repair_rate = 200_000;
+    let mut cluster = Cluster::start_with(dir.path(), 2, slow);
+    cluster.set(&[0, 1], None).await;
+    let head = cluster.client(0).await;
+    let all: Vec<_> = (0..100).map(|index| chunk(2, index)).collect();
+    for chunk in &all {
+        head.write(*chunk, 0, &bytes(chunk.index, 20_000)).await;
+    }
+    head.flush(&all).await;
+    cluster.set(&[0], None).await;
+    for chunk in &all[..LACKED as usize] {
+        head.write(*chunk, 100, &bytes(chunk.index + 7, 50)).await;
+    }
+    cluster.set(&[0], Some(1)).await;
+    let first = cluster.until_pushed(0, 15).await;
+    // The chain changes, and it is the same teacher and the same learner.
+    cluster.set(&[0], Some(1)).await;
+    let second = cluster.until_pushed(0, first + 15).await;
+    assert!(second < LACKED, "{second}: it was over before it was broken off");
+    // The learner begins another life.
+    cluster.restart(1);
+    cluster.set(&[0], Some(1)).await;
+    cluster.until_synced(0).await;
+    let counts = cluster.beat(0, false).await.counts;
+    // One that was on its way then may have been copied twice, or once without anybody counting it.
+    assert!((LACKED - 4..=LACKED + 4).contains(&counts.pushed_chunks), "{counts:?}");
+    cluster.set(&[0, 1], None).await;
+    let learnt = cluster.client(1).await;
+    for chunk in &all {
+        let mut expected = bytes(chunk.index, 20_000);
+        if chunk.index < LACKED {
+            expected[100..150].copy_from_slice(&bytes(chunk.index + 7, 50));
+        }
+        assert_eq!(learnt.read(*chunk, 0, 20_000).await, expected, "{chunk:?}");
+    }
+}
+
+#[tokio::test]
+async fn damage_that_nobody_reads_is_found_and_replaced_from_another_replica() {
+    let dir = tempfile::tempdir().unwrap();
+    let often = |options: &mut DataOptions| {
+        options.upkeep =
+            UpkeepConfig { scrub_interval: Duration::from_secs(1), scrub_rate: 1 << 30 };
+    };
+    let mut cluster = Cluster::start_with(dir.path(), 2, often);
+    cluster.set(&[0, 1], None).await;
+    let head = cluster.client(0).await;
+    let whole = bytes(3, 1 << 20);
+    head.write(chunk(2, 0), 0, &whole).await;
+    head.write(chunk(2, 1), 0, b"another").await;
+    head.flush(&[chunk(2, 0), chunk(2, 1)]).await;
+    // A byte changes on the disk of the second replica.
+    let files = std::fs::read_dir(dir.path().join("data1")).unwrap().map(|e| e.unwrap().path());
+    let place = |file: &Path| {
+        let stored = std::fs::read(file).unwrap();
+        stored.windows(64).position(|found| found == &whole[500_000..500_064])
+    };
+    let (file, at) = files
+        .filter(|path| path.is_file())
+        .find_map(|path| place(&path).map(|at| (path, at)))
+        .expect("the data is in a file as it is");
+    let disk = std::fs::OpenOptions::new().write(true).open(&file).unwrap();
+    disk.write_all_at(&[!whole[500_010]], at as u64 + 10).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let counts = cluster.beat(1, false).await.counts;
+        if (counts.damaged, counts.mended) == (1, 1) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{counts:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(cluster.beat(0, false).await.counts.damaged, 0, "the other one is well");
+    // Without the other one, so that nobody can help any more.
+    cluster.set(&[1], None).await;
+    drop(cluster.servers[0].take());
+    let mended = cluster.client(1).await;
+    assert_eq!(mended.read(chunk(2, 0), 0, 1 << 20).await, whole);
+    assert_eq!(mended.read(chunk(2, 1), 0, 7).await, &b"another"[..]);
+    assert_eq!(cluster.beat(1, false).await.counts.damaged, 1);
 }
 
 #[tokio::test]

@@ -1,9 +1,9 @@
 //! What the tests of the servers share: a cluster's certificates, and raw calls.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -32,8 +32,18 @@ use netfs_served::data::server::DataServer;
 /// No call of a test takes longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
+/// An address for a server, with a port that nobody gets who asks for any: so it is still free when the server is started again.
 pub(crate) fn localhost() -> SocketAddr {
-    ([127, 0, 0, 1], 0).into()
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    const FIRST: u32 = 10_000;
+    // The system's own begin behind it.
+    const COUNT: u32 = 22_000;
+    let is_free = |addr: &SocketAddr| UdpSocket::bind(addr).is_ok();
+    let candidates = std::iter::repeat_with(|| {
+        let n = std::process::id() % COUNT * 131 + TAKEN.fetch_add(1, Ordering::Relaxed);
+        SocketAddr::from(([127, 0, 0, 1], (FIRST + n % COUNT) as u16))
+    });
+    candidates.take(COUNT as usize).find(is_free).expect("no free port")
 }
 
 /// A cluster's authority with a server's and a client's certificate.
@@ -451,6 +461,21 @@ impl MetaClient {
     }
 }
 
+/// A request of an administrator to a metadata server.
+pub(crate) async fn administer(
+    identity: &Identity,
+    addr: SocketAddr,
+    request: MetaRequest,
+) -> Response {
+    let dialer = dialer(identity);
+    let words = codec::encode(&hello(Role::Admin, "", 0)).unwrap();
+    let handler = Arc::new(|_: Link, _: Bytes| async { Bytes::new() });
+    let (link, _) = dialer.link(addr, &words, handler).await.unwrap();
+    let request = codec::encode(&request).unwrap();
+    let answer = link.call(request.into(), Instant::now() + PATIENCE).await.unwrap();
+    codec::decode::<Answer>(&answer).unwrap().reply.unwrap()
+}
+
 /// Writes whole chunks of a file and tells the metadata server.
 pub(crate) async fn write_file(meta: &MetaClient, data: &DataClient, ino: Ino, chunks: &[Vec<u8>]) {
     let generation = meta.get(ino).await.unwrap().generation;
@@ -462,4 +487,29 @@ pub(crate) async fn write_file(meta: &MetaClient, data: &DataClient, ino: Ino, c
     }
     let mtime = std::time::SystemTime::now().into();
     meta.change(MetaOp::WroteChunks { ino, generation, end, allocated, mtime }).await.unwrap();
+}
+
+/// Flips a bit wherever these bytes are in the files of a directory. How often.
+pub(crate) fn damage(dir: &Path, what: &[u8]) -> usize {
+    let mut found = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            continue;
+        }
+        let mut bytes = std::fs::read(&path).unwrap();
+        let places = bytes.windows(what.len()).enumerate().filter(|(_, part)| *part == what);
+        let places: Vec<usize> = places.map(|(at, _)| at).collect();
+        for at in &places {
+            bytes[at + 3] ^= 8;
+            std::os::unix::fs::FileExt::write_all_at(
+                &std::fs::OpenOptions::new().write(true).open(&path).unwrap(),
+                &bytes[at + 3..at + 4],
+                *at as u64 + 3,
+            )
+            .unwrap();
+        }
+        found += places.len();
+    }
+    found
 }

@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use netfs_common::errno::Errno;
 use netfs_common::id::{ChunkId, Ino};
-use netfs_common::wire::meta::{NewInode, Op};
+use netfs_common::wire::meta::{NewInode, Op, Request, Response};
+use netfs_common::wire::operator::{Operation, Outcome};
 
-use crate::common::{DataClient, MetaClient, PATIENCE, Pki, make_pki, write_file};
+use crate::common::{DataClient, MetaClient, PATIENCE, Pki, administer, make_pki, write_file};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_netfs-served");
 
@@ -149,6 +150,32 @@ async fn a_server_ends_in_order_at_sigterm_and_a_strict_check_finds_nothing() {
     let faulty = run(&["check", "--config", config_arg]);
     assert_eq!(faulty.status.code(), Some(1), "{}", text(&faulty));
     assert!(text(&faulty).contains("FAULT data: "), "{}", text(&faulty));
+}
+
+#[tokio::test]
+async fn the_domain_that_the_settings_name_is_what_the_metadata_server_hears() {
+    let dir = tempfile::tempdir().unwrap();
+    let pki = make_pki(dir.path());
+    let config = configure(dir.path());
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(&config, text.replace("[data]\n", "[data]\ndomain = \"rack 7\"\n")).unwrap();
+    let server = start(&config);
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let list = Request::Operate(Operation::List);
+        let servers = match administer(&pki.client, server.meta, list).await {
+            Response::Operated(Outcome::Servers(servers)) => servers,
+            other => panic!("{other:?}"),
+        };
+        // Before it has been heard for the first time there is none.
+        let domains: Vec<_> = servers.iter().map(|server| server.domain.as_str()).collect();
+        if domains != [""] {
+            assert_eq!(domains, ["rack 7"]);
+            return;
+        }
+        assert!(Instant::now() < deadline, "it is not heard");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]

@@ -8,17 +8,18 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::TryStreamExt;
 use netfs_common::errno::Errno;
-use netfs_common::id::Ino;
+use netfs_common::id::{Epoch, Ino, ServerId};
+use netfs_common::map::{INODE_BITS, TierMode};
 use netfs_common::wire::data::{Op, Reply, Span};
 use netfs_served::data::server::{DataError, DataOptions, DataServer, TierOptions};
-use netfs_served::data::store::{ChunkKey, SegmentStore};
+use netfs_served::data::store::{ChunkKey, SegmentStore, StoreConfig};
 use netfs_served::data::tier::{BucketOptions, Place};
 use netfs_served::thread::Ending;
 use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
 
-use crate::common::{DataClient, chunk, localhost, make_pki, serve_alone};
+use crate::common::{DataClient, chunk, localhost, make_pki, map_of_one, serve_alone, tell_twice};
 
 struct World {
     dir: tempfile::TempDir,
@@ -26,6 +27,8 @@ struct World {
     bucket: Arc<dyn ObjectStore>,
     prefix: String,
     after: Duration,
+    fill_percent: u8,
+    store: StoreConfig,
 }
 
 impl World {
@@ -50,7 +53,19 @@ impl World {
             }
             Err(_) => Arc::new(InMemory::new()),
         };
-        World { dir, pki, bucket, prefix, after: Duration::from_secs(1) }
+        let (after, store) = (Duration::from_secs(1), StoreConfig::default());
+        World { dir, pki, bucket, prefix, after, fill_percent: 80, store }
+    }
+
+    /// With room for 100 MiB, of which 10 may be filled; nothing goes for its age.
+    fn small() -> World {
+        let store = StoreConfig {
+            segment_bytes: 4 << 20,
+            reserve_bytes: 8 << 20,
+            capacity_limit_bytes: Some(108 << 20),
+            ..StoreConfig::default()
+        };
+        World { after: Duration::from_secs(3600), fill_percent: 10, store, ..World::new() }
     }
 
     async fn start(&self, with_tier: bool) -> (DataServer, DataClient) {
@@ -58,8 +73,11 @@ impl World {
         let mut options = DataOptions::new(data, localhost(), self.pki.server.clone());
         let place = Place::Store(self.bucket.clone());
         let bucket = BucketOptions { place, prefix: self.prefix.clone() };
+        options.store = self.store.clone();
         options.tier = with_tier.then(|| TierOptions {
             after: self.after,
+            fill_percent: self.fill_percent,
+            look_interval: Duration::from_millis(200),
             sweep_interval: Duration::from_secs(1),
             ..TierOptions::new(bucket)
         });
@@ -92,16 +110,22 @@ impl World {
     }
 }
 
+/// How many bytes of the chunks of a server are here.
+async fn bytes_here(client: &DataClient) -> u64 {
+    let (reply, _) = client.call(chunk(2, 0), Op::Usage, Bytes::new()).await;
+    let Reply::Usage(usage) = reply else { panic!("{reply:?}") };
+    usage.live
+}
+
 /// Waits until nothing of the chunks of a server is here.
 async fn wait_until_away(client: &DataClient) {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        let (reply, _) = client.call(chunk(2, 0), Op::Usage, Bytes::new()).await;
-        let Reply::Usage(usage) = reply else { panic!("{reply:?}") };
-        if usage.live == 0 {
+        let here = bytes_here(client).await;
+        if here == 0 {
             return;
         }
-        assert!(Instant::now() < deadline, "{usage:?}");
+        assert!(Instant::now() < deadline, "{here} bytes are still here");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -181,6 +205,65 @@ async fn a_chunk_that_is_away_can_be_changed_and_its_old_objects_vanish() {
         Reply::Deleted { .. }
     ));
     world.wait_for_objects(0).await;
+}
+
+#[tokio::test]
+async fn a_disk_that_fills_sends_the_coldest_away_long_before_their_time() {
+    let world = World::small();
+    let (_server, client) = world.start(true).await;
+    let data = pattern(4 << 20);
+    for index in 0..2 {
+        client.write(chunk(2, index), 0, &data).await;
+    }
+    // Many looks at them, by which they are seconds old.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(world.objects().await.is_empty(), "it is not filled, and nothing is that old");
+    for index in 2..4 {
+        client.write(chunk(2, index), 0, &data).await;
+    }
+    // 16 % are used, and it gets down to 5 at the most.
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while bytes_here(&client).await > 8 << 20 {
+        assert!(Instant::now() < deadline, "it is as full as before");
+        // What is in use stays.
+        client.read(chunk(2, 3), 0, 10).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    // And no more go than have to.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(bytes_here(&client).await >= 4 << 20, "everything went");
+    let objects = world.objects().await;
+    for index in 0..2 {
+        let name = format!("/{index:016x}/");
+        assert!(objects.iter().any(|o| o.as_ref().contains(&name)), "{index}: {objects:?}");
+    }
+    for index in 0..4 {
+        assert_eq!(client.read(chunk(2, index), 0, 4 << 20).await, data);
+    }
+}
+
+#[tokio::test]
+async fn what_has_to_stay_does_not_keep_others_when_the_disk_fills() {
+    let world = World::small();
+    let (server, client) = world.start(true).await;
+    // The first volume stays, all of it.
+    let mut map = map_of_one(server.instance(), server.addr());
+    (map.version, map.pools[0].tier) = (Epoch(2), TierMode::None);
+    let meta = DataClient::connect_as(&world.pki.server, server.addr(), 0).await.unwrap();
+    let told = tell_twice(&meta, ServerId(1), map.version, Some(&map)).await;
+    assert_eq!(told.version, map.version);
+    let data = pattern(4 << 20);
+    for index in 0..4 {
+        client.write(chunk(2, index), 0, &data).await;
+    }
+    // It alone is more than would have to go.
+    let second = (1 << INODE_BITS) + 2;
+    // A connection is for one volume.
+    let client = DataClient::connect(&world.pki.client, server.addr()).await.unwrap();
+    client.write(chunk(second, 0), 0, &data[..1 << 20]).await;
+    let objects = world.wait_for_objects(1).await;
+    assert!(objects[0].as_ref().contains(&format!("/{second:016x}.")), "{objects:?}");
+    assert_eq!(client.read(chunk(second, 0), 0, 1 << 20).await, data[..1 << 20]);
 }
 
 #[tokio::test]

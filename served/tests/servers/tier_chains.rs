@@ -1,6 +1,5 @@
 //! Several data servers before one object store, which is in memory; the test makes the map.
 
-use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +22,7 @@ use object_store::path::Path as Name;
 use object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::common::{
-    DataClient, GROUPS, PATIENCE, Pki, chunk, localhost, make_pki, map_of_one, set_chains,
+    DataClient, GROUPS, PATIENCE, Pki, chunk, damage, localhost, make_pki, map_of_one, set_chains,
     sign_of_life, tell as tell_map,
 };
 
@@ -189,27 +188,7 @@ impl<'a> Cluster<'a> {
 
     /// Flips a bit wherever these bytes are in the files of a server. How often.
     fn damage(&self, index: usize, what: &[u8]) -> usize {
-        let mut found = 0;
-        for entry in fs::read_dir(self.dir.join(format!("data{index}"))).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                continue;
-            }
-            let mut bytes = fs::read(&path).unwrap();
-            let places = bytes.windows(what.len()).enumerate().filter(|(_, part)| *part == what);
-            let places: Vec<usize> = places.map(|(at, _)| at).collect();
-            for at in &places {
-                bytes[at + 3] ^= 8;
-                std::os::unix::fs::FileExt::write_all_at(
-                    &fs::OpenOptions::new().write(true).open(&path).unwrap(),
-                    &bytes[at + 3..at + 4],
-                    *at as u64 + 3,
-                )
-                .unwrap();
-            }
-            found += places.len();
-        }
-        found
+        damage(&self.dir.join(format!("data{index}")), what)
     }
 }
 
@@ -306,6 +285,56 @@ async fn a_damaged_copy_without_other_replicas_is_mended_from_the_bucket() {
     assert_eq!(cluster.damage(0, b"here it will be damaged"), 1);
     assert_eq!(read(&cluster, 0, chunk(2, 0), 100_000).await.0, Reply::Failed(Errno::EIO));
     until_read(&cluster, 0, chunk(2, 0), &data).await;
+}
+
+#[tokio::test]
+async fn a_changed_chunk_that_is_damaged_holds_up_no_others_on_their_way_to_the_bucket() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), &[Some(NEVER)]);
+    cluster.map.pools[0].tier = TierMode::Primary;
+    cluster.set(&[0], None).await;
+    let stuck = async || cluster.beat(0, false).await.tier.unwrap().stuck;
+    let mut data = bytes(3, 20_000);
+    data[100..118].copy_from_slice(b"a place of its own");
+    write(&cluster, 0, chunk(2, 0), 0, &data).await;
+    until("it does not go", async || cluster.objects().await.len() == 1).await;
+    assert_eq!(cluster.damage(0, b"a place of its own"), 1);
+    // Its next object needs all of it.
+    write(&cluster, 0, chunk(2, 0), 10_000, b"changed").await;
+    until("nothing is said", async || stuck().await == 1).await;
+    // For longer than twice the delay.
+    for n in 0..30u64 {
+        write(&cluster, 0, chunk(2, 1 + n % 2), 0, &bytes(n, 100)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    until("the others do not go", async || cluster.objects().await.len() >= 3).await;
+    assert_eq!(stuck().await, 1);
+    write(&cluster, 0, chunk(2, 0), 0, &data).await;
+    until("it does not go when it is whole", async || stuck().await == 0).await;
+    until_read(&cluster, 0, chunk(2, 0), &data).await;
+}
+
+#[tokio::test]
+async fn a_loss_is_not_taught_while_the_bucket_has_the_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::start(dir.path(), &[Some(NEVER), None]);
+    cluster.map.pools[0].tier = TierMode::Primary;
+    cluster.set(&[0], None).await;
+    let data = [&bytes(1, 50_000)[..], b"here it will be damaged", &bytes(2, 50_000)].concat();
+    write(&cluster, 0, chunk(2, 0), 0, &data).await;
+    until("it is not uploaded", async || cluster.objects().await.len() == 1).await;
+    assert_eq!(cluster.damage(0, b"here it will be damaged"), 1);
+    cluster.set(&[0], Some(1)).await;
+    until("it does not learn", async || {
+        cluster.beat(0, false).await.synced.len() == 2 * GROUPS as usize
+    })
+    .await;
+    cluster.set(&[0, 1], None).await;
+    for index in 0..2 {
+        assert_eq!(read(&cluster, index, chunk(2, 0), data.len() as u64).await.1, data);
+    }
+    assert_eq!(cluster.beat(0, false).await.counts.mended, 1);
+    assert_eq!(cluster.beat(1, false).await.counts.damaged, 0, "it has learned a loss");
 }
 
 #[tokio::test]

@@ -115,6 +115,25 @@ async fn a_bucket_that_lacks_its_marker_or_has_another_is_not_used_until_it_is_b
 }
 
 #[tokio::test]
+async fn what_was_put_into_a_bucket_that_was_exchanged_a_moment_ago_stays_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let (cluster, _) = with_one_away(dir.path()).await;
+    let marker = cluster.marker().await;
+    let text = fs::read(dir.path().join("data0/bucket")).unwrap();
+    // A store may make the bucket anew for whoever puts something there.
+    cluster.bucket.delete(&marker).await.unwrap();
+    let data = bytes(2, 100_000);
+    write(&cluster, 0, chunk(2, 1), 0, &data).await;
+    until("nothing is said", async || cluster.trouble(0).await.contains("has no marker")).await;
+    tokio::time::sleep(A_WHILE).await;
+    let client = cluster.client(0).await;
+    assert!(live(&client).await >= data.len() as u64);
+    cluster.bucket.put(&marker, text.into()).await.unwrap();
+    until("it does not go", async || live(&client).await == 0).await;
+    until_read(&cluster, 0, chunk(2, 1), &data).await;
+}
+
+#[tokio::test]
 async fn objects_of_before_there_were_markers_are_used_by_those_who_have_used_them() {
     let dir = tempfile::tempdir().unwrap();
     let (mut cluster, data) = with_one_away(dir.path()).await;
