@@ -3,6 +3,7 @@
 write DIRECTORY LOG      writes, reads back and syncs until SIGTERM; then says how many calls there were and the longest; the log, outside,
                          tells what is there
 verify DIRECTORY LOG     compares what is there with that
+beside FILE              writes and syncs a file until SIGTERM, and says how long the slowest took: what the disk itself makes others wait
 first FILE               reads a byte of each of its chunks and says how long the slowest took
 fill DIRECTORY LOG       writes files until there is no space; the log tells what was acknowledged
 filled DIRECTORY LOG     compares what is there with that
@@ -100,6 +101,21 @@ def verify(directory, log):
                 there = found.read(BLOCK)
                 if there != content(file, number, turn)[: len(there)] or (turn and len(there) < BLOCK):
                     raise Wrong(f"block {number} of {path} is not what was written")
+
+
+def beside(path):
+    asked_to_end = []
+    signal.signal(signal.SIGTERM, lambda *_: asked_to_end.append(1))
+    fd, slowest = os.open(path, os.O_RDWR | os.O_CREAT, 0o644), 0.0
+    while not asked_to_end:
+        began = time.monotonic()
+        os.pwrite(fd, bytes(BLOCK), 0)
+        os.fsync(fd)
+        # Others of this machine have the processor, too.
+        time.sleep(0.02)
+        slowest = max(slowest, time.monotonic() - began)
+    os.close(fd)
+    print(f"{slowest:.2f}")
 
 
 def first(path):
@@ -235,7 +251,7 @@ def share(listed, groups, replicas):
 
 
 def main(verb="", *arguments):
-    verbs = {"write": write, "verify": verify, "first": first, "fill": fill, "filled": filled, "flip": flip, "share": share}
+    verbs = {"write": write, "verify": verify, "beside": beside, "first": first, "fill": fill, "filled": filled, "flip": flip, "share": share}
     if verb not in verbs:
         print(__doc__)
         return 2
