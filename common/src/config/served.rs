@@ -260,7 +260,7 @@ impl Config for ServedConfig {
                 ));
             }
         }
-        let (min, max) = (ByteSize::mib(16), ByteSize::gib(16));
+        let (min, max) = (ByteSize::mib(16), ByteSize::gib(2));
         if !(min..=max).contains(&data.segment_bytes) {
             return Err(format!(
                 "data.segment_bytes = \"{}\" is not between {min} and {max}",

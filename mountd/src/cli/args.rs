@@ -252,7 +252,7 @@ pub(super) enum DataCommand {
         /// Its number in the list
         #[arg(value_parser = super::data::parse_id)]
         id: ServerId,
-        /// The data server that goes on where nobody has everything [default: for each part of the data the one that has most of it]
+        /// The data server that goes on where nobody has everything [default: for each part of the data the one that was written last of those with at least half of the most]
         #[arg(long, value_name = "ID", value_parser = super::data::parse_id)]
         with: Option<ServerId>,
         /// That data is lost is meant so; without this it is only said how much

@@ -8,8 +8,7 @@ first FILE               reads a byte of each of its chunks and says how long th
 fill DIRECTORY LOG       writes files until there is no space; the log tells what was acknowledged
 filled DIRECTORY LOG     compares what is there with that
 flip PATH COUNT          flips so many bits at random places of a file, or of each segment and snapshot in a directory; says how many
-share LIST GROUPS N      looks at what `netfs data list` says of servers on equal disks, N replicas: each must have the share that
-                         consistent hashing gives it, and the last one of the bytes about as much
+share LIST GROUPS N      looks at what `netfs data list` says, N replicas: each must have the share that consistent hashing gives its weight, and the last one of the bytes about as much
 """
 
 import errno
@@ -203,14 +202,14 @@ def mix(x):
     return z ^ (z >> 31)
 
 
-def placed(servers, groups, replicas, weight=128):
-    """How many replicas each server is to have, as the head of `served/src/meta/cluster/placement.rs` has it."""
+def placed(weights, groups, replicas):
+    """How many replicas each server with its weight is to have, as the head of `served/src/meta/cluster/placement.rs` has it."""
     points = []
-    for server in servers:
+    for server, weight in weights.items():
         own = mix(server ^ 0x736572766572)
         points += [(mix(own ^ mix(k)), server) for k in range(weight)]
     points.sort()
-    places = dict.fromkeys(servers, 0)
+    places = dict.fromkeys(weights, 0)
     for group in range(groups):
         start = mix(mix(group) ^ 0x67726F7570)
         taken = []
@@ -239,7 +238,8 @@ def share(listed, groups, replicas):
     places = {int(row[0], 16): next(i for i, cell in enumerate(row) if re.fullmatch(r"\d+/\d+/\d+", cell)) for row in rows}
     has = {int(row[0], 16): sum(map(int, row[places[int(row[0], 16)]].split("/")[:2])) for row in rows}
     live = {int(row[0], 16): size(row[places[int(row[0], 16)] - 2]) for row in rows}
-    computed, last = placed(sorted(has), groups, replicas), max(has)
+    weights = {int(row[0], 16): int(row[places[int(row[0], 16)] + 1].split()[0]) for row in rows}
+    computed, last = placed(weights, groups, replicas), max(has)
     moved, part = has[last] / (groups * replicas), live[last] / sum(live.values())
     told = f"server {last} has {has[last]} of {groups * replicas} replicas ({moved:.1%}), computed {computed[last]}, and {part:.1%} of the bytes"
     # Disks may differ by a little, which is a point of the ring more or less.

@@ -7,7 +7,6 @@ use netfs_common::errno::Errno;
 use netfs_common::id::ChunkId;
 use netfs_common::wire::cluster::{Install, PeerOp};
 use netfs_common::wire::data::{At, Op, Reply, Request};
-use netfs_served::data::server::UpkeepConfig;
 use netfs_served::data::store::SegmentStore;
 
 use crate::chains::{Cluster, bytes};
@@ -107,16 +106,13 @@ async fn until_taught(cluster: &Cluster<'_>, tail: usize) {
 #[tokio::test]
 async fn replicas_damaged_in_different_places_mend_each_other_and_what_both_lack_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
-    let mut cluster = Cluster::start_with(dir.path(), 2, |options| {
-        options.upkeep =
-            UpkeepConfig { scrub_interval: Duration::from_secs(1), scrub_rate: 1 << 30 };
-    });
+    let mut cluster = Cluster::start(dir.path(), 2);
     cluster.set(&[0, 1], None).await;
     let (of, head) = (chunk(2, 0), cluster.client(0).await);
     let mut data = bytes(5, 1_500_000);
     let marks: [&[u8]; 2] = [b"the first loses this", b"the second loses this"];
-    // By twos and alone, at the begin and at the end, and one block that both lose.
-    let lost: [&[u64]; 2] = [&[0, 10, 11, 40, 200, 366], &[1, 12, 40, 199, 201]];
+    // By twos and alone, at the begin and at the end, and blocks that both lose, one of them beside one that only one of them does.
+    let lost: [&[u64]; 2] = [&[0, 10, 11, 40, 200, 366], &[1, 11, 40, 199, 201]];
     for (index, mark) in marks.iter().enumerate() {
         for block in lost[index] {
             let at = (block * BLOCK) as usize + 100 + index * 100;
@@ -129,9 +125,18 @@ async fn replicas_damaged_in_different_places_mend_each_other_and_what_both_lack
         let found = damage(&dir.path().join(format!("data{index}")), marks[index]);
         assert_eq!(found, lost[index].len());
     }
+    for (index, lost) in lost.iter().enumerate() {
+        let client = cluster.client(index).await;
+        for block in *lost {
+            // Damaged, or mended since the one before was read.
+            client
+                .call(of, Op::Read { chunk: of, offset: block * BLOCK, len: 9 }, Bytes::new())
+                .await;
+        }
+    }
     let deadline = Instant::now() + PATIENCE;
     for (index, lost) in lost.iter().enumerate() {
-        let wanted = (lost.len() as u64, lost.len() as u64 - 1);
+        let wanted = (lost.len() as u64, lost.len() as u64 - 2);
         loop {
             let counts = cluster.beat(index, false).await.counts;
             if (counts.damaged, counts.mended) == wanted {
@@ -142,7 +147,7 @@ async fn replicas_damaged_in_different_places_mend_each_other_and_what_both_lack
         }
     }
     for index in 0..2 {
-        look(&cluster.client(index).await, of, &data, &[40 * BLOCK]).await;
+        look(&cluster.client(index).await, of, &data, &[11 * BLOCK, 40 * BLOCK]).await;
     }
 }
 

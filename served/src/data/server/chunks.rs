@@ -44,6 +44,8 @@ pub(super) struct Chunks {
     since: AtomicU64,
 }
 
+/// What a part of a chunk consists of, and the ranges of that which cannot be read.
+pub(super) type Rotten = (Patch, Vec<(u64, u64)>);
 /// Part of a file's chunks, with where they have data, and whether there are more.
 pub(super) type Page = (Vec<(ChunkId, Vec<(u64, u64)>)>, Option<ChunkId>);
 
@@ -271,27 +273,37 @@ impl Chunks {
         (Version(version.0), ranges.into_iter().map(wide).collect())
     }
 
-    /// What those of some places of a chunk consist of that cannot be read.
+    /// Those of some places of a chunk of which something cannot be read: what they consist of, and which parts of that it is.
     pub(super) fn damaged(
         &self,
         chunk: ChunkId,
         places: &[u64],
         len: u64,
-    ) -> Vec<(u64, Result<Option<Patch>, StoreError>)> {
-        let is_damaged = |at| match self.store.read(key(chunk), at, len) {
-            // Nothing that is away is damaged here; the rest is found again.
-            Ok(_) | Err(StoreError::Away { .. }) => Ok(false),
-            Err(StoreError::Corrupt { .. }) => Ok(true),
-            Err(error) => Err(error),
-        };
-        let seen: Vec<_> = places.iter().map(|at| (*at, is_damaged(*at))).collect();
+    ) -> Vec<(u64, Result<Option<Rotten>, StoreError>)> {
+        let look = |at: &u64| (*at, self.rotten(chunk, *at, len));
+        let seen: Vec<_> = places.iter().map(look).collect();
         // Afterwards, and thus of one version, unless it is written to in this very moment.
-        let patch = |(at, is)| match is {
-            Ok(true) => (at, self.store.patch(key(chunk), at, len).map(Some)),
-            Ok(false) => (at, Ok(None)),
-            Err(error) => (at, Err(error)),
+        let with_patch = |(at, rotten): (u64, Result<Vec<_>, _>)| {
+            let patch = |ranges: Vec<(u64, u64)>| match ranges.is_empty() {
+                true => Ok(None),
+                false => self.store.patch(key(chunk), at, len).map(|patch| Some((patch, ranges))),
+            };
+            (at, rotten.and_then(patch))
         };
-        seen.into_iter().map(patch).collect()
+        seen.into_iter().map(with_patch).collect()
+    }
+
+    /// The parts of a range that cannot be read. Nothing that is away is one.
+    fn rotten(&self, chunk: ChunkId, at: u64, len: u64) -> Result<Vec<(u64, u64)>, StoreError> {
+        let mut rotten = Vec::new();
+        for (offset, len) in self.store.patch(key(chunk), at, len)?.ranges() {
+            match self.store.read(key(chunk), offset, len) {
+                Ok(_) | Err(StoreError::Away { .. }) => {}
+                Err(StoreError::Corrupt { .. }) => rotten.push((offset, len)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(rotten)
     }
 
     /// All ranges of a chunk that are damaged.
@@ -494,6 +506,20 @@ mod tests {
         assert!(chunks.punch(chunk(2, 0), v, 5 << 20, u64::MAX).is_err());
         assert!(chunks.fits(1, (4 << 20) - 1) && !chunks.fits(1, 4 << 20));
         assert!(!chunks.fits(u64::MAX, 2));
+    }
+
+    #[test]
+    fn of_a_place_only_what_cannot_be_read_is_damaged_whatever_lies_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let chunks = chunks(&dir);
+        let (of, v) = (chunk(1, 0), Version(7));
+        chunks.write_away(of, v, (0, 2000), Version(3)).unwrap();
+        chunks.write_bad(of, v, 2000, 500).unwrap();
+        chunks.write(of, v, 3000, &[&[5; 3000]]).unwrap();
+        let found = chunks.damaged(of, &[0, 4096, 8192], 4096);
+        let found = found.into_iter().map(|(at, found)| (at, found.unwrap().map(|f| f.1)));
+        let found: Vec<_> = found.collect();
+        assert_eq!(found, [(0, Some(vec![(2000, 500)])), (4096, None), (8192, None)]);
     }
 
     #[test]

@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 /// Another replica has this long to answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+/// So many reads of parts of a chunk may fail there in one attempt: enough to find the part that fails, if it is one.
+const MAX_FAILURES: u32 = 12;
 
 /// Damaged places that are to be mended.
 #[derive(Debug)]
@@ -47,6 +50,7 @@ pub(super) struct Damage {
     metrics: DataMetrics,
     /// What could not be mended for so long is lost.
     loss_after: Duration,
+    attempts: AtomicU32,
 }
 
 type Where = (ChunkId, u64);
@@ -77,6 +81,8 @@ enum Outcome {
     Mended,
     /// Nobody has the bytes.
     Lost,
+    /// Somebody may have the bytes, and cannot read them.
+    Failed,
     /// Somebody may have the bytes.
     Later,
 }
@@ -85,11 +91,11 @@ enum Outcome {
 #[derive(Debug)]
 struct Piece {
     place: u64,
-    patch: Patch,
+    patch: Arc<Patch>,
     range: (u64, u64),
-    /// All who were asked have said that they have it not.
-    all_said: bool,
     good: Option<Vec<u8>>,
+    /// What it means if nobody else has it, after what those have said who were asked.
+    otherwise: Outcome,
 }
 
 /// What somebody who may have good bytes says.
@@ -109,16 +115,22 @@ impl Piece {
     fn end(&self) -> u64 {
         self.range.0 + self.range.1
     }
+
+    fn not_now(&mut self, outcome: Outcome) {
+        self.otherwise = self.otherwise.max(outcome);
+    }
 }
 
 impl Damage {
     pub(super) fn new(metrics: DataMetrics, loss_after: Duration) -> Damage {
-        Damage { places: Mutex::default(), found: Notify::new(), metrics, loss_after }
+        let (places, found) = (Mutex::default(), Notify::new());
+        Damage { places, found, metrics, loss_after, attempts: AtomicU32::new(0) }
     }
 
     /// A range was found damaged.
     pub(super) fn note(&self, chunk: ChunkId, offset: u64, len: u64) {
         let mut places = lock(&self.places);
+        let mut is_new = false;
         for at in blocks(offset, len) {
             if let Some(place) = places.all.get_mut(&(chunk, at)) {
                 place.again = true;
@@ -126,15 +138,18 @@ impl Damage {
             }
             if places.all.len() >= MAX_PLACES {
                 // What nobody has gives way to what somebody may have.
-                let Some(lost) = places.lost.pop_first() else { return };
+                let Some(lost) = places.lost.pop_first() else { continue };
                 places.all.remove(&lost);
             }
             self.metrics.damaged.inc();
             let place = Place { next: Instant::now(), pause: PAUSE, lost: None, again: false };
             places.all.insert((chunk, at), place);
+            is_new = true;
         }
         drop(places);
-        self.found.notify_one();
+        if is_new {
+            self.found.notify_one();
+        }
     }
 
     /// Whether nobody has any of a range any more.
@@ -182,6 +197,11 @@ impl Damage {
             // It may be damaged since it was looked at; or somebody may have the bytes.
             Outcome::Mended | Outcome::Later => {
                 (place.lost, place.pause) = (None, PAUSE);
+                lost.remove(&at);
+            }
+            Outcome::Failed => {
+                place.lost = None;
+                place.pause = (place.pause * 2).min(MAX_PAUSE);
                 lost.remove(&at);
             }
             Outcome::Lost => {
@@ -246,20 +266,21 @@ impl Replicas {
         let mut pieces: Vec<Piece> = Vec::new();
         for (place, patch) in damaged {
             match patch {
-                Ok(Some(patch)) => {
+                Ok(Some((patch, rotten))) => {
                     // It was written to in this very moment: the latest version is that of others, too.
                     if pieces.first().is_some_and(|p| p.patch.version() != patch.version()) {
                         pieces.drain(..).for_each(|p| came(p.place, Outcome::Later));
                     }
-                    let ranges: Vec<_> = patch.ranges().collect();
-                    let piece = |range| Piece {
-                        place,
-                        patch: patch.clone(),
-                        range,
-                        all_said: true,
-                        good: None,
-                    };
-                    pieces.extend(ranges.into_iter().map(piece));
+                    let patch = Arc::new(patch);
+                    for range in rotten {
+                        if !patch.ranges().any(|of_patch| of_patch == range) {
+                            came(place, Outcome::Later);
+                            continue;
+                        }
+                        let patch = patch.clone();
+                        let otherwise = Outcome::Lost;
+                        pieces.push(Piece { place, patch, range, good: None, otherwise });
+                    }
                 }
                 Ok(None) => {}
                 Err(_) => came(place, Outcome::Later),
@@ -269,8 +290,9 @@ impl Replicas {
             return outcomes.into_iter();
         };
         let others = chain.replicas.iter().filter(|r| r.instance != self.instance);
+        let turn = self.damage.attempts.fetch_add(1, Ordering::Relaxed);
         for other in others {
-            let mut inquiry = Inquiry::new(&pieces);
+            let mut inquiry = Inquiry::new(&pieces, turn);
             while let Some(range) = inquiry.question(&pieces) {
                 let said = self.fetch(group, *other, chunk, range, version).await;
                 inquiry.answer(&mut pieces, said);
@@ -282,19 +304,22 @@ impl Replicas {
                 match &object {
                     Said::Has(object) => {
                         piece.good = part(object, piece.range);
-                        piece.all_said = false;
+                        piece.not_now(Outcome::Failed);
                     }
                     Said::HasNot => {}
-                    Said::Fails | Said::Nothing => piece.all_said = false,
+                    Said::Fails => piece.not_now(Outcome::Failed),
+                    Said::Nothing => piece.not_now(Outcome::Later),
                 }
             }
         }
         // The bucket cannot be asked for what has no version.
         let all_asked = version != Version::NONE || self.tier.is_none();
-        for piece in pieces.iter().filter(|piece| piece.good.is_none()) {
-            let is_lost = piece.all_said && all_asked;
-            came(piece.place, if is_lost { Outcome::Lost } else { Outcome::Later });
-            if piece.all_said {
+        for piece in pieces.iter_mut().filter(|piece| piece.good.is_none()) {
+            if !all_asked {
+                piece.not_now(Outcome::Later);
+            }
+            came(piece.place, piece.otherwise);
+            if piece.otherwise == Outcome::Lost {
                 let (offset, len) = piece.range;
                 warn_rarely!(
                     Duration::from_secs(60),
@@ -393,43 +418,51 @@ impl Replicas {
 }
 
 /// What somebody is asked for: what is still lacking, and as much at once as lies together and fits a message. Who has not all of that may have
-/// some. Who says nothing is not asked on.
-struct Inquiry(Vec<Range<usize>>);
+/// some. Who says nothing is not asked on, nor is who has failed too often or for too long: what it could not be asked for is asked first another time.
+struct Inquiry {
+    runs: Vec<Range<usize>>,
+    /// Its bits say which half of what was divided comes first.
+    turn: u32,
+    failed: u32,
+    until: Instant,
+}
 
 impl Inquiry {
-    fn new(pieces: &[Piece]) -> Inquiry {
+    fn new(pieces: &[Piece], turn: u32) -> Inquiry {
         let mut runs: Vec<Range<usize>> = Vec::new();
         for (at, piece) in pieces.iter().enumerate().filter(|(_, piece)| piece.good.is_none()) {
-            let follows =
-                |run: &Range<usize>| run.end == at && pieces[run.end - 1].end() == piece.range.0;
+            let follows = |run: &Range<usize>| {
+                run.end == at
+                    && pieces[run.end - 1].end() == piece.range.0
+                    && piece.end() - pieces[run.start].range.0 <= MAX_PAYLOAD
+            };
             match runs.last_mut() {
-                Some(run)
-                    if follows(run) && piece.end() - pieces[run.start].range.0 <= MAX_PAYLOAD =>
-                {
-                    run.end += 1;
-                }
+                Some(run) if follows(run) => run.end += 1,
                 _ => runs.push(at..at + 1),
             }
         }
-        Inquiry(runs)
+        let first = turn as usize % runs.len().max(1);
+        runs.rotate_left(first);
+        Inquiry { runs, turn, failed: 0, until: Instant::now() + CALL_TIMEOUT }
     }
 
     /// The range of the chunk that comes next.
     fn question(&self, pieces: &[Piece]) -> Option<(u64, u64)> {
-        let run = self.0.last().map(|run| &pieces[run.clone()])?;
+        let run = self.runs.last().map(|run| &pieces[run.clone()])?;
         let from = run.first()?.range.0;
         Some((from, run.last()?.end() - from))
     }
 
     /// What was said to that.
     fn answer(&mut self, pieces: &mut [Piece], said: Said<Vec<u8>>) {
-        let Some(run) = self.0.pop() else { return };
+        let Some(run) = self.runs.pop() else { return };
+        let fails = matches!(said, Said::Fails);
         match said {
             Said::Has(data) => {
                 let mut rest = data.as_slice();
                 for piece in &mut pieces[run] {
                     let Some((own, after)) = rest.split_at_checked(piece.range.1 as usize) else {
-                        piece.all_said = false;
+                        piece.not_now(Outcome::Later);
                         continue;
                     };
                     piece.good = Some(own.to_vec());
@@ -438,16 +471,29 @@ impl Inquiry {
             }
             Said::HasNot | Said::Fails if run.len() > 1 => {
                 let middle = run.start + run.len() / 2;
-                self.0.extend([middle..run.end, run.start..middle]);
+                let mut halves = [run.start..middle, middle..run.end];
+                if self.turn & 1 == 0 {
+                    halves.reverse();
+                }
+                self.turn = self.turn.rotate_right(1);
+                self.runs.extend(halves);
             }
             Said::HasNot => {}
-            Said::Fails => pieces[run].iter_mut().for_each(|piece| piece.all_said = false),
+            Said::Fails => pieces[run].iter_mut().for_each(|piece| piece.not_now(Outcome::Failed)),
             Said::Nothing => {
-                for run in self.0.drain(..).chain([run]) {
-                    pieces[run].iter_mut().for_each(|piece| piece.all_said = false);
-                }
+                self.runs.push(run);
+                self.end(pieces, Outcome::Later);
             }
         }
+        self.failed += u32::from(fails);
+        if fails && (self.failed >= MAX_FAILURES || self.until <= Instant::now()) {
+            self.end(pieces, Outcome::Failed);
+        }
+    }
+
+    fn end(&mut self, pieces: &mut [Piece], outcome: Outcome) {
+        let left = self.runs.drain(..).flatten();
+        left.for_each(|at| pieces[at].not_now(outcome));
     }
 }
 
@@ -534,20 +580,20 @@ mod tests {
     /// Pieces of `len` bytes from each of these offsets on; a patch for them does not matter here.
     fn pieces(dir: &std::path::Path, offsets: &[u64], len: u64) -> Vec<Piece> {
         let store = SegmentStore::open(dir, StoreConfig::default()).unwrap().0;
-        let patch = store.patch(super::super::chunks::key(chunk(1)), 0, 5).unwrap();
+        let patch = Arc::new(store.patch(super::super::chunks::key(chunk(1)), 0, 5).unwrap());
         let piece = |at: &u64| Piece {
             place: *at / PLACE * PLACE,
             patch: patch.clone(),
             range: (*at, len),
-            all_said: true,
             good: None,
+            otherwise: Outcome::Lost,
         };
         offsets.iter().map(piece).collect()
     }
 
     /// Asks somebody who has all but these bytes, each of which is its offset. How often.
     fn ask(pieces: &mut [Piece], lacks: impl Fn(u64) -> bool) -> usize {
-        let (mut inquiry, mut asked) = (Inquiry::new(pieces), 0);
+        let (mut inquiry, mut asked) = (Inquiry::new(pieces, 0), 0);
         while let Some((offset, len)) = inquiry.question(pieces) {
             asked += 1;
             let range = offset..offset + len;
@@ -578,7 +624,7 @@ mod tests {
         assert!((14..=26).contains(&asked), "{asked}");
         let lacking: Vec<_> = some.iter().filter(|p| p.good.is_none()).map(|p| p.range.0).collect();
         assert_eq!(lacking, [500, 2000]);
-        assert!(some.iter().all(|piece| right(piece) && piece.all_said));
+        assert!(some.iter().all(|piece| right(piece) && piece.otherwise == Outcome::Lost));
         // The next one is asked for these only.
         assert_eq!(ask(&mut some, |at| at == 2000), 2);
         let lacking: Vec<_> = some.iter().filter(|p| p.good.is_none()).map(|p| p.range.0).collect();
@@ -590,41 +636,67 @@ mod tests {
         // Never more than twice as often as there are pieces.
         let mut none = pieces(dir.path(), &offsets, 10);
         assert!(ask(&mut none, |_| true) <= 2 * offsets.len());
-        assert!(none.iter().all(|piece| piece.good.is_none() && piece.all_said));
+        assert!(none.iter().all(|piece| piece.good.is_none() && piece.otherwise == Outcome::Lost));
     }
 
     #[test]
     fn who_says_nothing_is_not_asked_on_and_what_it_may_have_is_not_lost() {
         let dir = tempfile::tempdir().unwrap();
         let mut some = pieces(dir.path(), &[0, 10, 100, 110], 10);
-        let mut inquiry = Inquiry::new(&some);
+        let mut inquiry = Inquiry::new(&some, 0);
         let first = inquiry.question(&some).unwrap();
         inquiry.answer(&mut some, Said::Has(vec![1; 20]));
         assert!(inquiry.question(&some).is_some());
         inquiry.answer(&mut some, Said::HasNot);
         inquiry.answer(&mut some, Said::Nothing);
         assert_eq!(inquiry.question(&some), None);
-        // Who cannot read some of it may have the rest.
-        let mut failing = pieces(dir.path(), &[0, 10, 20], 10);
-        let mut inquiry = Inquiry::new(&failing);
-        while let Some((offset, len)) = inquiry.question(&failing) {
-            let said = match (offset..offset + len).contains(&15) {
-                true => Said::Fails,
-                false => Said::Has(vec![1; len as usize]),
-            };
-            inquiry.answer(&mut failing, said);
-        }
-        let came: Vec<_> = failing.iter().map(|p| (p.good.is_some(), p.all_said)).collect();
-        assert_eq!(came, [(true, true), (false, false), (true, true)]);
+        let was_lost = |is| if is { Outcome::Lost } else { Outcome::Later };
         for piece in &some {
             let was_first = (first.0..first.0 + first.1).contains(&piece.range.0);
-            assert_eq!((piece.good.is_some(), piece.all_said), (was_first, was_first));
+            assert_eq!((piece.good.is_some(), piece.otherwise), (was_first, was_lost(was_first)));
         }
         // Less than was asked for is not taken for more.
         let mut short = pieces(dir.path(), &[0, 10], 10);
-        let mut inquiry = Inquiry::new(&short);
+        let mut inquiry = Inquiry::new(&short, 0);
         inquiry.answer(&mut short, Said::Has(vec![1; 15]));
         assert_eq!((short[0].good.is_some(), short[1].good.is_some()), (true, false));
-        assert!(!short[1].all_said);
+        assert_eq!(short[1].otherwise, Outcome::Later);
+    }
+
+    #[test]
+    fn who_cannot_read_some_of_it_gives_the_rest_and_is_not_asked_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let offsets: Vec<u64> = (0..256).map(|n| n * PLACE).collect();
+        // Asks somebody who cannot read what these places have; how often.
+        let ask = |pieces: &mut [Piece], turn, fails: &dyn Fn(u64) -> bool| {
+            let (mut inquiry, mut asked) = (Inquiry::new(pieces, turn), 0);
+            while let Some((offset, len)) = inquiry.question(pieces) {
+                asked += 1;
+                let said = match (offset..offset + len).step_by(PLACE as usize).any(fails) {
+                    true => Said::Fails,
+                    false => Said::Has(vec![1; len as usize]),
+                };
+                inquiry.answer(pieces, said);
+            }
+            asked
+        };
+        for (bad, turn) in [(0, 0), (17, 1), (255, 7), (100, u32::MAX)] {
+            let mut all = pieces(dir.path(), &offsets, PLACE);
+            let asked = ask(&mut all, turn, &|at| at == bad * PLACE);
+            assert!(asked <= 20, "{asked}");
+            for (n, piece) in (0u64..).zip(&all) {
+                let as_it_is = (piece.good.is_some(), piece.otherwise == Outcome::Failed);
+                assert_eq!(as_it_is, (n != bad, n == bad), "place {n} of {bad}");
+            }
+        }
+        let mut none = pieces(dir.path(), &offsets, PLACE);
+        assert_eq!(ask(&mut none, 0, &|_| true), MAX_FAILURES);
+        assert!(none.iter().all(|p| p.good.is_none() && p.otherwise == Outcome::Failed));
+        // What is left out once has its turn.
+        let mut some = pieces(dir.path(), &offsets, PLACE);
+        for turn in 0..64 {
+            ask(&mut some, turn, &|at| at / PLACE % 8 == 3);
+        }
+        assert_eq!(some.iter().filter(|piece| piece.good.is_none()).count(), 256 / 8);
     }
 }
