@@ -239,6 +239,9 @@ def share(listed, groups, replicas):
     has = {int(row[0], 16): sum(map(int, row[places[int(row[0], 16)]].split("/")[:2])) for row in rows}
     live = {int(row[0], 16): size(row[places[int(row[0], 16)] - 2]) for row in rows}
     weights = {int(row[0], 16): int(row[places[int(row[0], 16)] + 1].split()[0]) for row in rows}
+    # Disks may differ by a little; load takes away a half at most.
+    if 2 * min(weights.values()) + 2 < max(weights.values()):
+        raise Wrong(f"weights of servers on equal disks: {weights}")
     computed, last = placed(weights, groups, replicas), max(has)
     moved, part = has[last] / (groups * replicas), live[last] / sum(live.values())
     told = f"server {last} has {has[last]} of {groups * replicas} replicas ({moved:.1%}), computed {computed[last]}, and {part:.1%} of the bytes"

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use netfs_common::id::{ChunkId, GroupId, Version};
-use netfs_common::map::Replica;
+use netfs_common::map::{Replica, mix};
 use netfs_common::warn_rarely;
 use netfs_common::wire::cluster::PeerOp;
 use netfs_common::wire::data::{At, MAX_PAYLOAD, Op, Reply, Request};
@@ -39,8 +39,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(15);
 /// Another replica has this long to answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
-/// So many reads of parts of a chunk may fail there in one attempt: enough to find the part that fails, if it is one.
-const MAX_FAILURES: u32 = 12;
+/// So many reads of parts of a chunk may fail there in one attempt. Each may be a fetch of a whole object in vain; to find the one part that fails takes ten.
+const MAX_FAILURES: u32 = 32;
 
 /// Damaged places that are to be mended.
 #[derive(Debug)]
@@ -312,13 +312,18 @@ impl Replicas {
                 }
             }
         }
+        let is_progress = pieces.iter().any(|piece| piece.good.is_some());
         // The bucket cannot be asked for what has no version.
         let all_asked = version != Version::NONE || self.tier.is_none();
         for piece in pieces.iter_mut().filter(|piece| piece.good.is_none()) {
             if !all_asked {
                 piece.not_now(Outcome::Later);
             }
-            came(piece.place, piece.otherwise);
+            match piece.otherwise {
+                // There may be more to be had from who has failed.
+                Outcome::Failed if is_progress => came(piece.place, Outcome::Later),
+                otherwise => came(piece.place, otherwise),
+            }
             if piece.otherwise == Outcome::Lost {
                 let (offset, len) = piece.range;
                 warn_rarely!(
@@ -441,7 +446,9 @@ impl Inquiry {
                 _ => runs.push(at..at + 1),
             }
         }
-        let first = turn as usize % runs.len().max(1);
+        // Else the halves that come first would always be those of the same run.
+        let mixed = mix(u64::from(turn));
+        let (first, turn) = ((mixed >> 32) as usize % runs.len().max(1), mixed as u32);
         runs.rotate_left(first);
         Inquiry { runs, turn, failed: 0, until: Instant::now() + CALL_TIMEOUT }
     }
@@ -692,11 +699,19 @@ mod tests {
         let mut none = pieces(dir.path(), &offsets, PLACE);
         assert_eq!(ask(&mut none, 0, &|_| true), MAX_FAILURES);
         assert!(none.iter().all(|p| p.good.is_none() && p.otherwise == Outcome::Failed));
-        // What is left out once has its turn.
-        let mut some = pieces(dir.path(), &offsets, PLACE);
-        for turn in 0..64 {
-            ask(&mut some, turn, &|at| at / PLACE % 8 == 3);
+        // What is left out once has its turn, whichever places are bad and whoever else has turns meanwhile.
+        let whole: Vec<u64> = (0..1024).map(|n| n * PLACE).collect();
+        let bad: [(&dyn Fn(u64) -> bool, usize); 3] = [
+            (&|at| at / PLACE % 8 == 3, 128),
+            (&|at| (100..1000).contains(&(at / PLACE)), 900),
+            (&|at| (260..520).contains(&(at / PLACE)), 260),
+        ];
+        for (fails, count) in bad {
+            let mut some = pieces(dir.path(), &whole, PLACE);
+            for turn in (1..1200).step_by(2) {
+                ask(&mut some, turn, fails);
+            }
+            assert_eq!(some.iter().filter(|piece| piece.good.is_none()).count(), count);
         }
-        assert_eq!(some.iter().filter(|piece| piece.good.is_none()).count(), 256 / 8);
     }
 }
